@@ -1,0 +1,402 @@
+"""The command line: options, help, progress and exit codes.
+
+Each command is a thin pair with a function of the same name elsewhere, which
+returns data and never prints. Everything heavy is imported inside a command, so
+that help comes at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+import sersicnet
+from sersicnet.errors import SersicnetError, SersicnetWarning
+
+if TYPE_CHECKING:
+    from sersicnet import train as training
+
+app = typer.Typer(
+    name="sersicnet",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Structural parameters of galaxies from images, by convolutional networks.
+
+    Example: sersicnet measure mosaic.fits -o cat.fits""",
+)
+stderr = Console(stderr=True, highlight=False)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+ZeroPoint = Annotated[
+    float | None,
+    typer.Option(help="AB magnitude of one image unit; from the header by default.", show_default=False),
+]
+WeightsName = Annotated[str, typer.Option("--weights", "-w", help="Name of shipped weights, or a directory.")]
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
+
+
+def _command_line() -> str:
+    return shlex.join(["sersicnet", *_arguments])
+
+
+_arguments: list[str] = []
+
+
+@contextmanager
+def _progress(quiet: bool, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; nothing when quiet or not on a terminal.
+
+    Yields a function ``update(completed, total=None, description=None)``.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = quiet or not stderr.is_terminal
+    with Progress(*columns, console=stderr, disable=hidden, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+
+        def update(completed: int, total: int | None = None, description: str | None = None) -> None:
+            bar.update(task, completed=completed, total=total, description=description)
+
+        yield update
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        stderr.print(text, markup=False, soft_wrap=True)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"sersicnet {sersicnet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def measure(
+    image: Annotated[Path, typer.Argument(help="FITS image, sky-subtracted or not, in any linear unit.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Catalogue: .fits, .ecsv, .csv or .parquet. By default IMAGE_cat.fits here.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: WeightsName = "fovea-sim",
+    zero_point: ZeroPoint = None,
+    pixel_scale: Annotated[
+        float | None, typer.Option(help="Arcsec per pixel; from the WCS by default.", show_default=False)
+    ] = None,
+    hdu: Annotated[
+        str | None,
+        typer.Option(help="Number or name of the extension; SCI or the first image by default.", show_default=False),
+    ] = None,
+    positions: Annotated[
+        Path | None,
+        typer.Option(help="Table with x, y (from 0) or ra, dec: measure these, detect nothing.", show_default=False),
+    ] = None,
+    rms: Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)] = None,
+    wht: Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the galaxies of an image and write a catalogue.
+
+    Example: sersicnet measure mosaic.fits -o cat.fits
+    """
+    from sersicnet.measure import measure as run
+
+    started = time.monotonic()
+    output = output or Path(image.name.split(".")[0] + "_cat.fits")
+    with _progress(quiet, "reading") as update:
+        table = run(
+            image,
+            output,
+            hdu=hdu,
+            zero_point=zero_point,
+            pixel_scale=pixel_scale,
+            rms=rms,
+            wht=wht,
+            mask=mask,
+            positions=positions,
+            weights_name=weights,
+            overwrite=overwrite,
+            command=_command_line(),
+            report=lambda stage, done, total: update(done, total or None, stage),
+        )
+    clean = int((table["flags"] == 0).sum())
+    _say(
+        quiet,
+        f"{len(table)} sources, {clean} without flags, in {time.monotonic() - started:.1f} s; "
+        f"zero point {table.meta['ZEROPT']:.4f} from {table.meta['ZPSOURCE']}; wrote {output}",
+    )
+
+
+@app.command()
+def simulate(
+    n: Annotated[
+        int | None,
+        typer.Option("--n", help="Stamps (20,000 by default), or galaxies of a mosaic.", min=1, show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 training set; FITS with --mosaic.")] = Path(
+        "train.h5"
+    ),
+    seed: Seed = 0,
+    log_radii: Annotated[float, typer.Option(help="Fraction of the radii drawn log-uniformly.", min=0, max=1)] = 0.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; all cores by default.", min=1, show_default=False)
+    ] = None,
+    mosaic: Annotated[
+        int | None,
+        typer.Option(
+            help="Draw one mosaic of this many pixels a side, with OUTPUT_truth.ecsv beside it.", show_default=False
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a training set of single galaxies, or a mosaic with its truth.
+
+    Example: sersicnet simulate --n 150000 -o train.h5
+    """
+    from sersicnet import simulate as simulations
+
+    if mosaic is not None:
+        field = simulations.Field(mosaic, n, seed)
+        with _progress(quiet, "drawing", field.count) as update:
+            paths = simulations.simulate_field(
+                output, field, overwrite=overwrite, command=_command_line(), progress=update
+            )
+        _say(quiet, f"{field.count} galaxies; wrote {paths[0]} and {paths[1]}")
+        return
+    n = n or 20_000
+    simulation = simulations.Simulation(n, seed, simulations.Prior(log_radii=log_radii))
+    started = time.monotonic()
+    with _progress(quiet, "drawing", n) as update:
+        simulations.simulate(
+            output, simulation, workers=workers, overwrite=overwrite, command=_command_line(), progress=update
+        )
+    _say(quiet, f"{n} stamps in {time.monotonic() - started:.0f} s; wrote {output}")
+
+
+@contextmanager
+def _training_progress(quiet: bool) -> Iterator[Callable[[training.Progress], None]]:
+    with _progress(quiet, "training") as update:
+
+        def report(progress: training.Progress) -> None:
+            record = progress.record
+            if record is None:
+                what = f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
+                update(progress.step, progress.steps, what)
+            else:
+                _say(
+                    quiet,
+                    f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, "
+                    f"validation error {record['valid_mae']:.4f}, {record['seconds']:.0f} s",
+                )
+
+        yield report
+
+
+def _say_device(quiet: bool) -> None:
+    from sersicnet.train import device
+
+    found = device()
+    hint = "" if "no GPU" not in found else "; a GPU, with `pip install sersicnet[gpu]`, would be far faster"
+    _say(quiet, f"training on {found}{hint}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Training set from `sersicnet simulate`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("weights-new"),
+    network: Annotated[str, typer.Option(help="fovea, tl or dann.")] = "fovea",
+    test: Annotated[
+        Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="Real galaxies for the adversary of dann: a CSV or a dataset.", show_default=False),
+    ] = None,
+    real_labels: Annotated[
+        bool, typer.Option(help="Whether labels of the real galaxies train the regression too.")
+    ] = True,
+    seed: Seed = 0,
+    epochs: Annotated[
+        int | None, typer.Option(help="At most this many; the recipe's own by default.", min=1, show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only so many stamps of DATA.", min=1, show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on simulated stamps; the same command continues a broken run.
+
+    Example: sersicnet train train.h5 -o my-weights --test test.h5
+    """
+    from dataclasses import replace
+
+    from sersicnet import dataset
+    from sersicnet import train as training
+
+    recipe = training.RECIPES.get(network)
+    if recipe is not None and epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    _say_device(quiet)
+    with _training_progress(quiet) as report:
+        done = training.train(
+            data,
+            output,
+            network=network,
+            recipe=recipe,
+            seed=seed,
+            limit=limit,
+            test=test,
+            real=None if real is None else dataset.real_galaxies(real),
+            real_labels=real_labels,
+            overwrite=overwrite,
+            command=_command_line(),
+            report=report,
+        )
+    _say(quiet, f"wrote {done.path}")
+
+
+@app.command()
+def finetune(
+    real: Annotated[
+        Path,
+        typer.Option(
+            help="CSV of labelled galaxies: image, x, y (or ra, dec), mag, r_eff_pix (or r_eff, arcsec), "
+            "sersic_n, ellipticity (or q).",
+            show_default=False,
+        ),
+    ],
+    image: Annotated[
+        Path | None, typer.Option(help="The one image of all rows, instead of the column.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("finetuned"),
+    weights: WeightsName = "fovea-sim",
+    zero_point: ZeroPoint = None,
+    epochs: Annotated[int, typer.Option(help="Epochs; the best validation error is kept.", min=1)] = 15,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry weights to real galaxies with your own labels (transfer learning).
+
+    Example: sersicnet finetune --real labels.csv -o my-weights
+    """
+    from dataclasses import replace
+
+    from sersicnet import dataset
+    from sersicnet import train as training
+
+    galaxies = dataset.real_galaxies(real, image, zero_point)
+    _say_device(quiet)
+    with _training_progress(quiet) as report:
+        done = training.finetune(
+            galaxies,
+            output,
+            base=weights,
+            recipe=replace(training.FINETUNE, epochs=epochs),
+            seed=seed,
+            overwrite=overwrite,
+            command=_command_line(),
+            report=report,
+        )
+    _say(quiet, f"wrote {done.path}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="Dataset from `sersicnet simulate`, or a CSV of labelled galaxies.")],
+    weights: WeightsName = "fovea-sim",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory for scores and figures.", show_default=False),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="For a CSV: the one image of all rows.", show_default=False)
+    ] = None,
+    zero_point: ZeroPoint = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score weights on galaxies whose truth is known; the table goes to stdout.
+
+    Example: sersicnet evaluate test.h5 --weights fovea-sim -o scores
+    """
+    from sersicnet import evaluate as evaluation
+
+    with _progress(quiet, "measuring") as update:
+        result = evaluation.evaluate(
+            data, weights, output, image=image, zero_point=zero_point, overwrite=overwrite, report=update
+        )
+    typer.echo(evaluation.as_markdown(result))
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices and weights, as Markdown for a bug report.
+
+    Example: sersicnet info
+    """
+    from sersicnet.info import info as describe
+
+    with _progress(False, "looking"):
+        text = describe()
+    typer.echo(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0 when done, 1 for an error, 2 for wrong usage, 130 if interrupted."""
+    _arguments[:] = sys.argv[1:] if arguments is None else arguments
+    show = warnings.showwarning
+
+    def show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, SersicnetWarning):
+            stderr.print(f"Warning: {message}", markup=False, soft_wrap=True)
+        else:
+            show(message, category, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SersicnetWarning)
+        warnings.showwarning = show_warning  # type: ignore[assignment]
+        try:
+            app(args=_arguments)
+        except SersicnetError as error:
+            stderr.print(f"Error: {error}", markup=False, soft_wrap=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)

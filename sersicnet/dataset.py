@@ -1,0 +1,428 @@
+"""Training sets on disk: one HDF5 file of stamps with their truth.
+
+Stamps are stored as integers in units of a sixteenth of their own noise, which
+is a quarter of the size of floats once compressed, and adds a noise of 0.02 rms.
+
+Layout of the file, schema version 1::
+
+    stamps    int32   (N, 128, 128)  pixel = stamps * quantum, image units
+    quantum   float32 (N,)
+    truth/*   float64 (N,)           mag, r_eff_pix, sersic_n, ellipticity, theta, x, y, rms, ...
+    attributes: schema_version, kind, config (JSON), versions (JSON), zero_point, pixel_scale
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from sersicnet.errors import DatasetError
+from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, relative_magnitude
+
+BLOCK = 16
+"""Stamps that are compressed, and read, together."""
+
+QUANTA_PER_RMS = 16
+
+TRUTH_COLUMNS = (*TARGET_NAMES, "theta", "x", "y", "rms")
+_COMPRESSION_LEVEL = 2
+
+
+class Block(NamedTuple):
+    """Up to `BLOCK` consecutive stamps, compressed, and their truth."""
+
+    first: int
+    payload: bytes
+    quantum: np.ndarray
+    truth: dict[str, np.ndarray]
+
+
+def pack(first: int, stamps: np.ndarray, truth: dict[str, np.ndarray]) -> Block:
+    """Quantise and compress a block of stamps; workers call this.
+
+    Parameters
+    ----------
+    first : int
+        Index of the first stamp, a multiple of `BLOCK`.
+    stamps : ndarray, float32, (n <= BLOCK, 128, 128)
+        In image units; all finite.
+    truth : dict of ndarray, float, (n,)
+        The columns named in `TRUTH_COLUMNS`.
+    """
+    quantum = (truth["rms"] / QUANTA_PER_RMS).astype(np.float32)
+    integers = np.zeros((BLOCK, STAMP_SIZE, STAMP_SIZE), dtype="<i4")
+    integers[: len(stamps)] = np.rint(stamps / quantum[:, None, None])
+    # What HDF5's shuffle and deflate filters would do, done here to use every core.
+    shuffled = np.ascontiguousarray(integers.reshape(-1).view(np.uint8).reshape(-1, 4).T)
+    return Block(first, zlib.compress(shuffled.tobytes(), _COMPRESSION_LEVEL), quantum, truth)
+
+
+def write(path: Path, n: int, blocks: Iterable[Block], attributes: Mapping[str, object]) -> None:
+    """Write a dataset of `n` stamps.
+
+    The file is written beside its final name and renamed when complete.
+
+    Parameters
+    ----------
+    path : Path
+        Output; replaced if it exists.
+    n : int
+        Number of stamps that `blocks` hold together.
+    blocks : iterable of Block
+        In any order.
+    attributes : mapping
+        Attributes of the file; dictionaries are stored as JSON.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            file.attrs["schema_version"] = SCHEMA_VERSION
+            for name, value in attributes.items():
+                file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
+            stamps = file.create_dataset(
+                "stamps",
+                (n, STAMP_SIZE, STAMP_SIZE),
+                "<i4",
+                chunks=(BLOCK, STAMP_SIZE, STAMP_SIZE),
+                shuffle=True,
+                compression="gzip",
+                compression_opts=_COMPRESSION_LEVEL,
+            )
+            quantum = file.create_dataset("quantum", (n,), "<f4")
+            truth = {name: file.create_dataset(f"truth/{name}", (n,), "<f8") for name in TRUTH_COLUMNS}
+            for block in blocks:
+                stamps.id.write_direct_chunk((block.first, 0, 0), block.payload)
+                rows = slice(block.first, block.first + len(block.quantum))
+                quantum[rows] = block.quantum
+                for name in TRUTH_COLUMNS:
+                    truth[name][rows] = block.truth[name]
+        partial.replace(path)
+    except OSError as error:
+        raise DatasetError(f"{path} could not be written: {error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Dataset:
+    """A training set opened for reading; a context manager.
+
+    Parameters
+    ----------
+    path : str or Path
+        File written by `write`.
+
+    Attributes
+    ----------
+    truth : dict of ndarray, float64, (N,)
+        Every truth column.
+    targets : ndarray, float64, (N, 4)
+        Relative magnitude, effective radius [pix], Sersic index, ellipticity.
+    mag : ndarray, float64, (N,)
+        AB magnitudes.
+    is_real : ndarray, bool, (N,)
+        False throughout.
+    config, versions : dict
+        How the stamps were made, and with which packages.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing, not HDF5, or of another schema.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DatasetError(f"A dataset is a file made by `sersicnet simulate`; there is none at {path}.")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise DatasetError(f"{path} is not a complete HDF5 file ({error}). Simulate it again.") from error
+        found = self._file.attrs.get("schema_version")
+        if found != SCHEMA_VERSION:
+            self._file.close()
+            raise DatasetError(
+                f"{path} has dataset schema {found}, this version reads {SCHEMA_VERSION}. Simulate it again."
+            )
+        self.truth = {name: column[:] for name, column in self._file["truth"].items()}
+        self.config = json.loads(self._file.attrs["config"])
+        self.versions = json.loads(self._file.attrs["versions"])
+        self.zero_point = float(self._file.attrs["zero_point"])
+        self.pixel_scale = float(self._file.attrs["pixel_scale"])
+        self._quantum = self._file["quantum"][:]
+        self.mag = self.truth["mag"]
+        self.is_real = np.zeros(len(self._quantum), bool)
+        self.targets = np.stack([self.truth[name] for name in TARGET_NAMES], axis=1)
+        self.targets[:, 0] = relative_magnitude(self.truth["mag"], self.zero_point, self.truth["rms"])
+
+    def __len__(self) -> int:
+        return len(self._quantum)
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def stamps(self, start: int, stop: int) -> np.ndarray:
+        """Stamps in units of their noise rms, float32, (stop - start, 128, 128)."""
+        rows = slice(start, stop)
+        stamps = self._file["stamps"][rows].astype(np.float32)
+        stamps *= (self._quantum[rows] / self.truth["rms"][rows]).astype(np.float32)[:, None, None]
+        return stamps
+
+    def batches(
+        self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Stream stamps; see `_batches`."""
+        return _batches(self, size, start, stop, rng)
+
+    def selected(self, faint_limit: float, limit: int | None) -> Arrays:
+        """The first `limit` galaxies brighter than `faint_limit`, in memory."""
+        rows = np.flatnonzero(self.truth["mag"] <= faint_limit)[:limit]
+        if not len(rows):
+            raise DatasetError(f"{self.path} holds no galaxy brighter than mag {faint_limit:g}.")
+        stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
+        filled = 0
+        for first in range(0, int(rows[-1]) + 1, BLOCK):
+            inside = rows[(rows >= first) & (rows < first + BLOCK)] - first
+            if len(inside):
+                block = self.stamps(first, min(first + BLOCK, len(self)))
+                stamps[filled : filled + len(inside)] = block[inside]
+                filled += len(inside)
+        return Arrays(stamps, self.targets[rows], np.zeros(len(rows), bool), self.truth["mag"][rows])
+
+    def sha256(self) -> str:
+        """Hash of truth and quanta, which name the stamps: same recipe, same hash."""
+        digest = hashlib.sha256(self._quantum.tobytes())
+        for name in TRUTH_COLUMNS:
+            digest.update(self.truth[name].tobytes())
+        return digest.hexdigest()
+
+
+class Arrays:
+    """Stamps and targets held in memory: real galaxies, or a selection.
+
+    Parameters
+    ----------
+    stamps : ndarray, float32, (N, 128, 128)
+        In units of their noise rms.
+    targets : ndarray, float64, (N, 4)
+        Relative magnitude, effective radius [pix], Sersic index, ellipticity.
+    is_real : ndarray, bool, (N,)
+    mag : ndarray, float, (N,)
+        AB magnitudes.
+    """
+
+    def __init__(self, stamps: np.ndarray, targets: np.ndarray, is_real: np.ndarray, mag: np.ndarray) -> None:
+        self.targets, self.is_real, self.mag = targets, is_real, mag
+        self._stamps = stamps
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def stamps(self, start: int, stop: int) -> np.ndarray:
+        """Stamps in units of their noise rms, float32, (stop - start, 128, 128)."""
+        return self._stamps[start:stop]
+
+    def taken(self, rows: np.ndarray) -> Arrays:
+        """Some rows, in the order given."""
+        return Arrays(self._stamps[rows], self.targets[rows], self.is_real[rows], self.mag[rows])
+
+    def batches(
+        self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Stream stamps; see `_batches`."""
+        return _batches(self, size, start, stop, rng)
+
+    def sha256(self) -> str:
+        """Hash of stamps and targets."""
+        return hashlib.sha256(self._stamps.tobytes() + self.targets.tobytes()).hexdigest()
+
+
+def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
+    """Labelled galaxies of another domain: a CSV of labels, or a dataset.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .csv for labels, see `read_labels`; anything else is a dataset.
+    image, zero_point
+        As for `read_labels`.
+
+    Returns
+    -------
+    Arrays
+        With `Arrays.is_real` set throughout.
+    """
+    if Path(path).suffix.lower() == ".csv":
+        return read_labels(path, image, zero_point)
+    with Dataset(path) as data:
+        galaxies = data.selected(np.inf, None)
+    galaxies.is_real[:] = True
+    return galaxies
+
+
+_LABELS = (("x", "ra"), ("y", "dec"), ("mag",), ("r_eff_pix", "r_eff"), ("sersic_n",), ("ellipticity", "q"))
+
+
+def read_labels(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
+    """Cut the stamps of labelled real galaxies.
+
+    Parameters
+    ----------
+    path : str or Path
+        CSV file with a header line and the columns ``image`` (path, relative to
+        the file; not needed with `image`), ``x, y`` (zero-based) or ``ra, dec``
+        (degrees), ``mag`` (AB), ``r_eff_pix`` or ``r_eff`` (arcsec; both along
+        the semi-major axis), ``sersic_n``, and ``ellipticity`` or ``q``.
+    image : str or Path, optional
+        The one image that all rows lie in.
+    zero_point : float, optional
+        AB magnitude of one image unit; from the headers by default.
+
+    Returns
+    -------
+    Arrays
+        In the order of the rows.
+
+    Raises
+    ------
+    DatasetError
+        If a column is missing, or a row is not numbers, not physical or outside
+        of its image: the line is named.
+    InputError
+        If an image cannot be used.
+    """
+    from sersicnet import instrument, mosaic
+
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"Labels are a CSV file; there is none at {path}.")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = [(reader.line_num, row) for row in reader]
+    names = set(reader.fieldnames or ())
+    for choices in _LABELS if image is not None else (("image",), *_LABELS):
+        if not names.intersection(choices):
+            raise DatasetError(
+                f"{path} needs a column {' or '.join(choices)}; it has {', '.join(sorted(names)) or 'none'}."
+            )
+    if not rows:
+        raise DatasetError(f"{path} has no rows.")
+    by_image: dict[Path, list[int]] = {}
+    for i, (_, row) in enumerate(rows):
+        by_image.setdefault(Path(image) if image is not None else path.parent / row["image"], []).append(i)
+    stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), np.float32)
+    targets, mags = np.empty((len(rows), len(TARGET_NAMES))), np.empty(len(rows))
+    for file_path, members in by_image.items():
+        frame = mosaic.read_image(file_path)
+        zero = instrument.zero_point(frame.header, zero_point).value
+        bad = ~np.isfinite(frame.data)
+        sky, found = mosaic.Detector()(frame.data, bad)
+        for i in members:
+            line, row = rows[i]
+            label = _numbers(path, line, row)
+            if "x" not in label:
+                label["x"], label["y"] = (float(v) for v in frame.pixels(label["ra"], label["dec"]))
+            height, width = frame.data.shape
+            if not (-0.5 <= label["x"] < width - 0.5 and -0.5 <= label["y"] < height - 0.5):
+                raise DatasetError(
+                    f"{path}, line {line}: x = {label['x']:g}, y = {label['y']:g} is outside of {frame.name}, "
+                    f"which is {width} x {height} pixels."
+                )
+            if "r_eff_pix" not in label:
+                scale = instrument.pixel_scale(frame.scales).value
+                if not np.isfinite(scale):
+                    raise DatasetError(f"{path} has r_eff in arcsec, but {frame.name} has no WCS. Give r_eff_pix.")
+                label["r_eff_pix"] = label["r_eff"] / scale
+            own = found.segmentation[round(label["y"]), round(label["x"])]
+            x, y = np.array([label["x"]]), np.array([label["y"]])
+            stamp = mosaic.cut(frame.data, bad, sky, x, y, found.segmentation, np.array([own]))
+            if stamp.empty[0]:
+                raise DatasetError(f"{path}, line {line}: {frame.name} has no data at x = {x[0]:g}, y = {y[0]:g}.")
+            stamps[i], mags[i] = stamp.pixels[0], label["mag"]
+            relative = relative_magnitude(label["mag"], zero, stamp.rms[0])
+            targets[i] = relative, label["r_eff_pix"], label["sersic_n"], label["ellipticity"]
+    return Arrays(stamps, targets, np.ones(len(rows), bool), mags)
+
+
+def _numbers(path: Path, line: int, row: dict[str, str | None]) -> dict[str, float]:
+    """The columns of a row that are known, as physical numbers."""
+    known = {name for choices in _LABELS for name in choices}
+    out = {}
+    for name in known.intersection(row):
+        try:
+            out[name] = float(row[name] or "nan")
+        except ValueError:
+            out[name] = float("nan")
+        if not np.isfinite(out[name]):
+            raise DatasetError(f"{path}, line {line}: {name} should be a number; received {row[name]!r}.")
+    if "ellipticity" not in out:
+        out["ellipticity"] = 1 - out["q"]
+    for name, good in (
+        ("ellipticity", 0 <= out["ellipticity"] < 1),
+        ("sersic_n", out["sersic_n"] > 0),
+        ("r_eff_pix" if "r_eff_pix" in out else "r_eff", out.get("r_eff_pix", out.get("r_eff", 0)) > 0),
+    ):
+        if not good:
+            raise DatasetError(f"{path}, line {line}: {name} = {out[name]:g} is not physical.")
+    return out
+
+
+def _batches(
+    source: Dataset | Arrays,
+    size: int,
+    start: int,
+    stop: int,
+    rng: np.random.Generator | None,
+    pool_blocks: int = 64,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stream stamps and their indices without holding the source in memory.
+
+    Parameters
+    ----------
+    source : Dataset or Arrays
+    size : int
+        Stamps a batch; the last may be smaller.
+    start, stop : int
+        Rows to take; `start` on the border of a block of a dataset.
+    rng : numpy Generator, optional
+        Shuffles the blocks, and the stamps within every `pool_blocks` of them.
+        Without it the order is that of the file.
+    pool_blocks : int
+        Blocks in memory at a time.
+
+    Yields
+    ------
+    stamps : ndarray, float32, (size, 128, 128)
+    indices : ndarray, int, (size,)
+    """
+    firsts = np.arange(start, stop, BLOCK)
+    if rng is not None:
+        rng.shuffle(firsts)
+    left_stamps: list[np.ndarray] = []
+    left_indices: list[np.ndarray] = []
+    for pool_start in range(0, len(firsts), pool_blocks):
+        pool = [(f, min(f + BLOCK, stop)) for f in firsts[pool_start : pool_start + pool_blocks]]
+        indices = np.concatenate([*left_indices, *(np.arange(*rows) for rows in pool)])
+        stamps = np.concatenate([*left_stamps, *(source.stamps(*rows) for rows in pool)])
+        order = np.arange(len(indices)) if rng is None else rng.permutation(len(indices))
+        last_pool = pool_start + pool_blocks >= len(firsts)
+        whole = len(indices) if last_pool else len(indices) // size * size
+        for i in range(0, whole, size):
+            pick = order[i : min(i + size, whole)]
+            yield stamps[pick], indices[pick]
+        rest = order[whole:]
+        left_stamps, left_indices = [stamps[rest]], [indices[rest]]

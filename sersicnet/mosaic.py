@@ -1,0 +1,511 @@
+"""From a FITS image to detections and stamps.
+
+Pixel coordinates are zero-based everywhere; FITS's one-based values stay inside
+this module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from astropy.convolution import Gaussian2DKernel
+from astropy.io import fits
+from astropy.nddata import overlap_slices
+from astropy.stats import SigmaClip, mad_std
+from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
+from astropy.wcs import WCS, FITSFixedWarning
+from astropy.wcs.utils import proj_plane_pixel_scales
+from numpy.typing import ArrayLike
+from photutils.background import Background2D, MADStdBackgroundRMS, SExtractorBackground
+from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources, detect_sources
+from photutils.utils.exceptions import NoDetectionsWarning
+from scipy import signal
+from skimage.segmentation import expand_labels
+
+from sersicnet.errors import InputError
+from sersicnet.schema import STAMP_SIZE
+
+BACKGROUND_BOX = 128
+"""Side of a mesh of the background in pixels; half of the image if that is smaller."""
+
+
+@dataclass
+class Image:
+    """A two-dimensional image.
+
+    Attributes
+    ----------
+    data : ndarray, float32, (H, W)
+        In native byte order; NaN where the file says so.
+    header : fits.Header
+    wcs : WCS or None
+        None where the header has no celestial coordinates.
+    name : str
+        File and extension, for messages.
+    """
+
+    data: np.ndarray
+    header: fits.Header
+    wcs: WCS | None
+    name: str
+
+    @cached_property
+    def scales(self) -> np.ndarray | None:
+        """Size of a pixel along both axes, arcsec."""
+        return None if self.wcs is None else proj_plane_pixel_scales(self.wcs) * 3600
+
+    def sky(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Right ascension and declination (ICRS, degrees) of zero-based pixels."""
+        assert self.wcs is not None
+        coordinates = self.wcs.pixel_to_world(x, y).icrs
+        return coordinates.ra.deg, coordinates.dec.deg
+
+    def pixels(self, ra: ArrayLike, dec: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Zero-based pixels of ICRS coordinates in degrees."""
+        from astropy.coordinates import SkyCoord
+
+        if self.wcs is None:
+            raise InputError(f"{self.name} has no celestial WCS, so ra and dec have no place in it. Give x and y.")
+        x, y = self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
+        return np.asarray(x), np.asarray(y)
+
+
+def read_image(path: str | Path, hdu: int | str | None = None, shape: tuple[int, int] | None = None) -> Image:
+    """Read an image from a FITS file.
+
+    Parameters
+    ----------
+    path : str or Path
+        FITS file, also compressed by tiles (.fz) or whole (.gz).
+    hdu : int or str, optional
+        Number or name of the extension. By default the one called SCI, else
+        the first that holds an image.
+    shape : (int, int), optional
+        Height and width that it must have (for maps that belong to an image).
+
+    Returns
+    -------
+    Image
+
+    Raises
+    ------
+    InputError
+        If there is no such file or extension, it is damaged, or it is not an
+        image of two dimensions with finite pixels.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        what = "a directory" if path.is_dir() else "no such file"
+        raise InputError(f"An image is a FITS file; {path} is {what}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            warnings.filterwarnings("error", message=".*truncated.*", category=AstropyUserWarning)
+            with fits.open(path, memmap=False) as hdus:
+                chosen = _choose(hdus, hdu, path)
+                name = f"{path}[{chosen}]"
+                unit = hdus[chosen]
+                if not unit.is_image:
+                    raise InputError(f"{name} is a table, not an image. Choose another extension with --hdu.")
+                header = unit.header.copy()
+                data = unit.data
+    except (OSError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a readable FITS file, or it is cut short: {reason}") from error
+    if data is None:
+        raise InputError(f"{name} holds no data. Choose another extension with --hdu.")
+    if data.ndim != 2:
+        raise InputError(f"{name} has {data.ndim} axes {data.shape}; an image has two. Extract one plane first.")
+    if min(data.shape) < 16:
+        raise InputError(f"{name} is {data.shape[1]} x {data.shape[0]} pixels; an image has at least 16 a side.")
+    if shape is not None and data.shape != shape:
+        raise InputError(
+            f"{name} is {data.shape[1]} x {data.shape[0]} pixels, the image {shape[1]} x {shape[0]}: they must agree."
+        )
+    data = np.ascontiguousarray(data, dtype=np.float32)
+    if not np.isfinite(data).any():
+        raise InputError(f"{name} has no finite pixel.")
+    return Image(data, header, _celestial(header), name)
+
+
+def _choose(hdus: fits.HDUList, hdu: int | str | None, path: Path) -> int:
+    if hdu is not None:
+        key: int | str = int(hdu) if str(hdu).lstrip("-").isdigit() else str(hdu)
+        try:
+            return hdus.index_of(key) if isinstance(key, str) else range(len(hdus))[key]
+        except (KeyError, IndexError) as error:
+            names = ", ".join(f"{i} {unit.name}".strip() for i, unit in enumerate(hdus))
+            raise InputError(f"{path} has no extension {hdu}; it has {names}.") from error
+    if "SCI" in hdus:
+        return hdus.index_of("SCI")
+    for i, unit in enumerate(hdus):
+        if unit.is_image and unit.header.get("NAXIS", 0) > 0:
+            return i
+    raise InputError(f"{path} holds no image, only {', '.join(type(unit).__name__ for unit in hdus)}.")
+
+
+def _celestial(header: fits.Header) -> WCS | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        warnings.simplefilter("ignore", AstropyWarning)
+        try:
+            wcs = WCS(header, naxis=2)
+        except Exception:  # wcslib raises several kinds of its own; all mean: no usable WCS
+            return None
+    return wcs if wcs.has_celestial and wcs.pixel_n_dim == 2 else None
+
+
+@dataclass
+class Sky:
+    """Background and noise of an image.
+
+    Attributes
+    ----------
+    level : ndarray, float32, (H, W)
+        The sky.
+    rms : ndarray, float32, (H, W)
+        Standard deviation of a blank pixel; NaN in pixels without data.
+    correlation : float
+        How much larger the noise of a large aperture is than independent pixels
+        of this rms would have: 1 for white noise, about 2 for drizzled images.
+    map_factor : float
+        What the user's noise map was multiplied with to match the scatter of
+        blank pixels; NaN without a map.
+    """
+
+    level: np.ndarray
+    rms: np.ndarray
+    correlation: float
+    map_factor: float
+
+
+@dataclass
+class Detections:
+    """Sources found in an image, in order of label.
+
+    Attributes
+    ----------
+    segmentation : ndarray, int32, (H, W)
+        Labels from 1; 0 is sky.
+    x, y : ndarray, float64, (N,)
+        Centroids, zero-based pixels.
+    a, b : ndarray, float64, (N,)
+        1 sigma axes of the moments, pixels.
+    theta : ndarray, float64, (N,)
+        Angle of the major axis, degrees from +x towards +y.
+    flux : ndarray, float64, (N,)
+        Sum over the detected pixels, image units.
+    area : ndarray, float64, (N,)
+        Number of detected pixels.
+    blended : ndarray, bool, (N,)
+        Whether the source was separated from a touching one.
+    """
+
+    segmentation: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    theta: np.ndarray
+    flux: np.ndarray
+    area: np.ndarray
+    blended: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """How sources are found.
+
+    Attributes
+    ----------
+    threshold : float
+        In units of the noise of the smoothed image.
+    smoothing : float
+        FWHM of the Gaussian that the image is smoothed with, pixels.
+    n_pixels : int
+        Least number of connected pixels above the threshold.
+    n_levels, contrast : int, float
+        Of the deblending: see `photutils.segmentation.deblend_sources`.
+    """
+
+    threshold: float = 3.0
+    smoothing: float = 3.0
+    n_pixels: int = 15
+    n_levels: int = 32
+    contrast: float = 0.005
+
+    def __call__(
+        self, data: np.ndarray, bad: np.ndarray, noise_map: np.ndarray | None = None
+    ) -> tuple[Sky, Detections]:
+        """Measure the sky and find the sources.
+
+        Parameters
+        ----------
+        data : ndarray, float32, (H, W)
+            Image, sky included; pixels of `bad` are ignored.
+        bad : ndarray, bool, (H, W)
+            Pixels without data.
+        noise_map : ndarray, float32, (H, W), optional
+            Relative noise of the pixels: its scale is fitted to the image.
+
+        Returns
+        -------
+        Sky, Detections
+
+        Raises
+        ------
+        InputError
+            If the noise of the image is zero.
+        """
+        level, rms = _background(data, bad)
+        sources = np.zeros(data.shape, bool)
+        for _ in range(2):  # the sky again, without the sources found in the first round
+            smooth, sigma = self._smoothed(data - level, rms, bad | sources)
+            found = _detect(smooth, self.threshold * sigma * rms, self.n_pixels, bad)
+            if found is None:
+                break
+            sources = expand_labels(found.data, 8) > 0
+            level, rms = _background(data, bad | sources)
+        clean = data - level
+        factor = np.nan
+        if noise_map is not None:
+            blank = ~(bad | sources)
+            factor = float(mad_std((clean / noise_map)[blank])) if blank.any() else 1.0
+            rms = (noise_map * factor).astype(np.float32)
+        smooth, sigma = self._smoothed(clean, rms, bad | sources)
+        found = _detect(smooth, self.threshold * sigma * rms, self.n_pixels, bad)
+        sky = Sky(level, np.where(bad, np.nan, rms), _correlation(clean / rms, bad | sources), factor)
+        if found is None:
+            none = np.zeros(0)
+            nothing = np.zeros(data.shape, np.int32)
+            return sky, Detections(nothing, none, none, none, none, none, none, none, np.zeros(0, bool))
+        parts = _deblend(smooth, found, self)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            catalog = SourceCatalog(clean, parts, convolved_data=smooth, mask=bad)
+            parents = found.data[parts.data > 0]
+            first_parent = np.zeros(parts.max_label + 1, np.int64)
+            first_parent[parts.data[parts.data > 0]] = parents
+            parent = first_parent[parts.labels]
+            siblings = np.bincount(parent, minlength=parent.max() + 1)
+            detections = Detections(
+                segmentation=parts.data.astype(np.int32),
+                x=np.atleast_1d(catalog.x_centroid),
+                y=np.atleast_1d(catalog.y_centroid),
+                a=np.atleast_1d(catalog.semimajor_axis.value),
+                b=np.atleast_1d(catalog.semiminor_axis.value),
+                theta=(np.atleast_1d(catalog.orientation.to_value("deg")) + 90) % 180 - 90,
+                flux=np.atleast_1d(catalog.segment_flux),
+                area=np.atleast_1d(catalog.segment_area.value).astype(float),
+                blended=siblings[parent] > 1,
+            )
+        return sky, detections
+
+    def _smoothed(self, clean: np.ndarray, rms: np.ndarray, ignore: np.ndarray) -> tuple[np.ndarray, float]:
+        """The smoothed image, and its noise in units of the pixels' rms."""
+        kernel = Gaussian2DKernel(self.smoothing * 0.42466)
+        kernel.normalize()
+        filled = np.where(np.isfinite(clean), clean, 0).astype(np.float32)
+        smooth = signal.oaconvolve(filled, kernel.array.astype(np.float32), mode="same")
+        blank = ~ignore
+        if not blank.any():
+            blank = np.isfinite(clean)
+        return smooth, float(mad_std((smooth / rms)[blank]))
+
+
+def _background(data: np.ndarray, ignore: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    box = min(BACKGROUND_BOX, min(data.shape) // 2)
+    filled = np.where(np.isfinite(data), data, 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            found = Background2D(
+                filled,
+                box,
+                mask=ignore,
+                exclude_percentile=80,
+                filter_size=3,
+                sigma_clip=SigmaClip(3.0, maxiters=10),
+                bkg_estimator=SExtractorBackground(),
+                bkg_rms_estimator=MADStdBackgroundRMS(),
+            )
+            level, rms = found.background, found.background_rms
+    except ValueError:  # every mesh is mostly covered: one value for the whole image
+        values = data[~ignore] if not ignore.all() else data[np.isfinite(data)]
+        level = np.full(data.shape, np.median(values))
+        rms = np.full(data.shape, mad_std(values))
+    if not np.median(rms) > 0:
+        raise InputError(
+            "The image has no noise: its blank pixels all have the same value, so nothing can be measured."
+        )
+    return level.astype(np.float32), np.maximum(rms, 1e-3 * np.median(rms)).astype(np.float32)
+
+
+def _detect(smooth: np.ndarray, threshold: np.ndarray, n_pixels: int, bad: np.ndarray) -> SegmentationImage | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoDetectionsWarning)
+        return detect_sources(smooth, threshold, n_pixels, mask=bad)
+
+
+def _deblend(smooth: np.ndarray, found: SegmentationImage, detector: Detector) -> SegmentationImage:
+    # photutils 3.1 has neither a progress bar nor processes here.
+    options = {"progress_bar": False} if "progress_bar" in inspect.signature(deblend_sources).parameters else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyUserWarning)
+        return deblend_sources(
+            smooth,
+            found,
+            detector.n_pixels,
+            n_levels=detector.n_levels,
+            contrast=detector.contrast,
+            **options,
+        )
+
+
+def _correlation(normalised: np.ndarray, ignore: np.ndarray, reach: int = 3, side: int = 2048) -> float:
+    """Square root of the summed autocorrelation of blank pixels, at least 1."""
+    middle = tuple(slice(max(0, (n - side) // 2), max(0, (n - side) // 2) + side) for n in normalised.shape)
+    values, used = normalised[middle], (~ignore & np.isfinite(normalised))[middle]
+    if not used.any():
+        return 1.0
+    values = np.where(used, np.clip(values - np.median(values[used]), -5, 5), 0)
+    total = 0.0
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            pairs = _shifted_mean(used.astype(np.float32), dx, dy)
+            if pairs > 0:
+                total += _shifted_mean(values, dx, dy) / pairs
+    variance = float((values[used] ** 2).mean())
+    return float(np.sqrt(max(total / variance, 1.0)))
+
+
+def _shifted_mean(values: np.ndarray, dx: int, dy: int) -> float:
+    h, w = values.shape
+    a = values[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
+    b = values[max(0, -dy) : h + min(0, -dy), max(0, -dx) : w + min(0, -dx)]
+    return float(np.einsum("ij,ij->", a, b, dtype=np.float64) / a.size)
+
+
+@dataclass
+class Stamps:
+    """Stamps of an image, cleaned for a network.
+
+    Attributes
+    ----------
+    pixels : ndarray, float32, (N, 128, 128)
+        Sky subtracted, in units of `rms`; neighbours and bad pixels replaced.
+    rms : ndarray, float64, (N,)
+        Noise of a blank pixel around each source, image units.
+    edge : ndarray, bool, (N,)
+        Whether the stamp reaches beyond the image.
+    unusable : ndarray, float64, (N,)
+        Fraction of pixels masked, not finite or outside.
+    neighbours : ndarray, float64, (N,)
+        Fraction of pixels that belong to other sources.
+    empty : ndarray, bool, (N,)
+        Whether none of the central 5 x 5 pixels can be used.
+    """
+
+    pixels: np.ndarray
+    rms: np.ndarray
+    edge: np.ndarray
+    unusable: np.ndarray
+    neighbours: np.ndarray
+    empty: np.ndarray
+
+
+def cut(
+    data: np.ndarray,
+    bad: np.ndarray,
+    sky: Sky,
+    x: np.ndarray,
+    y: np.ndarray,
+    segmentation: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> Stamps:
+    """Cut stamps about positions.
+
+    A source comes to lie in (63, 64] on both axes, as in the simulations. Pixels
+    of neighbours, and pixels without data, take the value of the pixel opposite
+    to them through the centre of the source, since galaxies are nearly
+    symmetric; where that one cannot be used either, the sky's.
+
+    Parameters
+    ----------
+    data : ndarray, float32, (H, W)
+        Image, sky included.
+    bad : ndarray, bool, (H, W)
+    sky : Sky
+    x, y : ndarray, float, (N,)
+        Zero-based positions; may lie outside, or be NaN.
+    segmentation : ndarray, int, (H, W), optional
+    labels : ndarray, int, (N,), optional
+        The source's own label at each position, 0 for none.
+
+    Returns
+    -------
+    Stamps
+    """
+    n, size = len(x), STAMP_SIZE
+    out = Stamps(
+        np.zeros((n, size, size), np.float32),
+        np.full(n, np.nan),
+        np.ones(n, bool),
+        np.ones(n),
+        np.zeros(n),
+        np.ones(n, bool),
+    )
+    grown = expand_labels(segmentation, 2) if segmentation is not None and segmentation.any() else None
+    for i in range(n):
+        if not (np.isfinite(x[i]) and np.isfinite(y[i])):
+            continue
+        try:
+            image_part, stamp_part = overlap_slices(data.shape, (size, size), (y[i], x[i]), mode="partial")
+        except ValueError:  # no overlap at all
+            continue
+        usable = np.zeros((size, size), bool)
+        usable[stamp_part] = ~bad[image_part]
+        values = out.pixels[i]
+        values[stamp_part] = data[image_part] - sky.level[image_part]
+        other = np.zeros((size, size), bool)
+        if grown is not None:
+            there = grown[image_part]
+            own = labels[i] if labels is not None else 0
+            other[stamp_part] = (there != 0) & (there != own)
+            other &= usable
+        rms = sky.rms[image_part][usable[stamp_part]]
+        out.rms[i] = np.median(rms) if len(rms) else np.nan
+        out.edge[i] = values[stamp_part].size < size * size
+        out.unusable[i] = 1 - usable.mean()
+        out.neighbours[i] = other.mean()
+        middle = slice(size // 2 - 3, size // 2 + 2)
+        out.empty[i] = not usable[middle, middle].any()
+        offset = (x[i] - image_part[1].start + stamp_part[1].start, y[i] - image_part[0].start + stamp_part[0].start)
+        _fill(values, usable & ~other, offset)
+        values /= out.rms[i]
+    return out
+
+
+def _fill(values: np.ndarray, good: np.ndarray, centre: tuple[float, float]) -> None:
+    """Replace pixels that are not good by their opposites through the centre, in place."""
+    if good.all():
+        return
+    rows, cols = np.nonzero(~good)
+    opposite_rows = np.rint(2 * centre[1] - rows).astype(int)
+    opposite_cols = np.rint(2 * centre[0] - cols).astype(int)
+    inside = (opposite_rows >= 0) & (opposite_rows < len(values))
+    inside &= (opposite_cols >= 0) & (opposite_cols < len(values))
+    opposite_rows, opposite_cols = np.where(inside, opposite_rows, 0), np.where(inside, opposite_cols, 0)
+    usable = inside & good[opposite_rows, opposite_cols]
+    values[rows, cols] = np.where(usable, values[opposite_rows, opposite_cols], 0)

@@ -1,0 +1,295 @@
+"""The networks: graphs only, for any Keras 3 backend.
+
+Every network takes stamps in units of their noise, (N, 128, 128), and ends in
+standardised targets; `with_units` puts the physical units behind it. The first
+four outputs are the targets of `sersicnet.schema`, in their order; ``fovea``
+adds the logarithm of a standard deviation for each.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# Before TensorFlow is imported: its fast kernels are off by default on AMD
+# processors, and its start-up chatter is on.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGETS
+
+SPREAD_LIMITS = (-8.0, 3.0)
+"""Bounds of the log standard deviation, in units of the standardised targets."""
+
+
+def _stamps() -> keras.KerasTensor:
+    return keras.Input((STAMP_SIZE, STAMP_SIZE), name="stamps")
+
+
+def _stretched(stamps: keras.KerasTensor) -> keras.KerasTensor:
+    """Asinh of the signal to noise, (N, 128, 128, 1).
+
+    The study divides counts by 255, which has no meaning for calibrated images;
+    this keeps faint wings and bright cores both.
+    """
+    return ops.arcsinh(ops.expand_dims(stamps, -1))
+
+
+def fovea() -> keras.Model:
+    """Sersicnet's own network: sharp in the middle, coarse outside.
+
+    A galaxy sits in the middle and is smooth outside, so three views of 32 x 32
+    pixels keep what matters: the stamp binned by 4, its middle half binned by 2
+    and its middle quarter as it is. Residual blocks read them together. The
+    fluxes of nested squares go straight to the head, which then learns
+    corrections rather than sums.
+
+    Returns
+    -------
+    keras.Model
+        (N, 128, 128) -> (N, 8): standardised means and log standard deviations.
+        84 million multiply-adds a stamp.
+
+    References
+    ----------
+    Residual blocks: He et al. 2016, arXiv:1512.03385.
+    """
+    stamps = _stamps()
+    image = ops.expand_dims(stamps, -1)
+    middle = layers.Cropping2D(32)(image)
+    # A mean over b x b pixels has 1/b of their noise: back to units of noise.
+    views = [
+        ops.arcsinh(4.0 * layers.AveragePooling2D(4)(image)),
+        ops.arcsinh(2.0 * layers.AveragePooling2D(2)(middle)),
+        ops.arcsinh(layers.Cropping2D(48)(image)),
+    ]
+    x = layers.Concatenate()(views)
+    x = _convolved(x, 32)
+    x = _residual(x, 32)
+    x = _convolved(x, 64, strides=2)
+    x = _residual(x, 64)
+    x = _residual(x, 64)
+    x = _convolved(x, 128, strides=2)
+    x = _residual(x, 128)
+    x = layers.Conv2D(48, 1, activation="relu")(x)
+    x = layers.Flatten()(x)
+    squares = [4, 8, 16, 32, 64, STAMP_SIZE]
+    fluxes = [
+        layers.AveragePooling2D(side)(layers.Cropping2D((STAMP_SIZE - side) // 2)(image)) * side for side in squares
+    ]
+    fluxes = ops.arcsinh(layers.Flatten()(layers.Concatenate()(fluxes)))
+    x = layers.Concatenate()([x, fluxes])
+    x = layers.Dense(256, activation="relu")(x)
+    x = layers.Dense(128, activation="relu")(x)
+    means = layers.Dense(N_TARGETS, name="means")(layers.Concatenate()([x, fluxes]))
+    spreads = layers.Dense(N_TARGETS, name="log_spreads")(x)
+    spreads = ops.clip(spreads, *SPREAD_LIMITS)
+    return keras.Model(stamps, layers.Concatenate()([means, spreads]), name="fovea")
+
+
+def _convolved(x: keras.KerasTensor, filters: int, strides: int = 1) -> keras.KerasTensor:
+    x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def _residual(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+    y = _convolved(x, filters)
+    y = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(y)
+    y = layers.BatchNormalization()(y)
+    return layers.ReLU()(x + y)
+
+
+def tl() -> keras.Model:
+    """The study's network for transfer learning, 1.94 million weights.
+
+    Two repairs: the last layer is linear (the printed ReLU cannot return the
+    negative half of standardised labels), and pixels are stretched in units of
+    their noise instead of divided by 255.
+
+    Returns
+    -------
+    keras.Model
+        (N, 128, 128) -> (N, 4), standardised.
+    """
+    stamps = _stamps()
+
+    def convolutions(x: keras.KerasTensor, filters: int, width: int, padding: str = "same") -> keras.KerasTensor:
+        for pad in (padding, "same"):
+            x = layers.Conv2D(
+                filters, width, padding=pad, activation="relu", kernel_regularizer=keras.regularizers.L2(1e-4)
+            )(x)
+        return x
+
+    x = layers.BatchNormalization()(_stretched(stamps))
+    x = convolutions(x, 16, 4, padding="valid")
+    x = layers.MaxPooling2D(padding="same")(x)
+    x = convolutions(x, 32, 4)
+    x = layers.MaxPooling2D(padding="same")(x)
+    x = layers.BatchNormalization()(x)
+    x = convolutions(x, 64, 4)
+    x = layers.MaxPooling2D(padding="same")(x)
+    x = convolutions(x, 128, 4)
+    x = layers.MaxPooling2D(padding="same")(x)
+    x = convolutions(x, 256, 3)
+    x = layers.MaxPooling2D(padding="same")(x)
+    x = layers.Dropout(1e-4)(layers.Flatten()(x))
+    x = layers.Dropout(1e-4)(layers.Dense(128, activation="relu")(x))
+    x = layers.Dropout(1e-4)(layers.Dense(64, activation="relu")(x))
+    x = layers.BatchNormalization()(x)
+    return keras.Model(stamps, layers.Dense(N_TARGETS, name="means")(x), name="tl")
+
+
+def dann() -> keras.Model:
+    """The study's network for adversarial adaptation: features and regression.
+
+    `with_adversary` adds the domain head for training.
+
+    Returns
+    -------
+    keras.Model
+        (N, 128, 128) -> (N, 4), standardised. The layer ``features`` feeds both
+        heads.
+    """
+    stamps = _stamps()
+
+    def convolution(x: keras.KerasTensor, filters: int, width: int) -> keras.KerasTensor:
+        return layers.Conv2D(filters, width, padding="same", activation="relu", kernel_initializer="he_normal")(x)
+
+    def pooled(x: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.MaxPooling2D(padding="same")(x)
+
+    x = layers.BatchNormalization()(_stretched(stamps))
+    for _ in range(2):
+        x = pooled(convolution(convolution(x, 32, 4), 32, 4))
+    x = pooled(convolution(x, 32, 4))
+    x = layers.BatchNormalization()(x)
+    for _ in range(2):
+        x = pooled(convolution(convolution(x, 64, 4), 64, 4))
+    x = pooled(convolution(convolution(x, 64, 3), 64, 3))
+    x = pooled(convolution(convolution(x, 128, 3), 128, 3))
+    x = pooled(convolution(x, 128, 3))
+    x = pooled(convolution(x, 128, 3))
+    x = pooled(pooled(convolution(x, 256, 3)))
+    x = layers.Flatten(name="features")(x)
+    x = layers.Dense(128, activation="relu")(x)
+    x = layers.Dense(64, activation="relu")(x)
+    return keras.Model(stamps, layers.Dense(N_TARGETS, name="means")(x), name="dann")
+
+
+class Architecture(NamedTuple):
+    """A network and the space in which it learns the targets.
+
+    Attributes
+    ----------
+    build : callable
+        Returns a fresh Keras model with random weights.
+    log : bool
+        Whether targets are encoded by `sersicnet.schema.encode` first.
+    spreads : bool
+        Whether the outputs hold log standard deviations after the means.
+    """
+
+    build: Callable[[], keras.Model]
+    log: bool
+    spreads: bool
+
+
+ARCHITECTURES = {
+    "fovea": Architecture(fovea, log=True, spreads=True),
+    "tl": Architecture(tl, log=False, spreads=False),
+    "dann": Architecture(dann, log=False, spreads=False),
+}
+
+
+def with_adversary(network: keras.Model) -> keras.Model:
+    """Add the domain head behind a gradient reversal.
+
+    The reversal is the identity forward and multiplies the gradient by -lambda
+    backward, written without a custom gradient so that it runs on any backend:
+    ``(1 + lambda) stop_gradient(x) - lambda x``. (The study's listing changes the
+    sign of the forward pass, which reverses nothing.)
+
+    Parameters
+    ----------
+    network : keras.Model
+        With a layer called ``features``.
+
+    Returns
+    -------
+    keras.Model
+        Inputs stamps (N, 128, 128) and lambda (N, 1); outputs the regression and
+        the probabilities of the two domains, (N, 2).
+
+    References
+    ----------
+    Ganin & Lempitsky 2015, arXiv:1409.7495.
+    """
+    strength = keras.Input((1,), name="lambda")
+    features = network.get_layer("features").output
+    x = (1 + strength) * ops.stop_gradient(features) - strength * features
+    x = layers.Dense(128, activation="relu")(x)
+    x = layers.Dense(64, activation="relu")(x)
+    domain = layers.Dense(2, activation="softmax", name="domain")(x)
+    return keras.Model([network.input, strength], {"means": network.output, "domain": domain})
+
+
+def with_units(
+    network: keras.Model,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    log: bool,
+    error_scale: np.ndarray | None = None,
+) -> keras.Model:
+    """Wrap a trained network so that it returns physical targets.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Becomes the layer ``core`` of the result.
+    mean, std : ndarray, float, (4,)
+        Of the (encoded) training targets.
+    log : bool
+        Whether the targets were encoded.
+    error_scale : ndarray, float, (4,), optional
+        Calibration of the standard deviations; with it the result has errors.
+
+    Returns
+    -------
+    keras.Model
+        (N, 128, 128) -> (N, 4) relative magnitude, effective radius [pix],
+        Sersic index, ellipticity; or (N, 8) with their 1 sigma errors behind.
+    """
+    stamps = _stamps()
+    network.name = "core"
+    out = network(stamps)
+    means = layers.Rescaling([float(s) for s in std], [float(m) for m in mean])(out[:, :N_TARGETS])
+    columns = [means[:, i : i + 1] for i in range(N_TARGETS)]
+    is_log = [log and target.log for target in TARGETS]
+    columns = [ops.exp(c) if logarithmic else c for c, logarithmic in zip(columns, is_log, strict=True)]
+    if error_scale is not None:
+        spreads = layers.Rescaling([float(v) for v in np.asarray(std) * error_scale])(ops.exp(out[:, N_TARGETS:]))
+        for i, logarithmic in enumerate(is_log):
+            sigma = spreads[:, i : i + 1]
+            columns.append(sigma * columns[i] if logarithmic else sigma)
+    return keras.Model(stamps, layers.Concatenate()(columns), name="sersicnet")
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a saved model of `with_units`; custom code in it is refused."""
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def export_onnx(model: keras.Model, path: Path) -> None:
+    """Write an ONNX file of the same network, with a free batch size."""
+    model(np.zeros((1, STAMP_SIZE, STAMP_SIZE), dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.export(path, format="onnx", verbose=False)

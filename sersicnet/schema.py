@@ -1,0 +1,196 @@
+"""The contract between simulations, networks and catalogues.
+
+Everything that the two halves of sersicnet must agree on stands here and
+nowhere else: the shape and centring of a stamp, the four targets with their
+units and transforms, the flag bits and the columns of a catalogue.
+
+Pixels are zero-based, with integer values at pixel centres; x runs along the
+columns of an array and y along its rows.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+SCHEMA_VERSION = 1
+
+STAMP_SIZE = 128
+"""Width and height of a stamp in pixels."""
+
+STAMP_CENTRE = (STAMP_SIZE - 1) / 2
+"""Zero-based pixel about which the galaxy of a stamp lies, +- 0.5 px: 63.5."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One quantity that a network predicts.
+
+    Attributes
+    ----------
+    name : str
+        Column name, in catalogues and datasets.
+    unit : str
+        Unit as FITS writes it, empty when dimensionless.
+    log : bool
+        Whether networks learn the natural logarithm of it.
+    low, high : float
+        The range that the default prior covers.
+    description : str
+        Definition in one line.
+    """
+
+    name: str
+    unit: str
+    log: bool
+    low: float
+    high: float
+    description: str
+
+
+TARGETS = (
+    Target("mag", "mag", False, 16.0, 27.0, "total AB magnitude of the Sersic model"),
+    Target(
+        "r_eff_pix",
+        "pix",
+        True,
+        1.3,
+        50.2,
+        "effective radius along the semi-major axis, deconvolved from the PSF",
+    ),
+    Target("sersic_n", "", True, 0.3, 6.2, "Sersic index"),
+    Target("ellipticity", "", False, 0.0, 0.97, "1 - q, with the axis ratio q = b/a"),
+)
+TARGET_NAMES = tuple(target.name for target in TARGETS)
+N_TARGETS = len(TARGETS)
+
+
+def relative_magnitude(mag: ArrayLike, zero_point: ArrayLike, rms: ArrayLike) -> np.ndarray:
+    """Magnitude of a galaxy relative to the noise of its pixels.
+
+    Networks see a stamp divided by the rms of its pixels, so this, and not
+    the AB magnitude, is what they can know: ``-2.5 log10(flux / rms)``.
+
+    Parameters
+    ----------
+    mag, zero_point : array_like, float
+        AB magnitude, and the magnitude of one image unit.
+    rms : array_like, float
+        Standard deviation of a blank pixel, in image units.
+
+    Returns
+    -------
+    ndarray, float
+        NaN where an input is NaN or `rms` is not positive.
+    """
+    return np.asarray(mag) - np.asarray(zero_point) + 2.5 * _log10(rms)
+
+
+def absolute_magnitude_of_rms(zero_point: ArrayLike, rms: ArrayLike) -> np.ndarray:
+    """AB magnitude of a flux equal to the noise rms: add it to a relative magnitude."""
+    return np.asarray(zero_point) - 2.5 * _log10(rms)
+
+
+def _log10(values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    out = np.full(values.shape, np.nan)
+    return np.log10(values, where=values > 0, out=out)
+
+
+def encode(targets: np.ndarray) -> np.ndarray:
+    """Physical targets to the space in which networks are trained.
+
+    Parameters
+    ----------
+    targets : ndarray, float, (..., 4)
+        Relative magnitude, effective radius [pix], Sersic index, ellipticity.
+
+    Returns
+    -------
+    ndarray, float, (..., 4)
+        The same with the natural logarithm taken where `Target.log` is set.
+    """
+    out = np.array(targets, dtype=float)
+    for i, target in enumerate(TARGETS):
+        if target.log:
+            out[..., i] = np.log(out[..., i])
+    return out
+
+
+class Flag(enum.IntFlag):
+    """Bits of the ``flags`` column; 0 is a galaxy without remarks."""
+
+    NO_DATA = 1
+    EDGE = 2
+    MASKED = 4
+    BLENDED = 8
+    CROWDED = 16
+    LOW_SNR = 32
+    LARGE = 64
+    OUT_OF_RANGE = 128
+    OUT_OF_DOMAIN = 256
+
+
+MASKED_LIMIT = 0.1
+CROWDED_LIMIT = 0.1
+LOW_SNR_LIMIT = 10.0
+LARGE_LIMIT = STAMP_SIZE / 4
+DEPTH_TOLERANCE = 2.0
+SCALE_TOLERANCE = 0.05
+
+FLAG_MEANING = {
+    Flag.NO_DATA: "no usable pixel among the central 5 x 5: parameters are NaN",
+    Flag.EDGE: "the stamp reaches beyond the image",
+    Flag.MASKED: f"more than {MASKED_LIMIT:.0%} of the stamp is masked, not finite or outside the image",
+    Flag.BLENDED: "the detection was separated from a touching neighbour",
+    Flag.CROWDED: f"neighbours cover more than {CROWDED_LIMIT:.0%} of the stamp; they were replaced",
+    Flag.LOW_SNR: f"snr below {LOW_SNR_LIMIT:g}, or not detected: the training prior weighs heavily",
+    Flag.LARGE: f"effective radius above {LARGE_LIMIT:g} pixels: much of the light is outside the stamp",
+    Flag.OUT_OF_RANGE: "a parameter lies outside the range that the network was trained on",
+    Flag.OUT_OF_DOMAIN: f"pixel scale differs by more than {SCALE_TOLERANCE:.0%} from what the network was "
+    f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
+}
+"""What each bit means; the table in the documentation is made from it."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the catalogue: FITS name, dtype, unit, UCD and description."""
+
+    name: str
+    dtype: str
+    unit: str
+    ucd: str
+    description: str
+
+
+COLUMNS = (
+    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of --positions, from 1"),
+    Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
+    Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
+    Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid, 0 = centre of first"),
+    Column("y", "f8", "pix", "pos.cartesian.y;instr.det", "row of the centroid, 0 = centre of first"),
+    Column("mag", "f4", "mag", "phot.mag", "total AB magnitude of the Sersic model"),
+    Column("mag_err", "f4", "mag", "stat.error;phot.mag", "1 sigma error of mag"),
+    Column("r_eff", "f4", "arcsec", "phys.angSize.smajAxis", "effective radius, semi-major axis"),
+    Column("r_eff_err", "f4", "arcsec", "stat.error;phys.angSize.smajAxis", "1 sigma error of r_eff"),
+    Column("r_eff_pix", "f4", "pix", "phys.angSize.smajAxis", "effective radius, semi-major axis"),
+    Column(
+        "r_eff_pix_err",
+        "f4",
+        "pix",
+        "stat.error;phys.angSize.smajAxis",
+        "1 sigma error of r_eff_pix",
+    ),
+    Column("sersic_n", "f4", "", "src.morph.param", "Sersic index"),
+    Column("sersic_n_err", "f4", "", "stat.error;src.morph.param", "1 sigma error of sersic_n"),
+    Column("ellipticity", "f4", "", "src.ellipticity", "1 - q, with the axis ratio q = b/a"),
+    Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
+    Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y, from moments"),
+    Column("snr", "f4", "", "stat.snr", "signal to noise in the detected area"),
+    Column("flags", "i4", "", "meta.code.qual", "sum of bits, 0 = good; see the documentation"),
+)
+COLUMN = {column.name: column for column in COLUMNS}
