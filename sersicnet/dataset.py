@@ -173,6 +173,10 @@ class Dataset:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def stamps(self, start: int, stop: int) -> np.ndarray:
@@ -319,6 +323,8 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             raise DatasetError(
                 f"{path} needs a column {' or '.join(choices)}; it has {', '.join(sorted(names)) or 'none'}."
             )
+    if not ({"x", "y"} <= names or {"ra", "dec"} <= names):
+        raise DatasetError(f"{path} needs both x and y, or both ra and dec; it has {', '.join(sorted(names))}.")
     if not rows:
         raise DatasetError(f"{path} has no rows.")
     by_image: dict[Path, list[int]] = {}
@@ -334,7 +340,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         for i in members:
             line, row = rows[i]
             label = _numbers(path, line, row)
-            if "x" not in label:
+            if not {"x", "y"} <= set(label):
                 label["x"], label["y"] = (float(v) for v in frame.pixels(label["ra"], label["dec"]))
             height, width = frame.data.shape
             if not (-0.5 <= label["x"] < width - 0.5 and -0.5 <= label["y"] < height - 0.5):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from sersicnet import weights
-from sersicnet.errors import InputError
 from sersicnet.schema import TARGETS
 
 CHUNK = 512
@@ -106,8 +105,7 @@ def evaluate(
 
     if output is not None:
         output = Path(output)
-        if output.exists() and not overwrite:
-            raise InputError(f"{output} exists already. Choose another name, or give --overwrite.")
+        weights.check_directory(output, "scores.json", overwrite)
     network = weights.load(weights_name)
     is_labels = Path(data).suffix.lower() == ".csv"
     source: dataset.Dataset | dataset.Arrays

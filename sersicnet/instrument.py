@@ -96,7 +96,11 @@ class Reading(NamedTuple):
     source: str
 
 
-_ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZPT", "ZEROPNT", "ZP", "MAG_ZP", "PHOTZP")
+ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZPT", "ZEROPNT", "ZP", "MAG_ZP", "PHOTZP")
+
+
+KEYWORDS = ("PHOTFLAM", "PHOTPLAM", "BUNIT", "EXPTIME", "PIXAR_SR", *ZERO_POINT_KEYWORDS)
+"""All that `zero_point` reads; where an extension lacks one, the primary header's counts."""
 
 
 def zero_point(header: Mapping, given: float | None = None) -> Reading:
@@ -157,7 +161,7 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
         return Reading(-6.10 - 2.5 * float(np.log10(_number(header, "PIXAR_SR"))), "BUNIT, PIXAR_SR")
     if unit in ("njy", "ujy"):
         return Reading({"njy": 31.4, "ujy": 23.9}[unit], "BUNIT")
-    for keyword in _ZERO_POINT_KEYWORDS:
+    for keyword in ZERO_POINT_KEYWORDS:
         if keyword in header:
             value = _number(header, keyword)
             if not 0 < value < 60:
@@ -168,7 +172,7 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
             return Reading(value, keyword)
     raise InputError(
         "The header tells no zero point (looked for PHOTFLAM and PHOTPLAM, BUNIT, "
-        f"{', '.join(_ZERO_POINT_KEYWORDS)}). Give the AB magnitude of one image unit with --zero-point."
+        f"{', '.join(ZERO_POINT_KEYWORDS)}). Give the AB magnitude of one image unit with --zero-point."
     )
 
 

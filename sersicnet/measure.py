@@ -71,7 +71,9 @@ def measure(
         AB magnitude of one image unit, and arcsec per pixel; from the header
         by default.
     rms, wht : str or Path, optional
-        FITS map of the noise, or of its inverse variance; only one of them. Its
+        FITS map of the noise, or of its inverse variance; only one of them. In a
+        file of several extensions, RMS or ERR is taken, WHT or IVM, else the
+        first image; ``file.fits[NAME]`` chooses another. Its
         scale is fitted to the scatter of blank pixels. Pixels that are not
         finite or not positive have no data.
     mask : str or Path, optional
@@ -121,7 +123,7 @@ def measure(
         noise_map, no_data = _noise_map(rms, wht, frame.data.shape)
         bad |= no_data
     if mask is not None:
-        bad |= mosaic.read_image(mask, shape=frame.data.shape).data != 0
+        bad |= mosaic.read_image(mask, prefer=("MASK", "DQ"), shape=frame.data.shape).data != 0
     if bad.all():
         raise InputError(f"{image} has no pixel left that is finite, not masked and has noise.")
     given = None if positions is None else _positions(positions, frame)
@@ -146,7 +148,10 @@ def measure(
 
 
 def _noise_map(rms: str | Path | None, wht: str | Path | None, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    values = mosaic.read_image(rms if rms is not None else wht, shape=shape).data  # type: ignore[arg-type]
+    if rms is not None:
+        values = mosaic.read_image(rms, prefer=("RMS", "ERR"), shape=shape).data
+    elif wht is not None:
+        values = mosaic.read_image(wht, prefer=("WHT", "IVM"), shape=shape).data
     no_data = ~(np.isfinite(values) & (values > 0))
     if no_data.all():
         raise InputError(f"{rms or wht} has no positive pixel. A noise map is positive where there is data.")
@@ -407,8 +412,10 @@ def _hdu(table: QTable) -> fits.HDUList:
         unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
         unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")
     for key, value in table.meta.items():
+        if isinstance(value, str):  # headers hold nothing but ASCII
+            value = value.encode("ascii", "backslashreplace").decode()
         if key == "COMMAND":
-            unit.header.add_history(f"{value}")
+            unit.header.add_history(value)
         else:
             unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
     return fits.HDUList([fits.PrimaryHDU(), unit])

@@ -7,6 +7,7 @@ this module.
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import signal
 from skimage.segmentation import expand_labels
 
+from sersicnet import instrument
 from sersicnet.errors import InputError
 from sersicnet.schema import STAMP_SIZE
 
@@ -76,16 +78,25 @@ class Image:
         return np.asarray(x), np.asarray(y)
 
 
-def read_image(path: str | Path, hdu: int | str | None = None, shape: tuple[int, int] | None = None) -> Image:
+def read_image(
+    path: str | Path,
+    hdu: int | str | None = None,
+    *,
+    prefer: tuple[str, ...] = ("SCI",),
+    shape: tuple[int, int] | None = None,
+) -> Image:
     """Read an image from a FITS file.
 
     Parameters
     ----------
     path : str or Path
-        FITS file, also compressed by tiles (.fz) or whole (.gz).
+        FITS file, also compressed by tiles (.fz) or whole (.gz); an extension
+        may stand behind it in brackets, ``file.fits[SCI]``.
     hdu : int or str, optional
-        Number or name of the extension. By default the one called SCI, else
-        the first that holds an image.
+        Number or name of the extension. By default the one with a name in
+        `prefer`, else the first that holds an image.
+    prefer : tuple of str
+        Names of extensions to look for.
     shape : (int, int), optional
         Height and width that it must have (for maps that belong to an image).
 
@@ -100,6 +111,8 @@ def read_image(path: str | Path, hdu: int | str | None = None, shape: tuple[int,
         image of two dimensions with finite pixels.
     """
     path = Path(path)
+    if hdu is None and not path.exists() and (bracketed := re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))):
+        path, hdu = Path(bracketed[1]), bracketed[2]
     if path.is_dir() or not path.exists():
         what = "a directory" if path.is_dir() else "no such file"
         raise InputError(f"An image is a FITS file; {path} is {what}.")
@@ -107,13 +120,17 @@ def read_image(path: str | Path, hdu: int | str | None = None, shape: tuple[int,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)
             warnings.filterwarnings("error", message=".*truncated.*", category=AstropyUserWarning)
-            with fits.open(path, memmap=False) as hdus:
-                chosen = _choose(hdus, hdu, path)
+            # Opened here, for astropy leaves a damaged file open.
+            with path.open("rb") as file, fits.open(file, memmap=False) as hdus:
+                chosen = _choose(hdus, hdu, prefer, path)
                 name = f"{path}[{chosen}]"
                 unit = hdus[chosen]
                 if not unit.is_image:
                     raise InputError(f"{name} is a table, not an image. Choose another extension with --hdu.")
                 header = unit.header.copy()
+                for keyword in instrument.KEYWORDS:
+                    if keyword in hdus[0].header:
+                        header.setdefault(keyword, hdus[0].header[keyword])
                 data = unit.data
     except (OSError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
         if isinstance(error, InputError):
@@ -136,7 +153,7 @@ def read_image(path: str | Path, hdu: int | str | None = None, shape: tuple[int,
     return Image(data, header, _celestial(header), name)
 
 
-def _choose(hdus: fits.HDUList, hdu: int | str | None, path: Path) -> int:
+def _choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], path: Path) -> int:
     if hdu is not None:
         key: int | str = int(hdu) if str(hdu).lstrip("-").isdigit() else str(hdu)
         try:
@@ -144,8 +161,9 @@ def _choose(hdus: fits.HDUList, hdu: int | str | None, path: Path) -> int:
         except (KeyError, IndexError) as error:
             names = ", ".join(f"{i} {unit.name}".strip() for i, unit in enumerate(hdus))
             raise InputError(f"{path} has no extension {hdu}; it has {names}.") from error
-    if "SCI" in hdus:
-        return hdus.index_of("SCI")
+    for name in prefer:
+        if name in hdus:
+            return int(hdus.index_of(name))
     for i, unit in enumerate(hdus):
         if unit.is_image and unit.header.get("NAXIS", 0) > 0:
             return i
@@ -271,7 +289,7 @@ class Detector:
         level, rms = _background(data, bad)
         sources = np.zeros(data.shape, bool)
         for _ in range(2):  # the sky again, without the sources found in the first round
-            smooth, sigma = self._smoothed(data - level, rms, bad | sources)
+            smooth, sigma = self._smoothed(data - level, rms, bad, sources)
             found = _detect(smooth, self.threshold * sigma * rms, self.n_pixels, bad)
             if found is None:
                 break
@@ -283,7 +301,7 @@ class Detector:
             blank = ~(bad | sources)
             factor = float(mad_std((clean / noise_map)[blank])) if blank.any() else 1.0
             rms = (noise_map * factor).astype(np.float32)
-        smooth, sigma = self._smoothed(clean, rms, bad | sources)
+        smooth, sigma = self._smoothed(clean, rms, bad, sources)
         found = _detect(smooth, self.threshold * sigma * rms, self.n_pixels, bad)
         sky = Sky(level, np.where(bad, np.nan, rms), _correlation(clean / rms, bad | sources), factor)
         if found is None:
@@ -312,15 +330,17 @@ class Detector:
             )
         return sky, detections
 
-    def _smoothed(self, clean: np.ndarray, rms: np.ndarray, ignore: np.ndarray) -> tuple[np.ndarray, float]:
+    def _smoothed(
+        self, clean: np.ndarray, rms: np.ndarray, bad: np.ndarray, sources: np.ndarray
+    ) -> tuple[np.ndarray, float]:
         """The smoothed image, and its noise in units of the pixels' rms."""
         kernel = Gaussian2DKernel(self.smoothing * 0.42466)
         kernel.normalize()
-        filled = np.where(np.isfinite(clean), clean, 0).astype(np.float32)
+        filled = np.where(bad, 0, clean).astype(np.float32)
         smooth = signal.oaconvolve(filled, kernel.array.astype(np.float32), mode="same")
-        blank = ~ignore
+        blank = ~(bad | sources)
         if not blank.any():
-            blank = np.isfinite(clean)
+            blank = ~bad
         return smooth, float(mad_std((smooth / rms)[blank]))
 
 

@@ -241,23 +241,23 @@ def with_adversary(network: keras.Model) -> keras.Model:
 
 
 def with_units(
+    architecture: Architecture,
     network: keras.Model,
     mean: np.ndarray,
     std: np.ndarray,
     *,
-    log: bool,
     error_scale: np.ndarray | None = None,
 ) -> keras.Model:
     """Wrap a trained network so that it returns physical targets.
 
     Parameters
     ----------
+    architecture : Architecture
     network : keras.Model
-        Becomes the layer ``core`` of the result.
+        Trained; a copy without its optimiser and loss, which would not load
+        again, becomes the layer ``core`` of the result.
     mean, std : ndarray, float, (4,)
         Of the (encoded) training targets.
-    log : bool
-        Whether the targets were encoded.
     error_scale : ndarray, float, (4,), optional
         Calibration of the standard deviations; with it the result has errors.
 
@@ -268,11 +268,13 @@ def with_units(
         Sersic index, ellipticity; or (N, 8) with their 1 sigma errors behind.
     """
     stamps = _stamps()
-    network.name = "core"
-    out = network(stamps)
+    core = architecture.build()
+    core.set_weights(network.get_weights())
+    core.name = "core"
+    out = core(stamps)
     means = layers.Rescaling([float(s) for s in std], [float(m) for m in mean])(out[:, :N_TARGETS])
     columns = [means[:, i : i + 1] for i in range(N_TARGETS)]
-    is_log = [log and target.log for target in TARGETS]
+    is_log = [architecture.log and target.log for target in TARGETS]
     columns = [ops.exp(c) if logarithmic else c for c, logarithmic in zip(columns, is_log, strict=True)]
     if error_scale is not None:
         spreads = layers.Rescaling([float(v) for v in np.asarray(std) * error_scale])(ops.exp(out[:, N_TARGETS:]))

@@ -144,8 +144,8 @@ def _draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], n
     low, high = prior.r_eff_pix
     logarithmic = rng.random() < prior.log_radii
     truth = {
-        "mag": rng.uniform(*prior.mag),
         "r_eff_pix": np.exp(rng.uniform(np.log(low), np.log(high))) if logarithmic else rng.uniform(low, high),
+        "mag": rng.uniform(*prior.mag),
         "sersic_n": rng.uniform(*prior.sersic_n),
         "ellipticity": rng.uniform(*prior.ellipticity),
         "theta": rng.uniform(-90, 90),

@@ -63,7 +63,7 @@ class Recipe:
     anneal: bool
     patience: int
     symmetries: bool
-    faint_limit: float = math.inf
+    faint_limit: float = 99.0
     alpha: float = 0.9
 
 
@@ -123,6 +123,7 @@ class _Task(NamedTuple):
     predictor: keras.Model
     arguments: Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
     standardised: np.ndarray
+    labelled: np.ndarray
 
 
 def _prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
@@ -211,6 +212,7 @@ def _fit(task: _Task, recipe: Recipe, seed: int, run: Path, config: dict[str, An
                 )
             report(Progress(epoch + 1, recipe.epochs, step + 1, steps, float(np.mean(losses[-50:])), None))
         out, rows = _predict(task.predictor, task.source, *task.valid_rows)
+        out, rows = out[task.labelled[rows]], rows[task.labelled[rows]]
         errors = np.abs(out[:, :N_TARGETS] - task.standardised[rows])
         record = {
             "epoch": epoch + 1,
@@ -316,37 +318,46 @@ def train(
         raise InputError("The network dann, and only it, needs real galaxies: give --real with it.")
     recipe = recipe or RECIPES[network]
     architecture = networks.ARCHITECTURES[network]
+    if test is not None:
+        Dataset(test).close()
     with Dataset(data) as simulated:
         source: Source = simulated
-        if limit is not None or recipe.faint_limit < math.inf:
+        if limit is not None or recipe.faint_limit < simulated.mag.max():
             source = simulated.selected(recipe.faint_limit, limit)
         if real is not None:
             source = _joined(source, real, seed)
         train_rows, valid_rows = _split(len(source))
+        labelled = np.ones(len(source), bool) if real_labels else ~source.is_real
         encoded = encode(source.targets) if architecture.log else source.targets
-        mean, std = _moments(encoded[slice(*train_rows)])
+        learned = encoded[slice(*train_rows)][labelled[slice(*train_rows)]]
+        mean, std = learned.mean(axis=0), learned.std(axis=0)
         keras.utils.set_random_seed(seed)
         core = architecture.build()
         standardised = ((encoded - mean) / std).astype(np.float32)
         if real is not None:
-            model, arguments = _adversarial(core, source, standardised, real_labels, recipe)
+            model, arguments = _adversarial(core, source, standardised, labelled, recipe)
         else:
             model, arguments = _plain(core, standardised, architecture, recipe)
-        task = _Task(source, train_rows, valid_rows, model, core, arguments, standardised)
+        task = _Task(source, train_rows, valid_rows, model, core, arguments, standardised, labelled)
         config = {
             "network": network,
             "recipe": asdict(recipe),
             "seed": seed,
             "data": simulated.sha256(),
             "n": len(source),
+            "real": None if real is None else real.sha256(),
+            "real_labels": real_labels,
             "backend": keras.backend.backend(),
         }
         state = _fit(task, recipe, seed, run, config, report)
         scale = _error_scale(core, source, valid_rows, standardised) if architecture.spreads else None
-        unit_model = networks.with_units(core, mean, std, log=architecture.log, error_scale=scale)
+        unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
         card = {
             **_card_base(output.name, network, core, state, seed, command),
-            "summary": f"Network `{network}` trained on simulated galaxies only.",
+            "summary": f"Network `{network}` trained on simulated galaxies only."
+            if real is None
+            else f"Network `{network}` trained on simulated galaxies and {len(real)} real ones, "
+            f"{'with' if real_labels else 'without'} their labels, against a domain classifier.",
             "errors": scale is not None,
             "recipe": asdict(recipe),
             "label_mean": mean.tolist(),
@@ -368,7 +379,7 @@ def _plain(
 
 
 def _adversarial(
-    core: keras.Model, source: Source, standardised: np.ndarray, real_labels: bool, recipe: Recipe
+    core: keras.Model, source: Source, standardised: np.ndarray, labelled: np.ndarray, recipe: Recipe
 ) -> tuple[keras.Model, Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]]:
     """The adversary: one mask a sample, lambda ramped from 0 to 1 over the run."""
     model = networks.with_adversary(core)
@@ -383,11 +394,10 @@ def _adversarial(
     def arguments(stamps: np.ndarray, indices: np.ndarray, done: float) -> tuple[Any, Any, Any]:
         strength = np.full((len(stamps), 1), 2 / (1 + math.exp(-10 * done)) - 1, np.float32)
         real = is_real[indices]
-        labelled = np.ones(len(stamps), np.float32) if real_labels else (~real).astype(np.float32)
         return (
             [stamps, strength],
             {"means": standardised[indices], "domain": real.astype(np.int32)},
-            {"means": labelled, "domain": np.ones(len(stamps), np.float32)},
+            {"means": labelled[indices].astype(np.float32), "domain": np.ones(len(stamps), np.float32)},
         )
 
     return model, arguments
@@ -455,13 +465,14 @@ def finetune(
     standardised = ((encoded - mean) / std).astype(np.float32)
     n_train = len(real) - max(1, len(real) // 5)
     model, arguments = _plain(core, standardised, architecture, recipe)
-    task = _Task(shuffled, (0, n_train), (n_train, len(real)), model, core, arguments, standardised)
+    labelled = np.ones(len(real), bool)
+    task = _Task(shuffled, (0, n_train), (n_train, len(real)), model, core, arguments, standardised, labelled)
     config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
     state = _fit(task, recipe, seed, run, config, report)
     scale = None
     if architecture.spreads:
-        scale = _error_scale(core, shuffled, (0, len(real)), standardised)
-    unit_model = networks.with_units(core, mean, std, log=architecture.log, error_scale=scale)
+        scale = _error_scale(core, shuffled, (n_train, len(real)), standardised)
+    unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
     out, rows = _predict(unit_model, shuffled, n_train, len(real))
     card = {
         **start.card,
@@ -470,6 +481,7 @@ def finetune(
         "recipe": asdict(recipe),
         "base": {"name": start.name, "sha256": start.sha256},
         "data": {"n": len(real), "sha256": real.sha256(), "command": command},
+        "limits": [f"Errors are calibrated on the {len(real) - n_train} galaxies that also chose the epoch."],
         "scores": {
             "test_set": f"its {len(real) - n_train} validation galaxies, which chose the epoch",
             "samples": scores(shuffled.targets[rows], out[:, :N_TARGETS], mag=shuffled.mag[rows]),
@@ -488,10 +500,7 @@ _LIMITS = (
 
 
 def _prepare(output: Path, overwrite: bool) -> Path:
-    if output.exists() and not overwrite:
-        raise InputError(f"{output} exists already. Choose another name, or give --overwrite.")
-    if not output.parent.is_dir():
-        raise InputError(f"The output's directory {output.parent} does not exist. Create it first.")
+    weights.check_directory(output, weights.SUMS, overwrite)
     run = output.with_name(output.name + ".run")
     if overwrite:
         shutil.rmtree(run, ignore_errors=True)
@@ -501,13 +510,9 @@ def _prepare(output: Path, overwrite: bool) -> Path:
 def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Nine tenths to train, one to validate; the border on a whole block."""
     border = n * 9 // 10 // BLOCK * BLOCK
-    if border < BLOCK:
+    if n < 2 * BLOCK:
         raise DatasetError(f"Training needs at least {2 * BLOCK} stamps; received {n}.")
     return (0, border), (border, n)
-
-
-def _moments(encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return encoded.mean(axis=0), encoded.std(axis=0)
 
 
 def _error_scale(core: keras.Model, source: Source, rows: tuple[int, int], standardised: np.ndarray) -> np.ndarray:

@@ -199,6 +199,30 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     return load(path)
 
 
+def check_directory(path: Path, mark: str, overwrite: bool) -> None:
+    """Refuse an output directory that exists, or that a user would not want replaced.
+
+    Parameters
+    ----------
+    path : Path
+    mark : str
+        Name of a file that tells that the directory is one of ours.
+    overwrite : bool
+
+    Raises
+    ------
+    InputError
+        If it exists and `overwrite` is not set, or it exists without `mark`, or
+        there is no directory to put it into.
+    """
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
+    if path.exists() and not (path / mark).is_file():
+        raise InputError(f"{path} was not made by this command (it has no {mark}), so it is not overwritten.")
+
+
 def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:
     """Replace the card of a weights directory, and all that is made from it."""
     (path / CARD).write_text(json.dumps(card, indent=1) + "\n")

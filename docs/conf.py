@@ -1,0 +1,33 @@
+"""Configuration of Sphinx; build with ``sphinx-build -W -b html docs docs/_build/html``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
+
+import sersicnet
+
+generate.write(Path(__file__).parent / "_generated")
+
+project = "sersicnet"
+author = "The sersicnet developers"
+release = version = sersicnet.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+exclude_patterns = ["_build", "_generated"]  # the generated pages are included in reference.md
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "py:obj"
+smartquotes = False  # they would turn --option into a dash
+autodoc_mock_imports = ["keras"]  # TensorFlow takes long to import and is not needed here
+autodoc_typehints = "none"  # the docstrings tell types
+autodoc_preserve_defaults = True
+numpydoc_show_class_members = False
+
+html_theme = "furo"
+html_title = f"sersicnet {release}"

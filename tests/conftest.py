@@ -1,0 +1,56 @@
+"""Fixtures that several modules use."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from sersicnet import simulate
+
+
+@pytest.fixture(scope="session")
+def field(tmp_path_factory):
+    """A small simulated mosaic of bright galaxies: its path and its truth."""
+    path = tmp_path_factory.mktemp("field") / "field.fits"
+    sky = simulate.Field(512, n=14, seed=11, mag=(18.0, 22.0))
+    image, truth = simulate.simulate_field(path, sky)
+    return image, Table.read(truth)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory):
+    """A dataset of 64 stamps."""
+    path = tmp_path_factory.mktemp("data") / "small.h5"
+    return simulate.simulate(path, simulate.Simulation(64, seed=5), workers=1, command="simulate")
+
+
+@pytest.fixture
+def blank(tmp_path):
+    """Write a FITS image of white noise; returns a function of (name, header cards, data)."""
+
+    def write(name="blank.fits", cards=None, data=None):
+        if data is None:
+            data = np.random.default_rng(0).normal(0, 1, (200, 220)).astype(np.float32)
+        path = tmp_path / name
+        fits.PrimaryHDU(data, fits.Header({"MAGZERO": 25.0} if cards is None else cards)).writeto(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory, small_dataset):
+    """Weights of one epoch on 64 stamps: they work, and know nothing."""
+    from sersicnet import train
+
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    train.train(small_dataset, path, recipe=tiny_recipe(), seed=1, test=small_dataset, command="train")
+    return path
+
+
+def tiny_recipe(**changes):
+    from dataclasses import replace
+
+    from sersicnet import train
+
+    return replace(train.RECIPES["fovea"], epochs=1, batch=16, **changes)

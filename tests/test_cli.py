@@ -1,0 +1,202 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+import sersicnet
+from sersicnet import cli, mosaic, weights
+
+COMMANDS = ["measure", "simulate", "train", "finetune", "evaluate", "info"]
+HEAVY = {"tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib"}
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(a) for a in arguments])
+        out = capsys.readouterr()
+        return done.value.code or 0, out.out, out.err
+
+    return call
+
+
+def imported_by(code):
+    """Top-level modules that a fresh interpreter holds after some code."""
+    script = (
+        f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('|'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split("|")}
+
+
+def test_the_version_is_printed(run):
+    assert run("--version") == (0, f"sersicnet {sersicnet.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: sersicnet {command}" in out
+
+
+def test_help_lists_every_command(run):
+    _, out, _ = run("--help")
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(arguments):
+    call = f"import sersicnet.cli; sersicnet.cli.main({[*arguments.split(), '--help']})"
+    assert not imported_by(call) & HEAVY
+
+
+def test_measuring_does_not_import_tensorflow(field, tmp_path):
+    call = (
+        f"import sersicnet.cli; sersicnet.cli.main(['measure', {str(field[0])!r}, '-o', {str(tmp_path / 'c.fits')!r}])"
+    )
+    assert not imported_by(call) & {"tensorflow", "keras", "galsim", "h5py"}
+
+
+def test_measure_writes_a_catalogue_and_says_so(run, field, tmp_path):
+    code, out, err = run("measure", field[0], "-o", tmp_path / "cat.fits")
+    assert code == 0
+    assert out == ""
+    assert "zero point 25.9463 from MAGZERO" in err
+    table = QTable.read(tmp_path / "cat.fits")
+    assert f"{len(table)} sources" in err
+    assert any("-o" in line for line in fits.getheader(tmp_path / "cat.fits", 1)["HISTORY"])
+
+
+def test_quiet_is_quiet(run, field, tmp_path):
+    assert run("measure", field[0], "-o", tmp_path / "cat.fits", "--quiet") == (0, "", "")
+
+
+def test_wrong_usage_exits_with_2(run):
+    assert run("measure")[0] == 2
+    assert run("measure", "a.fits", "--no-such-option")[0] == 2
+    assert run("simulate", "--n", "many")[0] == 2
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = field[0].read_bytes()
+    (tmp_path / "text.fits").write_text("no FITS")
+    (tmp_path / "cut.fits").write_bytes(good[: len(good) // 2])
+    Table({"a": [1.0]}).write(tmp_path / "table.fits")
+    blank("cube.fits", data=np.zeros((3, 40, 40)))
+    blank("nan.fits", data=np.full((200, 200), np.nan))
+    blank("nozp.fits", cards={})
+    blank("plain.fits")
+    (tmp_path / "old.fits").write_text("mine")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in weights.load(weights.DEFAULT).path.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    content = bytearray((damaged / "network.onnx").read_bytes())
+    content[1000] ^= 1
+    (damaged / "network.onnx").write_bytes(content)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,x,y,mag,r_eff_pix,sersic_n\nplain.fits,1,1,20,5,1\n")
+    outside = tmp_path / "outside.csv"
+    outside.write_text("image,x,y,mag,r_eff_pix,sersic_n,q\nplain.fits,1,1,20,5,1,1\nplain.fits,999,1,20,5,1,1\n")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    measure = ("measure", "-o", "cat.fits")
+    for arguments, message in (
+        ((*measure, "none.fits"), "no such file"),
+        ((*measure, "text.fits"), "not a readable FITS file"),
+        ((*measure, "cut.fits"), "cut short"),
+        ((*measure, "table.fits"), "holds no image"),
+        ((*measure, "table.fits", "--hdu", "1"), "is a table, not an image"),
+        ((*measure, "cube.fits"), "has 3 axes"),
+        ((*measure, "nan.fits"), "no finite pixel"),
+        ((*measure, "nozp.fits"), "tells no zero point"),
+        (("measure", field[0], "-o", "old.fits"), "exists already"),
+        (("measure", field[0], "-o", "."), "is a directory"),
+        ((*measure, field[0], "-w", "damaged"), "does not have the SHA-256"),
+        ((*measure, field[0], "-w", "nothing"), "a shipped name"),
+        ((*measure, field[0], "--positions", "none.csv"), "there is none"),
+        (("finetune", "--real", "labels.csv"), "needs a column ellipticity or q"),
+        (("finetune", "--real", "outside.csv"), "line 3"),
+        (("train", "none.h5"), "there is none"),
+        (("evaluate", "none.h5"), "there is none"),
+        (("simulate", "-o", "old.fits", "--n", "4"), "exists already"),
+    ):
+        code, out, err = run(*arguments)
+        assert code == 1, arguments
+        assert out == ""
+        lines = [line for line in err.splitlines() if not line.startswith(("Warning", "training on"))]
+        assert len(lines) == 1, err
+        assert lines[0].startswith("Error: ")
+        assert message in lines[0]
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, arguments
+
+
+def test_an_empty_sky_is_a_warning(run, blank, tmp_path):
+    code, _, err = run("measure", blank(), "-o", tmp_path / "cat.fits")
+    assert code == 0
+    assert "Warning: No source was detected" in err
+    assert "Warning: " in err
+    assert "no celestial WCS" in err
+    assert len(QTable.read(tmp_path / "cat.fits")) == 0
+
+
+def test_simulate_and_evaluate(run, tmp_path):
+    code, _, err = run("simulate", "--n", "40", "-o", tmp_path / "t.h5", "--seed", "9")
+    assert code == 0
+    assert "40 stamps" in err
+    code, out, _ = run("evaluate", tmp_path / "t.h5", "-o", tmp_path / "scores")
+    assert code == 0
+    assert "| all | 40 | R² |" in out
+
+
+def test_simulate_a_mosaic(run, tmp_path):
+    code, _, err = run("simulate", "--mosaic", "256", "--n", "5", "-o", tmp_path / "m.fits")
+    assert code == 0
+    assert "5 galaxies" in err
+    assert mosaic.read_image(tmp_path / "m.fits").data.shape == (256, 256)
+    assert len(Table.read(tmp_path / "m_truth.ecsv")) == 5
+
+
+def test_train_and_fine_tune(run, small_dataset, field, tmp_path):
+    code, _, err = run("train", small_dataset, "-o", tmp_path / "w", "--epochs", "1")
+    assert code == 0
+    assert "epoch   1: loss" in err
+    assert "training on" in err
+    rows = ["x,y,mag,r_eff_pix,sersic_n,ellipticity"]
+    rows += [f"{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']}" for r in field[1]]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    code, _, err = run(
+        "finetune", "--real", tmp_path / "labels.csv", "--image", field[0], "-w", tmp_path / "w", "-o", tmp_path / "f",
+        "--epochs", "1",
+    )  # fmt: skip
+    assert code == 0
+    assert weights.load(tmp_path / "f").card["network"] == "fovea"
+
+
+def test_info_is_markdown_for_a_bug_report(run):
+    code, out, _ = run("info")
+    assert code == 0
+    assert out.startswith(f"## sersicnet {sersicnet.__version__}")
+    for word in ("numpy", "onnxruntime", "training runs on", weights.DEFAULT, "R²"):
+        assert word in out
+
+
+def test_the_installed_command_starts_without_the_test_tools(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-c", "from sersicnet.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0

@@ -1,0 +1,156 @@
+import h5py
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from sersicnet import dataset, mosaic
+from sersicnet.dataset import BLOCK, Arrays, Dataset
+from sersicnet.errors import DatasetError
+from sersicnet.simulate import Simulation, stamps
+
+
+def test_stamps_come_back_within_half_a_quantum(small_dataset):
+    original, truth = stamps(Simulation(64, seed=5), np.arange(20, 30))
+    with Dataset(small_dataset) as data:
+        read = data.stamps(20, 30)
+        np.testing.assert_allclose(data.truth["sersic_n"][20:30], truth["sersic_n"])
+    assert read.dtype == np.float32
+    difference = read - original / truth["rms"][:, None, None]
+    assert np.abs(difference).max() < 0.51 / dataset.QUANTA_PER_RMS
+
+
+def test_targets_hold_the_magnitude_relative_to_the_noise(small_dataset):
+    with Dataset(small_dataset) as data:
+        flux_over_rms = 10 ** (-0.4 * (data.mag - data.zero_point)) / data.truth["rms"]
+        np.testing.assert_allclose(data.targets[:, 0], -2.5 * np.log10(flux_over_rms))
+
+
+@pytest.mark.parametrize("size", [7, 16, 64])
+def test_batches_show_every_row_once(small_dataset, size):
+    with Dataset(small_dataset) as data:
+        batches = list(dataset._batches(data, size, 16, 64, np.random.default_rng(0), pool_blocks=2))
+        seen = np.concatenate([indices for _, indices in batches])
+        assert sorted(seen) == list(range(16, 64))
+        assert list(seen) != sorted(seen)
+        assert all(len(s) == size for s, _ in batches[:-1])
+        for batch, indices in batches:
+            np.testing.assert_array_equal(batch[0], data.stamps(indices[0], indices[0] + 1)[0])
+
+
+def test_batches_without_a_generator_keep_the_order(small_dataset):
+    with Dataset(small_dataset) as data:
+        seen = np.concatenate([indices for _, indices in data.batches(10, 0, 64)])
+    assert list(seen) == list(range(64))
+
+
+def test_selection_by_magnitude(small_dataset):
+    with Dataset(small_dataset) as data:
+        bright = data.selected(20.0, 5)
+        rows = np.flatnonzero(data.mag <= 20)[:5]
+        np.testing.assert_array_equal(bright.mag, data.mag[rows])
+        np.testing.assert_array_equal(bright.stamps(0, 5)[3], data.stamps(rows[3], rows[3] + 1)[0])
+        with pytest.raises(DatasetError, match="no galaxy brighter"):
+            data.selected(3.0, None)
+
+
+def test_hash_names_the_content(small_dataset, tmp_path):
+    with Dataset(small_dataset) as data:
+        assert data.sha256() == data.sha256()
+        one = data.selected(99, 4)
+    assert one.sha256() != one.taken(np.array([1, 0, 2, 3])).sha256()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def broken():
+        raise OSError("disk full")
+        yield
+
+    with pytest.raises(DatasetError, match="disk full"):
+        dataset.write(tmp_path / "out.h5", BLOCK, broken(), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_refused(tmp_path, small_dataset):
+    with pytest.raises(DatasetError, match="there is none"):
+        Dataset(tmp_path / "nothing.h5")
+    (tmp_path / "text.h5").write_text("no")
+    with pytest.raises(DatasetError, match="not a complete HDF5 file"):
+        Dataset(tmp_path / "text.h5")
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(small_dataset.read_bytes()[:5000])
+    with pytest.raises(DatasetError, match="not a complete HDF5 file"):
+        Dataset(cut)
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.attrs["schema_version"] = 99
+    with pytest.raises(DatasetError, match="schema 99"):
+        Dataset(tmp_path / "old.h5")
+
+
+HEADER = "image,x,y,mag,r_eff_pix,sersic_n,ellipticity\n"
+
+
+@pytest.fixture
+def labelled(field, tmp_path):
+    """A function that writes labels.csv next to a link to the field."""
+    (tmp_path / "field.fits").symlink_to(field[0])
+
+    def write(text):
+        path = tmp_path / "labels.csv"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_labels_become_stamps_and_targets(labelled, field):
+    truth = field[1]
+    rows = [
+        f"field.fits,{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']}" for r in truth
+    ]
+    galaxies = dataset.real_galaxies(labelled(HEADER + "\n".join(rows)))
+    assert len(galaxies) == len(truth)
+    assert galaxies.is_real.all()
+    np.testing.assert_allclose(galaxies.targets[:, 1], truth["r_eff_pix"])
+    np.testing.assert_allclose(galaxies.targets[:, 0] - truth["mag"], -25.9463 + 2.5 * np.log10(0.0035), atol=0.05)
+
+
+def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field):
+    r = field[1][0]
+    text = "ra,dec,mag,r_eff,sersic_n,q\n" + f"{r['ra']},{r['dec']},{r['mag']},0.6,2,0.25\n"
+    galaxies = dataset.read_labels(labelled(text), image=field[0])
+    np.testing.assert_allclose(galaxies.targets[0, 1:], [10.0, 2.0, 0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y,mag,r_eff_pix,sersic_n,ellipticity\n1,2,3,4,5,0.6\n", "needs a column image"),
+        ("image,x,y,mag,sersic_n,ellipticity\n", "needs a column r_eff_pix or r_eff"),
+        (HEADER, "has no rows"),
+        (
+            HEADER + "field.fits,200,200,20,5,1,0.3\nfield.fits,200,900,20,5,1,0.3\n",
+            "line 3: x = 200, y = 900 is outside",
+        ),
+        (HEADER + "field.fits,200,abc,20,5,1,0.3\n", "line 2: y should be a number; received 'abc'"),
+        (HEADER + "field.fits,200,200,20,5,1\n", "line 2: ellipticity should be a number"),
+        (HEADER + "field.fits,200,200,20,5,1,1.2\n", "line 2: ellipticity = 1.2 is not physical"),
+        (HEADER + "field.fits,200,200,20,-5,1,0.2\n", "line 2: r_eff_pix = -5 is not physical"),
+    ],
+)
+def test_bad_labels_are_named(labelled, text, message):
+    with pytest.raises(DatasetError, match=message):
+        dataset.read_labels(labelled(text))
+
+
+def test_arrays_stream_like_a_dataset():
+    arrays = Arrays(np.zeros((40, 128, 128), np.float32), np.zeros((40, 4)), np.zeros(40, bool), np.zeros(40))
+    seen = np.concatenate([i for _, i in arrays.batches(8, 3, 40, np.random.default_rng(0))])
+    assert sorted(seen) == list(range(3, 40))
+
+
+def test_labels_at_a_place_without_data(labelled, field, tmp_path):
+    data = mosaic.read_image(field[0]).data.copy()
+    data[180:220, 180:220] = np.nan
+    fits.PrimaryHDU(data, fits.Header({"MAGZERO": 25.9463})).writeto(tmp_path / "holed.fits")
+    with pytest.raises(DatasetError, match=r"line 2: .* has no data"):
+        dataset.read_labels(labelled(HEADER + "holed.fits,200,200,20,5,1,0.3\n"))

@@ -1,0 +1,311 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from astropy import units
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+from sersicnet import measure as module
+from sersicnet import mosaic, weights
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.measure import measure
+from sersicnet.schema import COLUMN, COLUMNS, Flag
+
+
+@pytest.fixture(scope="module")
+def catalogue(field):
+    return measure(field[0])
+
+
+def matched(catalogue, truth):
+    """Rows of truth and of the catalogue, paired by position."""
+    x, y = catalogue["x"].value, catalogue["y"].value
+    distance = np.hypot(truth["x"][:, None] - x, truth["y"][:, None] - y)
+    pairs = [(i, j) for i, j in enumerate(distance.argmin(axis=1)) if distance[i, j] < 2]
+    return (np.array(a) for a in zip(*pairs, strict=True))
+
+
+def write(path, data, header=None):
+    fits.PrimaryHDU(data, header).writeto(path, overwrite=True)
+    return path
+
+
+def test_unflagged_galaxies_are_measured_right(catalogue, field):
+    truth = field[1]
+    rows, found = matched(catalogue, truth)
+    clean = catalogue["flags"][found] == 0
+    rows, found = rows[clean], found[clean]
+    assert len(rows) >= 5
+    difference = catalogue["mag"].value[found] - truth["mag"][rows]
+    assert abs(np.median(difference)) < 0.05
+    assert np.abs(difference).max() < 0.5
+    assert np.median(np.abs(catalogue["r_eff_pix"].value[found] / truth["r_eff_pix"][rows] - 1)) < 0.1
+    assert np.median(np.abs(catalogue["ellipticity"][found] - truth["ellipticity"][rows])) < 0.05
+
+
+def test_angles_of_elongated_galaxies(catalogue, field):
+    truth = field[1]
+    rows, found = matched(catalogue, truth)
+    long = truth["ellipticity"][rows] > 0.3
+    difference = catalogue["theta"].value[found] - truth["theta"][rows]
+    assert np.median(np.abs((difference[long] + 90) % 180 - 90)) < 5
+
+
+def test_radius_in_arcsec_is_the_radius_in_pixels_times_the_scale(catalogue):
+    np.testing.assert_allclose(catalogue["r_eff"].value, 0.06 * catalogue["r_eff_pix"].value, rtol=1e-5)
+
+
+def test_units_of_the_image_do_not_matter(catalogue, field, tmp_path):
+    image = mosaic.read_image(field[0])
+    header = fits.Header({"MAGZERO": 25.9463 + 7.5})
+    header.update({k: v for k, v in image.header.items() if k.startswith(("C", "WCS", "RA"))})
+    scaled = write(tmp_path / "scaled.fits", image.data * 1000 + 3e3, header)
+    again = measure(scaled)
+    assert len(again) == len(catalogue)
+    np.testing.assert_allclose(again["mag"].value, catalogue["mag"].value, atol=0.02)
+    np.testing.assert_allclose(again["sersic_n"], catalogue["sersic_n"], rtol=0.1)
+
+
+def test_the_file_opens_with_units_and_descriptions(field, tmp_path):
+    path = tmp_path / "cat.fits"
+    measure(field[0], path, command="sersicnet measure field.fits")
+    read = QTable.read(path)
+    assert read.colnames == [c.name for c in COLUMNS]
+    assert read["r_eff"].unit == units.arcsec
+    assert read["ra"].unit == units.deg
+    header = fits.getheader(path, 1)
+    for i, column in enumerate(COLUMNS, start=1):
+        assert header[f"TTYPE{i}"] == column.name
+        assert header[f"TCOMM{i}"] == column.description
+        assert header[f"TUCD{i}"] == column.ucd
+        assert header.get(f"TUNIT{i}", "") == column.unit
+    assert header["MAGSYS"] == "AB"
+    assert header["ZEROPT"] == 25.9463
+    assert header["ZPSOURCE"] == "MAGZERO"
+    assert header["PIXSRC"] == "WCS"
+    assert header["WTSHA256"] == weights.load(weights.DEFAULT).sha256
+    assert "sersicnet measure field.fits" in header["HISTORY"]
+    fits.open(path, checksum=True).close()
+
+
+@pytest.mark.parametrize("ending", [".ecsv", ".csv", ".parquet", ".fits"])
+def test_every_format_holds_the_same_numbers(catalogue, tmp_path, ending):
+    path = tmp_path / f"cat{ending}"
+    module.write(catalogue, path)
+    read = module.read_table(path)
+    assert read.colnames == catalogue.colnames
+    np.testing.assert_allclose(read["mag"], catalogue["mag"].value, rtol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_positions_keep_their_order_and_number(catalogue, field):
+    order = np.array([3, 0, 5, 1])
+    wanted = Table({"x": catalogue["x"].value[order], "y": catalogue["y"].value[order]})
+    wanted.add_row({"x": -400.0, "y": 10.0})
+    wanted.add_row({"x": np.nan, "y": 10.0})
+    again = measure(field[0], positions=wanted)
+    assert list(again["id"]) == [1, 2, 3, 4, 5, 6]
+    for name in ("mag", "sersic_n", "theta", "snr"):
+        here = getattr(again[name], "value", again[name])[:4]
+        np.testing.assert_allclose(here, getattr(catalogue[name], "value", catalogue[name])[order], rtol=1e-4)
+    assert np.isnan(again["mag"][4:]).all()
+    assert (again["flags"][4:] & Flag.NO_DATA == Flag.NO_DATA).all()
+
+
+def test_positions_on_the_sky(catalogue, field, tmp_path):
+    wanted = Table({"ra": catalogue["ra"][:3], "dec": catalogue["dec"][:3]})
+    wanted.write(tmp_path / "sky.ecsv")
+    again = measure(field[0], positions=tmp_path / "sky.ecsv")
+    np.testing.assert_allclose(again["x"].value, catalogue["x"].value[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Table({"col": [1.0]}), "has columns x and y, or ra and dec; received col"),
+        (Table({"x": ["a"], "y": ["b"]}), "must hold numbers"),
+    ],
+)
+def test_bad_positions_are_refused(field, table, message):
+    with pytest.raises(InputError, match=message):
+        measure(field[0], positions=table)
+
+
+def test_an_empty_sky_gives_every_column_and_no_row(field, tmp_path, blank):
+    header = fits.Header({k: v for k, v in mosaic.read_image(field[0]).header.items() if k.startswith(("C", "MAG"))})
+    sky = np.random.default_rng(0).normal(0, 0.0035, (300, 300)).astype(np.float32)
+    path = write(tmp_path / "sky.fits", sky, header)
+    with pytest.warns(SersicnetWarning, match="No source was detected"):
+        table = measure(path, tmp_path / "cat.fits")
+    assert len(table) == 0
+    read = QTable.read(tmp_path / "cat.fits")
+    assert len(read) == 0
+    assert read.colnames == [c.name for c in COLUMNS]
+
+
+def test_without_a_wcs_there_are_pixel_columns_only(field, tmp_path):
+    path = write(tmp_path / "plain.fits", mosaic.read_image(field[0]).data)
+    with pytest.warns(SersicnetWarning, match="no celestial WCS"):
+        table = measure(path, zero_point=25.9463)
+    assert not {"ra", "dec", "r_eff", "r_eff_err"} & set(table.colnames)
+    assert {"x", "y", "mag", "r_eff_pix"} <= set(table.colnames)
+    with pytest.warns(SersicnetWarning, match="no celestial WCS"):
+        table = measure(path, zero_point=25.9463, pixel_scale=0.06)
+    assert "r_eff" in table.colnames
+    assert "ra" not in table.colnames
+
+
+# --- flags ----------------------------------------------------------------------------------
+
+
+def flags_at(field, x, y, data=None, tmp_path=None, **options):
+    path = field[0]
+    if data is not None:
+        header = mosaic.read_image(field[0]).header
+        kept = {k: v for k, v in header.items() if k.startswith(("C", "MAG"))}
+        path = write(tmp_path / "changed.fits", data, fits.Header(kept))
+    return int(measure(path, positions=Table({"x": [float(x)], "y": [float(y)]}), **options)["flags"][0])
+
+
+@pytest.fixture
+def isolated(catalogue):
+    """Position of a galaxy without any flag."""
+    row = catalogue[catalogue["flags"] == 0][0]
+    return row["x"].value, row["y"].value
+
+
+def test_flag_no_data(field, tmp_path, isolated):
+    data = mosaic.read_image(field[0]).data.copy()
+    x, y = (round(v) for v in isolated)
+    data[y - 4 : y + 5, x - 4 : x + 5] = np.nan
+    assert flags_at(field, *isolated, data, tmp_path) & Flag.NO_DATA
+
+
+def test_flag_edge_and_masked(field):
+    found = flags_at(field, 5, 5)
+    assert found & Flag.EDGE
+    assert found & Flag.MASKED
+
+
+def test_flag_masked_by_a_mask(field, tmp_path, isolated):
+    mask = np.zeros((512, 512), np.uint8)
+    mask[: round(isolated[1]) - 20] = 1
+    write(tmp_path / "mask.fits", mask)
+    found = flags_at(field, *isolated, mask=tmp_path / "mask.fits")
+    assert found & Flag.MASKED
+    assert not found & (Flag.EDGE | Flag.NO_DATA)
+
+
+def test_flag_low_snr_and_undetected(field, catalogue):
+    x = catalogue["x"].value
+    y = catalogue["y"].value
+    grid = [(a, b) for a in range(70, 440, 10) for b in range(70, 440, 10)]
+    empty = max(grid, key=lambda p: np.hypot(x - p[0], y - p[1]).min())
+    assert flags_at(field, *empty) & Flag.LOW_SNR
+
+
+def test_flag_blended_and_crowded(field, tmp_path, isolated):
+    data = mosaic.read_image(field[0]).data.copy()
+    rows, cols = np.indices(data.shape)
+    x, y = isolated
+    data += 5 * np.exp(-((cols - x - 30) ** 2 + (rows - y) ** 2) / (2 * 7.0**2)).astype(np.float32)
+    found = flags_at(field, x, y, data, tmp_path)
+    assert found & Flag.BLENDED
+    assert found & Flag.CROWDED
+
+
+def test_flag_large(field, tmp_path):
+    rows, cols = np.indices((512, 512))
+    rng = np.random.default_rng(0)
+    data = rng.normal(0, 0.0035, (512, 512)) + 0.5 * np.exp(-np.hypot(rows - 256, cols - 256) / 28)
+    assert flags_at(field, 256, 256, data.astype(np.float32), tmp_path) & Flag.LARGE
+
+
+def test_flag_out_of_range(field, isolated, tmp_path):
+    copy = shutil.copytree(weights.load(weights.DEFAULT).path, tmp_path / "w")
+    card = json.loads((copy / "card.json").read_text())
+    card["domain"]["ranges"]["mag"] = [10.0, 12.0]
+    weights.rewrite_card(copy, card)
+    assert flags_at(field, *isolated, weights_name=copy) & Flag.OUT_OF_RANGE
+    assert not flags_at(field, *isolated) & Flag.OUT_OF_RANGE
+
+
+def test_flag_out_of_domain_by_pixel_scale(field, isolated):
+    with pytest.warns(SersicnetWarning, match="0.1000 arcsec per pixel"):
+        assert flags_at(field, *isolated, pixel_scale=0.1) & Flag.OUT_OF_DOMAIN
+
+
+def test_flag_out_of_domain_by_depth(field, isolated):
+    with pytest.warns(SersicnetWarning, match="The noise of the image"):
+        assert flags_at(field, *isolated, zero_point=30.0) & Flag.OUT_OF_DOMAIN
+
+
+# --- maps and bad input ---------------------------------------------------------------------
+
+
+def test_noise_and_weight_maps_agree(catalogue, field, tmp_path):
+    rms = write(tmp_path / "rms.fits", np.full((512, 512), 0.01, np.float32))
+    wht = write(tmp_path / "wht.fits", np.full((512, 512), 1e4, np.float32))
+    one, two = measure(field[0], rms=rms), measure(field[0], wht=wht)
+    np.testing.assert_array_equal(one["mag"], two["mag"])
+    np.testing.assert_allclose(one["mag"].value[:5], catalogue["mag"].value[:5], atol=0.1)
+    assert one.meta["MAPFACT"] == pytest.approx(0.35, rel=0.05)
+
+
+def test_pixels_without_weight_have_no_data(field, tmp_path, isolated):
+    wht = np.ones((512, 512), np.float32)
+    x, y = (round(v) for v in isolated)
+    wht[y - 5 : y + 6, x - 5 : x + 6] = 0
+    assert flags_at(field, *isolated, wht=write(tmp_path / "wht.fits", wht)) & Flag.NO_DATA
+
+
+def test_bad_maps_are_refused(field, tmp_path):
+    zero = write(tmp_path / "zero.fits", np.zeros((512, 512), np.float32))
+    small = write(tmp_path / "small.fits", np.ones((100, 512), np.float32))
+    with pytest.raises(InputError, match="no positive pixel"):
+        measure(field[0], rms=zero)
+    with pytest.raises(InputError, match="must agree"):
+        measure(field[0], wht=small)
+    with pytest.raises(InputError, match="Give either --rms or --wht"):
+        measure(field[0], rms=zero, wht=small)
+    with pytest.raises(InputError, match="no pixel left"):
+        measure(field[0], mask=write(tmp_path / "mask.fits", np.ones((512, 512), np.uint8)))
+
+
+def test_outputs_that_cannot_be_written(field, tmp_path):
+    existing = tmp_path / "cat.fits"
+    existing.write_text("mine")
+    for output, message in (
+        (existing, "exists already"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "cat.dat", "A catalogue ends in"),
+        (tmp_path / "no" / "cat.fits", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            measure(field[0], output)
+    assert existing.read_text() == "mine"
+
+
+def test_overwriting_is_possible_when_asked(field, tmp_path):
+    path = tmp_path / "cat.fits"
+    path.write_text("old")
+    measure(field[0], path, overwrite=True)
+    assert len(QTable.read(path)) > 0
+
+
+def test_unreadable_tables(tmp_path):
+    (tmp_path / "bad.fits").write_text("no")
+    (tmp_path / "a.txt").write_text("no")
+    for name, message in (
+        ("bad.fits", "cannot be read as fits"),
+        ("a.txt", "A table ends in"),
+        ("none.csv", "none at"),
+    ):
+        with pytest.raises(InputError, match=message):
+            module.read_table(tmp_path / name)
+
+
+def test_descriptions_say_where_pixels_begin():
+    assert "0 = centre of first" in COLUMN["x"].description

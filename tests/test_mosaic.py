@@ -1,0 +1,191 @@
+import gzip
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from sersicnet.errors import InputError
+from sersicnet.mosaic import Detector, Sky, cut, read_image
+
+
+def flat_sky(data, rms=1.0):
+    return Sky(np.zeros_like(data), np.full_like(data, rms), 1.0, np.nan)
+
+
+def test_reads_the_first_image(blank):
+    image = read_image(blank())
+    assert image.data.shape == (200, 220)
+    assert image.data.dtype == np.float32
+    assert image.data.dtype.isnative
+    assert image.wcs is None
+
+
+def test_sci_goes_first_and_an_extension_can_be_chosen(tmp_path):
+    path = tmp_path / "multi.fits"
+    planes = [fits.ImageHDU(np.full((20, 20), i, np.int16), name=name) for i, name in enumerate(("ERR", "SCI", "DQ"))]
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(path)
+    assert read_image(path).data[0, 0] == 1
+    assert read_image(path, "dq").data[0, 0] == 2
+    assert read_image(path, "1").data[0, 0] == 0
+    for wrong in ("7", "WHT"):
+        with pytest.raises(InputError, match=f"no extension {wrong}; it has 0 PRIMARY, 1 ERR, 2 SCI, 3 DQ"):
+            read_image(path, wrong)
+
+
+def test_scaled_integers_are_unscaled(tmp_path):
+    data = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    fits.PrimaryHDU(data).writeto(tmp_path / "u.fits")
+    np.testing.assert_array_equal(read_image(tmp_path / "u.fits").data, data)
+
+
+def test_unreadable_images(tmp_path, blank):
+    good = blank().read_bytes()
+    cases = {
+        "none.fits": (None, "no such file"),
+        "text.fits": (b"hello world\n" * 400, "not a readable FITS file"),
+        "cut.fits": (good[: len(good) // 2], "cut short"),
+        "cut.fits.gz": (gzip.compress(good)[:40000], "cut short"),
+        "empty.fits": (b"", "not a readable FITS file"),
+    }
+    for name, (content, message) in cases.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message) as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="a directory"):
+        read_image(tmp_path)
+
+
+def test_what_is_no_image(tmp_path, blank):
+    Table({"a": [1.0]}).write(tmp_path / "table.fits")
+    with pytest.raises(InputError, match="holds no image"):
+        read_image(tmp_path / "table.fits")
+    with pytest.raises(InputError, match=r"table.fits\[1\] is a table"):
+        read_image(tmp_path / "table.fits", 1)
+    with pytest.raises(InputError, match="holds no data"):
+        read_image(tmp_path / "table.fits", 0)
+    with pytest.raises(InputError, match="3 axes"):
+        read_image(blank("cube.fits", data=np.zeros((3, 30, 30))))
+    with pytest.raises(InputError, match="at least 16"):
+        read_image(blank("tiny.fits", data=np.zeros((30, 3))))
+    with pytest.raises(InputError, match="no finite pixel"):
+        read_image(blank("nan.fits", data=np.full((30, 30), np.nan)))
+    with pytest.raises(InputError, match="must agree"):
+        read_image(blank("small.fits", data=np.zeros((30, 31))), shape=(31, 30))
+
+
+def test_galaxies_are_found_where_they_are(field):
+    image, truth = read_image(field[0]), field[1]
+    _, found = Detector()(image.data, np.zeros(image.data.shape, bool))
+    inside = (truth["x"] > 5) & (truth["x"] < 506) & (truth["y"] > 5) & (truth["y"] < 506)
+    distance = np.hypot(truth["x"][:, None] - found.x, truth["y"][:, None] - found.y).min(axis=1)
+    assert (distance[inside] < 2).mean() >= 0.85
+    assert found.theta.min() >= -90
+    assert found.theta.max() <= 90
+
+
+def test_sky_and_noise_are_recovered(field):
+    image = read_image(field[0])
+    sky, _ = Detector()(image.data + 0.7, np.zeros(image.data.shape, bool))
+    assert np.median(sky.rms) == pytest.approx(0.0035, rel=0.03)
+    assert np.median(sky.level) == pytest.approx(0.7, abs=0.001)
+    assert sky.correlation == pytest.approx(2.2, rel=0.15)
+
+
+def test_white_noise_is_not_called_correlated(blank):
+    image = read_image(blank())
+    sky, found = Detector()(image.data, np.zeros(image.data.shape, bool))
+    assert sky.correlation == pytest.approx(1.0, abs=0.15)
+    assert len(found) == 0
+    assert not found.segmentation.any()
+
+
+def test_a_noise_map_is_scaled_to_the_image(blank):
+    image = read_image(blank())
+    relative = np.full(image.data.shape, 7.0, np.float32)
+    sky, _ = Detector()(image.data, np.zeros(image.data.shape, bool), relative)
+    assert sky.map_factor == pytest.approx(1 / 7, rel=0.05)
+    assert np.median(sky.rms) == pytest.approx(1, rel=0.05)
+
+
+def test_bad_pixels_are_no_sources(blank):
+    data = np.random.default_rng(0).normal(0, 1, (200, 220)).astype(np.float32)
+    data[50:70] = 1e6
+    bad = np.zeros(data.shape, bool)
+    bad[50:70] = True
+    sky, found = Detector()(data, bad)
+    assert len(found) == 0
+    assert np.isnan(sky.rms[bad]).all()
+    assert np.nanmedian(sky.rms) == pytest.approx(1, rel=0.05)
+
+
+def test_an_image_without_noise_is_refused():
+    with pytest.raises(InputError, match="no noise"):
+        Detector()(np.zeros((100, 100), np.float32), np.zeros((100, 100), bool))
+
+
+def test_touching_galaxies_are_separated_and_marked():
+    y, x = np.indices((300, 300))
+    data = np.random.default_rng(0).normal(0, 1, (300, 300)).astype(np.float32)
+    for x0 in (140, 158):
+        data += 100 * np.exp(-((x - x0) ** 2 + (y - 150) ** 2) / (2 * 5.0**2)).astype(np.float32)
+    data += 100 * np.exp(-((x - 40) ** 2 + (y - 40) ** 2) / (2 * 3.0**2)).astype(np.float32)
+    _, found = Detector()(data, np.zeros(data.shape, bool))
+    assert len(found) == 3
+    assert list(found.blended[np.argsort(found.x)]) == [False, True, True]
+
+
+def test_a_stamp_at_the_edge_is_marked():
+    data = np.ones((200, 200), np.float32)
+    stamps = cut(data, np.zeros(data.shape, bool), flat_sky(data), np.array([10.0, 100.0]), np.array([100.0, 100.0]))
+    assert list(stamps.edge) == [True, False]
+    assert stamps.unusable[0] == pytest.approx(1 - 74 / 128)
+    assert stamps.unusable[1] == 0
+
+
+@pytest.mark.parametrize("position", [(-500.0, 3.0), (np.nan, 5.0), (1e9, 1e9)])
+def test_a_position_outside_gives_an_empty_stamp(position):
+    data = np.ones((200, 200), np.float32)
+    stamps = cut(data, np.zeros(data.shape, bool), flat_sky(data), *(np.array([p]) for p in position))
+    assert stamps.empty[0]
+    assert np.isnan(stamps.rms[0])
+
+
+def test_pixels_are_in_units_of_the_noise():
+    data = np.full((200, 200), 6.0, np.float32)
+    stamps = cut(data, np.zeros(data.shape, bool), flat_sky(data, 2.0), np.array([100.0]), np.array([100.0]))
+    assert (stamps.pixels == 3).all()
+
+
+def test_neighbours_and_holes_take_the_opposite_side():
+    y, x = np.indices((200, 200))
+    galaxy = 100 * np.exp(-((x - 100) ** 2 + (y - 100) ** 2) / 200).astype(np.float32)
+    data, bad, labels = galaxy.copy(), np.zeros(galaxy.shape, bool), np.zeros(galaxy.shape, np.int32)
+    labels[90:111, 90:111] = 1
+    labels[100:110, 111:121] = 2
+    data[labels == 2] += 500
+    data[80:84, 100:104], bad[80:84, 100:104] = np.nan, True
+    stamps = cut(data, bad, flat_sky(data), np.array([100.0]), np.array([100.0]), labels, np.array([1]))
+    clean = cut(galaxy, np.zeros_like(bad), flat_sky(data), np.array([100.0]), np.array([100.0]))
+    np.testing.assert_allclose(stamps.pixels, clean.pixels, atol=1e-3)
+    assert 0.005 < stamps.neighbours[0] < 0.02
+    assert stamps.unusable[0] == pytest.approx(16 / 128**2)
+
+
+def test_detector_shows_its_options():
+    assert "threshold=3.0" in repr(Detector())
+
+
+def test_world_coordinates_need_a_wcs(blank):
+    with pytest.raises(InputError, match="no celestial WCS"):
+        read_image(blank()).pixels(1.0, 2.0)
+
+
+def test_world_coordinates_come_back(field):
+    image = read_image(field[0])
+    x, y = image.pixels(*image.sky(np.array([10.0, 400.3]), np.array([7.0, 123.4])))
+    np.testing.assert_allclose(x, [10.0, 400.3], atol=1e-6)
+    np.testing.assert_allclose(y, [7.0, 123.4], atol=1e-6)
+    assert image.scales == pytest.approx([0.06, 0.06])

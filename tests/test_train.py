@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_recipe
+
+from sersicnet import train, weights
+from sersicnet.dataset import Arrays, Dataset, real_galaxies
+from sersicnet.errors import DatasetError, InputError
+
+
+def quick(network, **changes):
+    from dataclasses import replace
+
+    return replace(train.RECIPES[network], epochs=1, **changes)
+
+
+def test_a_run_ends_in_verified_weights_with_a_card(tiny_weights):
+    card = weights.load(tiny_weights).card
+    assert card["network"] == "fovea"
+    assert card["command"] == "train"
+    assert card["seed"] == 1
+    assert card["data"]["n"] == 64
+    assert card["domain"]["pixel_scale"] == 0.06
+    assert card["scores"]["samples"]["all"]["n"] == 64
+    assert not tiny_weights.with_name("tiny.run").exists()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path):
+    recipe = tiny_recipe(patience=9)
+    recipe = train.Recipe(**{**recipe.__dict__, "epochs": 3})
+
+    def kill(progress):
+        if progress.epoch == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=kill)
+    assert not (tmp_path / "w").exists()
+    lines = [json.loads(line) for line in (tmp_path / "w.run" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    seen = []
+    train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=lambda p: seen.append(p.epoch))
+    assert set(seen) == {3}
+    train.train(small_dataset, tmp_path / "whole", recipe=recipe, seed=2)
+    with Dataset(small_dataset) as data:
+        stamps = data.stamps(0, 16)
+    resumed, _ = weights.load(tmp_path / "w").predict(stamps)
+    whole, _ = weights.load(tmp_path / "whole").predict(stamps)
+    np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path):
+    def kill(progress):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=kill)
+    with pytest.raises(InputError, match="unfinished run with other options"):
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=3)
+
+
+def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
+    done = train.train(small_dataset, tmp_path / "tl", network="tl", recipe=quick("tl"))
+    with Dataset(small_dataset) as data:
+        assert done.card["data"]["n"] == (data.mag <= 23).sum()
+    assert done.card["domain"]["ranges"]["mag"] == [16.0, 23.0]
+    assert done.predict(np.zeros((2, 128, 128), np.float32))[1] is None
+
+
+@pytest.mark.parametrize("real_labels", [True, False])
+def test_the_adversary_trains_with_and_without_labels(small_dataset, tmp_path, real_labels):
+    real = real_galaxies(small_dataset)
+    done = train.train(
+        small_dataset, tmp_path / "w", network="dann", recipe=quick("dann"), real=real, real_labels=real_labels
+    )
+    assert done.card["data"]["n"] == 128
+    assert np.isfinite(done.predict(np.zeros((2, 128, 128), np.float32))[0]).all()
+
+
+def test_labels_of_real_galaxies_reach_the_loss_only_when_asked():
+    source = Arrays(np.zeros((4, 128, 128), np.float32), np.zeros((4, 4)), np.array([0, 1, 1, 0], bool), np.zeros(4))
+    standardised = np.zeros((4, 4), np.float32)
+    core = train.networks.dann()
+    for real_labels, expected in ((True, [1, 1, 1]), (False, [0, 1, 1])):
+        _, arguments = train._adversarial(core, source, standardised, real_labels, train.RECIPES["dann"])
+        x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.array([2, 3, 0]), 0.5)
+        assert list(sample_weight["means"]) == expected
+        assert list(y["domain"]) == [1, 0, 0]
+        assert 0.9 < x[1][0, 0] < 1
+
+
+def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
+    real = real_galaxies(small_dataset)
+    recipe = train.Recipe(**{**train.FINETUNE.__dict__, "epochs": 2})
+    records = []
+    done = train.finetune(
+        real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, report=lambda p: records.append(p.record)
+    )
+    assert done.card["base"]["name"] == "tiny"
+    assert done.card["data"]["n"] == 64
+    assert [r["epoch"] for r in records if r] == [1, 2]
+    before, _ = weights.load(tiny_weights).predict(real.stamps(0, 64))
+    after, _ = done.predict(real.stamps(0, 64))
+    truth = real.targets[:, 3]
+    assert np.abs(after[:, 3] - truth).mean() < np.abs(before[:, 3] - truth).mean()
+
+
+def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
+    few = real_galaxies(small_dataset).taken(np.arange(5))
+    with pytest.raises(DatasetError, match="at least 10 labelled galaxies; received 5"):
+        train.finetune(few, tmp_path / "w", base=tiny_weights)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "resnet"}, "one of fovea, tl, dann; received resnet"),
+        ({"network": "dann"}, "needs real galaxies"),
+        ({"limit": 30}, "at least 32 stamps; received 30"),
+    ],
+)
+def test_bad_options_write_nothing(small_dataset, tmp_path, options, message):
+    with pytest.raises((InputError, DatasetError), match=message):
+        train.train(small_dataset, tmp_path / "w", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_weights_are_kept(small_dataset, tmp_path):
+    (tmp_path / "w").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        train.train(small_dataset, tmp_path / "w")
+
+
+def test_every_orientation_is_shown():
+    stamp = np.arange(128 * 128, dtype=np.float32).reshape(1, 128, 128)
+    rng = np.random.default_rng(0)
+    corners = {tuple(train._in_random_orientation(stamp, rng)[0, [0, 0, -1, -1], [0, -1, 0, -1]]) for _ in range(100)}
+    assert len(corners) == 8
+
+
+def test_reading_ahead_hands_on_errors():
+    def broken():
+        yield 1
+        raise ValueError("disk")
+
+    items = train._prefetched(broken())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="disk"):
+        next(items)
