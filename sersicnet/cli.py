@@ -168,9 +168,10 @@ def simulate(
         int | None,
         typer.Option("--n", help="Stamps (20,000 by default), or galaxies of a mosaic.", min=1, show_default=False),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 training set; FITS with --mosaic.")] = Path(
-        "train.h5"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="train.h5 by default, or mosaic.fits with --mosaic.", show_default=False),
+    ] = None,
     seed: Seed = 0,
     log_radii: Annotated[float, typer.Option(help="Fraction of the radii drawn log-uniformly.", min=0, max=1)] = 0.0,
     workers: Annotated[
@@ -191,6 +192,7 @@ def simulate(
     """
     from sersicnet import simulate as simulations
 
+    output = output or Path("train.h5" if mosaic is None else "mosaic.fits")
     if mosaic is not None:
         field = simulations.Field(mosaic, n, seed)
         with _progress(quiet, "drawing", field.count) as update:

@@ -337,6 +337,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         zero = instrument.zero_point(frame.header, zero_point).value
         bad = ~np.isfinite(frame.data)
         sky, found = mosaic.Detector()(frame.data, bad)
+        claimed = found.claimed()
         for i in members:
             line, row = rows[i]
             label = _numbers(path, line, row)
@@ -353,9 +354,9 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
                 if not np.isfinite(scale):
                     raise DatasetError(f"{path} has r_eff in arcsec, but {frame.name} has no WCS. Give r_eff_pix.")
                 label["r_eff_pix"] = label["r_eff"] / scale
-            own = found.segmentation[round(label["y"]), round(label["x"])]
+            own = claimed[round(label["y"]), round(label["x"])]
             x, y = np.array([label["x"]]), np.array([label["y"]])
-            stamp = mosaic.cut(frame.data, bad, sky, x, y, found.segmentation, np.array([own]))
+            stamp = mosaic.cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
             if stamp.empty[0]:
                 raise DatasetError(f"{path}, line {line}: {frame.name} has no data at x = {x[0]:g}, y = {y[0]:g}.")
             stamps[i], mags[i] = stamp.pixels[0], label["mag"]

@@ -6,6 +6,8 @@ command line prints it and exits with 1; anything else that escapes is a bug.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class SersicnetError(Exception):
     """Base class of every error that a user can cause and mend."""
@@ -25,3 +27,22 @@ class WeightsError(SersicnetError):
 
 class SersicnetWarning(UserWarning):
     """Something that a user should know, though the work goes on."""
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """Refuse an output file that cannot be written, before any work is done.
+
+    Raises
+    ------
+    InputError
+        If it is a directory, has no directory to be in, or exists and
+        `overwrite` is not set.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"The output must be a file; {path} is a directory. Add a file name.")
+    if not path.parent.is_dir():
+        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
+    return path

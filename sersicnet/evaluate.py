@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,27 +102,26 @@ def evaluate(
     dict
         ``weights``, ``sha256``, ``data``, and ``samples`` as from `scores`.
     """
-    from sersicnet import dataset
+    from sersicnet.dataset import Dataset, read_labels
 
     if output is not None:
         output = Path(output)
         weights.check_directory(output, "scores.json", overwrite)
     network = weights.load(weights_name)
     is_labels = Path(data).suffix.lower() == ".csv"
-    source: dataset.Dataset | dataset.Arrays
-    source = dataset.read_labels(data, image, zero_point) if is_labels else dataset.Dataset(data)
-    predicted, errors = np.empty((len(source), len(TARGETS))), np.empty((len(source), len(TARGETS)))
-    for first in range(0, len(source), CHUNK):
-        report(first, len(source))
-        rows = slice(first, min(first + CHUNK, len(source)))
-        predicted[rows], found = network.predict(source.stamps(rows.start, rows.stop))
-        if found is not None:
-            errors[rows] = found
-    report(len(source), len(source))
-    truth = source.targets.copy()
+    with nullcontext(read_labels(data, image, zero_point)) if is_labels else Dataset(data) as source:
+        truth, mag = source.targets.copy(), source.mag
+        predicted, errors = np.empty_like(truth), np.empty_like(truth)
+        for first in range(0, len(source), CHUNK):
+            report(first, len(source))
+            rows = slice(first, min(first + CHUNK, len(source)))
+            predicted[rows], found = network.predict(source.stamps(rows.start, rows.stop))
+            if found is not None:
+                errors[rows] = found
+        report(len(source), len(source))
     # Relative and AB magnitudes differ by what truth and prediction share.
-    predicted[:, 0] += source.mag - truth[:, 0]
-    truth[:, 0] = source.mag
+    predicted[:, 0] += mag - truth[:, 0]
+    truth[:, 0] = mag
     samples = scores(truth, predicted, errors if network.card["errors"] else None)
     result = {"weights": network.name, "sha256": network.sha256, "data": str(data), "samples": samples}
     if output is not None:

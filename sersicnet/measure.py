@@ -18,7 +18,7 @@ from astropy.table import Column, QTable, Table
 
 import sersicnet
 from sersicnet import instrument, mosaic, weights
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.schema import (
     COLUMN,
     COLUMNS,
@@ -110,6 +110,8 @@ def measure(
     """
     if output is not None:
         output = check_output(output, overwrite)
+        if output.suffix.lower() not in FORMATS:
+            raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {output.name}.")
     if rms is not None and wht is not None:
         raise InputError("Give either --rms or --wht; received both.")
     network = weights.load(weights_name)
@@ -219,12 +221,12 @@ def _table(
     n = len(x)
     targets, errors = np.full((n, len(TARGET_NAMES)), np.nan), np.full((n, len(TARGET_NAMES)), np.nan)
     flags, rms = np.zeros(n, int), np.full(n, np.nan)
+    claimed = found.claimed()
     for first in range(0, n, STAMPS_AT_ONCE):
         report("measuring", first, n)
         rows = slice(first, min(first + STAMPS_AT_ONCE, n))
-        stamps = mosaic.cut(
-            frame.data, bad, sky, x[rows], y[rows], found.segmentation, np.where(source[rows] >= 0, source[rows] + 1, 0)
-        )
+        labels = np.where(source[rows] >= 0, source[rows] + 1, 0)
+        stamps = mosaic.cut(frame.data, bad, sky, x[rows], y[rows], claimed, labels)
         stamps.pixels[stamps.empty] = np.nan
         targets[rows], predicted_errors = network.predict(stamps.pixels)
         if predicted_errors is not None:
@@ -349,27 +351,6 @@ _CARD_COMMENTS = {
     "STAMPSIZ": "side of a stamp in pixels",
     "COMMAND": "command line",
 }
-
-
-def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Refuse a catalogue that cannot be written, before any work is done.
-
-    Raises
-    ------
-    InputError
-        If it is a directory, has no directory, has another ending than
-        `FORMATS`, or exists and `overwrite` is not set.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"The output must be a file; {path} is a directory. Add a file name.")
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {path.name}.")
-    if not path.parent.is_dir():
-        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
-    return path
 
 
 def write(table: QTable, path: Path) -> None:

@@ -240,6 +240,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.x)
 
+    def claimed(self) -> np.ndarray:
+        """The segmentation with every source grown by two pixels, int32, (H, W)."""
+        return expand_labels(self.segmentation, 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
@@ -451,7 +455,7 @@ def cut(
     sky: Sky,
     x: np.ndarray,
     y: np.ndarray,
-    segmentation: np.ndarray | None = None,
+    claimed: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> Stamps:
     """Cut stamps about positions.
@@ -469,7 +473,8 @@ def cut(
     sky : Sky
     x, y : ndarray, float, (N,)
         Zero-based positions; may lie outside, or be NaN.
-    segmentation : ndarray, int, (H, W), optional
+    claimed : ndarray, int, (H, W), optional
+        Which source each pixel belongs to, see `Detections.claimed`; 0 is sky.
     labels : ndarray, int, (N,), optional
         The source's own label at each position, 0 for none.
 
@@ -486,7 +491,6 @@ def cut(
         np.zeros(n),
         np.ones(n, bool),
     )
-    grown = expand_labels(segmentation, 2) if segmentation is not None and segmentation.any() else None
     for i in range(n):
         if not (np.isfinite(x[i]) and np.isfinite(y[i])):
             continue
@@ -499,8 +503,8 @@ def cut(
         values = out.pixels[i]
         values[stamp_part] = data[image_part] - sky.level[image_part]
         other = np.zeros((size, size), bool)
-        if grown is not None:
-            there = grown[image_part]
+        if claimed is not None:
+            there = claimed[image_part]
             own = labels[i] if labels is not None else 0
             other[stamp_part] = (there != 0) & (there != own)
             other &= usable

@@ -24,7 +24,7 @@ from astropy.wcs import WCS
 
 import sersicnet
 from sersicnet import dataset
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, check_output
 from sersicnet.instrument import F160W, Instrument
 from sersicnet.render import Renderer
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGETS
@@ -243,8 +243,7 @@ def simulate(
     DatasetError
         If the file cannot be written.
     """
-    output = Path(output)
-    check_output(output, overwrite)
+    output = check_output(output, overwrite)
     if simulation.n < 1:
         raise InputError(f"A training set has at least one stamp; received n = {simulation.n}.")
     config = {
@@ -278,16 +277,6 @@ def _counted(blocks: Iterator[dataset.Block], n: int, progress: Callable[[int], 
     for block in blocks:
         yield block
         progress(min(block.first + dataset.BLOCK, n))
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output that is a directory, has no directory, or exists already."""
-    if path.is_dir():
-        raise InputError(f"The output must be a file; {path} is a directory. Add a file name.")
-    if not path.parent.is_dir():
-        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
 
 
 def versions() -> dict[str, str]:

@@ -53,6 +53,8 @@ def test_shipped_weights_beat_a_guess_on_bright_galaxies(small_dataset):
 def test_an_existing_report_is_kept(small_dataset, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         evaluate.evaluate(small_dataset, output=tmp_path)
+    with pytest.raises(InputError, match="not made by this command"):
+        evaluate.evaluate(small_dataset, output=tmp_path, overwrite=True)
 
 
 def test_data_that_are_not_there():

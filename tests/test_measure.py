@@ -261,6 +261,12 @@ def test_pixels_without_weight_have_no_data(field, tmp_path, isolated):
     assert flags_at(field, *isolated, wht=write(tmp_path / "wht.fits", wht)) & Flag.NO_DATA
 
 
+def test_a_name_that_is_not_ascii_reaches_the_header_escaped(field, tmp_path):
+    image = shutil.copy(field[0], tmp_path / "galaxias_\u00f1.fits")
+    measure(image, tmp_path / "cat.fits", command="sersicnet measure \u00f1")
+    assert "galaxias_\\xf1" in fits.getheader(tmp_path / "cat.fits", 1)["IMAGE"]
+
+
 def test_bad_maps_are_refused(field, tmp_path):
     zero = write(tmp_path / "zero.fits", np.zeros((512, 512), np.float32))
     small = write(tmp_path / "small.fits", np.ones((100, 512), np.float32))

@@ -33,6 +33,18 @@ def test_sci_goes_first_and_an_extension_can_be_chosen(tmp_path):
             read_image(path, wrong)
 
 
+def test_brackets_and_preferred_names_choose_an_extension(tmp_path):
+    path = tmp_path / "multi.fits"
+    planes = [fits.ImageHDU(np.full((20, 20), i, np.int16), name=name) for i, name in enumerate(("SCI", "WHT"))]
+    primary = fits.PrimaryHDU(header=fits.Header({"PHOTFLAM": 2e-20, "CRVAL1": 3.0}))
+    fits.HDUList([primary, *planes]).writeto(path)
+    assert read_image(f"{path}[WHT]").data[0, 0] == 1
+    assert read_image(path, prefer=("WHT",)).data[0, 0] == 1
+    assert read_image(path).data[0, 0] == 0
+    assert read_image(path).header["PHOTFLAM"] == 2e-20
+    assert "CRVAL1" not in read_image(path).header
+
+
 def test_scaled_integers_are_unscaled(tmp_path):
     data = np.arange(400, dtype=np.uint16).reshape(20, 20)
     fits.PrimaryHDU(data).writeto(tmp_path / "u.fits")

@@ -72,26 +72,37 @@ def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
     assert done.predict(np.zeros((2, 128, 128), np.float32))[1] is None
 
 
-@pytest.mark.parametrize("real_labels", [True, False])
-def test_the_adversary_trains_with_and_without_labels(small_dataset, tmp_path, real_labels):
-    real = real_galaxies(small_dataset)
+def test_the_adversary_trains(small_dataset, tmp_path):
     done = train.train(
-        small_dataset, tmp_path / "w", network="dann", recipe=quick("dann"), real=real, real_labels=real_labels
+        small_dataset, tmp_path / "w", network="dann", recipe=quick("dann"), real=real_galaxies(small_dataset)
     )
     assert done.card["data"]["n"] == 128
-    assert np.isfinite(done.predict(np.zeros((2, 128, 128), np.float32))[0]).all()
+    assert "64 real ones, with their labels" in done.card["summary"]
 
 
 def test_labels_of_real_galaxies_reach_the_loss_only_when_asked():
-    source = Arrays(np.zeros((4, 128, 128), np.float32), np.zeros((4, 4)), np.array([0, 1, 1, 0], bool), np.zeros(4))
+    is_real = np.array([False, True, True, False])
+    source = Arrays(np.zeros((4, 128, 128), np.float32), np.zeros((4, 4)), is_real, np.zeros(4))
     standardised = np.zeros((4, 4), np.float32)
     core = train.networks.dann()
-    for real_labels, expected in ((True, [1, 1, 1]), (False, [0, 1, 1])):
-        _, arguments = train._adversarial(core, source, standardised, real_labels, train.RECIPES["dann"])
+    for labelled, expected in ((np.ones(4, bool), [1, 1, 1]), (~is_real, [0, 1, 1])):
+        _, arguments = train._adversarial(core, source, standardised, labelled, train.RECIPES["dann"])
         x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.array([2, 3, 0]), 0.5)
         assert list(sample_weight["means"]) == expected
         assert list(y["domain"]) == [1, 0, 0]
         assert 0.9 < x[1][0, 0] < 1
+
+
+def test_without_labels_nothing_depends_on_the_labels(small_dataset, tmp_path):
+    outputs = []
+    for i, shift in enumerate((0.0, 5.0)):
+        real = real_galaxies(small_dataset)
+        real.targets += shift
+        done = train.train(
+            small_dataset, tmp_path / f"{i}", network="dann", recipe=quick("dann"), real=real, real_labels=False
+        )
+        outputs.append(done.predict(real.stamps(0, 4))[0])
+    np.testing.assert_allclose(*outputs, rtol=1e-4)
 
 
 def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
@@ -135,6 +146,13 @@ def test_existing_weights_are_kept(small_dataset, tmp_path):
     (tmp_path / "w").mkdir()
     with pytest.raises(InputError, match="exists already"):
         train.train(small_dataset, tmp_path / "w")
+    with pytest.raises(InputError, match="not made by this command"):
+        train.train(small_dataset, tmp_path / "w", overwrite=True)
+
+
+def test_a_missing_test_set_is_noticed_before_training(small_dataset, tmp_path):
+    with pytest.raises(DatasetError, match="there is none"):
+        train.train(small_dataset, tmp_path / "w", test=tmp_path / "none.h5")
 
 
 def test_every_orientation_is_shown():
