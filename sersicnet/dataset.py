@@ -16,11 +16,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -66,50 +68,155 @@ def pack(first: int, stamps: np.ndarray, truth: dict[str, np.ndarray]) -> Block:
     return Block(first, zlib.compress(shuffled.tobytes(), _COMPRESSION_LEVEL), quantum, truth)
 
 
-def write(path: Path, n: int, blocks: Iterable[Block], attributes: Mapping[str, object]) -> None:
-    """Write a dataset of `n` stamps.
+class Journal:
+    """A dataset in the making, which survives being killed at any moment.
 
-    The file is written beside its final name and renamed when complete.
+    Finished blocks are appended to ``<path>.unfinished``, each with its length
+    and checksum, so that an incomplete last one is recognised and dropped. When
+    all are there, `finish` makes the HDF5 file of them. HDF5 itself cannot be
+    trusted after its writer was killed.
 
     Parameters
     ----------
     path : Path
-        Output; replaced if it exists.
+        The dataset to come.
     n : int
-        Number of stamps that `blocks` hold together.
-    blocks : iterable of Block
-        In any order.
+        Number of its stamps.
     attributes : mapping
-        Attributes of the file; dictionaries are stored as JSON.
+        Attributes of the file; all that determines the stamps, and the command
+        under ``config``, which may differ when a run is continued.
+    anew : bool
+        Whether to drop what an earlier run has left.
+
+    Raises
+    ------
+    DatasetError
+        If an unfinished run had other attributes, or the disk refuses.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
+
+    def __init__(self, path: Path, n: int, attributes: Mapping[str, Any], *, anew: bool = False) -> None:
+        self.path, self.n, self.attributes = path, n, attributes
+        self.file = path.with_name(path.name + ".unfinished")
+        self._done: dict[int, tuple[int, int]] = {}
+        recipe = json.loads(json.dumps({"n": n, **attributes}))
+        recipe["config"].pop("command", None)
+        with self._explained():
+            if anew:
+                self.file.unlink(missing_ok=True)
+            self._handle = self.file.open("a+b")
+            end = 0
+            for i, (end, body) in enumerate(self._records()):
+                if i > 0:
+                    self._done[_unpacked(body).first] = (end - len(body), len(body))
+                elif json.loads(body) != recipe:
+                    self._handle.close()
+                    raise DatasetError(
+                        f"{self.file} is an unfinished run with other options or versions. "
+                        "Repeat its command, or give --overwrite to start anew."
+                    )
+            self._handle.truncate(end)
+            if end == 0:
+                self._append(json.dumps(recipe).encode())
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.close()
+
+    def missing(self) -> list[int]:
+        """First indices of the blocks that are not there yet."""
+        return [first for first in range(0, self.n, BLOCK) if first not in self._done]
+
+    def add(self, block: Block) -> None:
+        """Keep a finished block."""
+        body = _BLOCK.pack(block.first, len(block.quantum), len(block.payload))
+        body += block.payload + block.quantum.astype("<f4").tobytes()
+        body += b"".join(block.truth[name].astype("<f8").tobytes() for name in TRUTH_COLUMNS)
+        with self._explained():
+            end = self._append(body)
+        self._done[block.first] = (end - len(body), len(body))
+
+    def finish(self) -> Path:
+        """Write the HDF5 file beside its final name, rename it, and drop the journal."""
+        partial = self.path.with_name(self.path.name + ".partial")
+        try:
+            with self._explained():
+                self._write_hdf5(partial)
+                partial.replace(self.path)
+                self._handle.close()
+                self.file.unlink()
+        finally:
+            partial.unlink(missing_ok=True)
+        return self.path
+
+    def _write_hdf5(self, partial: Path) -> None:
         with h5py.File(partial, "w") as file:
             file.attrs["schema_version"] = SCHEMA_VERSION
-            for name, value in attributes.items():
+            for name, value in self.attributes.items():
                 file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
             stamps = file.create_dataset(
                 "stamps",
-                (n, STAMP_SIZE, STAMP_SIZE),
+                (self.n, STAMP_SIZE, STAMP_SIZE),
                 "<i4",
                 chunks=(BLOCK, STAMP_SIZE, STAMP_SIZE),
                 shuffle=True,
                 compression="gzip",
                 compression_opts=_COMPRESSION_LEVEL,
             )
-            quantum = file.create_dataset("quantum", (n,), "<f4")
-            truth = {name: file.create_dataset(f"truth/{name}", (n,), "<f8") for name in TRUTH_COLUMNS}
-            for block in blocks:
-                stamps.id.write_direct_chunk((block.first, 0, 0), block.payload)
-                rows = slice(block.first, block.first + len(block.quantum))
+            quantum = np.empty(self.n, "<f4")
+            truth = {name: np.empty(self.n, "<f8") for name in TRUTH_COLUMNS}
+            for first, (start, length) in sorted(self._done.items()):
+                self._handle.seek(start)
+                block = _unpacked(self._handle.read(length))
+                stamps.id.write_direct_chunk((first, 0, 0), block.payload)
+                rows = slice(first, first + len(block.quantum))
                 quantum[rows] = block.quantum
                 for name in TRUTH_COLUMNS:
                     truth[name][rows] = block.truth[name]
-        partial.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path} could not be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+            file["quantum"] = quantum
+            for name, column in truth.items():
+                file[f"truth/{name}"] = column
+
+    def _records(self) -> Iterator[tuple[int, bytes]]:
+        """Bodies of the complete records from the start, and where each ends."""
+        self._handle.seek(0)
+        while len(head := self._handle.read(_HEAD.size)) == _HEAD.size:
+            length, checksum = _HEAD.unpack(head)
+            body = self._handle.read(length)
+            if len(body) < length or zlib.crc32(body) != checksum:
+                return
+            yield self._handle.tell(), body
+
+    def _append(self, body: bytes) -> int:
+        self._handle.write(_HEAD.pack(len(body), zlib.crc32(body)) + body)
+        self._handle.flush()
+        return self._handle.tell()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DatasetError(
+                f"{self.path} could not be written: {error}. What was finished is kept in {self.file}; "
+                "when the disk is well again, the same command continues."
+            ) from error
+
+
+_HEAD = struct.Struct("<QI")  # length and CRC-32 of the body
+_BLOCK = struct.Struct("<QII")  # first index, stamps, bytes of the payload
+
+
+def _unpacked(body: bytes) -> Block:
+    first, n, size = _BLOCK.unpack_from(body)
+    at = _BLOCK.size
+    payload = body[at : at + size]
+    quantum = np.frombuffer(body, "<f4", n, at + size)
+    columns = np.frombuffer(body, "<f8", n * len(TRUTH_COLUMNS), at + size + 4 * n).reshape(-1, n)
+    return Block(first, payload, quantum, dict(zip(TRUTH_COLUMNS, columns, strict=True)))
 
 
 class Dataset:
@@ -118,7 +225,7 @@ class Dataset:
     Parameters
     ----------
     path : str or Path
-        File written by `write`.
+        File made by `sersicnet simulate`.
 
     Attributes
     ----------

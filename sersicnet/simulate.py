@@ -215,7 +215,9 @@ def simulate(
     command: str = "",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Write a training set.
+    """Write a training set; the same call continues one that was interrupted.
+
+    Finished stamps wait in ``<output>.unfinished`` until all are there.
 
     Parameters
     ----------
@@ -258,25 +260,25 @@ def simulate(
         "zero_point": simulation.instrument.zero_point,
         "pixel_scale": simulation.instrument.pixel_scale,
     }
-    dataset.write(output, simulation.n, _blocks(simulation, workers, progress), attributes)
-    return output
+    with dataset.Journal(output, simulation.n, attributes, anew=overwrite) as journal:
+        missing = journal.missing()
+        done = simulation.n - sum(min(dataset.BLOCK, simulation.n - first) for first in missing)
+        progress(done)
+        for block in _blocks(simulation, missing, workers):
+            journal.add(block)
+            done += len(block.quantum)
+            progress(done)
+        return journal.finish()
 
 
-def _blocks(simulation: Simulation, workers: int | None, progress: Callable[[int], None]) -> Iterator[dataset.Block]:
-    firsts = range(0, simulation.n, dataset.BLOCK)
+def _blocks(simulation: Simulation, firsts: list[int], workers: int | None) -> Iterator[dataset.Block]:
     workers = min(workers or os.cpu_count() or 1, len(firsts))
     draw = functools.partial(_block, simulation)
-    if workers == 1:
-        yield from _counted(map(draw, firsts), simulation.n, progress)
+    if workers <= 1:
+        yield from map(draw, firsts)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from _counted(pool.map(draw, firsts, chunksize=4), simulation.n, progress)
-
-
-def _counted(blocks: Iterator[dataset.Block], n: int, progress: Callable[[int], None]) -> Iterator[dataset.Block]:
-    for block in blocks:
-        yield block
-        progress(min(block.first + dataset.BLOCK, n))
+        yield from pool.map(draw, firsts, chunksize=4)
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ import pytest
 from astropy.io import fits
 
 from sersicnet import dataset, mosaic
-from sersicnet.dataset import BLOCK, Arrays, Dataset
+from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
 from sersicnet.errors import DatasetError
 from sersicnet.simulate import Simulation, stamps
 
@@ -60,14 +60,82 @@ def test_hash_names_the_content(small_dataset, tmp_path):
     assert one.sha256() != one.taken(np.array([1, 0, 2, 3])).sha256()
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
-    def broken():
-        raise OSError("disk full")
-        yield
+ATTRIBUTES = {"config": {"seed": 5, "command": "one"}, "versions": {}, "zero_point": 25.0, "pixel_scale": 0.06}
 
-    with pytest.raises(DatasetError, match="disk full"):
-        dataset.write(tmp_path / "out.h5", BLOCK, broken(), {})
-    assert not list(tmp_path.iterdir())
+
+def blocks():
+    simulation = Simulation(40, seed=5)
+    return [dataset.pack(f, *stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
+
+
+def test_a_journal_in_any_order_makes_the_same_dataset(tmp_path):
+    for name, order in (("a", (0, 1, 2)), ("b", (2, 0, 1))):
+        with Journal(tmp_path / name, 40, ATTRIBUTES) as journal:
+            for i in order:
+                journal.add(blocks()[i])
+            journal.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    with Dataset(tmp_path / "a") as a, Dataset(tmp_path / "b") as b:
+        np.testing.assert_array_equal(a.stamps(0, 40), b.stamps(0, 40))
+        np.testing.assert_array_equal(a.targets, b.targets)
+
+
+@pytest.mark.parametrize("lost", [1, 1000, 200_000])
+def test_a_journal_cut_anywhere_is_continued(tmp_path, lost):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        for block in blocks()[:2]:
+            journal.add(block)
+        file = journal.file
+    content = file.read_bytes()
+    file.write_bytes(content[:-lost])
+    other = {**ATTRIBUTES, "config": {"seed": 5, "command": "two"}}
+    with Journal(tmp_path / "a", 40, other) as journal:
+        assert journal.missing() == [16, 32]
+        for block in blocks()[1:]:
+            journal.add(block)
+        journal.finish()
+    with Dataset(tmp_path / "a") as a:
+        original, truth = stamps(Simulation(40, seed=5), np.arange(40))
+        np.testing.assert_allclose(a.stamps(0, 40), original / truth["rms"][:, None, None], atol=0.04)
+
+
+def test_a_damaged_record_is_drawn_again(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        for block in blocks()[:2]:
+            journal.add(block)
+        file = journal.file
+    content = bytearray(file.read_bytes())
+    content[-5000] ^= 1
+    file.write_bytes(content)
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == [16, 32]
+
+
+def test_a_journal_of_other_options_is_kept(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        journal.add(blocks()[0])
+    with pytest.raises(DatasetError, match="unfinished run with other options"):
+        Journal(tmp_path / "a", 41, ATTRIBUTES)
+    with Journal(tmp_path / "a", 41, ATTRIBUTES, anew=True) as journal:
+        assert journal.missing() == [0, 16, 32]
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        for block in blocks():
+            journal.add(block)
+
+        def full(*arguments, **options):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset.h5py, "File", full)
+            with pytest.raises(DatasetError, match=r"No space left on device.*the same command continues"):
+                journal.finish()
+        assert not (tmp_path / "a").exists()
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == []
+        assert journal.finish() == tmp_path / "a"
 
 
 def test_bad_files_are_refused(tmp_path, small_dataset):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -45,6 +48,25 @@ def test_the_file_does_not_depend_on_the_workers(tmp_path):
     with h5py.File(paths[0]) as one, h5py.File(paths[1]) as two:
         np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
         np.testing.assert_array_equal(one["truth/mag"][:], two["truth/mag"][:])
+
+
+def test_a_killed_run_continues_to_the_same_file(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from sersicnet.simulate import Simulation, simulate\n"
+        "stop = lambda done: os.kill(os.getpid(), 9) if done >= 48 else None\n"
+        "simulate(sys.argv[1], Simulation(80, seed=3), workers=1, progress=stop)\n"
+    )
+    path = tmp_path / "killed.h5"
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert killed.returncode == -9
+    assert not path.exists()
+    seen = []
+    simulate.simulate(path, Simulation(80, seed=3), workers=1, progress=seen.append)
+    assert seen == [48, 64, 80]
+    simulate.simulate(tmp_path / "whole.h5", Simulation(80, seed=3), workers=1)
+    with h5py.File(path) as one, h5py.File(tmp_path / "whole.h5") as two:
+        np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
 
 
 def test_any_object_can_be_drawn_alone():
