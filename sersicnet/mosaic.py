@@ -383,8 +383,8 @@ def _detect(smooth: np.ndarray, threshold: np.ndarray, n_pixels: int, bad: np.nd
 
 
 def _deblend(smooth: np.ndarray, found: SegmentationImage, detector: Detector) -> SegmentationImage:
-    # photutils 3.1 has neither a progress bar nor processes here.
-    options = {"progress_bar": False} if "progress_bar" in inspect.signature(deblend_sources).parameters else {}
+    # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
+    options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyUserWarning)
         return deblend_sources(

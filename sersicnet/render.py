@@ -34,7 +34,9 @@ from sersicnet.schema import STAMP_SIZE
 N_RANGE = (0.3, 8.0)
 """Sersic indices that can be drawn."""
 
-_LOG_K_MIN, _LOG_K_MAX, _LOG_K_STEP = np.log(1e-4), np.log(2e3), 0.008
+N_PARAMETERS = 7
+
+_LOG_K_MIN, _LOG_K_STEP, _TABLE_LENGTH = np.log(1e-4), 0.008, 2102  # up to k = 2000
 _N_NODES = 140
 
 
@@ -55,7 +57,7 @@ def _hankel_table() -> _HankelTable:
     step = np.log(1e20) / points
     log_r = (np.arange(points) - (points - 1) / 2) * step
     radius = np.exp(log_r)
-    log_k = np.arange(_LOG_K_MIN, _LOG_K_MAX, _LOG_K_STEP)
+    log_k = _LOG_K_MIN + _LOG_K_STEP * np.arange(_TABLE_LENGTH)
     rows = []
     for n in np.exp(log_n):
         offset = fft.fhtoffset(step, mu=0)
@@ -122,7 +124,10 @@ class Renderer:
         self._kx, self._ky = kx, ky
         x, y = kx[cols], ky[rows]
         self._kxx, self._kxy, self._kyy = (a.astype(np.float32) for a in (x * x, x * y, y * y))
-        self._spectrum = np.zeros((period, len(kx)), dtype=np.complex64)
+        # What a derivative by the position multiplies a spectrum with. A real image
+        # has none of it at the Nyquist frequency.
+        self._slope_x, self._slope_y = (-1j * np.where(np.abs(k) < np.pi - 1e-6, k, 0) for k in (kx, ky))
+        self._slope_x, self._slope_y = self._slope_x.astype(np.complex64), self._slope_y.astype(np.complex64)
 
     def __call__(self, parameters: np.ndarray) -> np.ndarray:
         """Draw galaxies.
@@ -141,34 +146,79 @@ class Renderer:
             or outside of what can be drawn.
         """
         parameters = np.atleast_2d(np.asarray(parameters, dtype=float))
-        stamps = np.empty((len(parameters), self.size, self.size), dtype=np.float32)
+        stamps = np.full((len(parameters), self.size, self.size), np.nan, dtype=np.float32)
         for stamp, row in zip(stamps, parameters, strict=True):
-            _, _, _, r_eff, n, q, _ = row
-            drawable = np.isfinite(row).all() and r_eff > 0 and N_RANGE[0] <= n <= N_RANGE[1] and 0 < q <= 1
-            stamp[:] = self._draw(*row) if drawable else np.nan
+            if _drawable(row):
+                stamp[:] = self._draw(_Galaxy.of(row), derivatives=False)[0]
         return stamps
 
-    def _draw(self, x: float, y: float, flux: float, r_eff: float, n: float, q: float, theta: float) -> np.ndarray:
-        cos, sin = np.cos(np.radians(theta)), np.sin(np.radians(theta))
+    def with_derivatives(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draw galaxies, and their derivatives with respect to each parameter.
+
+        Parameters
+        ----------
+        parameters : ndarray, float, (N, 7)
+            As for calling the renderer.
+
+        Returns
+        -------
+        stamps : ndarray, float32, (N, size, size)
+        derivatives : ndarray, float32, (N, 7, size, size)
+            Analytic, in the order and the units of the parameters (the angle's
+            is per degree). NaN where the stamps are.
+        """
+        parameters = np.atleast_2d(np.asarray(parameters, dtype=float))
+        out = np.full((len(parameters), 1 + N_PARAMETERS, self.size, self.size), np.nan, dtype=np.float32)
+        for images, row in zip(out, parameters, strict=True):
+            if _drawable(row):
+                images[:] = self._draw(_Galaxy.of(row), derivatives=True)
+        return out[:, 0], out[:, 1:]
+
+    def _draw(self, galaxy: _Galaxy, *, derivatives: bool) -> np.ndarray:
+        """The image, and behind it the seven derivatives: (1 or 8, size, size)."""
+        x, y, flux, r_eff, n, q, cos, sin = galaxy
         k2 = self._kxx * np.float32(r_eff**2 * (cos**2 + (q * sin) ** 2))
         k2 += self._kyy * np.float32(r_eff**2 * (sin**2 + (q * cos) ** 2))
         k2 += self._kxy * np.float32(2 * r_eff**2 * (1 - q**2) * sin * cos)
-        values = _look_up(_transform_row(n), k2) * self._psf_transform
-        self._spectrum[self._rows, self._cols] = values
-        phase_x = np.exp(-1j * self._kx * x).astype(np.complex64)
-        phase_y = np.exp(-1j * self._ky * y).astype(np.complex64)
-        spectrum = self._spectrum * phase_y[:, None]
-        spectrum *= phase_x
-        image = fft.irfft2(spectrum, (self._period, self._period))[: self.size, : self.size]
-        image -= self._wrapped(x, y, r_eff, n, q, cos, sin)
-        return image * np.float32(flux)
+        table = _transform_rows(n, derivatives=derivatives)
+        index, fraction = _position(k2)
+        transform = _look_up(table[0], index, fraction)
+        parts = [transform]
+        if derivatives:
+            by_log_k, by_n = (_look_up(row, index, fraction) for row in table[1:])
+            # Half the relative change of k^2 with the axis ratio, and with the angle.
+            k_minor2 = self._kxx * np.float32(sin**2) + self._kyy * np.float32(cos**2)
+            k_minor2 -= self._kxy * np.float32(2 * sin * cos)
+            k_both = (self._kyy - self._kxx) * np.float32(sin * cos) + self._kxy * np.float32(cos**2 - sin**2)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                by_q = np.where(k2 > 0, by_log_k * np.float32(q * r_eff**2) * k_minor2 / k2, 0)
+                by_angle = np.where(k2 > 0, by_log_k * np.float32((1 - q**2) * r_eff**2) * k_both / k2, 0)
+            parts += [by_log_k / np.float32(r_eff), by_n, by_q, by_angle]
+        spectra = np.zeros((len(parts), self._period, len(self._kx)), dtype=np.complex64)
+        for spectrum, part in zip(spectra, parts, strict=True):
+            spectrum[self._rows, self._cols] = part * self._psf_transform
+        spectra *= np.exp(-1j * self._ky * y).astype(np.complex64)[:, None]
+        spectra *= np.exp(-1j * self._kx * x).astype(np.complex64)
+        if derivatives:
+            shifted = spectra[0] * self._slope_x, spectra[0] * self._slope_y[:, None]
+            spectra = np.concatenate([spectra[:1], shifted, spectra[1:]])
+        images = fft.irfft2(spectra, (self._period, self._period))[:, : self.size, : self.size]
+        images -= self._wrapped(galaxy, derivatives=derivatives)
+        if not derivatives:
+            return images * np.float32(flux)
+        image = images[:1].copy()
+        images *= np.float32(flux)
+        images[6] *= np.float32(np.pi / 180)
+        return np.concatenate([images[:3], image, images[3:]])
 
-    def _wrapped(
-        self, x: float, y: float, r_eff: float, n: float, q: float, cos: float, sin: float
-    ) -> np.ndarray | float:
-        """Light of the periodic images of a galaxy of unit flux, (size, size)."""
-        nearest = self._period - self.size / 2
-        if _light_outside(n, nearest / r_eff) < 1e-5:
+    def _wrapped(self, galaxy: _Galaxy, *, derivatives: bool) -> np.ndarray | float:
+        """Light of the periodic images of a galaxy of unit flux, and its derivatives.
+
+        In the order image, x, y, radius, index, axis ratio, angle (radians).
+        """
+        x, y, _, r_eff, n, q, cos, sin = galaxy
+        farthest = max(abs(c - edge) for c in (x, y) for edge in (0, self.size - 1))
+        if farthest < self._period and _light_outside(n, (self._period - farthest) / r_eff) < 1e-5:
             return 0.0
         # Narrow galaxies throw narrow wings: more nodes, fewer images.
         nodes_per_side, reach = (10, 4) if q > 0.3 else (24, 3) if q > 0.1 else (self.size, 2)
@@ -178,31 +228,88 @@ class Renderer:
         away = (shift_x != 0) | (shift_y != 0)
         dx = (nodes[None, :] - x - shift_x[away, None]).astype(np.float32)
         dy = (nodes[None, :] - y - shift_y[away, None]).astype(np.float32)
-        u2 = (dx * cos)[:, None, :] + (dy * sin)[:, :, None]
-        v2 = (dy * (cos / q))[:, :, None] - (dx * (sin / q))[:, None, :]
-        u2 *= u2
-        v2 *= v2
-        u2 += v2
+        u = (dx * np.float32(cos))[:, None, :] + (dy * np.float32(sin))[:, :, None]
+        v = (dy * np.float32(cos / q))[:, :, None] - (dx * np.float32(sin / q))[:, None, :]
+        radius2 = u * u + v * v
         b = float(sersic_b(n))
-        log_norm = 2 * n * np.log(b) - np.log(2 * np.pi * n * q * r_eff**2) - special.gammaln(2 * n)
-        np.log(u2, out=u2)
-        u2 -= np.float32(2 * np.log(r_eff))
-        u2 *= np.float32(0.5 / n)
-        np.exp(u2, out=u2)
-        u2 *= np.float32(-b)
-        u2 += np.float32(log_norm)
-        np.exp(u2, out=u2)
-        on_nodes = u2.sum(axis=0)
-        # Images farther away than `reach` are as good as uniform.
-        half_width = (reach + 0.5) * self._period
-        eccentric = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-        edge_x = np.cos(eccentric) * cos - q * np.sin(eccentric) * sin
-        edge_y = np.cos(eccentric) * sin + q * np.sin(eccentric) * cos
-        semi_major = half_width / np.maximum(np.abs(edge_x), np.abs(edge_y))
-        on_nodes += np.float32(_light_outside(n, semi_major / r_eff).mean() / self._period**2)
-        if weights is None:
-            return on_nodes
-        return weights @ on_nodes @ weights.T
+        log_radius = np.log(radius2)
+        log_radius *= np.float32(0.5)
+        log_radius -= np.float32(np.log(r_eff))
+        power = np.exp(log_radius * np.float32(1 / n))
+        light = np.exp(np.float32(_log_norm(n, q, r_eff)) - np.float32(b) * power)
+        beyond = _beyond(galaxy, reach, self._period)
+        if not derivatives:
+            on_nodes = light.sum(axis=0)[None] + np.float32(beyond)
+        else:
+            by_log_radius = light * power * np.float32(-b / n)
+            per_radius2 = by_log_radius / radius2
+            h = 1e-4
+            b_slope = float(sersic_b(n + h) - sersic_b(n - h)) / (2 * h)
+            norm_slope = float(_log_norm(n + h, q, r_eff) - _log_norm(n - h, q, r_eff)) / (2 * h)
+            by_n = light * (
+                np.float32(norm_slope) - np.float32(b_slope) * power + np.float32(b / n**2) * power * log_radius
+            )
+            changes = [
+                light,
+                per_radius2 * (v * np.float32(sin / q) - u * np.float32(cos)),
+                per_radius2 * (-u * np.float32(sin) - v * np.float32(cos / q)),
+                (-2 * light - by_log_radius) / np.float32(r_eff),
+                by_n,
+                -light / np.float32(q) - per_radius2 * v * v / np.float32(q),
+                per_radius2 * u * v * np.float32(q - 1 / q),
+            ]
+            on_nodes = np.stack([change.sum(axis=0) for change in changes])
+            slopes = [
+                (
+                    _beyond(galaxy._replace(**{k: value + h}), reach, self._period)
+                    - _beyond(galaxy._replace(**{k: value - h}), reach, self._period)
+                )
+                / (2 * h)
+                for k, value in (("r_eff", r_eff), ("n", n), ("q", q))
+            ]
+            on_nodes += np.array([beyond, 0, 0, *slopes, 0], np.float32)[:, None, None]
+        return on_nodes if weights is None else weights @ on_nodes @ weights.T
+
+
+class _Galaxy(NamedTuple):
+    """Parameters of one galaxy, its angle as cosine and sine."""
+
+    x: float
+    y: float
+    flux: float
+    r_eff: float
+    n: float
+    q: float
+    cos: float
+    sin: float
+
+    @classmethod
+    def of(cls, row: np.ndarray) -> _Galaxy:
+        angle = np.radians(row[6])
+        x, y, flux, r_eff, n, q = (float(value) for value in row[:6])
+        return cls(x, y, flux, r_eff, n, q, float(np.cos(angle)), float(np.sin(angle)))
+
+
+def _drawable(row: np.ndarray) -> bool:
+    _, _, _, r_eff, n, q, _ = row
+    return bool(np.isfinite(row).all() and r_eff > 0 and N_RANGE[0] <= n <= N_RANGE[1] and 0 < q <= 1)
+
+
+def _log_norm(n: float, q: float, r_eff: float) -> float:
+    """Logarithm of the central surface brightness at unit flux."""
+    b = sersic_b(n)
+    return float(2 * n * np.log(b) - np.log(2 * np.pi * n * q * r_eff**2) - special.gammaln(2 * n))
+
+
+def _beyond(galaxy: _Galaxy, reach: int, period: int) -> float:
+    """Light a pixel from images farther away than `reach`: as good as uniform."""
+    half_width = (reach + 0.5) * period
+    eccentric = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    along, across = np.cos(eccentric), galaxy.q * np.sin(eccentric)
+    edge_x = along * galaxy.cos - across * galaxy.sin
+    edge_y = along * galaxy.sin + across * galaxy.cos
+    semi_major = half_width / np.maximum(np.abs(edge_x), np.abs(edge_y))
+    return float(_light_outside(galaxy.n, semi_major / galaxy.r_eff).mean()) / period**2
 
 
 def _light_outside(n: float, radius: ArrayLike) -> np.ndarray:
@@ -224,31 +331,51 @@ def _interpolation(nodes_per_side: int, size: int) -> tuple[np.ndarray, np.ndarr
     return (size - 1) / 2 + nodes * size / 2, weights.astype(np.float32)
 
 
-def _transform_row(n: float) -> np.ndarray:
-    """S_n on the table's wave numbers: cubic interpolation in log n, float32."""
+def _transform_rows(n: float, *, derivatives: bool) -> np.ndarray:
+    """S_n on the table's wave numbers, its slope in log k and its slope in n, float32.
+
+    Cubic interpolation in log n. Without `derivatives` the first row alone.
+    """
     table = _hankel_table()
-    position = (np.log(n) - table.log_n[0]) / (table.log_n[1] - table.log_n[0])
+    step = table.log_n[1] - table.log_n[0]
+    position = (np.log(n) - table.log_n[0]) / step
     first = int(np.clip(np.floor(position) - 1, 0, len(table.log_n) - 4))
     t = position - first
-    weights = np.array(
+    weights = [
         [
             -(t - 1) * (t - 2) * (t - 3) / 6,
             t * (t - 2) * (t - 3) / 2,
             -t * (t - 1) * (t - 3) / 2,
             t * (t - 1) * (t - 2) / 6,
         ]
-    )
-    return (weights @ table.transform[first : first + 4]).astype(np.float32)
+    ]
+    if derivatives:
+        weights.append(
+            [
+                -(3 * t**2 - 12 * t + 11) / 6,
+                (3 * t**2 - 10 * t + 6) / 2,
+                -(3 * t**2 - 8 * t + 3) / 2,
+                (3 * t**2 - 6 * t + 2) / 6,
+            ]
+        )
+    rows = np.array(weights) @ table.transform[first : first + 4]
+    if derivatives:
+        rows = np.stack([rows[0], np.gradient(rows[0], _LOG_K_STEP), rows[1] / (step * n)])
+    return rows.astype(np.float32)
 
 
-def _look_up(row: np.ndarray, k2: np.ndarray) -> np.ndarray:
-    """Linear interpolation of a table row at squared wave numbers."""
-    np.maximum(k2, np.float32(np.exp(2 * _LOG_K_MIN)), out=k2)
-    position = np.log(k2)
+def _position(k2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index and fraction in the table of squared wave numbers times radius."""
+    position = np.log(np.maximum(k2, np.float32(np.exp(2 * _LOG_K_MIN))))
     position *= np.float32(0.5 / _LOG_K_STEP)
     position -= np.float32(_LOG_K_MIN / _LOG_K_STEP)
     index = position.astype(np.int32)
-    np.minimum(index, len(row) - 2, out=index)
+    np.minimum(index, _TABLE_LENGTH - 2, out=index)
     position -= index
+    return index, position
+
+
+def _look_up(row: np.ndarray, index: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """Linear interpolation of a table row."""
     low = row[index]
-    return low + position * (row[index + 1] - low)
+    return low + fraction * (row[index + 1] - low)

@@ -81,6 +81,44 @@ def test_centroid_is_the_position():
     assert (stamp * y)[core].sum() / stamp[core].sum() == pytest.approx(63.8, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        (63.3, 63.9, 100.0, 1.5, 4.0, 0.8, 30),
+        (63.3, 63.9, 100.0, 8.0, 1.0, 0.5, -50),
+        (63.3, 63.9, 100.0, 45.0, 5.0, 0.6, 75),
+        (60.3, 66.9, 100.0, 45.0, 2.0, 0.2, 75),
+        (63.3, 63.9, 100.0, 30.0, 4.0, 0.06, 20),
+    ],
+)
+@pytest.mark.parametrize("parameter", range(7))
+def test_derivatives_agree_with_differences(row, parameter):
+    render = Renderer(gaussian_psf())
+    step = (0.02, 0.02, 1.0, 0.01 * row[3], 0.01 * row[4], 0.01 * row[5], 0.5)[parameter]
+    ends = np.array([row, row], float)
+    ends[:, parameter] += [-step, step]
+    low, high = render(ends)
+    stamps, derivatives = render.with_derivatives(np.array(row))
+    np.testing.assert_allclose(stamps[0], render(np.array(row))[0], atol=1e-6 * stamps.max())
+    difference = (high - low) / (2 * step)
+    ours = derivatives[0, parameter]
+    assert np.abs(ours - difference).max() < 5e-3 * np.abs(difference).max()
+
+
+def test_derivatives_of_a_bad_galaxy_are_nan_and_alone():
+    rows = np.array([[63.5, 63.5, 1, 5, np.nan, 0.7, 0], [63.5, 63.5, 1, 5, 1, 0.7, 0]])
+    _, derivatives = Renderer(gaussian_psf()).with_derivatives(rows)
+    assert np.isnan(derivatives[0]).all()
+    assert np.isfinite(derivatives[1]).all()
+
+
+def test_a_galaxy_far_from_the_middle():
+    row = (12.3, 110.9, 1000.0, 20.0, 4.0, 0.5, 30)
+    ours, theirs = Renderer(gaussian_psf())(np.array(row))[0], galsim_stamp(*row)
+    assert np.abs(ours - theirs).max() < 2e-3 * theirs.max()
+    assert ours.sum() == pytest.approx(theirs.sum(), rel=1e-3)
+
+
 def test_high_index_can_be_drawn():
     stamp = Renderer(gaussian_psf())(np.array([63.5, 63.5, 1.0, 5.0, 8.0, 0.7, 0]))[0]
     assert np.isfinite(stamp).all()
