@@ -127,6 +127,20 @@ def measure(
     mask: Annotated[
         Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
     ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Fit each source with snr >= 10, from the network's answer on.")
+    ] = False,
+    psf: Annotated[
+        Path | None,
+        typer.Option(help="FITS image of the PSF for --refine; that of the weights by default.", show_default=False),
+    ] = None,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            help="Electrons per image unit for --refine; as deep as the training images by default.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -150,6 +164,9 @@ def measure(
             mask=mask,
             positions=positions,
             weights_name=weights,
+            refine=refine,
+            psf=psf,
+            gain=gain,
             overwrite=overwrite,
             command=_command_line(),
             report=lambda stage, done, total: update(done, total or None, stage),

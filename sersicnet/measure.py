@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import astropy
 import numpy as np
@@ -19,6 +20,7 @@ from astropy.table import Column, QTable, Table
 import sersicnet
 from sersicnet import instrument, mosaic, weights
 from sersicnet.errors import InputError, SersicnetWarning, check_output
+from sersicnet.fit import Fitter, Noise, Status
 from sersicnet.schema import (
     COLUMN,
     COLUMNS,
@@ -53,6 +55,9 @@ def measure(
     mask: str | Path | None = None,
     positions: str | Path | Table | None = None,
     weights_name: str | Path = weights.DEFAULT,
+    refine: bool = False,
+    psf: str | Path | None = None,
+    gain: float | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = lambda stage, done, total: None,
@@ -83,6 +88,15 @@ def measure(
         measure these and detect nothing. One row each, in their order.
     weights_name : str or Path
         Name of shipped weights, or a weights directory.
+    refine : bool
+        Whether to fit a Sersic profile to each source with snr of at least 10,
+        starting from the network's answer; see `sersicnet.fit`.
+    psf : str or Path, optional
+        FITS image of the effective PSF for the fits, an odd number of pixels a
+        side; that of the weights' domain by default.
+    gain : float, optional
+        Electrons per image unit, for the Poisson noise of the sources in the
+        fits; as in the weights' domain by default.
     overwrite : bool
         Whether to replace `output`.
     command : str
@@ -112,6 +126,8 @@ def measure(
         output = check_output(output, overwrite)
         if output.suffix.lower() not in FORMATS:
             raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {output.name}.")
+    if not refine and (psf is not None or gain is not None):
+        raise InputError("--psf and --gain are for fits: give --refine with them.")
     if rms is not None and wht is not None:
         raise InputError("Give either --rms or --wht; received both.")
     network = weights.load(weights_name)
@@ -142,8 +158,12 @@ def measure(
     else:
         x, y = given
         source = _source_at(found.segmentation, x, y)
-    table = _table(frame, bad, sky, found, x, y, source, network, zero, scale, report)
+    fitter, psf_source = _fitter(network, psf, gain, zero.value, sky) if refine else (None, "")
+    values = _measured(frame, bad, sky, found, x, y, source, network, fitter, zero.value, report)
+    table = _table(frame, x, y, values, network, zero, scale, refined=refine)
     table.meta.update(_provenance(frame, network, zero, scale, sky, command))
+    if fitter is not None:
+        table.meta["PSF"], table.meta["GAIN"] = psf_source, fitter.noise.gain
     if output is not None:
         write(table, output)
     return table
@@ -205,7 +225,19 @@ def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
     return out
 
 
-def _table(
+class _Measured(NamedTuple):
+    """What stamps have told, one row a source; magnitudes are AB."""
+
+    targets: np.ndarray
+    errors: np.ndarray
+    theta: np.ndarray
+    chi2: np.ndarray
+    rms: np.ndarray
+    snr: np.ndarray
+    flags: np.ndarray
+
+
+def _measured(
     frame: mosaic.Image,
     bad: np.ndarray,
     sky: mosaic.Sky,
@@ -214,63 +246,137 @@ def _table(
     y: np.ndarray,
     source: np.ndarray,
     network: weights.Weights,
-    zero: instrument.Reading,
-    scale: instrument.Reading,
+    fitter: Fitter | None,
+    zero_point: float,
     report: Report,
-) -> QTable:
+) -> _Measured:
+    """Cut the stamps, run the network, and the fits where they are asked for."""
     n = len(x)
-    targets, errors = np.full((n, len(TARGET_NAMES)), np.nan), np.full((n, len(TARGET_NAMES)), np.nan)
-    flags, rms = np.zeros(n, int), np.full(n, np.nan)
+    detected = source >= 0
+
+    def of_source(values: np.ndarray) -> np.ndarray:
+        return np.where(detected, values[np.where(detected, source, 0)], np.nan) if len(values) else np.full(n, np.nan)
+
+    out = _Measured(
+        np.full((n, len(TARGET_NAMES)), np.nan),
+        np.full((n, len(TARGET_NAMES)), np.nan),
+        of_source(found.theta),
+        np.full(n, np.nan),
+        np.full(n, np.nan),
+        of_source(found.flux) / (sky.correlation * np.sqrt(of_source(found.area))),
+        np.zeros(n, int),
+    )
+    out.flags[of_source(found.blended.astype(float)) == 1] |= Flag.BLENDED
     claimed = found.claimed()
     for first in range(0, n, STAMPS_AT_ONCE):
         report("measuring", first, n)
         rows = slice(first, min(first + STAMPS_AT_ONCE, n))
-        labels = np.where(source[rows] >= 0, source[rows] + 1, 0)
+        labels = np.where(detected[rows], source[rows] + 1, 0)
         stamps = mosaic.cut(frame.data, bad, sky, x[rows], y[rows], claimed, labels)
         stamps.pixels[stamps.empty] = np.nan
-        targets[rows], predicted_errors = network.predict(stamps.pixels)
-        if predicted_errors is not None:
-            errors[rows] = predicted_errors
-        rms[rows] = stamps.rms
-        flags[rows] |= Flag.NO_DATA * stamps.empty
-        flags[rows] |= Flag.EDGE * stamps.edge
-        flags[rows] |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
-        flags[rows] |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
+        out.targets[rows], errors = network.predict(stamps.pixels)
+        if errors is not None:
+            out.errors[rows] = errors
+        out.rms[rows] = stamps.rms
+        out.snr[rows] /= stamps.rms
+        out.targets[rows, 0] += absolute_magnitude_of_rms(zero_point, stamps.rms)
+        out.flags[rows] |= Flag.NO_DATA * stamps.empty
+        out.flags[rows] |= Flag.EDGE * stamps.edge
+        out.flags[rows] |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
+        out.flags[rows] |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
+        with np.errstate(invalid="ignore"):
+            out.flags[rows] |= Flag.LOW_SNR * ~(out.snr[rows] >= LOW_SNR_LIMIT)
+        if fitter is not None:
+            for i in range(len(stamps.pixels)):
+                report("refining", first + i, n)
+                _refine(out, first + i, fitter, stamps, i, zero_point)
     report("measuring", n, n)
-    targets[:, 0] += absolute_magnitude_of_rms(zero.value, rms)
-    measured = np.isfinite(targets).all(axis=1)
-    detected = source >= 0
-    at = np.where(detected, source, 0)
-
-    def of_source(values: np.ndarray) -> np.ndarray:
-        return np.where(detected, values[at], np.nan) if len(values) else np.full(n, np.nan)
-
     with np.errstate(invalid="ignore"):
-        snr = of_source(found.flux) / (rms * sky.correlation * np.sqrt(of_source(found.area)))
-        flags |= Flag.BLENDED * (of_source(found.blended.astype(float)) == 1)
-        flags |= Flag.LOW_SNR * ~(snr >= LOW_SNR_LIMIT)
-        flags |= Flag.LARGE * (targets[:, 1] > LARGE_LIMIT)
+        out.flags[out.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
+    return out
+
+
+def _refine(out: _Measured, row: int, fitter: Fitter, stamps: mosaic.Stamps, i: int, zero_point: float) -> None:
+    """Replace the network's answer by that of a fit that starts there, if it converges."""
+    mag, r_eff, n, e = out.targets[row]
+    if out.flags[row] & Flag.LOW_SNR or not np.isfinite(mag):
+        return
+    flux = 10 ** (-0.4 * (mag - zero_point))
+    start = np.array([stamps.x[i], stamps.y[i], flux, r_eff, n, 1 - e, np.nan_to_num(out.theta[row])])
+    rms = stamps.rms[i : i + 1]
+    fits = fitter(stamps.pixels[i : i + 1] * np.float32(rms[0]), rms, start[None], stamps.replaced[i : i + 1])
+    errors = np.sqrt(np.diagonal(fits.covariance[0]))
+    if fits.status[0] != Status.CONVERGED or not np.isfinite(errors).all():
+        out.flags[row] |= Flag.NOT_REFINED
+        return
+    _, _, flux, r_eff, n, q, theta = fits.parameters[0]
+    out.targets[row] = zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q
+    out.errors[row] = 2.5 / np.log(10) * errors[2] / flux, errors[3], errors[4], errors[5]
+    out.theta[row], out.chi2[row] = theta, fits.chi2[0]
+
+
+def _fitter(
+    network: weights.Weights, psf: str | Path | None, gain: float | None, zero_point: float, sky: mosaic.Sky
+) -> tuple[Fitter, str]:
+    """The fitter for an image, and where its PSF came from."""
+    trained_on = network.card["data"].get("config", {}).get("instrument")
+    if trained_on is None and (psf is None or gain is None):
+        raise InputError(
+            f"The card of {network.name} tells no PSF and no exposure: give --psf and --gain with --refine."
+        )
+    if gain is None:
+        # As deep as the training images: their electrons a second, in units of this image.
+        gain = trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"]))
+    if psf is not None:
+        image, source = mosaic.read_image(psf, prefer=("PSF",)).data, str(psf)
+    else:
+        from sersicnet.simulate import effective_psf
+
+        image = effective_psf(instrument.Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])}))
+        source = f"of the weights: {trained_on['name']}"
+        _warn(f"No --psf was given: fits use that of the weights' domain, {trained_on['name']}.")
+    return Fitter(image, Noise(sky.autocorrelation, gain), STAMP_SIZE), source
+
+
+def _table(
+    frame: mosaic.Image,
+    x: np.ndarray,
+    y: np.ndarray,
+    values: _Measured,
+    network: weights.Weights,
+    zero: instrument.Reading,
+    scale: instrument.Reading,
+    *,
+    refined: bool,
+) -> QTable:
+    """Columns with units and descriptions, and the flags that need the whole catalogue."""
+    n = len(x)
+    targets, flags = values.targets, values.flags
     ranges = network.card["domain"]["ranges"]
     low, high = (np.array([ranges[name][i] for name in TARGET_NAMES]) for i in (0, 1))
-    flags |= Flag.OUT_OF_RANGE * (measured & ((targets < low) | (targets > high)).any(axis=1))
-    flags |= Flag.OUT_OF_DOMAIN * _outside_domain(network, zero, scale, rms)
+    outside = np.isfinite(targets).all(axis=1) & ((targets < low) | (targets > high)).any(axis=1)
+    flags[outside] |= Flag.OUT_OF_RANGE
+    flags[_outside_domain(network, zero, scale, values.rms)] |= Flag.OUT_OF_DOMAIN
     columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": x, "y": y}
     if frame.wcs is not None:
         columns["ra"], columns["dec"] = frame.sky(x, y) if n else (np.zeros(0), np.zeros(0))
     for i, name in enumerate(TARGET_NAMES):
         columns[name] = targets[:, i]
-        if network.card["errors"]:
-            columns[f"{name}_err"] = errors[:, i]
+        if network.card["errors"] or refined:
+            columns[f"{name}_err"] = values.errors[:, i]
     if np.isfinite(scale.value):
-        columns["r_eff"] = columns["r_eff_pix"] * scale.value
-        if network.card["errors"]:
-            columns["r_eff_err"] = columns["r_eff_pix_err"] * scale.value
-    columns.update(theta=of_source(found.theta), snr=snr, flags=flags)
+        for name in ("r_eff", "r_eff_err"):
+            pixels = columns.get(name.replace("r_eff", "r_eff_pix"))
+            if pixels is not None:
+                columns[name] = pixels * scale.value
+    columns.update(theta=values.theta, snr=values.snr, flags=flags)
+    if refined:
+        columns["chi2"] = values.chi2
     table = QTable()
     for column in COLUMNS:
         if column.name in columns:
-            values = np.asarray(columns[column.name]).astype(column.dtype)
-            table[column.name] = values * units.Unit(column.unit) if column.unit else values
+            content = np.asarray(columns[column.name]).astype(column.dtype)
+            table[column.name] = content * units.Unit(column.unit) if column.unit else content
             table[column.name].info.description = column.description
     return table
 
@@ -350,6 +456,8 @@ _CARD_COMMENTS = {
     "ASTROPY": "version of astropy",
     "STAMPSIZ": "side of a stamp in pixels",
     "COMMAND": "command line",
+    "PSF": "PSF of the fits",
+    "GAIN": "electrons per image unit, in the fits",
 }
 
 

@@ -191,9 +191,8 @@ class Sky:
         The sky.
     rms : ndarray, float32, (H, W)
         Standard deviation of a blank pixel; NaN in pixels without data.
-    correlation : float
-        How much larger the noise of a large aperture is than independent pixels
-        of this rms would have: 1 for white noise, about 2 for drizzled images.
+    autocorrelation : ndarray, float64, (7, 7)
+        Of blank pixels, by lag along y and x; 1 in the middle.
     map_factor : float
         What the user's noise map was multiplied with to match the scatter of
         blank pixels; NaN without a map.
@@ -201,8 +200,16 @@ class Sky:
 
     level: np.ndarray
     rms: np.ndarray
-    correlation: float
+    autocorrelation: np.ndarray
     map_factor: float
+
+    @property
+    def correlation(self) -> float:
+        """How much larger the noise of a large aperture is than that of independent pixels.
+
+        1 for white noise, about 2 for drizzled images.
+        """
+        return float(np.sqrt(max(self.autocorrelation.sum(), 1.0)))
 
 
 @dataclass
@@ -307,7 +314,7 @@ class Detector:
             rms = (noise_map * factor).astype(np.float32)
         smooth, sigma = self._smoothed(clean, rms, bad, sources)
         found = _detect(smooth, self.threshold * sigma * rms, self.n_pixels, bad)
-        sky = Sky(level, np.where(bad, np.nan, rms), _correlation(clean / rms, bad | sources), factor)
+        sky = Sky(level, np.where(bad, np.nan, rms), _autocorrelation(clean / rms, bad | sources), factor)
         if found is None:
             none = np.zeros(0)
             nothing = np.zeros(data.shape, np.int32)
@@ -397,21 +404,23 @@ def _deblend(smooth: np.ndarray, found: SegmentationImage, detector: Detector) -
         )
 
 
-def _correlation(normalised: np.ndarray, ignore: np.ndarray, reach: int = 3, side: int = 2048) -> float:
-    """Square root of the summed autocorrelation of blank pixels, at least 1."""
+def _autocorrelation(normalised: np.ndarray, ignore: np.ndarray, reach: int = 3, side: int = 2048) -> np.ndarray:
+    """Autocorrelation of blank pixels out to `reach`; in the middle of a large image."""
     middle = tuple(slice(max(0, (n - side) // 2), max(0, (n - side) // 2) + side) for n in normalised.shape)
     values, used = normalised[middle], (~ignore & np.isfinite(normalised))[middle]
+    out = np.zeros((2 * reach + 1, 2 * reach + 1))
+    out[reach, reach] = 1
     if not used.any():
-        return 1.0
+        return out
     values = np.where(used, np.clip(values - np.median(values[used]), -5, 5), 0)
-    total = 0.0
-    for dy in range(-reach, reach + 1):
+    variance = _shifted_mean(values, 0, 0) / _shifted_mean(used.astype(np.float32), 0, 0)
+    for dy in range(reach + 1):
         for dx in range(-reach, reach + 1):
-            pairs = _shifted_mean(used.astype(np.float32), dx, dy)
-            if pairs > 0:
-                total += _shifted_mean(values, dx, dy) / pairs
-    variance = float((values[used] ** 2).mean())
-    return float(np.sqrt(max(total / variance, 1.0)))
+            if (dy, dx) > (0, 0):
+                pairs = _shifted_mean(used.astype(np.float32), dx, dy)
+                value = _shifted_mean(values, dx, dy) / pairs / variance if pairs > 0 else 0.0
+                out[reach + dy, reach + dx] = out[reach - dy, reach - dx] = value
+    return out
 
 
 def _shifted_mean(values: np.ndarray, dx: int, dy: int) -> float:
@@ -429,6 +438,10 @@ class Stamps:
     ----------
     pixels : ndarray, float32, (N, 128, 128)
         Sky subtracted, in units of `rms`; neighbours and bad pixels replaced.
+    replaced : ndarray, bool, (N, 128, 128)
+        Which pixels were replaced.
+    x, y : ndarray, float64, (N,)
+        Positions of the sources in their stamps, zero-based.
     rms : ndarray, float64, (N,)
         Noise of a blank pixel around each source, image units.
     edge : ndarray, bool, (N,)
@@ -442,6 +455,9 @@ class Stamps:
     """
 
     pixels: np.ndarray
+    replaced: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
     rms: np.ndarray
     edge: np.ndarray
     unusable: np.ndarray
@@ -485,6 +501,9 @@ def cut(
     n, size = len(x), STAMP_SIZE
     out = Stamps(
         np.zeros((n, size, size), np.float32),
+        np.ones((n, size, size), bool),
+        np.full(n, np.nan),
+        np.full(n, np.nan),
         np.full(n, np.nan),
         np.ones(n, bool),
         np.ones(n),
@@ -515,8 +534,10 @@ def cut(
         out.neighbours[i] = other.mean()
         middle = slice(size // 2 - 3, size // 2 + 2)
         out.empty[i] = not usable[middle, middle].any()
-        offset = (x[i] - image_part[1].start + stamp_part[1].start, y[i] - image_part[0].start + stamp_part[0].start)
-        _fill(values, usable & ~other, offset)
+        out.x[i] = x[i] - image_part[1].start + stamp_part[1].start
+        out.y[i] = y[i] - image_part[0].start + stamp_part[0].start
+        out.replaced[i] = ~usable | other
+        _fill(values, ~out.replaced[i], (out.x[i], out.y[i]))
         values /= out.rms[i]
     return out
 

@@ -132,6 +132,7 @@ class Flag(enum.IntFlag):
     LARGE = 64
     OUT_OF_RANGE = 128
     OUT_OF_DOMAIN = 256
+    NOT_REFINED = 512
 
 
 MASKED_LIMIT = 0.1
@@ -152,6 +153,7 @@ FLAG_MEANING = {
     Flag.OUT_OF_RANGE: "a parameter lies outside the range that the network was trained on",
     Flag.OUT_OF_DOMAIN: f"pixel scale differs by more than {SCALE_TOLERANCE:.0%} from what the network was "
     f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
+    Flag.NOT_REFINED: "the fit of --refine did not converge: the values are the network's",
 }
 """What each bit means; the table in the documentation is made from it."""
 
@@ -189,8 +191,9 @@ COLUMNS = (
     Column("sersic_n_err", "f4", "", "stat.error;src.morph.param", "1 sigma error of sersic_n"),
     Column("ellipticity", "f4", "", "src.ellipticity", "1 - q, with the axis ratio q = b/a"),
     Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
-    Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y, from moments"),
+    Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y; moments, or the fit"),
     Column("snr", "f4", "", "stat.snr", "signal to noise in the detected area"),
+    Column("chi2", "f4", "", "stat.fit.chi2", "reduced chi-square of the fit; only with --refine"),
     Column("flags", "i4", "", "meta.code.qual", "sum of bits, 0 = good; see the documentation"),
 )
 COLUMN = {column.name: column for column in COLUMNS}

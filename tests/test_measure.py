@@ -10,8 +10,12 @@ from astropy.table import QTable, Table
 from sersicnet import measure as module
 from sersicnet import mosaic, weights
 from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.instrument import F160W
 from sersicnet.measure import measure
 from sersicnet.schema import COLUMN, COLUMNS, Flag
+from sersicnet.simulate import effective_psf
+
+PLAIN = [column for column in COLUMNS if column.name != "chi2"]
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +76,11 @@ def test_the_file_opens_with_units_and_descriptions(field, tmp_path):
     path = tmp_path / "cat.fits"
     measure(field[0], path, command="sersicnet measure field.fits")
     read = QTable.read(path)
-    assert read.colnames == [c.name for c in COLUMNS]
+    assert read.colnames == [c.name for c in PLAIN]
     assert read["r_eff"].unit == units.arcsec
     assert read["ra"].unit == units.deg
     header = fits.getheader(path, 1)
-    for i, column in enumerate(COLUMNS, start=1):
+    for i, column in enumerate(PLAIN, start=1):
         assert header[f"TTYPE{i}"] == column.name
         assert header[f"TCOMM{i}"] == column.description
         assert header[f"TUCD{i}"] == column.ucd
@@ -142,7 +146,7 @@ def test_an_empty_sky_gives_every_column_and_no_row(field, tmp_path, blank):
     assert len(table) == 0
     read = QTable.read(tmp_path / "cat.fits")
     assert len(read) == 0
-    assert read.colnames == [c.name for c in COLUMNS]
+    assert read.colnames == [c.name for c in PLAIN]
 
 
 def test_without_a_wcs_there_are_pixel_columns_only(field, tmp_path):
@@ -240,6 +244,63 @@ def test_flag_out_of_domain_by_pixel_scale(field, isolated):
 def test_flag_out_of_domain_by_depth(field, isolated):
     with pytest.warns(SersicnetWarning, match="The noise of the image"):
         assert flags_at(field, *isolated, zero_point=30.0) & Flag.OUT_OF_DOMAIN
+
+
+# --- refining -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def refined(field, tmp_path_factory):
+    path = tmp_path_factory.mktemp("refined") / "psf.fits"
+    fits.PrimaryHDU(effective_psf(F160W)).writeto(path)
+    return measure(field[0], refine=True, psf=path, gain=F160W.exposure)
+
+
+def test_a_fit_is_right_within_its_errors(refined, field):
+    truth = field[1]
+    rows, found = matched(refined, truth)
+    clean = (refined["flags"][found] & ~Flag.BLENDED) == 0
+    rows, found = rows[clean], found[clean]
+    assert len(rows) >= 5
+    pulls = [
+        (getattr(refined[name], "value", refined[name])[found] - truth[name][rows])
+        / getattr(refined[f"{name}_err"], "value", refined[f"{name}_err"])[found]
+        for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")
+    ]
+    assert np.median(np.abs(pulls)) < 1.5
+    assert np.abs(refined["mag"].value[found] - truth["mag"][rows]).max() < 0.1
+    assert np.median(refined["chi2"][found]) == pytest.approx(1, abs=0.1)
+
+
+def test_fits_say_where_their_psf_is_from(refined, field):
+    assert refined.meta["PSF"].endswith("psf.fits")
+    with pytest.warns(SersicnetWarning, match="No --psf was given"):
+        again = measure(field[0], refine=True)
+    assert "of the weights: HST WFC3/IR F160W" in again.meta["PSF"]
+    assert again.meta["GAIN"] == pytest.approx(3200)
+
+
+def test_sources_that_are_not_fitted_keep_the_values_of_the_network(catalogue, refined):
+    faint = (refined["flags"] & (Flag.LOW_SNR | Flag.NOT_REFINED)) != 0
+    assert np.isnan(refined["chi2"][faint]).all()
+    np.testing.assert_array_equal(refined["mag"][faint], catalogue["mag"][faint])
+
+
+def test_flag_not_refined(field, isolated, monkeypatch):
+    monkeypatch.setattr(module, "Status", type("Never", (), {"CONVERGED": -1}))
+    with pytest.warns(SersicnetWarning, match="No --psf"):
+        assert flags_at(field, *isolated, refine=True) & Flag.NOT_REFINED
+
+
+@pytest.mark.parametrize("psf", [np.ones((20, 20)), np.full((21, 21), np.nan), np.ones((21, 23)), -np.ones((21, 21))])
+def test_bad_psfs_are_refused(field, tmp_path, psf):
+    with pytest.raises(InputError, match=r"PSF|no finite pixel"):
+        measure(field[0], refine=True, psf=write(tmp_path / "psf.fits", psf))
+
+
+def test_a_psf_without_a_fit_is_a_mistake(field, tmp_path):
+    with pytest.raises(InputError, match="give --refine"):
+        measure(field[0], psf=tmp_path / "psf.fits")
 
 
 # --- maps and bad input ---------------------------------------------------------------------

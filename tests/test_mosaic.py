@@ -10,7 +10,7 @@ from sersicnet.mosaic import Detector, Sky, cut, read_image
 
 
 def flat_sky(data, rms=1.0):
-    return Sky(np.zeros_like(data), np.full_like(data, rms), 1.0, np.nan)
+    return Sky(np.zeros_like(data), np.full_like(data, rms), np.ones((1, 1)), np.nan)
 
 
 def test_reads_the_first_image(blank):

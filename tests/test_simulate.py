@@ -106,7 +106,7 @@ def test_a_simulated_and_a_cut_stamp_agree_in_centring():
     canvas = np.zeros((400, 420), np.float32)
     canvas[100:228, 150:278] = simulated[0]
     position = np.array([150 + truth["x"][0]]), np.array([100 + truth["y"][0]])
-    sky = mosaic.Sky(np.zeros_like(canvas), np.full_like(canvas, truth["rms"][0]), 1.0, np.nan)
+    sky = mosaic.Sky(np.zeros_like(canvas), np.full_like(canvas, truth["rms"][0]), np.ones((1, 1)), np.nan)
     stamp = mosaic.cut(canvas, np.zeros(canvas.shape, bool), sky, *position).pixels[0] * truth["rms"][0]
     row, column = np.unravel_index(stamp.argmax(), stamp.shape)
     ours = np.unravel_index(simulated[0].argmax(), stamp.shape)
