@@ -414,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.showwarning = show_warning  # type: ignore[assignment]
         try:
             app(args=_arguments)
-        except SersicnetError as error:
+        except (SersicnetError, OSError) as error:
             stderr.print(f"Error: {error}", markup=False, soft_wrap=True)
             sys.exit(1)
         except KeyboardInterrupt:

@@ -132,21 +132,23 @@ def _prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
     stop = threading.Event()
     end = object()
 
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                channel.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
     def fill() -> None:
-        last: Any = end
         try:
             for item in items:
-                while not stop.is_set():
-                    try:
-                        channel.put(item, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
+                put(item)
                 if stop.is_set():
                     return
+            put(end)
         except BaseException as error:  # handed to the consumer, which raises it
-            last = error
-        channel.put(last)
+            put(error)
 
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
@@ -192,16 +194,17 @@ def _fit(task: _Task, recipe: Recipe, seed: int, run: Path, config: dict[str, An
     steps = math.ceil((high - low) / recipe.batch)
     while state["epoch"] < recipe.epochs and state["epoch"] - state["best_epoch"] < recipe.patience:
         epoch = state["epoch"]
-        rng = np.random.default_rng([seed, epoch])
+        # Two generators, for the stamps are read ahead in a thread of their own.
+        order, turns = (np.random.default_rng([seed, epoch, use]) for use in (0, 1))
         started, losses = time.monotonic(), []
-        batches = task.source.batches(recipe.batch, low, high, rng)
+        batches = task.source.batches(recipe.batch, low, high, order)
         for step, (stamps, indices) in enumerate(_prefetched(batches)):
             done = (epoch + step / steps) / recipe.epochs
             if recipe.anneal:
                 warm = min(1.0, done / 0.03 + 1e-3)
                 model.optimizer.learning_rate = recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
             if recipe.symmetries:
-                stamps = _in_random_orientation(stamps, rng)
+                stamps = _in_random_orientation(stamps, turns)
             x, y, sample_weight = task.arguments(stamps, indices, done)
             logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
             losses.append(float(logs["loss"]))

@@ -139,6 +139,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, arguments
 
 
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (PermissionError(13, "denied"), 1)])
+def test_interruptions_and_the_system_s_errors_are_no_tracebacks(run, field, monkeypatch, tmp_path, raised, code):
+    def fail(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr(mosaic, "read_image", fail)
+    found, _, err = run("measure", field[0], "-o", tmp_path / "cat.fits")
+    assert found == code
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_empty_sky_is_a_warning(run, blank, tmp_path):
     code, _, err = run("measure", blank(), "-o", tmp_path / "cat.fits")
     assert code == 0

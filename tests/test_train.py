@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -160,6 +161,21 @@ def test_every_orientation_is_shown():
     rng = np.random.default_rng(0)
     corners = {tuple(train._in_random_orientation(stamp, rng)[0, [0, 0, -1, -1], [0, -1, 0, -1]]) for _ in range(100)}
     assert len(corners) == 8
+
+
+def test_the_same_seed_gives_the_same_weights(small_dataset, tmp_path):
+    done = [train.train(small_dataset, tmp_path / name, recipe=tiny_recipe(), seed=4) for name in "ab"]
+    stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    np.testing.assert_allclose(done[0].predict(stamps)[0], done[1].predict(stamps)[0], rtol=1e-3)
+
+
+def test_reading_ahead_stops_when_nobody_listens():
+    drawn = []
+    items = train._prefetched((drawn.append(i) or i for i in range(1000)), depth=2)
+    next(items)
+    items.close()
+    time.sleep(0.5)
+    assert len(drawn) < 10
 
 
 def test_reading_ahead_hands_on_errors():
