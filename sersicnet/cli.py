@@ -7,6 +7,7 @@ that help comes at once.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -151,7 +152,7 @@ def measure(
     from sersicnet.measure import measure as run
 
     started = time.monotonic()
-    output = output or Path(image.name.split(".")[0] + "_cat.fits")
+    output = output or Path(re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1) + "_cat.fits")
     with _progress(quiet, "reading") as update:
         table = run(
             image,

@@ -85,8 +85,8 @@ class Journal:
     attributes : mapping
         Attributes of the file; all that determines the stamps, and the command
         under ``config``, which may differ when a run is continued.
-    anew : bool
-        Whether to drop what an earlier run has left.
+    overwrite : bool
+        Whether to drop what a run with other attributes has left.
 
     Raises
     ------
@@ -94,20 +94,21 @@ class Journal:
         If an unfinished run had other attributes, or the disk refuses.
     """
 
-    def __init__(self, path: Path, n: int, attributes: Mapping[str, Any], *, anew: bool = False) -> None:
+    def __init__(self, path: Path, n: int, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path, self.n, self.attributes = path, n, attributes
         self.file = path.with_name(path.name + ".unfinished")
         self._done: dict[int, tuple[int, int]] = {}
         recipe = json.loads(json.dumps({"n": n, **attributes}))
         recipe["config"].pop("command", None)
         with self._explained():
-            if anew:
-                self.file.unlink(missing_ok=True)
             self._handle = self.file.open("a+b")
             end = 0
             for i, (end, body) in enumerate(self._records()):
                 if i > 0:
                     self._done[_unpacked(body).first] = (end - len(body), len(body))
+                elif json.loads(body) != recipe and overwrite:
+                    end = 0
+                    break
                 elif json.loads(body) != recipe:
                     self._handle.close()
                     raise DatasetError(
@@ -185,8 +186,9 @@ class Journal:
         self._handle.seek(0)
         while len(head := self._handle.read(_HEAD.size)) == _HEAD.size:
             length, checksum = _HEAD.unpack(head)
-            body = self._handle.read(length)
-            if len(body) < length or zlib.crc32(body) != checksum:
+            left = self.file.stat().st_size - self._handle.tell()
+            body = self._handle.read(length) if 0 < length <= left else b""
+            if not body or zlib.crc32(body) != checksum:
                 return
             yield self._handle.tell(), body
 
@@ -421,9 +423,12 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"Labels are a CSV file; there is none at {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = [(reader.line_num, row) for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} is not a CSV file in UTF-8: {error}.") from error
     names = set(reader.fieldnames or ())
     for choices in _LABELS if image is not None else (("image",), *_LABELS):
         if not names.intersection(choices):
@@ -435,14 +440,16 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     if not rows:
         raise DatasetError(f"{path} has no rows.")
     by_image: dict[Path, list[int]] = {}
-    for i, (_, row) in enumerate(rows):
+    for i, (line, row) in enumerate(rows):
+        if image is None and not row["image"]:
+            raise DatasetError(f"{path}, line {line}: image is empty.")
         by_image.setdefault(Path(image) if image is not None else path.parent / row["image"], []).append(i)
     stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), np.float32)
     targets, mags = np.empty((len(rows), len(TARGET_NAMES))), np.empty(len(rows))
     for file_path, members in by_image.items():
         frame = mosaic.read_image(file_path)
         zero = instrument.zero_point(frame.header, zero_point).value
-        bad = ~np.isfinite(frame.data)
+        bad = frame.without_data()
         sky, found = mosaic.Detector()(frame.data, bad)
         claimed = found.claimed()
         for i in members:

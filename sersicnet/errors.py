@@ -6,6 +6,7 @@ command line prints it and exits with 1; anything else that escapes is a bug.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -45,4 +46,6 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
         raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"The output's directory {path.parent} cannot be written to. Choose another one.")
     return path

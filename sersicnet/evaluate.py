@@ -151,12 +151,10 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _panels() -> tuple[Any, Any]:
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(1, len(TARGETS), figsize=(4 * len(TARGETS), 4), layout="constrained")
+    figure = Figure(figsize=(4 * len(TARGETS), 4), layout="constrained")
+    return figure, figure.subplots(1, len(TARGETS))
 
 
 def draw_comparison(truth: np.ndarray, predicted: np.ndarray, path: Path) -> None:

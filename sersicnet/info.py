@@ -35,12 +35,10 @@ def info() -> str:
         Markdown: versions, the devices of inference and of training, and the
         shipped weights with their domains and scores.
     """
-    import onnxruntime
-
     lines = [f"## sersicnet {sersicnet.__version__}", ""]
     lines += [f"- Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"]
     lines += [f"- {package} {version}" for package in PACKAGES if (version := _version(package))]
-    lines += [f"- measuring runs on: {', '.join(onnxruntime.get_available_providers())}"]
+    lines += [f"- measuring runs on: {', '.join(weights.providers())}"]
     lines += [f"- training runs on: {_training_device()}", "", "## Weights", ""]
     for name in weights.shipped():
         try:

@@ -106,9 +106,10 @@ KEYWORDS = ("PHOTFLAM", "PHOTPLAM", "BUNIT", "EXPTIME", "PIXAR_SR", *ZERO_POINT_
 def zero_point(header: Mapping, given: float | None = None) -> Reading:
     """AB magnitude of one image unit.
 
-    In this order: the value given; ``PHOTFLAM`` and ``PHOTPLAM`` (HST); ``BUNIT``
-    of MJy/sr with ``PIXAR_SR`` (JWST), or of nJy or uJy (Rubin and others); one of
-    ``MAGZERO, MAGZPT, ZEROPNT, ZP, MAG_ZP, PHOTZP``.
+    In this order: the value given; ``BUNIT`` of MJy/sr with ``PIXAR_SR`` (JWST),
+    or of nJy or uJy (Rubin and others); ``PHOTFLAM`` and ``PHOTPLAM`` (HST); one
+    of ``MAGZERO, MAGZPT, ZEROPNT, ZP, MAG_ZP, PHOTZP``. A unit of flux goes before
+    PHOTFLAM, which speaks of electrons and outlives a conversion in the header.
 
     Parameters
     ----------
@@ -137,6 +138,15 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
             raise InputError(f"A zero point is a finite AB magnitude; received {given}.")
         return Reading(float(given), "option --zero-point")
     unit = str(header.get("BUNIT", "")).strip().replace(" ", "").lower()
+    if unit == "mjy/sr":
+        if "PIXAR_SR" not in header or not _number(header, "PIXAR_SR") > 0:
+            raise InputError(
+                "An image in MJy/sr needs a positive PIXAR_SR (pixel area in steradian) in its header; "
+                f"received {header.get('PIXAR_SR')}. Give the zero point with --zero-point."
+            )
+        return Reading(-6.10 - 2.5 * float(np.log10(_number(header, "PIXAR_SR"))), "BUNIT, PIXAR_SR")
+    if unit in ("njy", "ujy"):
+        return Reading({"njy": 31.4, "ujy": 23.9}[unit], "BUNIT")
     if "PHOTFLAM" in header:
         photflam, photplam = _number(header, "PHOTFLAM"), _number(header, "PHOTPLAM")
         if not (photflam > 0 and photplam > 0):
@@ -152,15 +162,6 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
             )
         value = -2.5 * np.log10(photflam) - 21.10 - 5 * np.log10(photplam) + 18.6921
         return Reading(float(value), "PHOTFLAM, PHOTPLAM")
-    if unit == "mjy/sr":
-        if "PIXAR_SR" not in header or not _number(header, "PIXAR_SR") > 0:
-            raise InputError(
-                "An image in MJy/sr needs a positive PIXAR_SR (pixel area in steradian) in its header; "
-                f"received {header.get('PIXAR_SR')}. Give the zero point with --zero-point."
-            )
-        return Reading(-6.10 - 2.5 * float(np.log10(_number(header, "PIXAR_SR"))), "BUNIT, PIXAR_SR")
-    if unit in ("njy", "ujy"):
-        return Reading({"njy": 31.4, "ujy": 23.9}[unit], "BUNIT")
     for keyword in ZERO_POINT_KEYWORDS:
         if keyword in header:
             value = _number(header, keyword)

@@ -84,8 +84,9 @@ def measure(
     mask : str or Path, optional
         FITS image; pixels that are not zero are ignored.
     positions : str, Path or Table, optional
-        Table with columns x and y (zero-based) or ra and dec (degrees):
-        measure these and detect nothing. One row each, in their order.
+        Table with columns x and y (zero-based) or ra and dec (degrees, unless
+        they have another unit): measure these and detect nothing. One row each,
+        in their order. Where it has both, and the image a WCS, the sky counts.
     weights_name : str or Path
         Name of shipped weights, or a weights directory.
     refine : bool
@@ -126,6 +127,8 @@ def measure(
         output = check_output(output, overwrite)
         if output.suffix.lower() not in FORMATS:
             raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {output.name}.")
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
     if not refine and (psf is not None or gain is not None):
         raise InputError("--psf and --gain are for fits: give --refine with them.")
     if rms is not None and wht is not None:
@@ -135,7 +138,7 @@ def measure(
     frame = mosaic.read_image(image, hdu)
     zero = instrument.zero_point(frame.header, zero_point)
     scale = instrument.pixel_scale(frame.scales, pixel_scale)
-    bad = ~np.isfinite(frame.data)
+    bad = frame.without_data()
     noise_map = None
     if rms is not None or wht is not None:
         noise_map, no_data = _noise_map(rms, wht, frame.data.shape)
@@ -183,19 +186,23 @@ def _noise_map(rms: str | Path | None, wht: str | Path | None, shape: tuple[int,
 
 def _positions(positions: str | Path | Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
     table = positions if isinstance(positions, Table) else read_table(positions)
-    for first, second in (("x", "y"), ("ra", "dec")):
-        if first in table.colnames and second in table.colnames:
-            a, b = _coordinate(table[first]), _coordinate(table[second])
-            return (a, b) if first == "x" else frame.pixels(a, b)
+    names = set(table.colnames)
+    if {"ra", "dec"} <= names and (frame.wcs is not None or not {"x", "y"} <= names):
+        return frame.pixels(_coordinate(table["ra"], "deg"), _coordinate(table["dec"], "deg"))
+    if {"x", "y"} <= names:
+        return _coordinate(table["x"]), _coordinate(table["y"])
     raise InputError(
         f"A table of positions has columns x and y, or ra and dec; received {', '.join(table.colnames) or 'none'}."
     )
 
 
-def _coordinate(column: Column) -> np.ndarray:
+def _coordinate(column: Column, unit: str | None = None) -> np.ndarray:
+    """Values of a column, in `unit` if it has another one; NaN where masked."""
     try:
+        if unit is not None and column.unit is not None:
+            column = units.Quantity(column).to(unit)
         values: np.ma.MaskedArray = np.ma.asarray(getattr(column, "value", column), dtype=float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, units.UnitConversionError) as error:
         raise InputError(f"Column {column.name} of --positions must hold numbers: {error}.") from error
     return np.ma.filled(values, np.nan)
 
@@ -328,7 +335,7 @@ def _fitter(
         # As deep as the training images: their electrons a second, in units of this image.
         gain = trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"]))
     if psf is not None:
-        image, source = mosaic.read_image(psf, prefer=("PSF",)).data, str(psf)
+        image, source = mosaic.read_image(psf, prefer=("PSF",), least=1).data, str(psf)
     else:
         from sersicnet.simulate import effective_psf
 

@@ -57,6 +57,16 @@ class Image:
     wcs: WCS | None
     name: str
 
+    def without_data(self) -> np.ndarray:
+        """Pixels that hold no data, bool, (H, W).
+
+        Those that are not finite, and those of exactly 0 where they are more
+        than 1 % of the image: drizzled mosaics are 0 outside of their footprint.
+        """
+        bad = ~np.isfinite(self.data)
+        zero = self.data == 0
+        return bad | zero if zero.mean() > 0.01 else bad
+
     @cached_property
     def scales(self) -> np.ndarray | None:
         """Size of a pixel along both axes, arcsec."""
@@ -74,6 +84,8 @@ class Image:
 
         if self.wcs is None:
             raise InputError(f"{self.name} has no celestial WCS, so ra and dec have no place in it. Give x and y.")
+        ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
+        dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # such as -99 for unknown
         x, y = self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
         return np.asarray(x), np.asarray(y)
 
@@ -84,6 +96,7 @@ def read_image(
     *,
     prefer: tuple[str, ...] = ("SCI",),
     shape: tuple[int, int] | None = None,
+    least: int = 16,
 ) -> Image:
     """Read an image from a FITS file.
 
@@ -99,6 +112,8 @@ def read_image(
         Names of extensions to look for.
     shape : (int, int), optional
         Height and width that it must have (for maps that belong to an image).
+    least : int
+        Pixels that it must have a side.
 
     Returns
     -------
@@ -141,8 +156,8 @@ def read_image(
         raise InputError(f"{name} holds no data. Choose another extension with --hdu.")
     if data.ndim != 2:
         raise InputError(f"{name} has {data.ndim} axes {data.shape}; an image has two. Extract one plane first.")
-    if min(data.shape) < 16:
-        raise InputError(f"{name} is {data.shape[1]} x {data.shape[0]} pixels; an image has at least 16 a side.")
+    if min(data.shape) < least:
+        raise InputError(f"{name} is {data.shape[1]} x {data.shape[0]} pixels; an image has at least {least} a side.")
     if shape is not None and data.shape != shape:
         raise InputError(
             f"{name} is {data.shape[1]} x {data.shape[0]} pixels, the image {shape[1]} x {shape[0]}: they must agree."

@@ -227,7 +227,8 @@ def simulate(
     workers : int, optional
         Processes; one for each core by default. The file does not depend on it.
     overwrite : bool
-        Whether to replace an existing file.
+        Whether to replace an existing file, and to drop an unfinished run with
+        other options. One with the same options is continued in any case.
     command : str
         The command line, kept in the file.
     progress : callable
@@ -260,7 +261,7 @@ def simulate(
         "zero_point": simulation.instrument.zero_point,
         "pixel_scale": simulation.instrument.pixel_scale,
     }
-    with dataset.Journal(output, simulation.n, attributes, anew=overwrite) as journal:
+    with dataset.Journal(output, simulation.n, attributes, overwrite=overwrite) as journal:
         missing = journal.missing()
         done = simulation.n - sum(min(dataset.BLOCK, simulation.n - first) for first in missing)
         progress(done)
@@ -386,7 +387,9 @@ def simulate_field(
         If an output exists or a number makes no sense.
     """
     output = Path(output)
-    truth_path = output.with_name(output.stem + "_truth.ecsv")
+    if not output.name.endswith((".fits", ".fits.fz")):
+        raise InputError(f"A mosaic ends in .fits or .fits.fz; received {output.name}.")
+    truth_path = output.with_name(output.name.split(".fits")[0] + "_truth.ecsv")
     for path in (output, truth_path):
         check_output(path, overwrite)
     if sky.size < STAMP_SIZE:

@@ -171,18 +171,23 @@ def _in_random_orientation(stamps: np.ndarray, rng: np.random.Generator) -> np.n
     return out
 
 
-def _fit(task: _Task, recipe: Recipe, seed: int, run: Path, config: dict[str, Any], report: Report) -> dict[str, Any]:
+def _fit(
+    task: _Task, recipe: Recipe, seed: int, run: Path, config: dict[str, Any], overwrite: bool, report: Report
+) -> dict[str, Any]:
     """Train until the recipe is done; return the record of the run.
 
     The best weights stand in `run` / best.weights.h5 afterwards, and are loaded.
     """
     state_file, last, best = run / "state.json", run / "last.weights.h5", run / "best.weights.h5"
-    run.mkdir(parents=True, exist_ok=True)
     config_file = run / "config.json"
     if config_file.exists() and json.loads(config_file.read_text()) != json.loads(json.dumps(config)):
-        raise InputError(
-            f"{run} holds an unfinished run with other options. Repeat its command, or give --overwrite to start anew."
-        )
+        if not overwrite:
+            raise InputError(
+                f"{run} holds an unfinished run with other options. "
+                "Repeat its command, or give --overwrite to start anew."
+            )
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
     config_file.write_text(json.dumps(config, indent=1))
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0}
     model = task.model
@@ -298,7 +303,8 @@ def train(
     real_labels : bool
         Whether the labels of `real` train the regression too (supervised).
     overwrite : bool
-        Replace `output`, and start an unfinished run anew.
+        Replace `output`, and drop an unfinished run with other options. One with
+        the same options is continued in any case.
     command : str
         The command line, for the card.
     report : callable
@@ -352,7 +358,7 @@ def train(
             "real_labels": real_labels,
             "backend": keras.backend.backend(),
         }
-        state = _fit(task, recipe, seed, run, config, report)
+        state = _fit(task, recipe, seed, run, config, overwrite, report)
         scale = _error_scale(core, source, valid_rows, standardised) if architecture.spreads else None
         unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
         card = {
@@ -471,7 +477,7 @@ def finetune(
     labelled = np.ones(len(real), bool)
     task = _Task(shuffled, (0, n_train), (n_train, len(real)), model, core, arguments, standardised, labelled)
     config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
-    state = _fit(task, recipe, seed, run, config, report)
+    state = _fit(task, recipe, seed, run, config, overwrite, report)
     scale = None
     if architecture.spreads:
         scale = _error_scale(core, shuffled, (n_train, len(real)), standardised)
@@ -504,10 +510,7 @@ _LIMITS = (
 
 def _prepare(output: Path, overwrite: bool) -> Path:
     weights.check_directory(output, weights.SUMS, overwrite)
-    run = output.with_name(output.name + ".run")
-    if overwrite:
-        shutil.rmtree(run, ignore_errors=True)
-    return run
+    return output.with_name(output.name + ".run")
 
 
 def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -584,6 +587,10 @@ def _jit() -> str | bool:
 
 
 def _accelerators() -> list[str]:
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [d for d in keras.distribution.list_devices() if not d.startswith("cpu")]
 
 

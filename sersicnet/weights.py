@@ -30,6 +30,13 @@ BATCH = 64
 """Stamps a call of ONNX Runtime: larger is no faster on a CPU, and takes memory."""
 
 
+def providers() -> list[str]:
+    """What ONNX Runtime may compute with on this machine, fastest first."""
+    import onnxruntime
+
+    return [name for name in onnxruntime.get_available_providers() if not name.startswith("Azure")]
+
+
 def shipped_directory() -> Path:
     """Where the shipped weights are: in the wheel, or at the top of a checkout."""
     package = Path(__file__).parent
@@ -70,9 +77,7 @@ class Weights:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
-            str(self.path / ONNX), options, providers=onnxruntime.get_available_providers()
-        )
+        return onnxruntime.InferenceSession(str(self.path / ONNX), options, providers=providers())
 
     def predict(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network.

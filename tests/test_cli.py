@@ -75,6 +75,13 @@ def test_measure_writes_a_catalogue_and_says_so(run, field, tmp_path):
     assert any("-o" in line for line in fits.getheader(tmp_path / "cat.fits", 1)["HISTORY"])
 
 
+def test_the_default_output_is_named_after_the_image(run, field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f160w_v1.0_drz.fits").symlink_to(field[0])
+    assert run("measure", "f160w_v1.0_drz.fits")[0] == 0
+    assert (tmp_path / "f160w_v1.0_drz_cat.fits").exists()
+
+
 def test_quiet_is_quiet(run, field, tmp_path):
     assert run("measure", field[0], "-o", tmp_path / "cat.fits", "--quiet") == (0, "", "")
 

@@ -116,8 +116,23 @@ def test_a_journal_of_other_options_is_kept(tmp_path):
         journal.add(blocks()[0])
     with pytest.raises(DatasetError, match="unfinished run with other options"):
         Journal(tmp_path / "a", 41, ATTRIBUTES)
-    with Journal(tmp_path / "a", 41, ATTRIBUTES, anew=True) as journal:
+    with Journal(tmp_path / "a", 40, ATTRIBUTES, overwrite=True) as journal:
+        assert journal.missing() == [16, 32]
+    with Journal(tmp_path / "a", 41, ATTRIBUTES, overwrite=True) as journal:
         assert journal.missing() == [0, 16, 32]
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 4096, b"\xff" * 500])
+def test_a_journal_with_a_garbled_tail_is_continued(tmp_path, tail):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        journal.add(blocks()[0])
+        file = journal.file
+    size = file.stat().st_size
+    with file.open("ab") as handle:
+        handle.write(tail)
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == [16, 32]
+    assert file.stat().st_size == size
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
@@ -195,6 +210,7 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
         ("x,y,mag,r_eff_pix,sersic_n,ellipticity\n1,2,3,4,5,0.6\n", "needs a column image"),
         ("image,x,y,mag,sersic_n,ellipticity\n", "needs a column r_eff_pix or r_eff"),
         ("image,x,dec,mag,r_eff_pix,sersic_n,q\nfield.fits,1,2,20,5,1,1\n", "both x and y, or both ra and dec"),
+        (HEADER.replace("image,", "").strip() + ",image\n200,200,20,5,1,0.3\n", "line 2: image is empty"),
         (HEADER, "has no rows"),
         (
             HEADER + "field.fits,200,200,20,5,1,0.3\nfield.fits,200,900,20,5,1,0.3\n",
@@ -223,3 +239,9 @@ def test_labels_at_a_place_without_data(labelled, field, tmp_path):
     fits.PrimaryHDU(data, fits.Header({"MAGZERO": 25.9463})).writeto(tmp_path / "holed.fits")
     with pytest.raises(DatasetError, match=r"line 2: .* has no data"):
         dataset.read_labels(labelled(HEADER + "holed.fits,200,200,20,5,1,0.3\n"))
+
+
+def test_labels_in_another_encoding_are_refused(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("image,x\nma\u00f1ana,1\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match="not a CSV file in UTF-8"):
+        dataset.read_labels(tmp_path / "latin.csv")

@@ -28,6 +28,10 @@ def test_plain_keywords(keyword):
     assert zero_point({keyword: 24.6}) == (24.6, keyword)
 
 
+def test_a_unit_of_flux_goes_before_photflam():
+    assert zero_point({**HST, "BUNIT": "nJy"}) == (31.4, "BUNIT")
+
+
 def test_option_goes_before_header():
     assert zero_point(HST, 20.0) == (20.0, "option --zero-point")
 

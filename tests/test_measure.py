@@ -125,6 +125,18 @@ def test_positions_on_the_sky(catalogue, field, tmp_path):
     np.testing.assert_allclose(again["x"].value, catalogue["x"].value[:3], atol=1e-6)
 
 
+def test_the_sky_goes_before_pixels_of_another_image(catalogue, field):
+    wanted = Table({"ra": catalogue["ra"][:2], "dec": catalogue["dec"][:2], "x": [1.0, 2.0], "y": [3.0, 4.0]})
+    np.testing.assert_allclose(measure(field[0], positions=wanted)["x"].value, catalogue["x"].value[:2], atol=1e-6)
+
+
+def test_coordinates_in_other_units_and_unknown_ones(catalogue, field):
+    wanted = QTable({"ra": catalogue["ra"][:2].to("rad"), "dec": catalogue["dec"][:2].to("arcmin")})
+    np.testing.assert_allclose(measure(field[0], positions=wanted)["x"].value, catalogue["x"].value[:2], atol=1e-5)
+    unknown = Table({"ra": [-99.0], "dec": [-99.0]})
+    assert measure(field[0], positions=unknown)["flags"][0] & Flag.NO_DATA
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -296,6 +308,12 @@ def test_flag_not_refined(field, isolated, monkeypatch):
 def test_bad_psfs_are_refused(field, tmp_path, psf):
     with pytest.raises(InputError, match=r"PSF|no finite pixel"):
         measure(field[0], refine=True, psf=write(tmp_path / "psf.fits", psf))
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, np.inf, np.nan])
+def test_bad_gains_are_refused(field, gain):
+    with pytest.raises(InputError, match="A gain is a positive number"):
+        measure(field[0], refine=True, gain=gain)
 
 
 def test_a_psf_without_a_fit_is_a_mistake(field, tmp_path):

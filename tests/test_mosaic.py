@@ -122,6 +122,24 @@ def test_a_noise_map_is_scaled_to_the_image(blank):
     assert np.median(sky.rms) == pytest.approx(1, rel=0.05)
 
 
+def test_zeros_outside_of_the_footprint_are_no_data(blank):
+    data = np.random.default_rng(0).normal(0, 1, (200, 220)).astype(np.float32)
+    data[:, :60] = 0
+    image = read_image(blank(data=data))
+    bad = image.without_data()
+    assert bad[:, :60].all()
+    assert not bad[:, 60:].any()
+    sky, found = Detector()(image.data, bad)
+    assert len(found) == 0
+    assert np.nanmedian(sky.rms) == pytest.approx(1, rel=0.05)
+
+
+def test_a_few_zeros_are_data(blank):
+    data = np.random.default_rng(0).normal(0, 1, (200, 220)).astype(np.float32)
+    data[5, 5] = 0
+    assert not read_image(blank(data=data)).without_data().any()
+
+
 def test_bad_pixels_are_no_sources(blank):
     data = np.random.default_rng(0).normal(0, 1, (200, 220)).astype(np.float32)
     data[50:70] = 1e6

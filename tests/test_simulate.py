@@ -164,6 +164,11 @@ def test_no_stamps_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mosaic_is_called_fits(tmp_path):
+    with pytest.raises(InputError, match=r"ends in .fits or .fits.fz; received field.gz"):
+        simulate.simulate_field(tmp_path / "field.gz", Field(128))
+
+
 def test_a_mosaic_is_not_smaller_than_a_stamp(tmp_path):
     with pytest.raises(InputError, match="at least 128"):
         simulate.simulate_field(tmp_path / "field.fits", Field(64))

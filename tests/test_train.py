@@ -63,6 +63,9 @@ def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path):
         train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=kill)
     with pytest.raises(InputError, match="unfinished run with other options"):
         train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=3)
+    with pytest.raises(DatasetError, match="there is none"):
+        train.train("tpyo.h5", tmp_path / "w", overwrite=True)
+    assert (tmp_path / "w.run" / "config.json").exists()
 
 
 def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
