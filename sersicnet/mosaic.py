@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from photutils.background import Background2D, MADStdBackgroundRMS, SExtractorBackground
 from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources, detect_sources
 from photutils.utils.exceptions import NoDetectionsWarning
-from scipy import signal
+from scipy import ndimage, signal
 from skimage.segmentation import expand_labels
 
 from sersicnet import instrument
@@ -60,12 +60,15 @@ class Image:
     def without_data(self) -> np.ndarray:
         """Pixels that hold no data, bool, (H, W).
 
-        Those that are not finite, and those of exactly 0 where they are more
-        than 1 % of the image: drizzled mosaics are 0 outside of their footprint.
+        Those that are not finite, and those of exactly 0 in regions that hold
+        more than 5 x 5 of them: drizzled mosaics are 0 outside of their
+        footprint. Single zeros are data; quantised images are full of them.
         """
         bad = ~np.isfinite(self.data)
         zero = self.data == 0
-        return bad | zero if zero.mean() > 0.01 else bad
+        if zero.mean() > 1e-3:
+            bad |= ndimage.binary_propagation(ndimage.binary_opening(zero, np.ones((5, 5))), mask=zero)
+        return bad
 
     @cached_property
     def scales(self) -> np.ndarray | None:
