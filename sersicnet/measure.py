@@ -7,6 +7,8 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -294,17 +296,20 @@ def _measured(
         with np.errstate(invalid="ignore"):
             out.flags[rows] |= Flag.LOW_SNR * ~(out.snr[rows] >= LOW_SNR_LIMIT)
         if fitter is not None:
-            for i in range(len(stamps.pixels)):
-                report("refining", first + i, n)
-                _refine(out, first + i, fitter, stamps, i, zero_point)
+            # Threads, for the fits spend their time in FFTs and array arithmetic.
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                fits = pool.map(partial(_refine, out, fitter, stamps, first, zero_point), range(len(stamps.pixels)))
+                for done, _ in enumerate(fits, start=first + 1):
+                    report("refining", done, n)
     report("measuring", n, n)
     with np.errstate(invalid="ignore"):
         out.flags[out.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
     return out
 
 
-def _refine(out: _Measured, row: int, fitter: Fitter, stamps: mosaic.Stamps, i: int, zero_point: float) -> None:
-    """Replace the network's answer by that of a fit that starts there, if it converges."""
+def _refine(out: _Measured, fitter: Fitter, stamps: mosaic.Stamps, first: int, zero_point: float, i: int) -> None:
+    """Replace the network's answer for a stamp by that of a fit that starts there, if it converges."""
+    row = first + i
     mag, r_eff, n, e = out.targets[row]
     if out.flags[row] & Flag.LOW_SNR or not np.isfinite(mag):
         return
