@@ -1,7 +1,8 @@
 """Draw a catalogue over its image: ``python docs/draw.py IMAGE CATALOGUE FIGURE``.
 
 An ellipse has the measured effective radius and ellipticity, and the angle of
-the moments; it is blue without flags and orange with one.
+the moments; it is blue without flags and orange with one. A cross is a source
+of low signal to noise.
 """
 
 import sys
@@ -15,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse
 
 from sersicnet import mosaic
+from sersicnet.schema import Flag
 
 
 def draw(image, catalogue, figure):
@@ -26,7 +28,10 @@ def draw(image, catalogue, figure):
     fig = plt.figure(figsize=(8, 8 * height / width))
     axes = fig.add_axes((0, 0, 1, 1))
     axes.imshow(np.arcsinh((data - sky.level) / sky.rms / 3), origin="lower", cmap="gray_r", vmin=-0.7, vmax=4.5)
-    for row in sources[np.isfinite(sources["mag"])]:
+    axes.autoscale(False)
+    faint = (sources["flags"] & Flag.LOW_SNR) != 0
+    axes.plot(sources["x"][faint].value, sources["y"][faint].value, "x", color="tab:orange", ms=4, mew=0.8)
+    for row in sources[np.isfinite(sources["mag"]) & ~faint]:
         semi_major = row["r_eff_pix"].value
         axes.add_patch(
             Ellipse(
@@ -40,7 +45,7 @@ def draw(image, catalogue, figure):
             )
         )
     axes.set_axis_off()
-    fig.savefig(figure, dpi=90)
+    fig.savefig(figure, dpi=80)
 
 
 if __name__ == "__main__":
