@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# Before TensorFlow is imported: its fast kernels are off by default on AMD
-# processors, and its start-up chatter is on.
+# Before TensorFlow is imported, so whoever needs Keras takes it from here: the
+# fast kernels are off by default on AMD processors, and much of its chatter is on.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

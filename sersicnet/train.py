@@ -20,15 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-from keras import ops
 
 import sersicnet
 from sersicnet import networks, weights
 from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.evaluate import scores
+from sersicnet.networks import keras, ops
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, encode
 
 Source = Dataset | Arrays

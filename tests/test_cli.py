@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +208,22 @@ def test_info_is_markdown_for_a_bug_report(run):
     assert out.startswith(f"## sersicnet {sersicnet.__version__}")
     for word in ("numpy", "onnxruntime", "training runs on", weights.DEFAULT, "R²"):
         assert word in out
+
+
+def test_training_uses_the_fast_kernels():
+    code = "import os; import sersicnet.train; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_keras_is_imported_by_its_home_alone():
+    """`sersicnet.networks` sets TensorFlow's switches before the import; a second home would forget them."""
+    sources = Path(sersicnet.__file__).parent.glob("*.py")
+    importing = [
+        p.name for p in sources if re.search(r"^(import|from) (keras|tensorflow)", p.read_text(), re.MULTILINE)
+    ]
+    assert importing == ["networks.py"]
 
 
 def test_the_installed_command_starts_without_the_test_tools(tmp_path):

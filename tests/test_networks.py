@@ -1,12 +1,9 @@
 import numpy as np
 import pytest
 
-keras = pytest.importorskip("keras")
-
-from keras import ops  # noqa: E402
-
-from sersicnet import networks, train  # noqa: E402
-from sersicnet.schema import encode  # noqa: E402
+from sersicnet import networks, train
+from sersicnet.networks import keras, ops
+from sersicnet.schema import encode
 
 STAMPS = np.random.default_rng(0).normal(size=(4, 128, 128)).astype(np.float32)
 
