@@ -1,7 +1,7 @@
 """Training sets on disk: one HDF5 file of stamps with their truth.
 
 Stamps are stored as integers in units of a sixteenth of their own noise, which
-is a quarter of the size of floats once compressed, and adds a noise of 0.02 rms.
+is a third of the size of floats once compressed, and adds a noise of 0.02 rms.
 
 Layout of the file, schema version 1::
 

@@ -55,7 +55,7 @@ def fovea() -> keras.Model:
     -------
     keras.Model
         (N, 128, 128) -> (N, 8): standardised means and log standard deviations.
-        84 million multiply-adds a stamp.
+        87 million multiply-adds a stamp.
 
     References
     ----------

@@ -115,8 +115,8 @@ def test_a_start_outside_of_the_bounds_is_brought_inside(fitter):
 def test_a_stamp_without_a_source_ends_with_a_status(fitter):
     noise = observe(np.zeros((64, 64)), RMS, QUIET, np.random.default_rng(1))
     fits = fitter(noise[None], np.array([RMS]), galaxy(24.0)[None])
-    assert fits.status[0] in list(Status)
-    assert fits.iterations[0] <= fitter.max_iterations
+    error = np.sqrt(fits.covariance[0, 2, 2])
+    assert fits.status[0] != Status.CONVERGED or not fits.parameters[0, 2] > 6 * error
 
 
 def test_a_point_source_ends_at_the_bound_of_the_radius_or_small(fitter):
