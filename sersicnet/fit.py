@@ -8,27 +8,49 @@ Poisson noise of the source belongs to the independent noise before the kernel,
 and is computed from the model, since a variance taken from noisy data favours
 pixels that are low by chance.
 
-Bounded parameters are fitted through transforms, so that no step leaves them.
+Bounded parameters are fitted through normal scores: the fraction of the range
+that lies below a value, read as a probability of a unit normal. No step leaves
+the bounds, and a prior that is uniform in a range, or normal about a mean, is
+two or three numbers more in the sum of squares.
+
+Each galaxy is fitted alone, so that none waits for another's iterations, in the
+smallest of a few windows that holds it; threads share the galaxies.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft, linalg, ndimage
+from numpy.typing import ArrayLike
+from scipy import fft, linalg, ndimage, special
+from threadpoolctl import threadpool_limits
 
 from sersicnet.errors import InputError
 from sersicnet.render import N_PARAMETERS, Renderer
+from sersicnet.schema import STAMP_SIZE
 
 N_BOUNDS = (0.3, 8.0)
 Q_BOUNDS = (0.02, 1.0)
 R_BOUNDS = (0.05, 1000.0)
+POSITION_REACH = 12.0
+"""How far, in pixels, a centre may go from where it started."""
+
+ROBUST_SCALE = 3.0
+"""Residual, in sigma, at which the robust loss gives a pixel half of its weight."""
+
+WINDOWS = (64, 96)
+"""Sides of the windows that small galaxies are fitted in, pixels."""
+
+REACH = 5.0
+"""Effective radii that a window must hold beyond the middle of a galaxy."""
+
 _EDGE = 1e-3
 """How near, as a fraction of the range, a start or a result may come to a bound."""
-
 
 _MIXED = 5
 """Width of the square of pixels that whitening noticeably mixes."""
@@ -55,10 +77,140 @@ class Noise:
     gain : float
         Detected electrons per image unit, for the Poisson noise of the sources
         (the exposure time, where the unit is electron/s); inf for none.
+    sky : float
+        Standard deviation of the sky that is left in a stamp, in units of the
+        rms of a blank pixel: how well the subtracted sky is known. inf for not
+        at all.
     """
 
     correlation: np.ndarray
     gain: float = np.inf
+    sky: float = np.inf
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How one bounded parameter is fitted: by the normal score of its place in a range.
+
+    Attributes
+    ----------
+    log : bool
+        Whether the range is one of the logarithm.
+    low, high : float
+        Bounds; 0 and inf with `log` for none: the logarithm itself is fitted then.
+    """
+
+    log: bool
+    low: float
+    high: float
+
+    @property
+    def _bounded(self) -> bool:
+        return bool(np.isfinite(self.high))
+
+    def _ends(self) -> tuple[float, float]:
+        return (np.log(self.low), np.log(self.high)) if self.log else (self.low, self.high)
+
+    def to_free(self, values: ArrayLike) -> np.ndarray:
+        """Normal scores of values; those outside of the bounds are brought just inside."""
+        values = np.asarray(values, dtype=float)
+        inner = np.log(np.maximum(values, 1e-300)) if self.log else values
+        if not self._bounded:
+            return inner
+        low, high = self._ends()
+        return special.ndtri(np.clip((inner - low) / (high - low), _EDGE, 1 - _EDGE))
+
+    def from_free(self, free: ArrayLike) -> np.ndarray:
+        """Values of normal scores."""
+        if not self._bounded:
+            return np.exp(np.clip(free, -80, 80))
+        low, high = self._ends()
+        inner = low + (high - low) * special.ndtr(free)
+        return np.clip(np.exp(inner) if self.log else inner, self.low, self.high)
+
+    def slope(self, free: float) -> float:
+        """Derivative of the value with respect to what is fitted."""
+        if not self._bounded:
+            return float(self.from_free(free))
+        low, high = self._ends()
+        slope = (high - low) * np.exp(-0.5 * free**2) / np.sqrt(2 * np.pi)
+        return float(slope * self.from_free(free)) if self.log else float(slope)
+
+    def at_bound(self, free: float) -> bool:
+        """Whether a normal score says that the value ran into a bound."""
+        return self._bounded and bool(special.ndtr(-abs(free)) < _EDGE)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of galaxies before looking at one: normal, in the scales' normal scores.
+
+    Attributes
+    ----------
+    scales : tuple of Scale
+        For flux, effective radius, Sersic index and axis ratio.
+    mean : ndarray, float, (4,)
+        Normal scores of the most probable galaxy.
+    precision : ndarray, float, (4, 4)
+        Inverse of their covariance; zero where nothing is known.
+    """
+
+    scales: tuple[Scale, Scale, Scale, Scale]
+    mean: np.ndarray
+    precision: np.ndarray
+
+    @classmethod
+    def none(cls) -> Prior:
+        """Nothing but the bounds: a fit by least squares."""
+        return cls(_WIDE, np.zeros(4), np.zeros((4, 4)))
+
+    @classmethod
+    def uniform(
+        cls,
+        flux: tuple[float, float],
+        r_eff: tuple[float, float],
+        n: tuple[float, float],
+        q: tuple[float, float],
+        *,
+        log: tuple[bool, bool, bool, bool] = (True, False, False, False),
+    ) -> Prior:
+        """Independent and uniform in ranges, of the logarithm where `log` says so."""
+        scales = tuple(Scale(flag, *ends) for flag, ends in zip(log, (flux, r_eff, n, q), strict=True))
+        return cls(scales, np.zeros(4), np.eye(4))  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, galaxies: np.ndarray) -> Prior:
+        """What a sample tells of radius, index and axis ratio at a given flux.
+
+        Nothing is assumed of the flux itself, so that no magnitude is drawn
+        towards the most numerous, faintest ones.
+
+        Parameters
+        ----------
+        galaxies : ndarray, float, (N, 4)
+            Flux, effective radius, Sersic index, axis ratio, in the units of
+            the stamps to be fitted.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than 20 galaxies, or they do not vary.
+        """
+        galaxies = np.asarray(galaxies, dtype=float)
+        galaxies = galaxies[np.isfinite(galaxies).all(axis=1) & (galaxies[:, :2] > 0).all(axis=1)]
+        if len(galaxies) < 20:
+            raise InputError(f"A prior is made from at least 20 galaxies; received {len(galaxies)}.")
+        free = np.stack([scale.to_free(column) for scale, column in zip(_WIDE, galaxies.T, strict=True)])
+        mean, covariance = free.mean(axis=1), np.cov(free)
+        if not np.linalg.cond(covariance) < 1e10:
+            raise InputError("The galaxies of a prior differ from each other in flux, radius, index and axis ratio.")
+        slope = covariance[1:, 0] / covariance[0, 0]
+        left = covariance[1:, 1:] - np.outer(slope, covariance[0, 1:])
+        from_flux = np.column_stack([-slope, np.eye(3)])
+        return cls(_WIDE, mean, from_flux.T @ np.linalg.inv(left) @ from_flux)
+
+
+_WIDE = (Scale(True, 0.0, np.inf), Scale(True, *R_BOUNDS), Scale(True, *N_BOUNDS), Scale(False, *Q_BOUNDS))
 
 
 class Fits(NamedTuple):
@@ -98,6 +250,12 @@ class Fitter:
     noise : Noise
     size : int
         Width and height of the stamps in pixels.
+    prior : Prior, optional
+        With one, the fit finds the most probable galaxy instead of that of least
+        squares, and a faint one cannot run away.
+    robust : bool
+        Whether to bound the influence of single pixels (light that is neither
+        masked nor in the model) by a Cauchy loss; errors stay formal.
     max_iterations : int
     tolerance : float
         Change of chi-square below which a fit has converged.
@@ -109,7 +267,15 @@ class Fitter:
     """
 
     def __init__(
-        self, psf: np.ndarray, noise: Noise, size: int, *, max_iterations: int = 60, tolerance: float = 1e-2
+        self,
+        psf: np.ndarray,
+        noise: Noise,
+        size: int = STAMP_SIZE,
+        *,
+        prior: Prior | None = None,
+        robust: bool = False,
+        max_iterations: int = 60,
+        tolerance: float = 1e-2,
     ) -> None:
         correlation = np.asarray(noise.correlation, dtype=float)
         middle = correlation.shape[0] // 2
@@ -118,33 +284,45 @@ class Fitter:
                 "An autocorrelation is a square array of odd size with 1 in the middle; "
                 f"received shape {correlation.shape}."
             )
-        if not noise.gain > 0:
-            raise InputError(f"A gain is positive; received {noise.gain}.")
-        self.render = Renderer(psf, size)
-        self.noise, self.size = noise, size
+        for name, value in (("gain", noise.gain), ("standard deviation of the sky", noise.sky)):
+            if not value > 0:
+                raise InputError(f"A {name} is positive; received {value}.")
+        self.noise, self.size, self.prior, self.robust = noise, size, prior or Prior.none(), robust
         self.max_iterations, self.tolerance = max_iterations, tolerance
-        # Whitening leaks over the stamp's edge as far as its filter reaches.
-        self._period = fft.next_fast_len(size + 32, real=True)
-        padded = np.zeros((self._period, self._period))
-        padded[: 2 * middle + 1, : 2 * middle + 1] = correlation
-        power = fft.rfft2(np.roll(padded, (-middle, -middle), axis=(0, 1))).real
-        self._whitener = (1 / np.sqrt(np.maximum(power, 1e-3 * power.max()))).astype(np.float32)
-        self._independent = float(correlation.sum())
+        self._windows = [_Window(psf, correlation, side) for side in (*(w for w in WINDOWS if w < size), size)]
 
-    def __call__(self, stamps: np.ndarray, rms: np.ndarray, start: np.ndarray, masks: np.ndarray | None = None) -> Fits:
-        """Fit galaxies, each alone.
+    def __call__(
+        self,
+        stamps: np.ndarray,
+        rms: np.ndarray,
+        start: np.ndarray,
+        masks: np.ndarray | None = None,
+        neighbours: Sequence[np.ndarray] | None = None,
+        *,
+        workers: int = 1,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> Fits:
+        """Fit galaxies.
 
         Parameters
         ----------
         stamps : ndarray, float, (N, size, size)
             Image units, sky nearly subtracted. Pixels that are not finite are
             masked.
-        rms : ndarray, float, (N,)
-            Noise of a blank pixel around each galaxy, image units.
+        rms : ndarray, float, (N,) or (N, size, size)
+            Noise of a blank pixel around each galaxy, image units: one number, or
+            a map, whose pixels that are not finite and positive are masked.
         start : ndarray, float, (N, 7)
             Parameters to start from.
         masks : ndarray, bool, (N, size, size), optional
             Pixels to ignore.
+        neighbours : sequence of ndarray, float, (M, 7), optional
+            For each galaxy, where to start with those that overlap it: they are
+            fitted together with it, and their results are dropped.
+        workers : int
+            Threads; they help, since the work is in transforms and array arithmetic.
+        report : callable
+            Receives how many galaxies are done.
 
         Returns
         -------
@@ -159,84 +337,71 @@ class Fitter:
             np.zeros(n, int),
             np.full(n, int(Status.NO_DATA)),
         )
-        for i in range(n):
-            used = np.isfinite(stamps[i])
+
+        def fit(i: int) -> None:
+            noise = np.broadcast_to(np.asarray(rms[i], dtype=float), stamps[i].shape)
+            used = np.isfinite(stamps[i]) & np.isfinite(noise) & (noise > 0)
             if masks is not None:
                 used &= ~masks[i]
-            if used.sum() < 10 * (N_PARAMETERS + 1) or not (np.isfinite(rms[i]) and rms[i] > 0):
-                continue
-            if not (np.isfinite(start[i]).all() and start[i, 2] > 0 and start[i, 3] > 0):
-                out.status[i] = Status.BAD_START
-                continue
-            counted = used
-            if self.noise.correlation.size > 1:
-                counted = ndimage.binary_erosion(used, np.ones((_MIXED, _MIXED)))
-            data = np.where(used, stamps[i], 0).astype(np.float32)
-            self._fit(out, i, _Galaxy(data, used, counted, float(rms[i])), start[i])
+            near = start[i : i + 1] if neighbours is None else np.vstack([start[i : i + 1], neighbours[i]])
+            near = near[[True, *(_sensible(row) for row in near[1:])]]
+            self._fit(out, i, np.where(used, stamps[i], 0), np.where(used, noise, 1), used, near)
+
+        # One thread of linear algebra for each: theirs would wait for each other.
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(1, workers)) as pool:
+            for done, _ in enumerate(pool.map(fit, range(n)), start=1):
+                report(done)
         return out
 
-    def _fit(self, out: Fits, i: int, galaxy: _Galaxy, start: np.ndarray) -> None:
-        """Fit one galaxy and put the result into row `i`."""
-        free = np.append(_to_free(start), 0.0)
-        damping, status, iterations = 1e-3, Status.NOT_CONVERGED, 0
-        residual, jacobian, variance = self._linearised(galaxy, free)
-        chi2 = float(residual @ residual)
-        while iterations < self.max_iterations and status is Status.NOT_CONVERGED:
-            iterations += 1
-            normal, scale = _normal(jacobian)
-            normal[np.diag_indices_from(normal)] += damping
-            step = linalg.lstsq(normal, (jacobian @ residual) / scale, check_finite=False)[0] / scale
-            trial = free + np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
-            # With the variance of the last accepted model, so that both chi-squares compare.
-            tried = self._residual(galaxy, trial, variance)
-            gained = chi2 - float(tried @ tried)
-            if gained >= 0:
-                free, damping = trial, max(damping / 10, 1e-7)
-                residual, jacobian, variance = self._linearised(galaxy, free)
-                chi2 = float(residual @ residual)
-                if gained < self.tolerance:
-                    status = Status.CONVERGED
-            else:
-                damping *= 10
-                if damping > 1e8:
-                    status = Status.CONVERGED
-        parameters = _from_free(free)
-        if status is Status.CONVERGED and _at_bound(parameters):
-            status = Status.AT_BOUND
-        out.parameters[i], out.sky[i] = parameters, free[-1] * galaxy.rms
-        out.parameters[i, 6] = (out.parameters[i, 6] + 90) % 180 - 90
-        out.chi2[i] = chi2 / max(1.0, float(galaxy.counted.sum()) - len(free))
-        out.iterations[i], out.status[i] = iterations, status
-        normal, scale = _normal(jacobian)
-        if np.linalg.cond(normal) < 1e12:
-            slopes = np.append(_slopes(free), galaxy.rms) / scale
-            out.covariance[i] = linalg.inv(normal) * slopes[:, None] * slopes
+    def _fit(self, out: Fits, i: int, data: np.ndarray, rms: np.ndarray, used: np.ndarray, start: np.ndarray) -> None:
+        """Fit a galaxy in the smallest window that holds it, and put the result into row `i`."""
+        for window in self._windows:
+            inner = slice((self.size - window.size) // 2, (self.size + window.size) // 2)
+            if window is not self._windows[-1] and not window.holds(start[0], inner.start):
+                continue
+            here = used[inner, inner]
+            if here.sum() < 10 * (start.size + 1):
+                continue
+            if not _sensible(start[0]):
+                out.status[i] = Status.BAD_START
+                return
+            moved = start - np.array([inner.start, inner.start, 0, 0, 0, 0, 0])
+            inside = (moved[:, :2] > -POSITION_REACH) & (moved[:, :2] < window.size - 1 + POSITION_REACH)
+            moved = moved[[True, *inside[1:].all(axis=1)]]
+            galaxy = _Galaxy.of(data[inner, inner], rms[inner, inner], here, self.noise.correlation.size > 1)
+            fit = _Fit(self, window, galaxy, moved)
+            fit.run()
+            fit.put(out, i)
+            out.parameters[i, :2] += inner.start
+            start = np.vstack([out.parameters[i], start[1:]])
+            if window is self._windows[-1] or window.holds(start[0], inner.start):
+                return
 
-    def _residual(self, galaxy: _Galaxy, free: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """Whitened difference of data and model, (P,)."""
-        model = self.render(_from_free(free))[0] + np.float32(free[-1] * galaxy.rms)
-        return self._whitened(galaxy, (galaxy.data - model)[None], variance)[0]
 
-    def _linearised(self, galaxy: _Galaxy, free: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Whitened residuals (P,), the model's derivatives (8, P), and the variance over the sky's."""
-        model, derivatives = (a[0] for a in self.render.with_derivatives(_from_free(free)))
-        images = np.empty((2 + N_PARAMETERS, self.size, self.size), np.float32)
-        images[0] = galaxy.data - model - np.float32(free[-1] * galaxy.rms)
-        images[1:-1] = derivatives * _slopes(free).astype(np.float32)[:, None, None]
-        images[-1] = galaxy.rms
-        of_sky = galaxy.rms**2 * self._independent
-        variance = 1 + np.maximum(model, 0) / np.float32(self.noise.gain * of_sky)
-        white = self._whitened(galaxy, images, variance)
-        return white[0], white[1:], variance
+def _sensible(start: np.ndarray) -> bool:
+    return bool(np.isfinite(start).all() and start[2] > 0 and start[3] > 0)
 
-    def _whitened(self, galaxy: _Galaxy, images: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """Images in units of independent noise, (n, P); masked pixels and their neighbours are 0."""
-        padded = (self._period, self._period)
-        spectra = fft.rfft2(images * galaxy.used, padded)
-        spectra *= self._whitener
-        white = fft.irfft2(spectra, padded)[:, : self.size, : self.size]
-        white *= galaxy.counted / (np.float32(galaxy.rms) * np.sqrt(variance))
-        return white.reshape(len(images), -1).astype(float)
+
+class _Window:
+    """What a window of some size needs: its renderer, and the filter that whitens it."""
+
+    def __init__(self, psf: np.ndarray, correlation: np.ndarray, size: int) -> None:
+        self.size = size
+        self.render = Renderer(psf, size)
+        # Whitening leaks over the window's edge as far as its filter reaches.
+        self.period = fft.next_fast_len(size + 32, real=True)
+        middle = correlation.shape[0] // 2
+        padded = np.zeros((self.period, self.period))
+        padded[: 2 * middle + 1, : 2 * middle + 1] = correlation
+        power = fft.rfft2(np.roll(padded, (-middle, -middle), axis=(0, 1))).real
+        self.whitener = (1 / np.sqrt(np.maximum(power, 1e-3 * power.max()))).astype(np.float32)
+
+    def holds(self, galaxy: np.ndarray, first: int) -> bool:
+        """Whether a galaxy, in a stamp of which the window begins at pixel `first`, fits inside."""
+        to_edge = min(
+            galaxy[0] - first, galaxy[1] - first, first + self.size - 1 - galaxy[0], first + self.size - 1 - galaxy[1]
+        )
+        return bool(to_edge >= 10 + REACH * galaxy[3])
 
 
 class _Galaxy(NamedTuple):
@@ -247,84 +412,170 @@ class _Galaxy(NamedTuple):
     """
 
     data: np.ndarray
+    rms: np.ndarray
     used: np.ndarray
     counted: np.ndarray
-    rms: float
+    unit: float
+
+    @classmethod
+    def of(cls, data: np.ndarray, rms: np.ndarray, used: np.ndarray, correlated: bool) -> _Galaxy:
+        counted = ndimage.binary_erosion(used, np.ones((_MIXED, _MIXED))) if correlated else used
+        return cls(data.astype(np.float32), rms.astype(np.float32), used, counted, float(np.median(rms[used])))
 
 
-def _normal(jacobian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normal matrix with a unit diagonal, and the scale of each parameter."""
-    normal = jacobian @ jacobian.T
-    scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
-    return normal / scale / scale[:, None], scale
+class _Fit:
+    """One fit under way: a galaxy and the neighbours fitted with it, in one window."""
 
-
-# --- transforms: x, y, log flux, log radius, logit of log index, logit of axis ratio, angle, sky --------
-
-_LONGEST_STEP = np.array([3, 3, 1, 1, 1.5, 1.5, 30, 5.0])
-
-
-def _logit(value: float, low: float, high: float) -> float:
-    fraction = np.clip((value - low) / (high - low), _EDGE, 1 - _EDGE)
-    return float(np.log(fraction / (1 - fraction)))
-
-
-def _expit(free: float, low: float, high: float) -> float:
-    return float(low + (high - low) / (1 + np.exp(-np.clip(free, -20, 20))))
-
-
-_LOG_N = tuple(np.log(N_BOUNDS))
-
-
-def _to_free(parameters: np.ndarray) -> np.ndarray:
-    x, y, flux, r_eff, n, q, theta = parameters
-    return np.array(
-        [
-            x,
-            y,
-            np.log(flux),
-            np.log(np.clip(r_eff, *R_BOUNDS)),
-            _logit(np.log(max(n, 1e-3)), *_LOG_N),
-            _logit(q, *Q_BOUNDS),
-            theta,
+    def __init__(self, fitter: Fitter, window: _Window, galaxy: _Galaxy, start: np.ndarray) -> None:
+        self.fitter, self.window, self.galaxy = fitter, window, galaxy
+        self.count = len(start)
+        self.scales = [
+            (*(Scale(False, c - POSITION_REACH, c + POSITION_REACH) for c in row[:2]), *fitter.prior.scales)
+            for row in start
         ]
-    )
+        self.free = np.zeros(N_PARAMETERS * self.count + 1)
+        for row, scales, free in zip(start, self.scales, self._rows(self.free), strict=True):
+            free[:6] = [scale.to_free(value) for scale, value in zip(scales, row, strict=False)]
+            free[6] = row[6]
+        self.status, self.iterations = Status.NOT_CONVERGED, 0
+        self.independent = float(np.sum(fitter.noise.correlation))
 
+    def _rows(self, free: np.ndarray) -> np.ndarray:
+        return free[:-1].reshape(self.count, N_PARAMETERS)
 
-def _from_free(free: np.ndarray) -> np.ndarray:
-    return np.array(
-        [
-            free[0],
-            free[1],
-            np.exp(min(free[2], 80)),
-            np.clip(np.exp(min(free[3], 50)), *R_BOUNDS),
-            np.clip(np.exp(_expit(free[4], *_LOG_N)), *N_BOUNDS),
-            _expit(free[5], *Q_BOUNDS),
-            free[6],
-        ]
-    )
+    def parameters(self, free: np.ndarray) -> np.ndarray:
+        """What the renderer draws, (M, 7)."""
+        out = self._rows(free).copy()
+        for row, scales in zip(out, self.scales, strict=True):
+            row[:6] = [scale.from_free(value) for scale, value in zip(scales, row, strict=False)]
+        return out
 
+    def slopes(self, free: np.ndarray) -> np.ndarray:
+        """Derivatives of parameters and sky with respect to what is fitted, (7 M + 1,)."""
+        out = np.ones(len(free))
+        for row, values, scales in zip(self._rows(out), self._rows(free), self.scales, strict=True):
+            row[:6] = [scale.slope(value) for scale, value in zip(scales, values, strict=False)]
+        out[-1] = self.galaxy.unit
+        return out
 
-def _slopes(free: np.ndarray) -> np.ndarray:
-    """Derivative of each parameter with respect to its free one."""
-    parameters = _from_free(free)
-    log_n, q = np.log(parameters[4]), parameters[5]
-    width_n, width_q = _LOG_N[1] - _LOG_N[0], Q_BOUNDS[1] - Q_BOUNDS[0]
-    return np.array(
-        [
-            1,
-            1,
-            parameters[2],
-            parameters[3],
-            parameters[4] * (log_n - _LOG_N[0]) * (_LOG_N[1] - log_n) / width_n,
-            (q - Q_BOUNDS[0]) * (Q_BOUNDS[1] - q) / width_q,
-            1,
-        ]
-    )
+    def longest_step(self, free: np.ndarray) -> np.ndarray:
+        """How far one iteration may go: steps of a size that a linear model can foresee."""
+        out = np.empty(len(free))
+        values, slopes = self.parameters(free), self._rows(self.slopes(free))
+        for row, value, slope in zip(self._rows(out), values, slopes, strict=True):
+            size = np.array([3.0, 3.0, value[2], value[3], value[4], 0.4])
+            row[:6] = np.minimum(1.0, size / np.maximum(slope[:6], 1e-9))
+            row[6] = 30.0
+        out[-1] = 5.0
+        return out
 
+    def known(self, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """What the priors add: to the sum of squares, to half of its slope, to half of its curvature."""
+        prior = self.fitter.prior
+        slope, curvature = np.zeros(len(free)), np.zeros((len(free), len(free)))
+        total = 0.0
+        for m, row in enumerate(self._rows(free)):
+            which = slice(N_PARAMETERS * m + 2, N_PARAMETERS * m + 6)
+            off = row[2:6] - prior.mean
+            slope[which] = prior.precision @ off
+            curvature[which, which] = prior.precision
+            total += float(off @ slope[which])
+        precision = self.fitter.noise.sky**-2
+        slope[-1], curvature[-1, -1] = precision * free[-1], precision
+        return total + precision * free[-1] ** 2, slope, curvature
 
-def _at_bound(parameters: np.ndarray) -> bool:
-    """Whether index, thinness or radius ran into its bound; round galaxies are no failure."""
-    log_n, q, r_eff = np.log(parameters[4]), parameters[5], parameters[3]
-    from_bound = min(log_n - _LOG_N[0], _LOG_N[1] - log_n) / (_LOG_N[1] - _LOG_N[0])
-    return bool(from_bound < _EDGE or q - Q_BOUNDS[0] < _EDGE or r_eff in R_BOUNDS)
+    def run(self) -> None:
+        """Iterate until the sum of squares stands still."""
+        damping = 1e-3
+        residual, jacobian, variance = self._linearised(self.free)
+        while self.iterations < self.fitter.max_iterations and self.status is Status.NOT_CONVERGED:
+            self.iterations += 1
+            cost, weight = self._loss(residual)
+            known, slope, curvature = self.known(self.free)
+            normal = (jacobian * weight) @ jacobian.T + curvature
+            scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
+            damped = normal / scale / scale[:, None]
+            damped[np.diag_indices_from(damped)] += damping
+            downhill = (jacobian @ (weight * residual) - slope) / scale
+            step = linalg.lstsq(damped, downhill, check_finite=False)[0] / scale
+            longest = self.longest_step(self.free)
+            trial = self.free + np.clip(step, -longest, longest)
+            if damping <= 1e-3 and float(step @ (downhill * scale)) < self.fitter.tolerance:
+                self.free, self.status = trial, Status.CONVERGED  # too short a step to look again
+                break
+            # With the variance of the last accepted model, so that both sums compare.
+            tried = self._loss(self._residual(trial, variance))[0] + self.known(trial)[0]
+            gained = cost + known - tried
+            if gained >= 0:
+                self.free, damping = trial, max(damping / 10, 1e-7)
+                residual, jacobian, variance = self._linearised(trial)
+                if gained < self.fitter.tolerance:
+                    self.status = Status.CONVERGED
+            else:
+                damping *= 10
+                if damping > 1e8:
+                    self.status = Status.CONVERGED
+        self.residual, self.jacobian = residual, jacobian
+
+    def put(self, out: Fits, i: int) -> None:
+        """Put parameters, errors and status into row `i`."""
+        if self.status is Status.CONVERGED and self._at_bound():
+            self.status = Status.AT_BOUND
+        out.parameters[i], out.sky[i] = self.parameters(self.free)[0], self.free[-1] * self.galaxy.unit
+        out.parameters[i, 6] = (out.parameters[i, 6] + 90) % 180 - 90
+        pixels = float(self.galaxy.counted.sum())
+        out.chi2[i] = float(self.residual @ self.residual) / max(1.0, pixels - len(self.free))
+        out.iterations[i] += self.iterations
+        out.status[i] = self.status
+        normal = (self.jacobian * self._loss(self.residual)[1]) @ self.jacobian.T + self.known(self.free)[2]
+        scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
+        normal /= scale * scale[:, None]
+        if np.linalg.cond(normal) < 1e12:
+            mine = [*range(N_PARAMETERS), len(self.free) - 1]
+            slopes = (self.slopes(self.free) / scale)[mine]
+            out.covariance[i] = linalg.inv(normal)[np.ix_(mine, mine)] * slopes[:, None] * slopes
+
+    def _at_bound(self) -> bool:
+        """Whether a position, radius, index or thinness ran into its bound; round galaxies are no failure."""
+        row = self._rows(self.free)[0]
+        if self.scales[0][5].at_bound(row[5]) and row[5] < 0:
+            return True
+        return any(self.scales[0][k].at_bound(row[k]) for k in (0, 1, 3, 4))
+
+    def _loss(self, residual: np.ndarray) -> tuple[float, np.ndarray | float]:
+        """Sum of the loss, and the weight of each pixel in the normal equations."""
+        if not self.fitter.robust:
+            return float(residual @ residual), 1.0
+        square = (residual / ROBUST_SCALE) ** 2
+        return ROBUST_SCALE**2 * float(np.log1p(square).sum()), 1 / (1 + square)
+
+    def _residual(self, free: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """Whitened difference of data and model, (P,)."""
+        galaxy = self.galaxy
+        model = self.window.render(self.parameters(free)).sum(axis=0) + np.float32(free[-1] * galaxy.unit)
+        return self._whitened((galaxy.data - model)[None], variance)[0]
+
+    def _linearised(self, free: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Whitened residuals (P,), the model's derivatives (7 M + 1, P), and the variance over the sky's."""
+        galaxy, size = self.galaxy, self.window.size
+        models, derivatives = self.window.render.with_derivatives(self.parameters(free))
+        model = models.sum(axis=0)
+        images = np.empty((1 + len(free), size, size), np.float32)
+        images[0] = galaxy.data - model - np.float32(free[-1] * galaxy.unit)
+        slopes = self.slopes(free).astype(np.float32)
+        images[1:-1] = derivatives.reshape(-1, size, size) * slopes[:-1, None, None]
+        images[-1] = slopes[-1]
+        variance = 1 + np.maximum(model, 0) / (np.float32(self.fitter.noise.gain * self.independent) * galaxy.rms**2)
+        white = self._whitened(images, variance)
+        return white[0], white[1:], variance
+
+    def _whitened(self, images: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """Images in units of independent noise, (n, P); masked pixels and their neighbours are 0."""
+        galaxy, window = self.galaxy, self.window
+        padded = (window.period, window.period)
+        # Noise that varies over the stamp is even only in units of itself.
+        spectra = fft.rfft2(images * (galaxy.used / galaxy.rms), padded)
+        spectra *= window.whitener
+        white = fft.irfft2(spectra, padded)[:, : window.size, : window.size]
+        white *= galaxy.counted / np.sqrt(variance)
+        return white.reshape(len(images), -1).astype(float)

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sersicnet import fit
 from sersicnet.errors import InputError
-from sersicnet.fit import Fitter, Noise, Status
+from sersicnet.fit import Fitter, Noise, Prior, Status
 from sersicnet.instrument import F160W
 from sersicnet.render import Renderer
 from sersicnet.simulate import effective_psf, observe
@@ -134,3 +135,123 @@ def test_a_bad_autocorrelation_is_refused(correlation):
 def test_a_bad_gain_is_refused():
     with pytest.raises(InputError, match="A gain is positive"):
         Fitter(PSF, Noise(np.ones((1, 1)), 0.0), 64)
+
+
+def test_two_overlapping_galaxies_fitted_together_come_back():
+    row, other = galaxy(21.0, 4.0, 1.5, 0.6), galaxy(20.0, 5.0, 3.0, 0.8, -40.0, 42.0, 36.0)
+    render = Renderer(PSF, 64)
+    stamp = observe(render(np.array([row, other])).sum(axis=0), RMS, QUIET, np.random.default_rng(4))
+    fitter = Fitter(PSF, Noise(drizzled(), F160W.exposure), 64)
+    rms, start = np.array([RMS]), poor(row)[None]
+    alone = fitter(stamp[None], rms, start)
+    together = fitter(stamp[None], rms, start, neighbours=[poor(other)[None]])
+    error = np.sqrt(np.diagonal(together.covariance[0]))[:7]
+    assert together.status[0] == Status.CONVERGED
+    assert np.abs((together.parameters[0] - row) / error)[2:6].max() < 4
+    assert abs(alone.parameters[0, 3] / row[3] - 1) > 5 * abs(together.parameters[0, 3] / row[3] - 1)
+
+
+def test_a_neighbour_without_a_start_is_left_out(fitter):
+    row = galaxy()
+    stamp = stamp_of(row)
+    nothing = np.full((1, 7), np.nan)
+    fits = fitter(stamp[None], np.array([RMS]), poor(row)[None], neighbours=[nothing])
+    alone = fitter(stamp[None], np.array([RMS]), poor(row)[None])
+    np.testing.assert_array_equal(fits.parameters, alone.parameters)
+
+
+def test_a_prior_keeps_a_faint_galaxy_from_running_away():
+    row = galaxy(27.0, 4.0, 1.0, 0.6)
+    stamps = np.array([stamp_of(row, seed) for seed in range(12)])
+    start, rms = np.tile(poor(row), (12, 1)), np.full(12, RMS)
+    noise = Noise(drizzled(), F160W.exposure)
+    prior = Prior.uniform((row[2] / 5, row[2] * 5), (1.0, 10.0), (0.5, 4.0), (0.2, 1.0))
+    free, kept = (Fitter(PSF, noise, 64, prior=p)(stamps, rms, start).parameters[:, 3] for p in (None, prior))
+    assert kept.std() < 0.7 * free.std()
+    assert ((kept > 1) & (kept < 10)).all()
+
+
+def test_a_prior_of_a_sample_says_what_is_usual_at_a_flux_and_nothing_of_the_flux():
+    rng = np.random.default_rng(0)
+    flux = 10 ** rng.uniform(0, 3, 500)
+    sample = np.column_stack(
+        [
+            flux,
+            4 * flux**0.2 * np.exp(rng.normal(0, 0.3, 500)),
+            rng.lognormal(0.5, 0.3, 500),
+            rng.uniform(0.3, 0.9, 500),
+        ]
+    )
+    prior = Prior.of(sample)
+    assert np.linalg.matrix_rank(prior.precision) == 3
+
+    def penalty(flux, r_eff):
+        values = (flux, r_eff, 1.6, 0.6)
+        off = [float(s.to_free(v)) for s, v in zip(prior.scales, values, strict=True)] - prior.mean
+        return off @ prior.precision @ off
+
+    usual = penalty(1.0, 4.0), penalty(1000.0, 4 * 1000**0.2)
+    assert usual[0] == pytest.approx(usual[1], abs=0.5)
+    assert penalty(1.0, 8.0) > usual[0] + 2
+    with pytest.raises(InputError, match="at least 20"):
+        Prior.of(sample[:10])
+
+
+def test_robust_fits_are_less_moved_by_light_that_is_not_masked():
+    row = galaxy(20.5, 4.0, 1.5, 0.6)
+    stamp = stamp_of(row)
+    stamp[38:41, 38:41] += 0.15
+    noise, rms, start = Noise(drizzled(), F160W.exposure), np.array([RMS]), poor(row)[None]
+    plain, robust = (Fitter(PSF, noise, 64, robust=flag)(stamp[None], rms, start).parameters[0] for flag in (0, 1))
+    assert abs(robust[4] - row[4]) < 0.3 * abs(plain[4] - row[4])
+
+
+@pytest.mark.parametrize("r_eff", [3.0, 12.0])
+def test_windows_do_not_change_the_answer(r_eff, monkeypatch):
+    row = galaxy(20.5, r_eff, 1.5, 0.6, x=63.4, y=63.8)
+    stamp, rms = stamp_of(row, size=128)[None], np.array([RMS])
+    noise = Noise(drizzled(), F160W.exposure, 0.1)
+    start = galaxy(20.5, 3.0, 1.5, 0.6, x=63.5, y=63.5)[None]
+    small = Fitter(PSF, noise, 128)(stamp, rms, start)
+    monkeypatch.setattr(fit, "WINDOWS", ())
+    whole = Fitter(PSF, noise, 128)(stamp, rms, start)
+    error = np.sqrt(np.diagonal(whole.covariance[0]))[:7]
+    assert (np.abs(small.parameters - whole.parameters)[0] < 0.7 * error).all()
+    if r_eff > 10:
+        np.testing.assert_allclose(small.parameters, whole.parameters, rtol=5e-3)
+
+
+def test_a_noise_map_weighs_pixels_and_its_zeros_are_masked(fitter):
+    row = galaxy(20.0, 4.0, 1.2)
+    stamp = stamp_of(row)
+    dirty, noise_map = stamp.copy(), np.full((1, 64, 64), RMS)
+    dirty[40:50, 10:20] = 5.0
+    noise_map[0, 40:50, 10:20] = 0
+    start = poor(row)[None]
+    masked = fitter(stamp[None], np.array([RMS]), start, noise_map == 0)
+    mapped = fitter(dirty[None], noise_map, start)
+    np.testing.assert_allclose(mapped.parameters, masked.parameters, rtol=1e-5)
+    noise_map[0, 40:50, 10:20] = 1e4
+    weighed = fitter(dirty[None], noise_map, start)
+    np.testing.assert_allclose(weighed.parameters[0, 2:6], masked.parameters[0, 2:6], rtol=0.02)
+
+
+def test_threads_give_the_same_and_report(fitter):
+    rows = np.array([galaxy(m, r) for m, r in ((20, 3), (21, 4), (22, 5))])
+    stamps = np.array([stamp_of(row, i) for i, row in enumerate(rows)])
+    start, done = np.array([poor(row) for row in rows]), []
+    one = fitter(stamps, np.full(3, RMS), start)
+    two = fitter(stamps, np.full(3, RMS), start, workers=2, report=done.append)
+    np.testing.assert_array_equal(one.parameters, two.parameters)
+    assert done == [1, 2, 3]
+
+
+@pytest.mark.parametrize("psf", [np.full((5, 5), np.nan), -np.ones((5, 5)), np.ones((4, 4))])
+def test_a_bad_psf_is_refused(psf):
+    with pytest.raises(InputError, match="A PSF"):
+        Fitter(psf, Noise(np.ones((1, 1))), 64)
+
+
+def test_a_bad_sky_is_refused():
+    with pytest.raises(InputError, match="A standard deviation of the sky is positive"):
+        Fitter(PSF, Noise(np.ones((1, 1)), sky=0.0), 64)
