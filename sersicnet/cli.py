@@ -25,6 +25,8 @@ import sersicnet
 from sersicnet.errors import SersicnetError, SersicnetWarning
 
 if TYPE_CHECKING:
+    from astropy.table import QTable
+
     from sersicnet import train as training
 
 app = typer.Typer(
@@ -98,9 +100,32 @@ def _options(
     pass
 
 
+Image = Annotated[Path, typer.Argument(help="FITS image, sky-subtracted or not, in any linear unit.")]
+PixelScale = Annotated[
+    float | None, typer.Option(help="Arcsec per pixel; from the WCS by default.", show_default=False)
+]
+Hdu = Annotated[
+    str | None,
+    typer.Option(help="Number or name of the extension; SCI or the first image by default.", show_default=False),
+]
+Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)]
+Wht = Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)]
+Mask = Annotated[
+    Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
+]
+Oversampling = Annotated[
+    int, typer.Option("--psf-oversampling", help="How many times finer the PSF's pixels are.", min=1)
+]
+Robust = Annotated[bool, typer.Option("--robust", help="Bound the influence of pixels far from the model in fits.")]
+Model = Annotated[Path | None, typer.Option(help="FITS image of the fitted galaxies to write.", show_default=False)]
+Residual = Annotated[
+    Path | None, typer.Option(help="FITS image to write: minus its sky and the fitted galaxies.", show_default=False)
+]
+
+
 @app.command()
 def measure(
-    image: Annotated[Path, typer.Argument(help="FITS image, sky-subtracted or not, in any linear unit.")],
+    image: Image,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -112,29 +137,23 @@ def measure(
     ] = None,
     weights: WeightsName = "fovea-sim",
     zero_point: ZeroPoint = None,
-    pixel_scale: Annotated[
-        float | None, typer.Option(help="Arcsec per pixel; from the WCS by default.", show_default=False)
-    ] = None,
-    hdu: Annotated[
-        str | None,
-        typer.Option(help="Number or name of the extension; SCI or the first image by default.", show_default=False),
-    ] = None,
+    pixel_scale: PixelScale = None,
+    hdu: Hdu = None,
     positions: Annotated[
         Path | None,
         typer.Option(help="Table with x, y (from 0) or ra, dec: measure these, detect nothing.", show_default=False),
     ] = None,
-    rms: Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)] = None,
-    wht: Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
-    ] = None,
+    rms: Rms = None,
+    wht: Wht = None,
+    mask: Mask = None,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Fit each source with snr >= 10, from the network's answer on.")
+        bool, typer.Option("--refine", help="Fit each source with a Sersic profile, from the network's answer on.")
     ] = False,
     psf: Annotated[
         Path | None,
         typer.Option(help="FITS image of the PSF for --refine; that of the weights by default.", show_default=False),
     ] = None,
+    psf_oversampling: Oversampling = 1,
     gain: Annotated[
         float | None,
         typer.Option(
@@ -142,6 +161,12 @@ def measure(
             show_default=False,
         ),
     ] = None,
+    prior: Annotated[
+        str, typer.Option(help="What --refine assumes of galaxies: candels, none, or a table of galaxies.")
+    ] = "candels",
+    robust: Robust = False,
+    model: Model = None,
+    residual: Residual = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -152,7 +177,7 @@ def measure(
     from sersicnet.measure import measure as run
 
     started = time.monotonic()
-    output = output or Path(re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1) + "_cat.fits")
+    output = output or Path(_stem(image) + "_cat.fits")
     with _progress(quiet, "reading") as update:
         table = run(
             image,
@@ -167,15 +192,100 @@ def measure(
             weights_name=weights,
             refine=refine,
             psf=psf,
+            psf_oversampling=psf_oversampling,
             gain=gain,
+            prior=prior,
+            robust=robust,
+            model=model,
+            residual=residual,
             overwrite=overwrite,
             command=_command_line(),
             report=lambda stage, done, total: update(done, total or None, stage),
         )
+    _say_catalogue(quiet, table, output, time.monotonic() - started)
+
+
+@app.command()
+def fit(
+    image: Image,
+    psf: Annotated[Path, typer.Option(help="FITS image of the effective PSF.", show_default=False)],
+    positions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table with x, y (from 0) or ra, dec, and where known mag, r_eff, sersic_n, ellipticity, theta "
+            "to start from. By default all that is detected.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Catalogue: .fits, .ecsv, .csv or .parquet. By default IMAGE_fit.fits here.",
+            show_default=False,
+        ),
+    ] = None,
+    zero_point: ZeroPoint = None,
+    pixel_scale: PixelScale = None,
+    hdu: Hdu = None,
+    rms: Rms = None,
+    wht: Wht = None,
+    mask: Mask = None,
+    psf_oversampling: Oversampling = 1,
+    gain: Annotated[
+        float | None,
+        typer.Option(help="Electrons per image unit, for the galaxies' Poisson noise.", show_default=False),
+    ] = None,
+    prior: Annotated[str, typer.Option(help="What to assume of galaxies: candels, none, or a table.")] = "none",
+    robust: Robust = False,
+    model: Model = None,
+    residual: Residual = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit Sersic profiles without a network: labels for `finetune`, or a check.
+
+    Example: sersicnet fit mosaic.fits --psf psf.fits --gain 3200 --positions targets.csv -o labels.csv
+    """
+    from sersicnet.measure import fit as run
+
+    started = time.monotonic()
+    output = output or Path(_stem(image) + "_fit.fits")
+    with _progress(quiet, "reading") as update:
+        table = run(
+            image,
+            output,
+            psf=psf,
+            hdu=hdu,
+            zero_point=zero_point,
+            pixel_scale=pixel_scale,
+            rms=rms,
+            wht=wht,
+            mask=mask,
+            positions=positions,
+            psf_oversampling=psf_oversampling,
+            gain=gain,
+            prior=prior,
+            robust=robust,
+            model=model,
+            residual=residual,
+            overwrite=overwrite,
+            command=_command_line(),
+            report=lambda stage, done, total: update(done, total or None, stage),
+        )
+    _say_catalogue(quiet, table, output, time.monotonic() - started)
+
+
+def _stem(image: Path) -> str:
+    return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
+
+
+def _say_catalogue(quiet: bool, table: QTable, output: Path, seconds: float) -> None:
     clean = int((table["flags"] == 0).sum())
     _say(
         quiet,
-        f"{len(table)} sources, {clean} without flags, in {time.monotonic() - started:.1f} s; "
+        f"{len(table)} sources, {clean} without flags, in {seconds:.1f} s; "
         f"zero point {table.meta['ZEROPT']:.4f} from {table.meta['ZPSOURCE']}; wrote {output}",
     )
 

@@ -256,6 +256,8 @@ class Fitter:
     robust : bool
         Whether to bound the influence of single pixels (light that is neither
         masked nor in the model) by a Cauchy loss; errors stay formal.
+    psf_oversampling : int
+        How many times finer than the image the pixels of `psf` are.
     max_iterations : int
     tolerance : float
         Change of chi-square below which a fit has converged.
@@ -274,6 +276,7 @@ class Fitter:
         *,
         prior: Prior | None = None,
         robust: bool = False,
+        psf_oversampling: int = 1,
         max_iterations: int = 60,
         tolerance: float = 1e-2,
     ) -> None:
@@ -287,9 +290,17 @@ class Fitter:
         for name, value in (("gain", noise.gain), ("standard deviation of the sky", noise.sky)):
             if not value > 0:
                 raise InputError(f"A {name} is positive; received {value}.")
+        self._psf = psf
+        self._drawers: dict[int, Renderer] = {}
         self.noise, self.size, self.prior, self.robust = noise, size, prior or Prior.none(), robust
         self.max_iterations, self.tolerance = max_iterations, tolerance
         self._windows = [_Window(psf, correlation, side) for side in (*(w for w in WINDOWS if w < size), size)]
+
+    def draw(self, parameters: np.ndarray, size: int) -> np.ndarray:
+        """Draw one galaxy, (7,), as the fits see it: float32, (size, size)."""
+        if size not in self._drawers:
+            self._drawers[size] = Renderer(self._psf, size)
+        return self._drawers[size](parameters)[0]
 
     def __call__(
         self,

@@ -1,30 +1,26 @@
-"""The main job: an image and weights in, a flagged catalogue out."""
+"""The main job: an image and weights in, a flagged catalogue out.
+
+`measure` asks a network, and with ``refine`` a fit that starts from its answer;
+`fit` does without a network, as GALFIT does, from a table or from moments on.
+"""
 
 from __future__ import annotations
 
-import datetime
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import astropy
 import numpy as np
-import photutils
 from astropy import units
-from astropy.io import fits
 from astropy.table import Column, QTable, Table
+from scipy.spatial import KDTree
 
-import sersicnet
-from sersicnet import instrument, mosaic, weights
+from sersicnet import catalogue, instrument, mosaic, population, weights
 from sersicnet.errors import InputError, SersicnetWarning, check_output
-from sersicnet.fit import Fitter, Noise, Status
+from sersicnet.fit import Fits, Fitter, Noise, Prior, Status
 from sersicnet.schema import (
-    COLUMN,
     COLUMNS,
     CROWDED_LIMIT,
     DEPTH_TOLERANCE,
@@ -38,9 +34,17 @@ from sersicnet.schema import (
     absolute_magnitude_of_rms,
 )
 
-FORMATS = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet"}
 STAMPS_AT_ONCE = 512
 """Stamps cut before they go through the network: 32 MB."""
+
+SKY_LEFT = 0.1
+"""How well the sky under a galaxy is known, in units of the rms of a pixel: in fits, one standard deviation."""
+
+MOST_NEIGHBOURS = 3
+"""Overlapping neighbours that are fitted together with a galaxy; others are masked."""
+
+NEIGHBOUR_FLUX = 0.1
+"""Least flux of such a neighbour, as a fraction of the galaxy's."""
 
 Report = Callable[[str, int, int], None]
 
@@ -59,7 +63,12 @@ def measure(
     weights_name: str | Path = weights.DEFAULT,
     refine: bool = False,
     psf: str | Path | None = None,
+    psf_oversampling: int = 1,
     gain: float | None = None,
+    prior: str | Path = "candels",
+    robust: bool = False,
+    model: str | Path | None = None,
+    residual: str | Path | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = lambda stage, done, total: None,
@@ -92,16 +101,29 @@ def measure(
     weights_name : str or Path
         Name of shipped weights, or a weights directory.
     refine : bool
-        Whether to fit a Sersic profile to each source with snr of at least 10,
-        starting from the network's answer; see `sersicnet.fit`.
+        Whether to fit a Sersic profile to each source, starting from the
+        network's answer; neighbours that overlap are fitted together with it.
+        Where the fit does not converge, the network's values stay.
     psf : str or Path, optional
         FITS image of the effective PSF for the fits, an odd number of pixels a
         side; that of the weights' domain by default.
+    psf_oversampling : int
+        How many times finer than the image the pixels of `psf` are.
     gain : float, optional
         Electrons per image unit, for the Poisson noise of the sources in the
         fits; as in the weights' domain by default.
+    prior : str or Path
+        What the fits assume of radius, index and axis ratio at a given
+        magnitude: "candels" (see `sersicnet.population`), "none", or a table of
+        galaxies with columns mag, r_eff_pix or r_eff, sersic_n, and
+        ellipticity or q.
+    robust : bool
+        Whether fits bound the influence of pixels far from the model.
+    model, residual : str or Path, optional
+        FITS images to write: all fitted galaxies as drawn, and the image minus
+        its sky and them.
     overwrite : bool
-        Whether to replace `output`.
+        Whether to replace what is written.
     command : str
         The command line, for the catalogue's header.
     report : callable
@@ -125,53 +147,217 @@ def measure(
         When nothing is detected, there is no WCS, or the image is outside of
         what the weights were trained on.
     """
-    if output is not None:
-        output = check_output(output, overwrite)
-        if output.suffix.lower() not in FORMATS:
-            raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {output.name}.")
-    if gain is not None and not (np.isfinite(gain) and gain > 0):
-        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
-    if not refine and (psf is not None or gain is not None):
-        raise InputError("--psf and --gain are for fits: give --refine with them.")
-    if rms is not None and wht is not None:
-        raise InputError("Give either --rms or --wht; received both.")
+    if not refine:
+        for name, value in (("psf", psf), ("gain", gain), ("model", model), ("residual", residual)):
+            if value is not None:
+                raise InputError(f"--{name} belongs to fits: give --refine with it.")
+    files = _Files.checked(image, output, model, residual, overwrite)
+    _check_gain(gain)
     network = weights.load(weights_name)
-    report("reading", 0, 0)
-    frame = mosaic.read_image(image, hdu)
-    zero = instrument.zero_point(frame.header, zero_point)
-    scale = instrument.pixel_scale(frame.scales, pixel_scale)
-    bad = frame.without_data()
-    noise_map = None
-    if rms is not None or wht is not None:
-        noise_map, no_data = _noise_map(rms, wht, frame.data.shape)
-        bad |= no_data
-    if mask is not None:
-        bad |= mosaic.read_image(mask, prefer=("MASK", "DQ"), shape=frame.data.shape).data != 0
-    if bad.all():
-        raise InputError(f"{image} has no pixel left that is finite, not masked and has noise.")
-    given = None if positions is None else _positions(positions, frame)
-    if frame.wcs is None:
-        _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
-    report("detecting", 0, 0)
-    sky, found = mosaic.Detector()(frame.data, bad, noise_map)
-    if given is None:
-        x, y, source = found.x, found.y, np.arange(len(found))
-        if not len(found):
-            _warn(
-                f"No source was detected in {frame.name}: the catalogue has no rows. Is the image background-limited?"
-            )
-    else:
-        x, y = given
-        source = _source_at(found.segmentation, x, y)
-    fitter, psf_source = _fitter(network, psf, gain, zero.value, sky) if refine else (None, "")
-    values = _measured(frame, bad, sky, found, x, y, source, network, fitter, zero.value, report)
-    table = _table(frame, x, y, values, network, zero, scale, refined=refine)
-    table.meta.update(_provenance(frame, network, zero, scale, sky, command))
+    scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    fitter, source_of_psf = None, ""
+    if refine:
+        point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
+        if gain is None:
+            gain = _gain_of_weights(network, scene.zero.value)
+        noise = Noise(scene.sky.autocorrelation, gain, SKY_LEFT)
+        fitter = Fitter(point, noise, prior=_prior(prior, scene), robust=robust, psf_oversampling=psf_oversampling)
+    values = _Values.empty(scene)
+    _predict(scene, values, network, report)
     if fitter is not None:
-        table.meta["PSF"], table.meta["GAIN"] = psf_source, fitter.noise.gain
-    if output is not None:
-        write(table, output)
+        _fit(scene, values, fitter, _width(point, psf_oversampling), report, keep=False)
+    table = _table(scene, values, network, fitted=refine)
+    table.meta.update(_provenance(scene, network, command))
+    if fitter is not None:
+        table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior))
+    files.write(table, scene, values, fitter)
     return table
+
+
+def fit(
+    image: str | Path,
+    output: str | Path | None = None,
+    *,
+    psf: str | Path,
+    hdu: int | str | None = None,
+    zero_point: float | None = None,
+    pixel_scale: float | None = None,
+    rms: str | Path | None = None,
+    wht: str | Path | None = None,
+    mask: str | Path | None = None,
+    positions: str | Path | Table | None = None,
+    psf_oversampling: int = 1,
+    gain: float | None = None,
+    prior: str | Path = "none",
+    robust: bool = False,
+    model: str | Path | None = None,
+    residual: str | Path | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    report: Report = lambda stage, done, total: None,
+) -> QTable:
+    """Fit Sersic profiles to the galaxies of an image, without a network.
+
+    Parameters
+    ----------
+    psf : str or Path
+        FITS image of the effective PSF, an odd number of pixels a side.
+    positions : str, Path or Table, optional
+        As for `measure`; fits start from its columns mag, r_eff_pix or r_eff,
+        sersic_n, ellipticity or q, and theta, as far as it has them, and from
+        the moments of the detected source for the rest. Where there is none,
+        only a row with mag and a radius can be fitted.
+    gain : float, optional
+        Electrons per image unit, for the Poisson noise of the sources; without
+        it they have none, and the cores of bright galaxies weigh too much.
+    prior : str or Path
+        As for `measure`, here none by default: labels should not know what to expect.
+    image, output, hdu, zero_point, pixel_scale, rms, wht, mask, psf_oversampling, \
+robust, model, residual, overwrite, command, report
+        As for `measure`.
+
+    Returns
+    -------
+    QTable
+        As from `measure`, with ``fit_status`` and ``chi2``; a fit that did not
+        converge keeps the values where it stopped, and has a flag.
+
+    Raises
+    ------
+    InputError
+        If an input cannot be used; nothing is written then.
+
+    Warns
+    -----
+    SersicnetWarning
+        When nothing is detected, there is no WCS, or no gain.
+    """
+    files = _Files.checked(image, output, model, residual, overwrite)
+    _check_gain(gain)
+    if gain is None:
+        _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
+    point, source_of_psf = _psf_of_file(psf)
+    scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    noise = Noise(scene.sky.autocorrelation, np.inf if gain is None else gain, SKY_LEFT)
+    fitter = Fitter(point, noise, prior=_prior(prior, scene), robust=robust, psf_oversampling=psf_oversampling)
+    values = _Values.empty(scene)
+    _start(scene, values, _width(point, psf_oversampling))
+    _fit(scene, values, fitter, _width(point, psf_oversampling), report, keep=True)
+    table = _table(scene, values, None, fitted=True)
+    table.meta.update(_provenance(scene, None, command))
+    table.meta.update(PSF=source_of_psf, PRIOR=str(prior))
+    if gain is not None:
+        table.meta["GAIN"] = gain
+    files.write(table, scene, values, fitter)
+    return table
+
+
+class _Files(NamedTuple):
+    """What a run writes."""
+
+    catalogue: Path | None
+    model: Path | None
+    residual: Path | None
+
+    @classmethod
+    def checked(
+        cls,
+        image: str | Path,
+        output: str | Path | None,
+        model: str | Path | None,
+        residual: str | Path | None,
+        overwrite: bool,
+    ) -> _Files:
+        paths = [None if path is None else check_output(path, overwrite) for path in (output, model, residual)]
+        if paths[0] is not None and paths[0].suffix.lower() not in catalogue.FORMATS:
+            raise InputError(f"A catalogue ends in {', '.join(catalogue.FORMATS)}; received {paths[0].name}.")
+        for path in paths[1:]:
+            if path is not None and not path.name.endswith((".fits", ".fit", ".fits.gz")):
+                raise InputError(f"An image ends in .fits or .fits.gz; received {path.name}.")
+        given = [path.absolute() for path in (Path(image), *paths) if path is not None]
+        if len(set(given)) < len(given):
+            raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in given)}.")
+        return cls(*paths)
+
+    def write(self, table: QTable, scene: _Scene, values: _Values, fitter: Fitter | None) -> None:
+        if fitter is not None and (self.model is not None or self.residual is not None):
+            drawn = _drawn(scene, values, fitter)
+            left = scene.frame.data - scene.sky.level - drawn
+            for path, data in ((self.model, drawn), (self.residual, left)):
+                if path is not None:
+                    catalogue.write_image(data, scene.frame, path)
+        if self.catalogue is not None:
+            catalogue.write(table, self.catalogue)
+
+
+class _Scene(NamedTuple):
+    """An image, its sky, what was detected, and the places to be measured."""
+
+    frame: mosaic.Image
+    bad: np.ndarray
+    zero: instrument.Reading
+    scale: instrument.Reading
+    sky: mosaic.Sky
+    found: mosaic.Detections
+    x: np.ndarray
+    y: np.ndarray
+    source: np.ndarray  # index of the detection at each place, -1 for none
+    table: Table | None  # what the user gave
+
+    @classmethod
+    def of(
+        cls,
+        image: str | Path,
+        hdu: int | str | None,
+        zero_point: float | None,
+        pixel_scale: float | None,
+        rms: str | Path | None,
+        wht: str | Path | None,
+        mask: str | Path | None,
+        positions: str | Path | Table | None,
+        report: Report,
+    ) -> _Scene:
+        if rms is not None and wht is not None:
+            raise InputError("Give either --rms or --wht; received both.")
+        report("reading", 0, 0)
+        frame = mosaic.read_image(image, hdu)
+        zero = instrument.zero_point(frame.header, zero_point)
+        scale = instrument.pixel_scale(frame.scales, pixel_scale)
+        bad = frame.without_data()
+        noise_map = None
+        if rms is not None or wht is not None:
+            noise_map, no_data = _noise_map(rms, wht, frame.data.shape)
+            bad |= no_data
+        if mask is not None:
+            bad |= mosaic.read_image(mask, prefer=("MASK", "DQ"), shape=frame.data.shape).data != 0
+        if bad.all():
+            raise InputError(f"{image} has no pixel left that is finite, not masked and has noise.")
+        table, given = None, None
+        if positions is not None:
+            table = positions if isinstance(positions, Table) else catalogue.read_table(positions)
+            given = _positions(table, frame)
+        if frame.wcs is None:
+            _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
+        report("detecting", 0, 0)
+        sky, found = mosaic.Detector()(frame.data, bad, noise_map)
+        if given is None:
+            x, y, source = found.x, found.y, np.arange(len(found))
+            if not len(found):
+                _warn(
+                    f"No source was detected in {frame.name}: the catalogue has no rows. "
+                    "Is the image background-limited?"
+                )
+        else:
+            x, y = given
+            source = _source_at(found.segmentation, x, y)
+        return cls(frame, bad, zero, scale, sky, found, x, y, source, table)
+
+    def of_source(self, values: np.ndarray) -> np.ndarray:
+        """Values of the detection at each place, NaN where there is none."""
+        detected = self.source >= 0
+        if not len(values):
+            return np.full(len(self.x), np.nan)
+        return np.where(detected, values[np.where(detected, self.source, 0)], np.nan)
 
 
 def _noise_map(rms: str | Path | None, wht: str | Path | None, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -186,8 +372,7 @@ def _noise_map(rms: str | Path | None, wht: str | Path | None, shape: tuple[int,
     return (values if rms is not None else 1 / np.sqrt(values)), no_data
 
 
-def _positions(positions: str | Path | Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
-    table = positions if isinstance(positions, Table) else read_table(positions)
+def _positions(table: Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
     names = set(table.colnames)
     if {"ra", "dec"} <= names and (frame.wcs is not None or not {"x", "y"} <= names):
         return frame.pixels(_coordinate(table["ra"], "deg"), _coordinate(table["dec"], "deg"))
@@ -209,21 +394,6 @@ def _coordinate(column: Column, unit: str | None = None) -> np.ndarray:
     return np.ma.filled(values, np.nan)
 
 
-def read_table(path: str | Path) -> Table:
-    """Read a table by its ending (.fits, .ecsv, .csv, .parquet), with clear errors."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"A table is a file; there is none at {path}.")
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"A table ends in {', '.join(FORMATS)}; received {path.name}.")
-    try:
-        return Table.read(path, format=kind)
-    except Exception as error:  # every reader has exceptions of its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be read as {kind}: {reason[0]}") from error
-
-
 def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Index of the detection under each position, -1 for none."""
     inside = np.isfinite(x) & np.isfinite(y)
@@ -234,156 +404,308 @@ def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
     return out
 
 
-class _Measured(NamedTuple):
-    """What stamps have told, one row a source; magnitudes are AB."""
+class _Values(NamedTuple):
+    """What is known of each place so far; magnitudes are AB."""
 
+    x: np.ndarray
+    y: np.ndarray
     targets: np.ndarray
     errors: np.ndarray
     theta: np.ndarray
+    sky: np.ndarray
     chi2: np.ndarray
+    status: np.ndarray
     rms: np.ndarray
     snr: np.ndarray
     flags: np.ndarray
 
+    @classmethod
+    def empty(cls, scene: _Scene) -> _Values:
+        n = len(scene.x)
+        signal = scene.of_source(scene.found.flux) / np.sqrt(scene.of_source(scene.found.area))
+        out = cls(
+            x=scene.x.copy(),
+            y=scene.y.copy(),
+            targets=np.full((n, len(TARGET_NAMES)), np.nan),
+            errors=np.full((n, len(TARGET_NAMES)), np.nan),
+            theta=scene.of_source(scene.found.theta),
+            sky=np.full(n, np.nan),
+            chi2=np.full(n, np.nan),
+            status=np.full(n, -1),
+            rms=np.full(n, np.nan),
+            snr=signal / scene.sky.correlation,
+            flags=np.zeros(n, int),
+        )
+        out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
+        return out
 
-def _measured(
-    frame: mosaic.Image,
-    bad: np.ndarray,
-    sky: mosaic.Sky,
-    found: mosaic.Detections,
-    x: np.ndarray,
-    y: np.ndarray,
-    source: np.ndarray,
-    network: weights.Weights,
-    fitter: Fitter | None,
-    zero_point: float,
-    report: Report,
-) -> _Measured:
-    """Cut the stamps, run the network, and the fits where they are asked for."""
-    n = len(x)
-    detected = source >= 0
+    def note(self, rows: slice, stamps: mosaic.Stamps) -> None:
+        """Noise and flags that stamps tell."""
+        flags = self.flags[rows]
+        self.rms[rows] = stamps.rms
+        self.snr[rows] /= stamps.rms
+        flags |= Flag.NO_DATA * stamps.empty
+        flags |= Flag.EDGE * stamps.edge
+        flags |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
+        flags |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
+        with np.errstate(invalid="ignore"):
+            flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
 
-    def of_source(values: np.ndarray) -> np.ndarray:
-        return np.where(detected, values[np.where(detected, source, 0)], np.nan) if len(values) else np.full(n, np.nan)
+    def parameters(self, zero_point: float) -> np.ndarray:
+        """What `sersicnet.render.Renderer` draws, in pixels of the image, (N, 7)."""
+        mag, r_eff, n, e = self.targets.T
+        flux = 10 ** (-0.4 * (mag - zero_point))
+        return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
 
-    out = _Measured(
-        np.full((n, len(TARGET_NAMES)), np.nan),
-        np.full((n, len(TARGET_NAMES)), np.nan),
-        of_source(found.theta),
-        np.full(n, np.nan),
-        np.full(n, np.nan),
-        of_source(found.flux) / (sky.correlation * np.sqrt(of_source(found.area))),
-        np.zeros(n, int),
-    )
-    out.flags[of_source(found.blended.astype(float)) == 1] |= Flag.BLENDED
-    claimed = found.claimed()
+
+def _predict(scene: _Scene, values: _Values, network: weights.Weights, report: Report) -> None:
+    """Cut the stamps, and ask the network."""
+    claimed, n = scene.found.claimed(), len(scene.x)
+    own = np.maximum(scene.source + 1, 0)
     for first in range(0, n, STAMPS_AT_ONCE):
         report("measuring", first, n)
         rows = slice(first, min(first + STAMPS_AT_ONCE, n))
-        labels = np.where(detected[rows], source[rows] + 1, 0)
-        stamps = mosaic.cut(frame.data, bad, sky, x[rows], y[rows], claimed, labels)
+        stamps = mosaic.cut(scene.frame.data, scene.bad, scene.sky, scene.x[rows], scene.y[rows], claimed, own[rows])
         stamps.pixels[stamps.empty] = np.nan
-        out.targets[rows], errors = network.predict(stamps.pixels)
+        values.targets[rows], errors = network.predict(stamps.pixels)
         if errors is not None:
-            out.errors[rows] = errors
-        out.rms[rows] = stamps.rms
-        out.snr[rows] /= stamps.rms
-        out.targets[rows, 0] += absolute_magnitude_of_rms(zero_point, stamps.rms)
-        out.flags[rows] |= Flag.NO_DATA * stamps.empty
-        out.flags[rows] |= Flag.EDGE * stamps.edge
-        out.flags[rows] |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
-        out.flags[rows] |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
-        with np.errstate(invalid="ignore"):
-            out.flags[rows] |= Flag.LOW_SNR * ~(out.snr[rows] >= LOW_SNR_LIMIT)
-        if fitter is not None:
-            # Threads, for the fits spend their time in FFTs and array arithmetic.
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                fits = pool.map(partial(_refine, out, fitter, stamps, first, zero_point), range(len(stamps.pixels)))
-                for done, _ in enumerate(fits, start=first + 1):
-                    report("refining", done, n)
+            values.errors[rows] = errors
+        values.note(rows, stamps)
+        values.targets[rows, 0] += absolute_magnitude_of_rms(scene.zero.value, stamps.rms)
     report("measuring", n, n)
-    with np.errstate(invalid="ignore"):
-        out.flags[out.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
+
+
+def _start(scene: _Scene, values: _Values, psf_width: float) -> None:
+    """Take what fits start from out of the user's table, and from moments for the rest."""
+    moments = _moments(scene.found, psf_width)
+    flux, r_eff, n, q = (scene.of_source(moments[:, k]) for k in (2, 3, 4, 5))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mag = scene.zero.value - 2.5 * np.log10(flux)
+    guesses = {"mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - q, "theta": values.theta}
+    if scene.table is not None:
+        for name, given in _columns(scene.table, scene.scale).items():
+            guesses[name] = np.where(np.isfinite(given), given, guesses[name])
+        unknown = ~np.isfinite(guesses["sersic_n"])
+        guesses["sersic_n"][unknown], guesses["ellipticity"][unknown & ~np.isfinite(guesses["ellipticity"])] = 1.5, 0.3
+    for k, name in enumerate(TARGET_NAMES):
+        values.targets[:, k] = guesses[name]
+    values.theta[:] = guesses["theta"]
+    own = np.maximum(scene.source + 1, 0)
+    claimed, n_places = scene.found.claimed(), len(scene.x)
+    for first in range(0, n_places, STAMPS_AT_ONCE):
+        rows = slice(first, min(first + STAMPS_AT_ONCE, n_places))
+        stamps = mosaic.cut(scene.frame.data, scene.bad, scene.sky, scene.x[rows], scene.y[rows], claimed, own[rows])
+        values.note(rows, stamps)
+    values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
+
+
+def _moments(found: mosaic.Detections, psf_width: float) -> np.ndarray:
+    """Rough parameters of all detections, (D, 7): the PSF is taken off in quadrature."""
+    a, b = (np.sqrt(np.maximum(axis**2 - (psf_width / 2.355) ** 2, 0.25)) for axis in (found.a, found.b))
+    index = np.full(len(found), 1.5)
+    return np.column_stack([found.x, found.y, 1.2 * found.flux, 1.2 * a, index, np.clip(b / a, 0.1, 0.95), found.theta])
+
+
+def _overlapping(scene: _Scene) -> list[np.ndarray]:
+    """For each place, the detections that are fitted together with it: bright, and touching.
+
+    Two sources touch when the circles with the area of their detected pixels do;
+    of those with a tenth of the galaxy's flux or more, the ones with the most
+    light at the galaxy count.
+    """
+    found, nobody = scene.found, np.zeros(0, int)
+    if not len(found):
+        return [nobody] * len(scene.x)
+    reach = np.sqrt(found.area / np.pi)
+    tree = KDTree(np.column_stack([found.x, found.y]))
+    out = []
+    for source in scene.source:
+        if source < 0:
+            out.append(nobody)
+            continue
+        near = np.array(tree.query_ball_point((found.x[source], found.y[source]), 0.7 * STAMP_SIZE), int)
+        near = near[near != source]
+        distance = np.hypot(found.x[near] - found.x[source], found.y[near] - found.y[source])
+        touching = (distance < reach[near] + reach[source] + 2) & (
+            found.flux[near] > NEIGHBOUR_FLUX * found.flux[source]
+        )
+        near, distance = near[touching], distance[touching]
+        out.append(near[np.argsort(-found.flux[near] / distance**2)][:MOST_NEIGHBOURS])
     return out
 
 
-def _refine(out: _Measured, fitter: Fitter, stamps: mosaic.Stamps, first: int, zero_point: float, i: int) -> None:
-    """Replace the network's answer for a stamp by that of a fit that starts there, if it converges."""
-    row = first + i
-    mag, r_eff, n, e = out.targets[row]
-    if out.flags[row] & Flag.LOW_SNR or not np.isfinite(mag):
-        return
-    flux = 10 ** (-0.4 * (mag - zero_point))
-    start = np.array([stamps.x[i], stamps.y[i], flux, r_eff, n, 1 - e, np.nan_to_num(out.theta[row])])
-    rms = stamps.rms[i : i + 1]
-    fits = fitter(stamps.pixels[i : i + 1] * np.float32(rms[0]), rms, start[None], stamps.replaced[i : i + 1])
-    errors = np.sqrt(np.diagonal(fits.covariance[0]))
-    if fits.status[0] != Status.CONVERGED or not np.isfinite(errors).all():
-        out.flags[row] |= Flag.NOT_REFINED
-        return
-    _, _, flux, r_eff, n, q, theta = fits.parameters[0]
-    out.targets[row] = zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q
-    out.errors[row] = 2.5 / np.log(10) * errors[2] / flux, errors[3], errors[4], errors[5]
-    out.theta[row], out.chi2[row] = theta, fits.chi2[0]
-
-
-def _fitter(
-    network: weights.Weights, psf: str | Path | None, gain: float | None, zero_point: float, sky: mosaic.Sky
-) -> tuple[Fitter, str]:
-    """The fitter for an image, and where its PSF came from."""
-    trained_on = network.card["data"].get("config", {}).get("instrument")
-    if trained_on is None and (psf is None or gain is None):
-        raise InputError(
-            f"The card of {network.name} tells no PSF and no exposure: give --psf and --gain with --refine."
+def _fit(scene: _Scene, values: _Values, fitter: Fitter, psf_width: float, report: Report, *, keep: bool) -> None:
+    """Fit a Sersic profile at each place; `keep` results that did not converge, else what was there before."""
+    own = values.parameters(scene.zero.value)
+    starts = _moments(scene.found, psf_width)
+    known = (scene.source >= 0) & np.isfinite(own).all(axis=1)
+    starts[scene.source[known]] = own[known]
+    neighbours = _overlapping(scene)
+    labels = np.zeros((len(own), 1 + MOST_NEIGHBOURS), int)
+    for row, source, near in zip(labels, scene.source, neighbours, strict=True):
+        row[: 1 + len(near)] = source + 1, *(near + 1)
+    claimed, n = scene.found.claimed(), len(own)
+    for first in range(0, n, STAMPS_AT_ONCE):
+        rows = np.arange(first, min(first + STAMPS_AT_ONCE, n))
+        stamps = mosaic.cut(scene.frame.data, scene.bad, scene.sky, scene.x[rows], scene.y[rows], claimed, labels[rows])
+        to_stamp = np.zeros((len(rows), 7))
+        to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
+        stamps.replaced[stamps.empty] = True
+        fits = fitter(
+            stamps.pixels * stamps.rms[:, None, None].astype(np.float32),
+            stamps.noise,
+            own[rows] + to_stamp,
+            stamps.replaced,
+            [starts[neighbours[row]] + shift for row, shift in zip(rows, to_stamp, strict=True)],
+            workers=os.cpu_count() or 1,
+            report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
         )
-    if gain is None:
-        # As deep as the training images: their electrons a second, in units of this image.
-        gain = trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"]))
-    if psf is not None:
-        image, source = mosaic.read_image(psf, prefer=("PSF",), least=1).data, str(psf)
+        _take(values, rows, fits, to_stamp, scene.zero.value, keep=keep)
+    report("fitting", n, n)
+
+
+def _take(
+    values: _Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool
+) -> None:
+    """Put the results of fits into their rows."""
+    errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2))
+    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
+    values.status[rows] = fits.status
+    values.flags[rows[~good]] |= Flag.NOT_REFINED
+    taken = np.isfinite(fits.parameters).all(axis=1) if keep else good
+    if keep:
+        values.targets[rows[~taken]] = np.nan
+    at = rows[taken]
+    x, y, flux, r_eff, n, q, theta = (fits.parameters - to_stamp)[taken].T
+    errors = errors[taken]
+    values.x[at], values.y[at], values.theta[at] = x, y, theta
+    values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
+    values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
+    values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
+
+
+def _drawn(scene: _Scene, values: _Values, fitter: Fitter) -> np.ndarray:
+    """All galaxies as the fits see them, float32, (H, W)."""
+    canvas = np.zeros(scene.frame.data.shape, np.float32)
+    parameters = values.parameters(scene.zero.value)
+    for row in parameters[np.isfinite(parameters).all(axis=1)]:
+        size = next((s for s in (STAMP_SIZE, 2 * STAMP_SIZE) if s > 16 * row[3]), 4 * STAMP_SIZE)
+        corner = np.rint(row[:2]).astype(int) - size // 2
+        local = row - np.array([*corner, 0, 0, 0, 0, 0])
+        stamp = fitter.draw(local, size)
+        x0, y0 = np.maximum(corner, 0)
+        x1, y1 = np.minimum(corner + size, canvas.shape[::-1])
+        if x1 > x0 and y1 > y0:
+            canvas[y0:y1, x0:x1] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+    return canvas
+
+
+def _check_gain(gain: float | None) -> None:
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
+
+
+def _trained_on(network: weights.Weights, missing: str) -> dict[str, Any]:
+    trained_on = network.card["data"].get("config", {}).get("instrument")
+    if trained_on is None:
+        raise InputError(f"The card of {network.name} tells no {missing}: give --psf and --gain with --refine.")
+    return trained_on
+
+
+def _gain_of_weights(network: weights.Weights, zero_point: float) -> float:
+    """As deep as the training images: their electrons a second, in units of this image."""
+    trained_on = _trained_on(network, "exposure")
+    return float(trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"])))
+
+
+def _psf_of_weights(network: weights.Weights) -> tuple[np.ndarray, str]:
+    from sersicnet.simulate import effective_psf
+
+    trained_on = _trained_on(network, "PSF")
+    _warn(f"No --psf was given: fits use that of the weights' domain, {trained_on['name']}.")
+    preset = instrument.Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
+    return effective_psf(preset), f"of the weights: {trained_on['name']}"
+
+
+def _psf_of_file(path: str | Path) -> tuple[np.ndarray, str]:
+    return mosaic.read_image(path, prefer=("PSF",), least=1).data, str(path)
+
+
+def _width(psf: np.ndarray, oversampling: int = 1) -> float:
+    """Diameter of the circle in which a PSF is above half of its maximum, image pixels."""
+    return float(2 * np.sqrt((psf > psf.max() / 2).sum() / np.pi) / oversampling)
+
+
+def _prior(prior: str | Path, scene: _Scene) -> Prior | None:
+    """What to assume of galaxies, in pixels and units of an image."""
+    if str(prior) == "none":
+        return None
+    if str(prior) == "candels":
+        if not np.isfinite(scene.scale.value):
+            raise InputError(
+                f"{scene.frame.name} has no pixel scale, which the prior of radii needs: "
+                "give --pixel-scale, or --prior none."
+            )
+        sample = population.candels(np.random.default_rng(0), 4000)
+        mag, r_eff, n, e = (
+            sample["mag"],
+            sample["r_eff"] / (scene.scale.value),
+            sample["sersic_n"],
+            sample["ellipticity"],
+        )
     else:
-        from sersicnet.simulate import effective_psf
+        columns = _columns(catalogue.read_table(prior), scene.scale)
+        missing = set(TARGET_NAMES) - set(columns)
+        if missing:
+            raise InputError(
+                f"A prior is a table with mag, radius, index and shape; {prior} lacks {', '.join(missing)}."
+            )
+        mag, r_eff, n, e = (columns[name] for name in TARGET_NAMES)
+    return Prior.of(np.column_stack([10 ** (-0.4 * (mag - scene.zero.value)), r_eff, n, 1 - e]))
 
-        image = effective_psf(instrument.Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])}))
-        source = f"of the weights: {trained_on['name']}"
-        _warn(f"No --psf was given: fits use that of the weights' domain, {trained_on['name']}.")
-    return Fitter(image, Noise(sky.autocorrelation, gain), STAMP_SIZE), source
+
+def _columns(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
+    """Parameters of galaxies in a table, under the names of the targets, and theta, as far as it has them."""
+    out = {}
+    for name in (*TARGET_NAMES, "theta"):
+        if name in table.colnames:
+            out[name] = _coordinate(table[name])
+    if "r_eff_pix" not in out and "r_eff" in table.colnames:
+        if not np.isfinite(scale.value):
+            raise InputError("A table with r_eff in arcsec needs a pixel scale: give --pixel-scale, or r_eff_pix.")
+        out["r_eff_pix"] = _coordinate(table["r_eff"], "arcsec") / scale.value
+    if "ellipticity" not in out and "q" in table.colnames:
+        out["ellipticity"] = 1 - _coordinate(table["q"])
+    return out
 
 
-def _table(
-    frame: mosaic.Image,
-    x: np.ndarray,
-    y: np.ndarray,
-    values: _Measured,
-    network: weights.Weights,
-    zero: instrument.Reading,
-    scale: instrument.Reading,
-    *,
-    refined: bool,
-) -> QTable:
+def _table(scene: _Scene, values: _Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
     """Columns with units and descriptions, and the flags that need the whole catalogue."""
-    n = len(x)
+    n = len(values.x)
     targets, flags = values.targets, values.flags
-    ranges = network.card["domain"]["ranges"]
-    low, high = (np.array([ranges[name][i] for name in TARGET_NAMES]) for i in (0, 1))
-    outside = np.isfinite(targets).all(axis=1) & ((targets < low) | (targets > high)).any(axis=1)
-    flags[outside] |= Flag.OUT_OF_RANGE
-    flags[_outside_domain(network, zero, scale, values.rms)] |= Flag.OUT_OF_DOMAIN
-    columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": x, "y": y}
-    if frame.wcs is not None:
-        columns["ra"], columns["dec"] = frame.sky(x, y) if n else (np.zeros(0), np.zeros(0))
+    with np.errstate(invalid="ignore"):
+        flags[targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
+    if network is not None:
+        ranges = network.card["domain"]["ranges"]
+        low, high = (np.array([ranges[name][i] for name in TARGET_NAMES]) for i in (0, 1))
+        outside = np.isfinite(targets).all(axis=1) & ((targets < low) | (targets > high)).any(axis=1)
+        flags[outside] |= Flag.OUT_OF_RANGE
+        flags[_outside_domain(network, scene.zero, scene.scale, values.rms)] |= Flag.OUT_OF_DOMAIN
+    columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": values.x, "y": values.y}
+    if scene.frame.wcs is not None:
+        columns["ra"], columns["dec"] = scene.frame.sky(values.x, values.y) if n else (np.zeros(0), np.zeros(0))
     for i, name in enumerate(TARGET_NAMES):
         columns[name] = targets[:, i]
-        if network.card["errors"] or refined:
+        if fitted or (network is not None and network.card["errors"]):
             columns[f"{name}_err"] = values.errors[:, i]
-    if np.isfinite(scale.value):
+    if np.isfinite(scene.scale.value):
         for name in ("r_eff", "r_eff_err"):
             pixels = columns.get(name.replace("r_eff", "r_eff_pix"))
             if pixels is not None:
-                columns[name] = pixels * scale.value
+                columns[name] = pixels * scene.scale.value
     columns.update(theta=values.theta, snr=values.snr, flags=flags)
-    if refined:
-        columns["chi2"] = values.chi2
+    if fitted:
+        columns.update(sky=values.sky, chi2=values.chi2, fit_status=values.status)
     table = QTable()
     for column in COLUMNS:
         if column.name in columns:
@@ -391,6 +713,30 @@ def _table(
             table[column.name] = content * units.Unit(column.unit) if column.unit else content
             table[column.name].info.description = column.description
     return table
+
+
+def _provenance(scene: _Scene, network: weights.Weights | None, command: str) -> dict[str, str | float]:
+    """What the catalogue was made from, as FITS cards of at most eight characters."""
+    meta: dict[str, str | float] = {
+        "IMAGE": scene.frame.name,
+        "MAGSYS": "AB",
+        "ZEROPT": scene.zero.value,
+        "ZPSOURCE": scene.zero.source,
+        "PIXSRC": scene.scale.source,
+        "SKYRMS": float(np.nanmedian(scene.sky.rms)),
+        "NOISECOR": scene.sky.correlation,
+        "STAMPSIZ": STAMP_SIZE,
+        **catalogue.origin(),
+    }
+    if network is not None:
+        meta.update(WEIGHTS=network.name, WTSHA256=network.sha256)
+    if np.isfinite(scene.scale.value):
+        meta["PIXSCALE"] = scene.scale.value
+    if np.isfinite(scene.sky.map_factor):
+        meta["MAPFACT"] = scene.sky.map_factor
+    if command:
+        meta["COMMAND"] = command
+    return meta
 
 
 def _outside_domain(
@@ -414,112 +760,6 @@ def _outside_domain(
             f"{network.name} was trained at {domain['rms'][0]:g} to {domain['rms'][1]:g}: rows are flagged."
         )
     return outside
-
-
-def _provenance(
-    frame: mosaic.Image,
-    network: weights.Weights,
-    zero: instrument.Reading,
-    scale: instrument.Reading,
-    sky: mosaic.Sky,
-    command: str,
-) -> dict[str, str | float]:
-    """What the catalogue was made from, as FITS cards of at most eight characters."""
-    meta: dict[str, str | float] = {
-        "IMAGE": frame.name,
-        "DATE": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").removesuffix("+00:00"),
-        "MAGSYS": "AB",
-        "ZEROPT": zero.value,
-        "ZPSOURCE": zero.source,
-        "PIXSRC": scale.source,
-        "SKYRMS": float(np.nanmedian(sky.rms)),
-        "NOISECOR": sky.correlation,
-        "WEIGHTS": network.name,
-        "WTSHA256": network.sha256,
-        "STAMPSIZ": STAMP_SIZE,
-        "SNETVER": sersicnet.__version__,
-        "PHOTUTIL": photutils.__version__,
-        "ASTROPY": astropy.__version__,
-    }
-    if np.isfinite(scale.value):
-        meta["PIXSCALE"] = scale.value
-    if np.isfinite(sky.map_factor):
-        meta["MAPFACT"] = sky.map_factor
-    if command:
-        meta["COMMAND"] = command
-    return meta
-
-
-_CARD_COMMENTS = {
-    "IMAGE": "image measured",
-    "DATE": "UTC date of this catalogue",
-    "MAGSYS": "magnitude system",
-    "ZEROPT": "magnitude of one image unit",
-    "ZPSOURCE": "where ZEROPT was read",
-    "PIXSRC": "where PIXSCALE was read",
-    "PIXSCALE": "arcsec per pixel",
-    "SKYRMS": "median noise of a blank pixel, image units",
-    "NOISECOR": "noise of large apertures over white noise",
-    "MAPFACT": "factor on the noise map given",
-    "WEIGHTS": "network weights",
-    "WTSHA256": "SHA-256 of the network",
-    "SNETVER": "version of sersicnet",
-    "PHOTUTIL": "version of photutils",
-    "ASTROPY": "version of astropy",
-    "STAMPSIZ": "side of a stamp in pixels",
-    "COMMAND": "command line",
-    "PSF": "PSF of the fits",
-    "GAIN": "electrons per image unit, in the fits",
-}
-
-
-def write(table: QTable, path: Path) -> None:
-    """Write a catalogue; it appears whole or not at all.
-
-    FITS gets units, descriptions (``TCOMMn``) and UCDs (``TUCDn``), of which
-    astropy writes only the first.
-    """
-    kind = FORMATS[path.suffix.lower()]
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        if kind == "fits":
-            _hdu(table).writeto(partial, overwrite=True, checksum=True)
-        else:
-            table.write(partial, format=kind, overwrite=True)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _hdu(table: QTable) -> fits.HDUList:
-    unit = fits.BinTableHDU.from_columns(
-        [
-            fits.Column(
-                name=name,
-                format={"i4": "J", "f4": "E", "f8": "D"}[COLUMN[name].dtype],
-                unit=COLUMN[name].unit or None,
-                array=np.asarray(getattr(table[name], "value", table[name])),
-            )
-            for name in table.colnames
-        ],
-        name="CATALOG",
-    )
-    for i, name in enumerate(table.colnames, start=1):
-        unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
-        unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")
-    for key, value in table.meta.items():
-        if isinstance(value, str):  # headers hold nothing but ASCII
-            value = value.encode("ascii", "backslashreplace").decode()
-        if key == "COMMAND":
-            unit.header.add_history(value)
-        else:
-            unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
-    return fits.HDUList([fits.PrimaryHDU(), unit])
 
 
 def _warn(message: str) -> None:

@@ -462,6 +462,8 @@ class Stamps:
         Positions of the sources in their stamps, zero-based.
     rms : ndarray, float64, (N,)
         Noise of a blank pixel around each source, image units.
+    noise : ndarray, float32, (N, 128, 128)
+        Noise of a blank pixel, image units; NaN without data.
     edge : ndarray, bool, (N,)
         Whether the stamp reaches beyond the image.
     unusable : ndarray, float64, (N,)
@@ -477,6 +479,7 @@ class Stamps:
     x: np.ndarray
     y: np.ndarray
     rms: np.ndarray
+    noise: np.ndarray
     edge: np.ndarray
     unusable: np.ndarray
     neighbours: np.ndarray
@@ -509,8 +512,9 @@ def cut(
         Zero-based positions; may lie outside, or be NaN.
     claimed : ndarray, int, (H, W), optional
         Which source each pixel belongs to, see `Detections.claimed`; 0 is sky.
-    labels : ndarray, int, (N,), optional
-        The source's own label at each position, 0 for none.
+    labels : ndarray, int, (N,) or (N, M), optional
+        The source's own label at each position, 0 for none; or several, of
+        sources that stay in its stamp.
 
     Returns
     -------
@@ -523,6 +527,7 @@ def cut(
         np.full(n, np.nan),
         np.full(n, np.nan),
         np.full(n, np.nan),
+        np.full((n, size, size), np.nan, np.float32),
         np.ones(n, bool),
         np.ones(n),
         np.zeros(n),
@@ -542,9 +547,11 @@ def cut(
         other = np.zeros((size, size), bool)
         if claimed is not None:
             there = claimed[image_part]
-            own = labels[i] if labels is not None else 0
-            other[stamp_part] = (there != 0) & (there != own)
+            other[stamp_part] = there != 0
+            for own in np.atleast_1d(labels[i]) if labels is not None else ():
+                other[stamp_part] &= there != own
             other &= usable
+        out.noise[i][stamp_part] = sky.rms[image_part]
         rms = sky.rms[image_part][usable[stamp_part]]
         out.rms[i] = np.median(rms) if len(rms) else np.nan
         out.edge[i] = values[stamp_part].size < size * size

@@ -153,7 +153,8 @@ FLAG_MEANING = {
     Flag.OUT_OF_RANGE: "a parameter lies outside the range that the network was trained on",
     Flag.OUT_OF_DOMAIN: f"pixel scale differs by more than {SCALE_TOLERANCE:.0%} from what the network was "
     f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
-    Flag.NOT_REFINED: "the fit of --refine did not converge: the values are the network's",
+    Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
+    "or with `sersicnet fit` those where it stopped",
 }
 """What each bit means; the table in the documentation is made from it."""
 
@@ -173,8 +174,8 @@ COLUMNS = (
     Column("id", "i4", "", "meta.id;meta.main", "row number, or row of --positions, from 1"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
-    Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid, 0 = centre of first"),
-    Column("y", "f8", "pix", "pos.cartesian.y;instr.det", "row of the centroid, 0 = centre of first"),
+    Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid or fit, 0 = centre of first"),
+    Column("y", "f8", "pix", "pos.cartesian.y;instr.det", "row of the centroid or fit, 0 = centre of first"),
     Column("mag", "f4", "mag", "phot.mag", "total AB magnitude of the Sersic model"),
     Column("mag_err", "f4", "mag", "stat.error;phot.mag", "1 sigma error of mag"),
     Column("r_eff", "f4", "arcsec", "phys.angSize.smajAxis", "effective radius, semi-major axis"),
@@ -193,7 +194,17 @@ COLUMNS = (
     Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
     Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y; moments, or the fit"),
     Column("snr", "f4", "", "stat.snr", "signal to noise in the detected area"),
-    Column("chi2", "f4", "", "stat.fit.chi2", "reduced chi-square of the fit; only with --refine"),
+    Column(
+        "sky", "f4", "", "instr.background", "level under the galaxy in the fit, beyond the subtracted sky, image units"
+    ),
+    Column("chi2", "f4", "", "stat.fit.chi2", "reduced chi-square of the fit"),
+    Column(
+        "fit_status",
+        "i4",
+        "",
+        "meta.code",
+        "of the fit: 0 converged, 1 not, 2 at a bound, 3 no data, 4 no start; -1 none",
+    ),
     Column("flags", "i4", "", "meta.code.qual", "sum of bits, 0 = good; see the documentation"),
 )
 COLUMN = {column.name: column for column in COLUMNS}

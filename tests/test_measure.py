@@ -12,10 +12,11 @@ from sersicnet import mosaic, weights
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W
 from sersicnet.measure import measure
+from sersicnet.render import Renderer
 from sersicnet.schema import COLUMN, COLUMNS, Flag
-from sersicnet.simulate import effective_psf
+from sersicnet.simulate import effective_psf, observe
 
-PLAIN = [column for column in COLUMNS if column.name != "chi2"]
+PLAIN = [column for column in COLUMNS if column.name not in ("sky", "chi2", "fit_status")]
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +93,6 @@ def test_the_file_opens_with_units_and_descriptions(field, tmp_path):
     assert header["WTSHA256"] == weights.load(weights.DEFAULT).sha256
     assert "sersicnet measure field.fits" in header["HISTORY"]
     fits.open(path, checksum=True).close()
-
-
-@pytest.mark.parametrize("ending", [".ecsv", ".csv", ".parquet", ".fits"])
-def test_every_format_holds_the_same_numbers(catalogue, tmp_path, ending):
-    path = tmp_path / f"cat{ending}"
-    module.write(catalogue, path)
-    read = module.read_table(path)
-    assert read.colnames == catalogue.colnames
-    np.testing.assert_allclose(read["mag"], catalogue["mag"].value, rtol=1e-5)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_positions_keep_their_order_and_number(catalogue, field):
@@ -262,10 +253,15 @@ def test_flag_out_of_domain_by_depth(field, isolated):
 
 
 @pytest.fixture(scope="module")
-def refined(field, tmp_path_factory):
-    path = tmp_path_factory.mktemp("refined") / "psf.fits"
+def psf_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("psf") / "psf.fits"
     fits.PrimaryHDU(effective_psf(F160W)).writeto(path)
-    return measure(field[0], refine=True, psf=path, gain=F160W.exposure)
+    return path
+
+
+@pytest.fixture(scope="module")
+def refined(field, psf_file):
+    return measure(field[0], refine=True, psf=psf_file, gain=F160W.exposure)
 
 
 def test_a_fit_is_right_within_its_errors(refined, field):
@@ -293,7 +289,7 @@ def test_fits_say_where_their_psf_is_from(refined, field):
 
 
 def test_sources_that_are_not_fitted_keep_the_values_of_the_network(catalogue, refined):
-    faint = (refined["flags"] & (Flag.LOW_SNR | Flag.NOT_REFINED)) != 0
+    faint = (refined["flags"] & Flag.NOT_REFINED) != 0
     assert np.isnan(refined["chi2"][faint]).all()
     np.testing.assert_array_equal(refined["mag"][faint], catalogue["mag"][faint])
 
@@ -319,6 +315,109 @@ def test_bad_gains_are_refused(field, gain):
 def test_a_psf_without_a_fit_is_a_mistake(field, tmp_path):
     with pytest.raises(InputError, match="give --refine"):
         measure(field[0], psf=tmp_path / "psf.fits")
+
+
+def test_model_and_residual_images_add_up(field, tmp_path, psf_file):
+    path, model, residual = (tmp_path / name for name in ("cat.fits", "model.fits", "residual.fits"))
+    cat = measure(field[0], path, refine=True, psf=psf_file, gain=F160W.exposure, model=model, residual=residual)
+    frame = mosaic.read_image(field[0])
+    drawn, left = fits.getdata(model), fits.getdata(residual)
+    assert drawn.shape == left.shape == frame.data.shape
+    good = cat["fit_status"] == 0
+    for x, y in zip(cat["x"].value[good].round().astype(int), cat["y"].value[good].round().astype(int), strict=True):
+        if 3 < x < 508 and 3 < y < 508:
+            assert drawn[y, x] > 2 * cat.meta["SKYRMS"]
+    assert left.std() < 0.2 * frame.data.std()
+    sky = frame.data - drawn - left
+    assert np.abs(sky).max() < cat.meta["SKYRMS"]
+    assert fits.getheader(model)["CRVAL1"] == frame.header["CRVAL1"]
+
+
+def test_images_of_the_model_need_fits_and_names_of_their_own(field, tmp_path, psf_file):
+    with pytest.raises(InputError, match="--model belongs to fits"):
+        measure(field[0], model=tmp_path / "m.fits")
+    with pytest.raises(InputError, match="name of its own"):
+        measure(field[0], refine=True, psf=psf_file, model=tmp_path / "m.fits", residual=tmp_path / "m.fits")
+    with pytest.raises(InputError, match=r"ends in \.fits"):
+        measure(field[0], refine=True, psf=psf_file, model=tmp_path / "m.png")
+
+
+def test_a_table_of_galaxies_is_a_prior_and_others_are_refused(field, isolated, tmp_path, psf_file):
+    rng = np.random.default_rng(0)
+    n = 200
+    table = Table({"mag": rng.uniform(18, 24, n), "r_eff": rng.lognormal(-1, 0.3, n)})
+    table["sersic_n"], table["q"] = rng.lognormal(0.5, 0.4, n), rng.uniform(0.3, 1, n)
+    table.write(tmp_path / "prior.csv")
+    place = Table({"x": [isolated[0]], "y": [isolated[1]]})
+    cat = measure(field[0], positions=place, refine=True, psf=psf_file, gain=3200.0, prior=tmp_path / "prior.csv")
+    assert cat["fit_status"][0] == 0
+    table.remove_column("q")
+    table.write(tmp_path / "less.csv")
+    with pytest.raises(InputError, match="lacks ellipticity"):
+        measure(field[0], refine=True, psf=psf_file, gain=3200.0, prior=tmp_path / "less.csv")
+    flat = write(tmp_path / "flat.fits", fits.getdata(field[0]), fits.Header({"MAGZERO": 25.0}))
+    with (
+        pytest.warns(SersicnetWarning, match="no celestial WCS"),
+        pytest.raises(InputError, match="no pixel scale, which the prior"),
+    ):
+        measure(flat, refine=True, psf=psf_file, gain=3200.0)
+
+
+# --- fits alone -----------------------------------------------------------------------------
+
+
+def fit_quietly(*args, **options):
+    return module.fit(*args, **{"gain": F160W.exposure, **options})
+
+
+def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file, tmp_path):
+    cat = fit_quietly(field[0], tmp_path / "cat.csv", psf=psf_file)
+    rows, found = matched(cat, field[1])
+    clean = (cat["flags"][found] & ~Flag.BLENDED) == 0
+    rows, found = rows[clean], found[clean]
+    assert len(rows) >= 5
+    assert np.abs(cat["mag"].value[found] - field[1]["mag"][rows]).max() < 0.1
+    assert np.abs(cat["r_eff_pix"].value[found] / field[1]["r_eff_pix"][rows] - 1).max() < 0.1
+    assert "WEIGHTS" not in cat.meta
+    assert cat.meta["PRIOR"] == "none"
+
+
+def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_file, monkeypatch):
+    frame = mosaic.read_image(field[0])
+    found = mosaic.Detections(np.zeros(frame.data.shape, np.int32), *[np.zeros(0)] * 7, np.zeros(0, bool))
+    detect = mosaic.Detector.__call__
+    monkeypatch.setattr(mosaic.Detector, "__call__", lambda self, *args: (detect(self, *args)[0], found))
+    table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
+    cat = fit_quietly(field[0], psf=psf_file, positions=table)
+    assert cat["fit_status"][0] == 0
+
+
+def test_a_place_without_a_source_has_nan_and_a_flag(field, psf_file):
+    blank = Table({"x": [-300.0], "y": [10.0]})
+    cat = fit_quietly(field[0], psf=psf_file, positions=blank)
+    assert np.isnan(cat["mag"][0])
+    assert cat["flags"][0] & Flag.NOT_REFINED
+    assert cat["fit_status"][0] > 0
+
+
+def test_overlapping_galaxies_are_fitted_together(tmp_path, psf_file):
+    render = Renderer(effective_psf(F160W), 256)
+    flux = 10 ** (-0.4 * (20.0 - F160W.zero_point))
+    pair = np.array([[120.0, 128, flux, 5, 1.5, 0.7, 20], [136.0, 133, 0.7 * flux, 4, 2.5, 0.8, -50]])
+    image = observe(render(pair).sum(axis=0), 0.003, F160W, np.random.default_rng(0))
+    path = write(tmp_path / "pair.fits", image, fits.Header({"MAGZERO": F160W.zero_point}))
+    with pytest.warns(SersicnetWarning, match="no celestial WCS"):
+        cat = fit_quietly(path, psf=psf_file)
+    order = np.abs(cat["x"].value - pair[:, :1]).argmin(axis=1)
+    np.testing.assert_allclose(cat["r_eff_pix"].value[order], pair[:, 3], rtol=0.03)
+    np.testing.assert_allclose(cat["sersic_n"][order], pair[:, 4], rtol=0.08)
+    np.testing.assert_allclose(cat["mag"].value[order], [20.0, 20.387], atol=0.03)
+
+
+def test_fits_without_a_gain_warn(field, isolated, psf_file):
+    with pytest.warns(SersicnetWarning, match="No --gain"):
+        cat = module.fit(field[0], psf=psf_file, positions=Table({"x": [isolated[0]], "y": [isolated[1]]}))
+    assert "GAIN" not in cat.meta
 
 
 # --- maps and bad input ---------------------------------------------------------------------
@@ -378,18 +477,6 @@ def test_overwriting_is_possible_when_asked(field, tmp_path):
     path.write_text("old")
     measure(field[0], path, overwrite=True)
     assert len(QTable.read(path)) > 0
-
-
-def test_unreadable_tables(tmp_path):
-    (tmp_path / "bad.fits").write_text("no")
-    (tmp_path / "a.txt").write_text("no")
-    for name, message in (
-        ("bad.fits", "cannot be read as fits"),
-        ("a.txt", "A table ends in"),
-        ("none.csv", "none at"),
-    ):
-        with pytest.raises(InputError, match=message):
-            module.read_table(tmp_path / name)
 
 
 def test_descriptions_say_where_pixels_begin():
