@@ -67,6 +67,7 @@ _CARD_COMMENTS = {
     "COMMAND": "command line",
     "PSF": "PSF of the fits",
     "GAIN": "electrons per image unit, in the fits",
+    "STRUCTUR": "scatter of galaxies about a profile, in fits",
     "PRIOR": "what the fits assume of galaxies",
 }
 

@@ -116,6 +116,12 @@ Mask = Annotated[
 Oversampling = Annotated[
     int, typer.Option("--psf-oversampling", help="How many times finer the PSF's pixels are.", min=1)
 ]
+Structure = Annotated[
+    float,
+    typer.Option(
+        help="What galaxies scatter about a Sersic profile in fits, as a fraction of their brightness.", min=0
+    ),
+]
 Robust = Annotated[bool, typer.Option("--robust", help="Bound the influence of pixels far from the model in fits.")]
 Model = Annotated[Path | None, typer.Option(help="FITS image of the fitted galaxies to write.", show_default=False)]
 Residual = Annotated[
@@ -164,6 +170,7 @@ def measure(
     prior: Annotated[
         str, typer.Option(help="What --refine assumes of galaxies: candels, none, or a table of galaxies.")
     ] = "candels",
+    structure: Structure = 0.05,
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
@@ -195,6 +202,7 @@ def measure(
             psf_oversampling=psf_oversampling,
             gain=gain,
             prior=prior,
+            structure=structure,
             robust=robust,
             model=model,
             residual=residual,
@@ -238,6 +246,7 @@ def fit(
         typer.Option(help="Electrons per image unit, for the galaxies' Poisson noise.", show_default=False),
     ] = None,
     prior: Annotated[str, typer.Option(help="What to assume of galaxies: candels, none, or a table.")] = "none",
+    structure: Structure = 0.05,
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
@@ -267,6 +276,7 @@ def fit(
             psf_oversampling=psf_oversampling,
             gain=gain,
             prior=prior,
+            structure=structure,
             robust=robust,
             model=model,
             residual=residual,

@@ -81,11 +81,15 @@ class Noise:
         Standard deviation of the sky that is left in a stamp, in units of the
         rms of a blank pixel: how well the subtracted sky is known. inf for not
         at all.
+    structure : float
+        What galaxies scatter about a smooth profile, as a fraction of their
+        surface brightness: arms, bars and clumps are noise to a Sersic profile.
     """
 
     correlation: np.ndarray
     gain: float = np.inf
     sky: float = np.inf
+    structure: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -576,7 +580,9 @@ class _Fit:
         slopes = self.slopes(free).astype(np.float32)
         images[1:-1] = derivatives.reshape(-1, size, size) * slopes[:-1, None, None]
         images[-1] = slopes[-1]
-        variance = 1 + np.maximum(model, 0) / (np.float32(self.fitter.noise.gain * self.independent) * galaxy.rms**2)
+        noise, light = self.fitter.noise, np.maximum(model, 0)
+        of_sky = np.float32(self.independent) * galaxy.rms**2
+        variance = 1 + light * (np.float32(1 / noise.gain) + np.float32(noise.structure**2) * light) / of_sky
         white = self._whitened(images, variance)
         return white[0], white[1:], variance
 

@@ -40,6 +40,14 @@ STAMPS_AT_ONCE = 512
 SKY_LEFT = 0.1
 """How well the sky under a galaxy is known, in units of the rms of a pixel: in fits, one standard deviation."""
 
+STRUCTURE = 0.05
+"""Default of what galaxies scatter about a Sersic profile, as a fraction of their surface brightness.
+
+Whitened noise makes every arm and nucleus of a bright galaxy significant; without this, one
+knot in the middle of a face-on spiral can drag the index to its bound. Of 0, 0.03, 0.06, 0.12
+and 0.25, values of 0.03 to 0.06 agree best with published GALFIT fits of CANDELS galaxies.
+"""
+
 MOST_NEIGHBOURS = 3
 """Overlapping neighbours that are fitted together with a galaxy; others are masked."""
 
@@ -66,6 +74,7 @@ def measure(
     psf_oversampling: int = 1,
     gain: float | None = None,
     prior: str | Path = "candels",
+    structure: float = STRUCTURE,
     robust: bool = False,
     model: str | Path | None = None,
     residual: str | Path | None = None,
@@ -117,6 +126,9 @@ def measure(
         magnitude: "candels" (see `sersicnet.population`), "none", or a table of
         galaxies with columns mag, r_eff_pix or r_eff, sersic_n, and
         ellipticity or q.
+    structure : float
+        What galaxies scatter about a Sersic profile, as a fraction of their
+        surface brightness: one more noise in the fits.
     robust : bool
         Whether fits bound the influence of pixels far from the model.
     model, residual : str or Path, optional
@@ -152,7 +164,7 @@ def measure(
             if value is not None:
                 raise InputError(f"--{name} belongs to fits: give --refine with it.")
     files = _Files.checked(image, output, model, residual, overwrite)
-    _check_gain(gain)
+    _check_noise(gain, structure)
     network = weights.load(weights_name)
     scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
     fitter, source_of_psf = None, ""
@@ -160,7 +172,7 @@ def measure(
         point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
         if gain is None:
             gain = _gain_of_weights(network, scene.zero.value)
-        noise = Noise(scene.sky.autocorrelation, gain, SKY_LEFT)
+        noise = Noise(scene.sky.autocorrelation, gain, SKY_LEFT, structure)
         fitter = Fitter(point, noise, prior=_prior(prior, scene), robust=robust, psf_oversampling=psf_oversampling)
     values = _Values.empty(scene)
     _predict(scene, values, network, report)
@@ -169,7 +181,7 @@ def measure(
     table = _table(scene, values, network, fitted=refine)
     table.meta.update(_provenance(scene, network, command))
     if fitter is not None:
-        table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior))
+        table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior), STRUCTUR=structure)
     files.write(table, scene, values, fitter)
     return table
 
@@ -189,6 +201,7 @@ def fit(
     psf_oversampling: int = 1,
     gain: float | None = None,
     prior: str | Path = "none",
+    structure: float = STRUCTURE,
     robust: bool = False,
     model: str | Path | None = None,
     residual: str | Path | None = None,
@@ -213,7 +226,7 @@ def fit(
     prior : str or Path
         As for `measure`, here none by default: labels should not know what to expect.
     image, output, hdu, zero_point, pixel_scale, rms, wht, mask, psf_oversampling, \
-robust, model, residual, overwrite, command, report
+structure, robust, model, residual, overwrite, command, report
         As for `measure`.
 
     Returns
@@ -233,19 +246,19 @@ robust, model, residual, overwrite, command, report
         When nothing is detected, there is no WCS, or no gain.
     """
     files = _Files.checked(image, output, model, residual, overwrite)
-    _check_gain(gain)
+    _check_noise(gain, structure)
     if gain is None:
         _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
     point, source_of_psf = _psf_of_file(psf)
     scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
-    noise = Noise(scene.sky.autocorrelation, np.inf if gain is None else gain, SKY_LEFT)
+    noise = Noise(scene.sky.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
     fitter = Fitter(point, noise, prior=_prior(prior, scene), robust=robust, psf_oversampling=psf_oversampling)
     values = _Values.empty(scene)
     _start(scene, values, _width(point, psf_oversampling))
     _fit(scene, values, fitter, _width(point, psf_oversampling), report, keep=True)
     table = _table(scene, values, None, fitted=True)
     table.meta.update(_provenance(scene, None, command))
-    table.meta.update(PSF=source_of_psf, PRIOR=str(prior))
+    table.meta.update(PSF=source_of_psf, PRIOR=str(prior), STRUCTUR=structure)
     if gain is not None:
         table.meta["GAIN"] = gain
     files.write(table, scene, values, fitter)
@@ -568,7 +581,10 @@ def _take(
     values: _Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool
 ) -> None:
     """Put the results of fits into their rows."""
-    errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2))
+    # What is left beyond the noise is taken for more noise of the same kind.
+    worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
+    with np.errstate(invalid="ignore"):
+        errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
     good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
     values.status[rows] = fits.status
     values.flags[rows[~good]] |= Flag.NOT_REFINED
@@ -600,7 +616,9 @@ def _drawn(scene: _Scene, values: _Values, fitter: Fitter) -> np.ndarray:
     return canvas
 
 
-def _check_gain(gain: float | None) -> None:
+def _check_noise(gain: float | None, structure: float) -> None:
+    if not 0 <= structure < 1:
+        raise InputError(f"The structure of galaxies is a fraction from 0 to below 1; received {structure}.")
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
 

@@ -10,9 +10,11 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 import sersicnet
-from sersicnet import cli, mosaic, weights
+from sersicnet import cli, dataset, mosaic, weights
+from sersicnet.instrument import F160W
+from sersicnet.simulate import effective_psf
 
-COMMANDS = ["measure", "simulate", "train", "finetune", "evaluate", "info"]
+COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "evaluate", "info"]
 HEAVY = {"tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib"}
 
 
@@ -75,6 +77,19 @@ def test_measure_writes_a_catalogue_and_says_so(run, field, tmp_path):
     table = QTable.read(tmp_path / "cat.fits")
     assert f"{len(table)} sources" in err
     assert any("-o" in line for line in fits.getheader(tmp_path / "cat.fits", 1)["HISTORY"])
+
+
+def test_fit_writes_labels_that_finetune_reads(run, field, tmp_path):
+    fits.PrimaryHDU(effective_psf(F160W)).writeto(tmp_path / "psf.fits")
+    bright = Table.read(str(field[0]).replace(".fits", "_truth.ecsv"))
+    bright["x", "y"][np.argsort(bright["mag"])[:2]].write(tmp_path / "targets.csv")
+    code, _, err = run(
+        "fit", field[0], "--psf", tmp_path / "psf.fits", "--gain", "3200", "--positions", tmp_path / "targets.csv",
+        "-o", tmp_path / "labels.csv",
+    )  # fmt: skip
+    assert code == 0, err
+    galaxies = dataset.real_galaxies(tmp_path / "labels.csv", field[0])
+    assert len(galaxies.mag) == 2
 
 
 def test_the_default_output_is_named_after_the_image(run, field, tmp_path, monkeypatch):
