@@ -360,7 +360,8 @@ class Fitter:
                 used &= ~masks[i]
             near = start[i : i + 1] if neighbours is None else np.vstack([start[i : i + 1], neighbours[i]])
             near = near[[True, *(_sensible(row) for row in near[1:])]]
-            self._fit(out, i, np.where(used, stamps[i], 0), np.where(used, noise, 1), used, near)
+            with np.errstate(over="ignore", invalid="ignore"):  # a step too long is seen by its sum of squares
+                self._fit(out, i, np.where(used, stamps[i], 0), np.where(used, noise, 1), used, near)
 
         # One thread of linear algebra for each: theirs would wait for each other.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(1, workers)) as pool:
@@ -385,7 +386,9 @@ class Fitter:
             moved = moved[[True, *inside[1:].all(axis=1)]]
             galaxy = _Galaxy.of(data[inner, inner], rms[inner, inner], here, self.noise.correlation.size > 1)
             fit = _Fit(self, window, galaxy, moved)
-            fit.run()
+            if not fit.run():
+                out.status[i] = Status.BAD_START
+                return
             fit.put(out, i)
             out.parameters[i, :2] += inner.start
             start = np.vstack([out.parameters[i], start[1:]])
@@ -499,10 +502,12 @@ class _Fit:
         slope[-1], curvature[-1, -1] = precision * free[-1], precision
         return total + precision * free[-1] ** 2, slope, curvature
 
-    def run(self) -> None:
-        """Iterate until the sum of squares stands still."""
+    def run(self) -> bool:
+        """Iterate until the sum of squares stands still; whether the start could be drawn at all."""
         damping = 1e-3
         residual, jacobian, variance = self._linearised(self.free)
+        if not (np.isfinite(residual).all() and np.isfinite(jacobian).all()):
+            return False
         while self.iterations < self.fitter.max_iterations and self.status is Status.NOT_CONVERGED:
             self.iterations += 1
             cost, weight = self._loss(residual)
@@ -531,6 +536,7 @@ class _Fit:
                 if damping > 1e8:
                     self.status = Status.CONVERGED
         self.residual, self.jacobian = residual, jacobian
+        return True
 
     def put(self, out: Fits, i: int) -> None:
         """Put parameters, errors and status into row `i`."""

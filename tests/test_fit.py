@@ -93,14 +93,16 @@ def test_masked_pixels_have_no_influence(fitter):
 
 def test_one_bad_galaxy_does_not_spoil_the_others(fitter):
     row = galaxy()
-    stamps = np.array([stamp_of(row)] * 5)
+    stamps = np.array([stamp_of(row)] * 6)
     stamps[1] = np.nan
-    start = np.tile(poor(row), (5, 1))
+    start = np.tile(poor(row), (6, 1))
     start[2, 3] = np.nan
     start[3, 2] = -1
-    rms = np.array([RMS, RMS, RMS, RMS, 0.0])
+    start[5, 2] = 1e300
+    rms = np.array([RMS, RMS, RMS, RMS, 0.0, RMS])
     fits = fitter(stamps, rms, start)
-    assert list(fits.status) == [Status.CONVERGED, Status.NO_DATA, Status.BAD_START, Status.BAD_START, Status.NO_DATA]
+    bad = Status.BAD_START
+    assert list(fits.status) == [Status.CONVERGED, Status.NO_DATA, bad, bad, Status.NO_DATA, bad]
     assert np.isnan(fits.parameters[1:]).all()
     np.testing.assert_allclose(fits.parameters[0], row, rtol=0.1)
 
