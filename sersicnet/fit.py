@@ -555,6 +555,23 @@ class _Fit:
             mine = [*range(N_PARAMETERS), len(self.free) - 1]
             slopes = (self.slopes(self.free) / scale)[mine]
             out.covariance[i] = linalg.inv(normal)[np.ix_(mine, mine)] * slopes[:, None] * slopes
+            if self.fitter.prior.precision[3, 3] > 0:
+                out.parameters[i, 5] = self._without_angle(out.parameters[i, 5], np.sqrt(out.covariance[i, 5, 5]))
+
+    def _without_angle(self, q: float, error: float) -> float:
+        """The most probable axis ratio, whatever the angle is.
+
+        Noise makes round galaxies elongated in one direction or another: at the
+        best angle the ellipticity is too large. Summed over all angles, the
+        likelihood of an ellipticity e gains the factor I0(e e' / s^2), with the
+        best one e' and its error s, as for the length of any vector (Rice 1944).
+        """
+        scale = self.scales[0][5]
+        width = error / max(scale.slope(float(scale.to_free(q))), 1e-9)
+        free = scale.to_free(q) + np.linspace(-4, 4, 161) * width
+        e = 1 - scale.from_free(free)
+        log_probability = -8 * np.linspace(-1, 1, 161) ** 2 + np.log(special.ive(0, e * (1 - q) / error**2))
+        return float(1 - e[np.argmax(log_probability)])
 
     def _at_bound(self) -> bool:
         """Whether a position, radius, index or thinness ran into its bound; round galaxies are no failure."""

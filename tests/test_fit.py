@@ -173,6 +173,16 @@ def test_a_prior_keeps_a_faint_galaxy_from_running_away():
     assert ((kept > 1) & (kept < 10)).all()
 
 
+def test_noise_does_not_elongate_round_galaxies_where_there_is_a_prior():
+    row = galaxy(25.5, 5.0, 1.0, 0.98)
+    stamps = np.array([stamp_of(row, seed) for seed in range(16)])
+    start, rms = np.tile(poor(row), (16, 1)), np.full(16, RMS)
+    prior = Prior.uniform((row[2] / 5, row[2] * 5), (1.0, 10.0), (0.5, 4.0), (0.1, 1.0))
+    noise = Noise(drizzled(), F160W.exposure)
+    free, kept = (Fitter(PSF, noise, 64, prior=p)(stamps, rms, start).parameters[:, 5] for p in (None, prior))
+    assert np.mean(kept - free) > 0.03
+
+
 def test_a_prior_of_a_sample_says_what_is_usual_at_a_flux_and_nothing_of_the_flux():
     rng = np.random.default_rng(0)
     flux = 10 ** rng.uniform(0, 3, 500)
