@@ -129,7 +129,7 @@ def source_extractor(task):
         folder = Path(folder)
         for name, images in (("image", stamps), ("rms", np.full_like(stamps, task["rms"]))):
             fits.HDUList([fits.PrimaryHDU(), *map(fits.ImageHDU, images)]).writeto(folder / f"{name}.fits")
-        _psfex_file(task["psf"]).writeto(folder / "image.psf")
+        _psfex_file(task["psf"], len(stamps)).writeto(folder / "image.psf")
         (folder / "columns.param").write_text("\n".join(columns) + "\n")
         rows = "\n".join(" ".join(f"{value:.6f}" for value in row) for row in smoothing)
         (folder / "smoothing.conv").write_text(f"CONV NORM\n{rows}\n")
@@ -176,8 +176,8 @@ def _light_per_intensity(r_eff, n, q):
     return 2 * np.pi * n * q * r_eff**2 * np.exp(b - 2 * n * np.log(b) + special.gammaln(2 * n))
 
 
-def _psfex_file(psf):
-    """The PSF as PSFEx writes it: constant over the field, one sample a pixel."""
+def _psfex_file(psf, extensions):
+    """The PSF as PSFEx writes it for each extension: constant over the field, one sample a pixel."""
     from astropy.io import fits
 
     side = len(psf)
@@ -188,7 +188,7 @@ def _psfex_file(psf):
         LOADED=1, ACCEPTED=1, CHI2=1.0, POLNAXIS=0, POLNGRP=0, PSF_FWHM=half_maximum, PSF_SAMP=1.0, PSFNAXIS=3
     )
     table.header.update(PSFAXIS1=side, PSFAXIS2=side, PSFAXIS3=1)
-    return fits.HDUList([fits.PrimaryHDU(), table])
+    return fits.HDUList([fits.PrimaryHDU(), *(table.copy() for _ in range(extensions))])
 
 
 def cpu_seconds():
