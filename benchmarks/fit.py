@@ -12,8 +12,9 @@ pyimfit and petrofit in the Python given by --peers-python (by default this one)
 
 The galaxies are single Sersic profiles, drawn by GalSim, alone in stamps of 128 pixels,
 uniform in the `RANGES` below, with the PSF, depth and noise of drizzled HST images in
-F160W. The sky is 0: our fit leaves it free, the peers know it. The peers get a map of
-the noise of each pixel with the Poisson noise of the source, taken from the data.
+F160W. The sky is 0, and all know it; ours is run again with a free sky, and with a prior
+that knows the ranges. The peers get a map of the noise of each pixel with the Poisson
+noise of the source, taken from the data.
 
 - PSF: ours gets 255 pixels, which cost it nothing; the peers --peers-psf, which would cost
   them more time. A PSF that ends is normalised to 1, so fluxes come out too small by the
@@ -308,7 +309,7 @@ def targets_of(parameters, held=1.0):
 
 def python_of(tool, peers_python):
     """The Python that has a tool; None where it is missing."""
-    if tool == OURS:
+    if tool in peers.OURS:
         return sys.executable
     if tool == "source-extractor":
         return sys.executable if peers.source_extractor_program() else None
@@ -349,6 +350,7 @@ def task_of(data, kind, psf):
         "gain": np.array(EXPOSURE),
         "correlation": autocorrelation(noises()[kind][0]) if kind == "correlated" else np.ones((1, 1)),
         "psf": psf,
+        "ranges": np.array([10 ** (-0.4 * (np.array(RANGES["mag"][::-1]) - ZERO_POINT)), *list(RANGES.values())[1:]]),
     }
 
 
@@ -462,7 +464,7 @@ def print_report(report):
                 rows.append([target, name, str(s["n"]), *row])
         print_table(header, rows)
     for kind, ours in report["ours"].items():
-        print(f"## Ours, {kind} noise\n")
+        print(f"## {kind} noise\n")
         print(f"Status counts: {ours['status']}; iterations: median {ours['iterations'][0]:.0f}, ", end="")
         print(f"90 % {ours['iterations'][1]:.0f}, most {ours['iterations'][2]:.0f}.\n")
         rows = []
@@ -526,7 +528,7 @@ def main():
         if python is None:
             report["missing"].append(tool)
             continue
-        psf, held = psf_image(PSF_SIZE if tool == OURS else options.peers_psf)
+        psf, held = psf_image(PSF_SIZE if tool in peers.OURS else options.peers_psf)
         print(f"{tool} ...", file=sys.stderr)
         fits = run(tool, python, task_of(data, "correlated", psf))
         report["tools"][tool] = {
@@ -536,9 +538,10 @@ def main():
             "scores": scores_of(targets_of(fits["parameters"], held)),
             "values": targets_of(fits["parameters"], held).tolist(),
         }
-        if tool == OURS:
+        if tool in peers.OURS:
             white = run(tool, python, task_of(data, "white", psf))
-            our_fits = {"correlated": fits, "white": white}
+            our_fits[f"{tool}: correlated"], our_fits[f"{tool}: white"] = fits, white
+        if tool == OURS:
             report["outliers"] = outliers(data, fits, psf, held)
 
     rng = np.random.default_rng([options.seed, 10])

@@ -8,7 +8,8 @@ The input holds ``stamps`` (N, S, S); ``rms`` of a blank pixel; ``gain``, image 
 to detected electrons; ``correlation``, the autocorrelation of the noise; ``psf``, an
 odd square image of unit sum; and ``start`` (N, 7): x, y (zero-based pixels), flux,
 effective radius along the major axis, Sersic index, axis ratio, angle in degrees from
-+x towards +y. The output holds ``parameters`` in the same order, NaN where a tool gave
++x towards +y; and ``ranges`` (4, 2) of flux, radius, index and ellipticity, for the
+fits with a prior. The output holds ``parameters`` in the same order, NaN where a tool gave
 none, ``failed`` (N,), what else the tool tells, and the seconds that it took.
 """
 
@@ -26,13 +27,27 @@ from scipy import special
 Q_LEAST = 0.02
 
 
-def sersicnet(task):
-    """Ours: the noise whitened, Poisson noise from the model, the sky free."""
+def sersicnet(task, sky=1e-3, prior=None):
+    """Ours: the noise whitened, Poisson noise from the model, the sky known to be 0 as for the others."""
     from sersicnet.fit import Fitter, Noise, Status
 
-    fitter = Fitter(task["psf"], Noise(task["correlation"], float(task["gain"])), task["stamps"].shape[1])
+    noise = Noise(task["correlation"], float(task["gain"]), sky)
+    fitter = Fitter(task["psf"], noise, task["stamps"].shape[1], prior=prior)
     fits = fitter(task["stamps"], np.full(len(task["stamps"]), float(task["rms"])), task["start"])
     return {**fits._asdict(), "failed": fits.status != Status.CONVERGED}
+
+
+def sersicnet_prior(task):
+    """Ours, and the ranges known from which the galaxies were drawn."""
+    from sersicnet.fit import Prior
+
+    (faint, bright), r_eff, n, e = task["ranges"]
+    return sersicnet(task, prior=Prior.uniform((faint, bright), r_eff, n, (1 - e[1], 1 - e[0])))
+
+
+def sersicnet_free_sky(task):
+    """Ours, and nothing known of the sky."""
+    return sersicnet(task, sky=np.inf)
 
 
 def pyimfit(task):
@@ -152,7 +167,12 @@ def source_extractor(task):
     return {"parameters": parameters, "failed": flags < 0, "iterations": iterations, "flags": flags}
 
 
-TOOLS = {"sersicnet": sersicnet, "pyimfit": pyimfit, "petrofit": petrofit, "source-extractor": source_extractor}
+OURS = {
+    "sersicnet": sersicnet,
+    "sersicnet, prior": sersicnet_prior,
+    "sersicnet, sky free": sersicnet_free_sky,
+}
+TOOLS = {**OURS, "pyimfit": pyimfit, "petrofit": petrofit, "source-extractor": source_extractor}
 
 
 def source_extractor_program():
