@@ -28,6 +28,7 @@ galaxy has one of are prepared on the host.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ _N_NODES = 140
 _LONGEST = 4  # periods, in units of the usual one
 _WINGS = 1e-5  # light outside of the nearest periodic image's reach, that is neglected
 _THIN = 0.1  # axis ratio below which wings are not smooth
-_NODES = ((0, 0), (10, 4), (24, 3))  # nodes a side and reach: no wings, round galaxies, flat ones
+_NODES = ((0, 0), (10, 24), (20, 48))  # nodes a side and periodic images: no wings, round galaxies, flat ones
 _BATCH = 2**24  # wave numbers at once away from NumPy: 128 MiB for each array in use
 _PSF_TAIL = 1e-5  # of a PSF's transform, that may be left out beyond a multiple of the Nyquist frequency
 
@@ -76,7 +77,7 @@ def _hankel_table() -> _HankelTable:
     """
     log_n = np.linspace(np.log(N_RANGE[0]) - 0.05, np.log(N_RANGE[1]) + 0.05, _N_NODES)
     points = 9216
-    step = np.log(1e20) / points
+    step = float(np.log(1e20)) / points
     log_r = (np.arange(points) - (points - 1) / 2) * step
     radius = np.exp(log_r)
     offset = fft.fhtoffset(step, mu=0)
@@ -158,7 +159,8 @@ class Renderer:
     """
 
     def __init__(self, psf: Array, size: int = STAMP_SIZE, oversampling: int = 1) -> None:
-        self._xp = array_api_compat.array_namespace(psf) if array_api_compat.is_array_api_obj(psf) else np
+        on_host = array_api_compat.is_numpy_array(psf) or not array_api_compat.is_array_api_obj(psf)
+        self._xp = np if on_host else array_api_compat.array_namespace(psf)
         self._device = None if self._xp is np else array_api_compat.device(psf)
         psf = _on_host(psf)
         if psf.ndim != 2 or psf.shape[0] != psf.shape[1] or psf.shape[0] % 2 == 0:
@@ -298,15 +300,6 @@ class Renderer:
         k2 = u * u
         k2 += v * v
         look_up = self._look_up(galaxies.n, k2)
-        spectra = [look_up(0)]
-        if derivatives:
-            by_log_k = look_up(1)
-            turned = by_log_k / xp.clip(k2, 1e-30, None)
-            turned *= v
-            spectra += [by_log_k * each(1 / r_eff), look_up(2), turned * v * each(1 / q)]
-            turned *= u
-            turned *= each((1 - q * q) / q * np.pi / 180)
-            spectra.append(turned)
         seen = grid.psf * put(np.exp(-1j * galaxies.y[:, None] * grid.ky_host), xp.complex64)[:, :, None]
         shift = put(np.exp(-1j * galaxies.x[:, None] * grid.kx_host), xp.complex64)[:, None, :]
 
@@ -319,12 +312,19 @@ class Renderer:
             long = self._fft.irfft(half, n=grid.band * batch.period, axis=2)
             return long[:, :, : grid.band * self.size : grid.band]
 
-        spectra[0] = spectra[0] * seen
-        first = columns(spectra[0])
-        images = [image(first)]
-        if derivatives:
-            images += [image(first * grid.slope_x), image(columns(spectra[0] * grid.slope_y))]
-            images += [image(columns(spectrum * seen)) for spectrum in spectra[1:]]
+        spectrum = look_up(0) * seen
+        half = columns(spectrum)
+        images = [image(half)]
+        if derivatives:  # one after the other: what a CPU holds in its cache is soon too much
+            images += [image(half * grid.slope_x), image(columns(spectrum * grid.slope_y))]
+            by_log_k = look_up(1)
+            images += [image(columns(by_log_k * seen)) * each(1 / r_eff), image(columns(look_up(2) * seen))]
+            by_log_k *= v
+            by_log_k /= xp.clip(k2, 1e-30, None)
+            v *= by_log_k
+            images.append(image(columns(v * seen)) * each(1 / q))
+            u *= by_log_k
+            images.append(image(columns(u * seen)) * each((1 - q * q) / q * np.pi / 180))
         if batch.nodes:
             images = [a - b for a, b in zip(images, self._wrapped(batch, derivatives=derivatives), strict=True)]
         flux = each(galaxies.flux)
@@ -340,11 +340,9 @@ class Renderer:
         xp, put = self._xp, self._put
         x, y, _, r_eff, n, q, cos, sin, b = batch.galaxies
         nodes, weights = _interpolation(batch.nodes, self.size)
-        shifts = np.arange(-batch.reach, batch.reach + 1) * batch.period
-        shift_y, shift_x = (a.ravel() for a in np.meshgrid(shifts, shifts))
-        away = (shift_x != 0) | (shift_y != 0)
-        dx = nodes - x[:, None, None] - shift_x[away, None]  # (B, images, nodes)
-        dy = nodes - y[:, None, None] - shift_y[away, None]
+        shift_x, shift_y = _images(batch, self.size)
+        dx = nodes - (x[:, None] + shift_x)[:, :, None]  # (B, images, nodes)
+        dy = nodes - (y[:, None] + shift_y)[:, :, None]
 
         def each(values: np.ndarray) -> Array:
             return put(values)[:, None, None, None]
@@ -397,7 +395,8 @@ class Renderer:
         nodes = self._put((first[:, None] + np.arange(4)).ravel(), None)
         cubic = self._put(weights)[:, :, None]
         length = self._table[0].shape[1]
-        position = xp.log(xp.clip(k2, np.exp(2 * log_k + step), np.exp(2 * log_k + 2 * step * (length - 2))))
+        lowest, highest = math.exp(2 * log_k + step), math.exp(2 * (log_k + step * (length - 2)))
+        position = xp.log(xp.clip(k2, lowest, highest))
         position *= 0.5 / step
         position -= log_k / step
         floor = xp.floor(position)
@@ -457,7 +456,7 @@ class Renderer:
         )
         length = band * period
         columns, rows = np.arange(length // 2 + 1), (np.arange(length) + length // 2) % length - length // 2
-        transform = band * transform[rows][:, columns]
+        transform = np.ascontiguousarray(band * transform[rows][:, columns])
         kx, ky = 2 * np.pi / period * columns, 2 * np.pi / period * rows
         # A real image has no derivative at the highest frequency.
         slope_x, slope_y = (-1j * np.where(np.abs(k) < np.pi * band - 1e-6, k, 0) for k in (kx, ky))
@@ -511,7 +510,7 @@ class _Batch(NamedTuple):
     galaxies: _Galaxies
     period: int
     nodes: int  # a side, to interpolate the light of periodic images from; none if 0
-    reach: int  # of the periodic images that are summed
+    images: int  # that are summed
 
 
 def _on_host(array: Array) -> np.ndarray:
@@ -531,32 +530,48 @@ def _positive(value: int, what: str) -> int:
     return number
 
 
+def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts of the periodic images whose light reaches a stamp most, in pixels: each (B, images).
+
+    They are those on the smallest ellipses about the galaxy through the stamp's middle.
+    """
+    galaxies = batch.galaxies
+    reach = min(_farthest_ellipse(batch).max() / batch.period, 40) + 1
+    shifts = np.arange(-int(reach), int(reach) + 1) * batch.period
+    shift_y, shift_x = (a.ravel() for a in np.meshgrid(shifts, shifts))
+    away = (shift_x != 0) | (shift_y != 0)
+    shift_x, shift_y = shift_x[away], shift_y[away]
+    dx = shift_x + (galaxies.x - (size - 1) / 2)[:, None]
+    dy = shift_y + (galaxies.y - (size - 1) / 2)[:, None]
+    cos, sin, q = (a[:, None] for a in (galaxies.cos, galaxies.sin, galaxies.q))
+    radius2 = (dx * cos + dy * sin) ** 2 + ((dy * cos - dx * sin) / q) ** 2
+    nearest = np.argpartition(radius2, batch.images, axis=1)[:, : batch.images]
+    return shift_x[nearest], shift_y[nearest]
+
+
+def _farthest_ellipse(batch: _Batch) -> np.ndarray:
+    """Semi-major axis of the ellipse that the galaxy and its images fill, in pixels: (B,)."""
+    return batch.period * np.sqrt((batch.images + 1) / (np.pi * batch.galaxies.q))
+
+
 def _beyond(batch: _Batch, *, derivatives: bool) -> list[np.ndarray]:
-    """Light a pixel from images farther away than `reach`, as good as uniform: each (B,).
+    """Light a pixel from images beyond those that are summed, as good as uniform: each (B,).
 
     At unit flux; with derivatives in the order of `Renderer._wrapped`.
     """
-    galaxies, h = batch.galaxies, 1e-4
-    half_width = (batch.reach + 0.5) * batch.period
-    eccentric = (np.arange(64) + 0.5) / 64 * np.pi  # half a turn; the other is the same
+    n, b, q, r_eff = (getattr(batch.galaxies, name) for name in ("n", "b", "q", "r_eff"))
+    farthest, area = _farthest_ellipse(batch) / r_eff, batch.period**2
 
-    def light(n: np.ndarray, b: np.ndarray, q: np.ndarray, r_eff: np.ndarray) -> np.ndarray:
-        along, across = np.cos(eccentric), q[:, None] * np.sin(eccentric)
-        edge_x = along * galaxies.cos[:, None] - across * galaxies.sin[:, None]
-        edge_y = along * galaxies.sin[:, None] + across * galaxies.cos[:, None]
-        radius = half_width / np.maximum(np.abs(edge_x), np.abs(edge_y)) / r_eff[:, None]
-        outside = special.gammaincc(2 * n[:, None], b[:, None] * radius ** (1 / n[:, None]))
-        return outside.mean(axis=1) / batch.period**2
+    def light(n: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return special.gammaincc(2 * n, b * farthest ** (1 / n)) / area
 
-    n, b, q, r_eff = galaxies.n, galaxies.b, galaxies.q, galaxies.r_eff
-    here = light(n, b, q, r_eff)
     if not derivatives:
-        return [here]
-    by_r = (light(n, b, q, r_eff * (1 + h)) - here) / (h * r_eff)
-    by_n = (light(n + h, sersic_b(n + h), q, r_eff) - here) / h
-    by_q = (light(n, b, q * (1 - h), r_eff) - here) / (-h * q)
-    nothing = np.zeros_like(here)
-    return [here, nothing, nothing, by_r, by_n, by_q, nothing]
+        return [light(n, b)]
+    h, reduced = 1e-4, b * farthest ** (1 / n)
+    by_log_radius = -np.exp(2 * n * np.log(reduced) - reduced - special.gammaln(2 * n)) / n / area
+    by_n = (light(n + h, sersic_b(n + h)) - light(n - h, sersic_b(n - h))) / (2 * h)
+    nothing = np.zeros_like(n)
+    return [light(n, b), nothing, nothing, -by_log_radius / r_eff, by_n, -by_log_radius / (2 * q), nothing]
 
 
 @functools.cache
