@@ -202,7 +202,7 @@ class Renderer:
             Noiseless stamps, of the PSF's kind; NaN throughout where a parameter is
             not finite or outside of what can be drawn.
         """
-        return self._draw_all(parameters, workers, derivatives=False)[:, 0]
+        return self._draw_all(parameters, workers, derivatives=False)[:, 0, ...]
 
     def with_derivatives(self, parameters: Array, *, workers: int = 1) -> tuple[Array, Array]:
         """Draw galaxies, and their derivatives with respect to each parameter.
@@ -221,14 +221,14 @@ class Renderer:
             is per degree). NaN where the stamps are.
         """
         images = self._draw_all(parameters, workers, derivatives=True)
-        return images[:, 0], images[:, 1:]
+        return images[:, 0, ...], images[:, 1:, ...]
 
     def _draw_all(self, parameters: Array, workers: int, *, derivatives: bool) -> Array:
         """Images of all galaxies, NaN for those that cannot be drawn: (N, 1 or 8, size, size)."""
         rows = np.atleast_2d(_on_host(parameters))
         shape = (1 + N_PARAMETERS if derivatives else 1, self.size, self.size)
         if workers < 1 and workers != -1:
-            raise InputError(f"The number of workers is positive, or -1 for one a core; received {workers}.")
+            raise InputError(f"The number of workers is positive, or -1 for one a core; received {workers}. Give 1.")
         if self._xp is np:
             images = np.full((len(rows), *shape), np.nan, dtype=np.float32)
             batches = self._batches(rows, 1)
@@ -245,7 +245,7 @@ class Renderer:
                     fill(batch)
             return images
         xp = self._xp
-        at_once = max(1, _BATCH // (self._grid(self._period).psf.size * len(shape)))
+        at_once = max(1, _BATCH // (math.prod(self._grid(self._period).psf.shape) * shape[0]))
         drawn, order = [], []
         for batch in self._batches(rows, at_once):
             drawn.append(self._draw(batch, derivatives=derivatives))
@@ -306,7 +306,7 @@ class Renderer:
         def columns(spectrum: Array) -> Array:
             if grid.band > 1:  # what is above the Nyquist frequency of the image, folded into it
                 spectrum = xp.sum(xp.reshape(spectrum, (-1, grid.band, batch.period, spectrum.shape[2])), axis=1)
-            return self._fft.ifft(spectrum, axis=1)[:, : self.size] * shift
+            return self._fft.ifft(spectrum, axis=1)[:, : self.size, :] * shift
 
         def image(half: Array) -> Array:
             long = self._fft.irfft(half, n=grid.band * batch.period, axis=2)
@@ -526,7 +526,7 @@ def _positive(value: int, what: str) -> int:
     except TypeError:
         number = 0
     if number < 1:
-        raise InputError(f"{what} is a positive integer; received {value!r}.")
+        raise InputError(f"{what} is a positive integer; received {value!r}. Give 1 or more.")
     return number
 
 
