@@ -53,7 +53,8 @@ _N_NODES = 140
 _LONGEST = 4  # periods, in units of the usual one
 _WINGS = 1e-5  # light outside of the nearest periodic image's reach, that is neglected
 _THIN = 0.1  # axis ratio below which wings are not smooth
-_NODES = ((0, 0), (10, 24), (20, 48))  # nodes a side and periodic images: no wings, round galaxies, flat ones
+_NODES = ((0, 0), (8, 48), (16, 64))  # nodes a side and periodic images: no wings, round galaxies, flat ones
+_FADE = 0.4  # of the area of the ellipse that periodic images fill, from where on they fade
 _BATCH = 2**24  # wave numbers at once away from NumPy: 128 MiB for each array in use
 _PSF_TAIL = 1e-5  # of a PSF's transform, that may be left out beyond a multiple of the Nyquist frequency
 
@@ -340,7 +341,7 @@ class Renderer:
         xp, put = self._xp, self._put
         x, y, _, r_eff, n, q, cos, sin, b = batch.galaxies
         nodes, weights = _interpolation(batch.nodes, self.size)
-        shift_x, shift_y = _images(batch, self.size)
+        shift_x, shift_y, shares = _images(batch, self.size)
         dx = nodes - (x[:, None] + shift_x)[:, :, None]  # (B, images, nodes)
         dy = nodes - (y[:, None] + shift_y)[:, :, None]
 
@@ -355,7 +356,7 @@ class Renderer:
         radius2 = u * u + v * v
         log_radius = 0.5 * xp.log(radius2)
         power = each(b) * xp.exp(log_radius * each(1 / n))
-        light = xp.exp(each(_log_norm(n) - np.log(q * r_eff**2)) - power)
+        light = xp.exp(each(_log_norm(n) - np.log(q * r_eff**2)) - power) * put(shares)[:, :, None, None]
         beyond = _beyond(batch, derivatives=derivatives)
         terms = [light]
         if derivatives:
@@ -530,23 +531,26 @@ def _positive(value: int, what: str) -> int:
     return number
 
 
-def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shifts of the periodic images whose light reaches a stamp most, in pixels: each (B, images).
+def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shifts along x and y of the periodic images to be summed [pix], and their shares: each (B, images).
 
-    They are those on the smallest ellipses about the galaxy through the stamp's middle.
+    They are those on the smallest ellipses about the galaxy through the stamp's
+    middle. Their shares fade outwards, so that the sum of what is left out is smooth;
+    it is in `_beyond`.
     """
-    galaxies = batch.galaxies
-    reach = min(_farthest_ellipse(batch).max() / batch.period, 40) + 1
-    shifts = np.arange(-int(reach), int(reach) + 1) * batch.period
+    galaxies, farthest = batch.galaxies, _farthest_ellipse(batch)
+    reach = min(int(farthest.max() / batch.period), 40) + 1
+    shifts = np.arange(-reach, reach + 1) * batch.period
     shift_y, shift_x = (a.ravel() for a in np.meshgrid(shifts, shifts))
     away = (shift_x != 0) | (shift_y != 0)
     shift_x, shift_y = shift_x[away], shift_y[away]
     dx = shift_x + (galaxies.x - (size - 1) / 2)[:, None]
     dy = shift_y + (galaxies.y - (size - 1) / 2)[:, None]
     cos, sin, q = (a[:, None] for a in (galaxies.cos, galaxies.sin, galaxies.q))
-    radius2 = (dx * cos + dy * sin) ** 2 + ((dy * cos - dx * sin) / q) ** 2
-    nearest = np.argpartition(radius2, batch.images, axis=1)[:, : batch.images]
-    return shift_x[nearest], shift_y[nearest]
+    area = ((dx * cos + dy * sin) ** 2 + ((dy * cos - dx * sin) / q) ** 2) / farthest[:, None] ** 2
+    nearest = np.argpartition(area, batch.images, axis=1)[:, : batch.images]
+    out = np.clip((np.take_along_axis(area, nearest, axis=1) - _FADE) / (1 - _FADE), 0, 1)
+    return shift_x[nearest], shift_y[nearest], 1 - out**2 * (3 - 2 * out)
 
 
 def _farthest_ellipse(batch: _Batch) -> np.ndarray:
@@ -559,19 +563,26 @@ def _beyond(batch: _Batch, *, derivatives: bool) -> list[np.ndarray]:
 
     At unit flux; with derivatives in the order of `Renderer._wrapped`.
     """
-    n, b, q, r_eff = (getattr(batch.galaxies, name) for name in ("n", "b", "q", "r_eff"))
-    farthest, area = _farthest_ellipse(batch) / r_eff, batch.period**2
+    n, b, q, r_eff = (getattr(batch.galaxies, name)[:, None] for name in ("n", "b", "q", "r_eff"))
+    # The shares of images fade from one to nothing: a mean over sharp edges.
+    out, weights = (np.polynomial.legendre.leggauss(6)[i] / 2 for i in (0, 1))
+    out = out + 0.5
+    weights = weights * 6 * out * (1 - out) / batch.period**2
+    edges = _farthest_ellipse(batch)[:, None] * np.sqrt(_FADE + out * (1 - _FADE)) / r_eff
 
     def light(n: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return special.gammaincc(2 * n, b * farthest ** (1 / n)) / area
+        return special.gammaincc(2 * n, b * edges ** (1 / n)) @ weights
 
+    here = light(n, b)
     if not derivatives:
-        return [light(n, b)]
-    h, reduced = 1e-4, b * farthest ** (1 / n)
-    by_log_radius = -np.exp(2 * n * np.log(reduced) - reduced - special.gammaln(2 * n)) / n / area
+        return [here]
+    h, reduced = 1e-4, b * edges ** (1 / n)
+    by_log_edge = -np.exp(2 * n * np.log(reduced) - reduced - special.gammaln(2 * n)) / n
     by_n = (light(n + h, sersic_b(n + h)) - light(n - h, sersic_b(n - h))) / (2 * h)
-    nothing = np.zeros_like(n)
-    return [light(n, b), nothing, nothing, -by_log_radius / r_eff, by_n, -by_log_radius / (2 * q), nothing]
+    nothing = np.zeros_like(here)
+    return [
+        here, nothing, nothing, (-by_log_edge / r_eff) @ weights, by_n, (-by_log_edge / (2 * q)) @ weights, nothing
+    ]
 
 
 @functools.cache
