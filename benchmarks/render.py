@@ -10,6 +10,7 @@ evolution for so many minutes of CPU time, then by Nelder-Mead from the worst fo
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import galsim
@@ -76,7 +77,7 @@ def shares(render, rows, total, *, derivatives):
     batches = list(render._batches(rows, 1))
     by_period = {p: unavoidable(render, p, derivatives=derivatives) for p in {batch.period for batch in batches}}
     parts = np.sum([by_period[batch.period] for batch in batches], axis=0) / len(rows)
-    wings = sum(cost(lambda b=b: render._wrapped(b, derivatives=derivatives), 3) for b in batches if b.nodes)
+    wings = sum(cost(partial(render._wrapped, b, derivatives=derivatives), 3) for b in batches if b.nodes)
     names = ("FFTs", "logarithms and phases", "look-ups in the table", "wings of periodic images")
     return ", ".join(
         f"{name} {part / total:.0%}" for name, part in zip(names, [*parts, wings / len(rows)], strict=True)
@@ -89,8 +90,8 @@ def speed(n):
     rows = np.array([_parameters(_draw_truth(Simulation(1, seed=0), i)[0], F160W) for i in range(n)])
     render = Renderer(image)
     render.with_derivatives(rows[:20])
-    plain = np.mean([cost(lambda row=row: render(row), 3) for row in rows])
-    full = np.mean([cost(lambda row=row: render.with_derivatives(row), 3) for row in rows])
+    plain = np.mean([cost(partial(render, row), 3) for row in rows])
+    full = np.mean([cost(partial(render.with_derivatives, row), 3) for row in rows])
 
     started = time.process_time()
     theirs = np.array(list(galsim_stamps(rows, psf)))
@@ -111,11 +112,8 @@ def speed(n):
         smaller = Renderer(effective_psf(F160W), size)
         small = rows[rows[:, 3] < size / 8] - [64 - size / 2, 64 - size / 2, 0, 0, 0, 0, 0]
         smaller.with_derivatives(small)
-        times = [
-            1e3 * np.mean([cost(lambda row=row: draw(row), 3) for row in small])
-            for draw in (smaller, smaller.with_derivatives)
-        ]
-        print(f"size {size}, R_e < {size / 8:.0f} px: {times[0]:.2f} ms a stamp, {times[1]:.2f} with derivatives")
+        draw = [1e3 * np.mean([cost(partial(f, row), 3) for row in small]) for f in (smaller, smaller.with_derivatives)]
+        print(f"size {size}, R_e < {size / 8:.0f} px: {draw[0]:.2f} ms a stamp, {draw[1]:.2f} with derivatives")
 
 
 def search(minutes, seed):

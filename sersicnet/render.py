@@ -51,8 +51,8 @@ N_PARAMETERS = 7
 _K_RANGE = (1e-4, 2e4)  # of the table, in units of 1 / R_e
 _N_NODES = 140
 _LONGEST = 4  # periods, in units of the usual one
-_WINGS = 1e-5  # light outside of the nearest periodic image's reach, that is neglected
-_THIN = 0.1  # axis ratio below which wings are not smooth
+_WINGS = 1e-5  # light beyond the nearest edge of the stamp seen from a periodic image, that is neglected
+_THIN, _THIN_WINGS = 0.1, 1e-3  # axis ratio below which wings are not smooth; light beyond for which that matters
 _NODES = ((0, 0), (8, 48), (16, 64))  # nodes a side and periodic images: no wings, round galaxies, flat ones
 _FADE = 0.4  # of the area of the ellipse that periodic images fill, from where on they fade
 _BATCH = 2**24  # wave numbers at once away from NumPy: 128 MiB for each array in use
@@ -272,16 +272,19 @@ class Renderer:
         farthest, b, angle = farthest[which], sersic_b(n), np.radians(angle)
         galaxies = _Galaxies(x, y, flux, r_eff, n, q, np.cos(angle), np.sin(angle), b)
         longer = np.ones(len(which), dtype=int)
-        for _ in range(2):
+        while True:
             # The nearest periodic image is this far from the stamp; it must not touch it.
             distance = longer * self._period - farthest
-            wings = special.gammaincc(2 * n, b * (np.maximum(distance, 0) / r_eff) ** (1 / n)) > _WINGS
-            longer[(distance < self.size) | (wings & (q < _THIN) & (longer == 1))] *= 2
-        setting = np.where(~wings, 0, np.where(q > 0.3, 1, 2))
+            outside = special.gammaincc(2 * n, b * (np.maximum(distance, 0) / r_eff) ** (1 / n))
+            short = (distance < self.size) | ((outside > _THIN_WINGS) & (q < _THIN) & (longer == 1))
+            if not short.any():
+                break
+            longer[short] *= 2
+        setting = np.where(outside < _WINGS, 0, np.where(q > 0.3, 1, 2))
         kind = longer * len(_NODES) + setting
-        for value in np.unique(kind):
+        for value in sorted(set(kind.tolist())):
             same = np.flatnonzero(kind == value)
-            longest, nodes = divmod(int(value), len(_NODES))
+            longest, nodes = divmod(value, len(_NODES))
             for start in range(0, len(same), max(1, at_once // longest**2)):
                 part = same[start : start + max(1, at_once // longest**2)]
                 yield _Batch(which[part], galaxies.take(part), longest * self._period, *_NODES[nodes])
@@ -539,18 +542,32 @@ def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     it is in `_beyond`.
     """
     galaxies, farthest = batch.galaxies, _farthest_ellipse(batch)
-    reach = min(int(farthest.max() / batch.period), 40) + 1
-    shifts = np.arange(-reach, reach + 1) * batch.period
-    shift_y, shift_x = (a.ravel() for a in np.meshgrid(shifts, shifts))
-    away = (shift_x != 0) | (shift_y != 0)
-    shift_x, shift_y = shift_x[away], shift_y[away]
+    shift_x, shift_y = batch.period * _lattice(min(int(farthest.max() / batch.period), 40) + 1)
     dx = shift_x + (galaxies.x - (size - 1) / 2)[:, None]
     dy = shift_y + (galaxies.y - (size - 1) / 2)[:, None]
-    cos, sin, q = (a[:, None] for a in (galaxies.cos, galaxies.sin, galaxies.q))
-    area = ((dx * cos + dy * sin) ** 2 + ((dy * cos - dx * sin) / q) ** 2) / farthest[:, None] ** 2
+    cos, sin = galaxies.cos / farthest, galaxies.sin / farthest
+    u = dx * cos[:, None] + dy * sin[:, None]
+    v = dy * (cos / galaxies.q)[:, None] - dx * (sin / galaxies.q)[:, None]
+    area = u * u + v * v
     nearest = np.argpartition(area, batch.images, axis=1)[:, : batch.images]
-    out = np.clip((np.take_along_axis(area, nearest, axis=1) - _FADE) / (1 - _FADE), 0, 1)
-    return shift_x[nearest], shift_y[nearest], 1 - out**2 * (3 - 2 * out)
+    out = (area[np.arange(len(area))[:, None], nearest] - _FADE) / (1 - _FADE)
+    out = np.minimum(np.maximum(out, 0), 1)
+    return shift_x[nearest], shift_y[nearest], 1 - out * out * (3 - 2 * out)
+
+
+@functools.cache
+def _lattice(reach: int) -> np.ndarray:
+    """Integers along x and y up to `reach`, but for the origin: (2, images)."""
+    y, x = (np.indices((2 * reach + 1, 2 * reach + 1)) - reach).reshape(2, -1)
+    return np.stack([x, y])[:, (x != 0) | (y != 0)]
+
+
+@functools.cache
+def _fading() -> tuple[np.ndarray, np.ndarray]:
+    """Sharp edges, and their weights, whose mean is the fading of `_images`."""
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    out = (nodes + 1) / 2
+    return out, weights * 3 * out * (1 - out)
 
 
 def _farthest_ellipse(batch: _Batch) -> np.ndarray:
@@ -565,9 +582,8 @@ def _beyond(batch: _Batch, *, derivatives: bool) -> list[np.ndarray]:
     """
     n, b, q, r_eff = (getattr(batch.galaxies, name)[:, None] for name in ("n", "b", "q", "r_eff"))
     # The shares of images fade from one to nothing: a mean over sharp edges.
-    out, weights = (np.polynomial.legendre.leggauss(6)[i] / 2 for i in (0, 1))
-    out = out + 0.5
-    weights = weights * 6 * out * (1 - out) / batch.period**2
+    out, weights = _fading()
+    weights = weights / batch.period**2
     edges = _farthest_ellipse(batch)[:, None] * np.sqrt(_FADE + out * (1 - _FADE)) / r_eff
 
     def light(n: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -580,9 +596,7 @@ def _beyond(batch: _Batch, *, derivatives: bool) -> list[np.ndarray]:
     by_log_edge = -np.exp(2 * n * np.log(reduced) - reduced - special.gammaln(2 * n)) / n
     by_n = (light(n + h, sersic_b(n + h)) - light(n - h, sersic_b(n - h))) / (2 * h)
     nothing = np.zeros_like(here)
-    return [
-        here, nothing, nothing, (-by_log_edge / r_eff) @ weights, by_n, (-by_log_edge / (2 * q)) @ weights, nothing
-    ]
+    return [here, nothing, nothing, (-by_log_edge / r_eff) @ weights, by_n, (-by_log_edge / (2 * q)) @ weights, nothing]
 
 
 @functools.cache

@@ -6,6 +6,7 @@ samples define, by a non-uniform FFT. Good to about 1e-6 of the peak, in a secon
 """
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.polynomial import legendre
@@ -14,12 +15,11 @@ from scipy import fft, special
 WIDTH, BETA = 8, 18.0  # of the Kaiser-Bessel kernel that spreads points on a grid twice too fine
 
 
-def stamp(psf, row, size=128, oversampling=1, profile=None):
-    """The image of one galaxy, float64, (size, size); `profile(radius, r_eff, n)` replaces the Sersic law."""
-    x, y, flux = row[:3]
+def stamp(psf, row, size=128, oversampling=1):
+    """The image of one galaxy, float64, (size, size); parameters as for the renderer."""
     half = len(psf) / 2 / oversampling + 2
-    points, light = shells(row, -half, size + half, oversampling, profile or sersic)
-    period = fft.next_fast_len(int(np.ceil(size + 2 * half)), real=True)
+    points, light = shells(row, -half, size + half, oversampling)
+    period = 2 * fft.next_fast_len(int(np.ceil(size / 2 + half)), real=True)
     fine = oversampling * period
     transform = fft.rfft2(_centred(psf / psf.sum(), fine))
     grid = np.zeros((2 * fine) ** 2)
@@ -30,13 +30,11 @@ def stamp(psf, row, size=128, oversampling=1, profile=None):
         for j in range(WIDTH):
             at = (start[1] + i) % (2 * fine) * (2 * fine) + (start[0] + j) % (2 * fine)
             grid += np.bincount(at, light * kernels[i][1] * kernels[j][0], len(grid))
-    spectrum = fft.rfft2(grid.reshape(2 * fine, -1))[np.r_[: fine // 2, -(fine - fine // 2) : 0], : fine // 2 + 1]
-    kx, ky = np.arange(fine // 2 + 1), np.r_[: fine // 2, -(fine - fine // 2) : 0]
-    spectrum /= _kernel_transform(np.pi * ky / fine)[:, None] * _kernel_transform(np.pi * kx / fine)
-    if fine % 2 == 0:
-        spectrum[fine // 2] = spectrum[fine // 2].real
+    rows, columns = np.r_[: fine // 2, -fine // 2 : 0], np.arange(fine // 2 + 1)
+    spectrum = fft.rfft2(grid.reshape(2 * fine, -1))[rows][:, columns]
+    spectrum /= _kernel_transform(np.pi * rows / fine)[:, None] * _kernel_transform(np.pi * columns / fine)
     image = fft.irfft2(spectrum * transform, (fine, fine)) * oversampling**2
-    return flux * image[::oversampling, ::oversampling][:size, :size]
+    return row[2] * image[::oversampling, ::oversampling][:size, :size]
 
 
 def sersic(radius, r_eff, n):
@@ -46,7 +44,7 @@ def sersic(radius, r_eff, n):
     return np.exp(log_norm - b * (radius / r_eff) ** (1 / n)) / r_eff**2
 
 
-def shells(row, low, high, oversampling, profile):
+def shells(row, low, high, oversampling):
     """Points (2, M) within the box, and the light of each, at unit flux."""
     x, y, _, r_eff, n, q, angle = row
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -60,7 +58,7 @@ def shells(row, low, high, oversampling, profile):
         edges.append(radius + min(step, 0.4 * max(radius, r_eff)))
     nodes, weights = legendre.leggauss(10)
     points, light = [], []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         for radius, weight in zip((start + end + (end - start) * nodes) / 2, (end - start) / 2 * weights, strict=True):
             number = max(32, 4 * int(np.ceil(2 * np.pi * radius * oversampling / 0.7 / 4)))
             quarter = np.arange(number // 4) + 0.5  # from the minor axis, as far as the box can reach
@@ -71,7 +69,7 @@ def shells(row, low, high, oversampling, profile):
             at = np.array([x + along * cos - across * sin, y + along * sin + across * cos])
             at = at[:, ((at > low) & (at < high)).all(axis=0)]
             points.append(at)
-            light.append(np.full(at.shape[1], profile(radius, r_eff, n) * 2 * np.pi * radius * weight / number))
+            light.append(np.full(at.shape[1], sersic(radius, r_eff, n) * 2 * np.pi * radius * weight / number))
     return np.concatenate(points, axis=1), np.concatenate(light)
 
 
