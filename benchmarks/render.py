@@ -65,7 +65,7 @@ def unavoidable(render, period, *, derivatives):
     rows, columns = grid.psf.shape
     k2 = np.linspace(1, 2, rows * columns, dtype=np.float32).reshape(1, rows, columns)
     spectrum, half = k2 + 0j, np.ones((1, render.size, columns), np.complex64)
-    table = _hankel_table().transforms[0, 0].astype(np.float32)
+    table = _hankel_table().transforms[0, 0]
     index = (k2.ravel() * len(table) / 3).astype(int)
     first, second, tables = (6, 7, 3) if derivatives else (1, 1, 1)
     ffts = first * cost(lambda: fft.ifft(spectrum, axis=1)) + second * cost(lambda: fft.irfft(half, period, axis=2))

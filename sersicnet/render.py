@@ -66,7 +66,7 @@ class _HankelTable(NamedTuple):
     log_n: np.ndarray  # (nodes,)
     log_k: float  # the first
     step: float  # in log k
-    transforms: np.ndarray  # (3, nodes, wave numbers): S_n, its slope in log k, its slope in n
+    transforms: np.ndarray  # float32, (3, nodes, wave numbers): S_n, its slope in log k, its slope in n
 
 
 @functools.cache
@@ -88,7 +88,7 @@ def _hankel_table() -> _HankelTable:
     with np.errstate(under="ignore", over="ignore"):
         for n in np.exp(log_n):
             transformed = fft.fht(radius * _unit_profile(radius, n), step, mu=0, offset=offset)
-            rows.append(2 * np.pi * (transformed * np.exp(-log_k))[:, first : last + 1])
+            rows.append((2 * np.pi * transformed * np.exp(-log_k))[:, first : last + 1].astype(np.float32))
     return _HankelTable(log_n, float(log_k[first]), step, np.stack(rows, axis=1))
 
 
@@ -181,6 +181,8 @@ class Renderer:
         self._psf = psf / psf.sum()
         width = -(-psf.shape[0] // self.oversampling) + 1
         self._period = 2 * fft.next_fast_len(-(-max(2 * self.size, width) // 2), real=True)
+        # As near as a periodic image may be: its light is smooth, and the PSF does not reach.
+        self._nearest = max(self.size / 2, width / 2)
         self._grids: dict[int, _Grid] = {}
         self._grid(self._period)
 
@@ -264,8 +266,8 @@ class Renderer:
         with np.errstate(invalid="ignore"):
             good = np.isfinite(rows).all(axis=1) & (r_eff > 0) & (q > 0) & (q <= 1)
             good &= (n >= N_RANGE[0]) & (n <= N_RANGE[1])
-            edge = self.size - 1
-            farthest = np.max([np.abs(x), np.abs(y), np.abs(x - edge), np.abs(y - edge)], axis=0)
+            middle = (self.size - 1) / 2
+            farthest = middle + np.maximum(np.abs(x - middle), np.abs(y - middle))
             good &= farthest + self.size <= _LONGEST * self._period
         which = np.flatnonzero(good)
         x, y, flux, r_eff, n, q, angle = rows[which].T
@@ -273,10 +275,10 @@ class Renderer:
         galaxies = _Galaxies(x, y, flux, r_eff, n, q, np.cos(angle), np.sin(angle), b)
         longer = np.ones(len(which), dtype=int)
         while True:
-            # The nearest periodic image is this far from the stamp; it must not touch it.
+            # The nearest periodic image is this far from the stamp; too near, it is not smooth there.
             distance = longer * self._period - farthest
             outside = special.gammaincc(2 * n, b * (np.maximum(distance, 0) / r_eff) ** (1 / n))
-            short = (distance < self.size) | ((outside > _THIN_WINGS) & (q < _THIN) & (longer == 1))
+            short = (distance < self._nearest) | ((outside > _THIN_WINGS) & (q < _THIN) & (longer == 1))
             if not short.any():
                 break
             longer[short] *= 2
