@@ -52,11 +52,11 @@ _K_RANGE = (1e-4, 2e4)  # of the table, in units of 1 / R_e
 _N_NODES = 140
 _LONGEST = 4  # periods, in units of the usual one
 _WINGS = 1e-5  # light beyond the nearest edge of the stamp seen from a periodic image, that is neglected
-_THIN, _THIN_WINGS = 0.1, 1e-3  # axis ratio below which wings are not smooth; light beyond for which that matters
+_THIN, _THIN_WINGS = 0.2, 1e-3  # axis ratio below which wings are not smooth; light beyond for which that matters
 _NODES = ((0, 0), (8, 48), (16, 64))  # nodes a side and periodic images: no wings, round galaxies, flat ones
 _FADE = 0.4  # of the area of the ellipse that periodic images fill, from where on they fade
 _BATCH = 2**24  # wave numbers at once away from NumPy: 128 MiB for each array in use
-_PSF_TAIL = 1e-5  # of a PSF's transform, that may be left out beyond a multiple of the Nyquist frequency
+_PSF_TAIL = 1e-4  # of a PSF's transform, that may be left out beyond a multiple of the Nyquist frequency
 
 Array = Any
 """An array of the namespace that the PSF is from."""
