@@ -8,22 +8,34 @@ effective radius, so a table made once serves every galaxy:
 
 with (u, v) along the major and the minor axis. Multiplied with the transform of
 the PSF and taken back by an FFT, it gives exact samples of the convolved galaxy,
-with its cusp and its thin axis, as long as the PSF holds nothing above the
-Nyquist frequency; that is so for HST's F160W at 0.06 arcsec per pixel.
+with its cusp and its thin axis, whatever wave numbers the PSF lets through: those
+above the Nyquist frequency of the image are folded into it, as a detector does.
 
 The one defect of an FFT is that it is periodic: the wings of the galaxy come
 back from the other side. They are smooth there, so their sum is evaluated in
-real space on a few nodes and subtracted.
+real space on a few nodes and subtracted. The wings of thin galaxies are not
+smooth; these are drawn with a longer period.
 
 Only the *effective* PSF is meant here: the PSF as the image samples it, with
 the pixel already in it. Nothing is integrated over pixels a second time.
+
+The arithmetic is written against the Python array API: a PSF in NumPy makes a
+renderer that works on the CPU, one galaxy at a time, which is what its caches
+like; a PSF on a GPU makes one that works there, in batches. Numbers that each
+galaxy has one of are prepared on the host.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import array_api_compat
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import fft, special
@@ -36,13 +48,25 @@ N_RANGE = (0.3, 8.0)
 
 N_PARAMETERS = 7
 
-_LOG_K_MIN, _LOG_K_STEP, _TABLE_LENGTH = np.log(1e-4), 0.008, 2102  # up to k = 2000
+_K_RANGE = (1e-4, 2e4)  # of the table, in units of 1 / R_e
 _N_NODES = 140
+_LONGEST = 4  # periods, in units of the usual one
+_WINGS = 1e-5  # light beyond the nearest edge of the stamp seen from a periodic image, that is neglected
+_THIN, _THIN_WINGS = 0.2, 1e-3  # axis ratio below which wings are not smooth; light beyond for which that matters
+_NODES = ((0, 0), (8, 48), (16, 64))  # nodes a side and periodic images: no wings, round galaxies, flat ones
+_FADE = 0.4  # of the area of the ellipse that periodic images fill, from where on they fade
+_BATCH = 2**24  # wave numbers at once away from NumPy: 128 MiB for each array in use
+_PSF_TAIL = 1e-4  # of a PSF's transform, that may be left out beyond a multiple of the Nyquist frequency
+
+Array = Any
+"""An array of the namespace that the PSF is from."""
 
 
 class _HankelTable(NamedTuple):
     log_n: np.ndarray  # (nodes,)
-    transform: np.ndarray  # (nodes, wave numbers)
+    log_k: float  # the first
+    step: float  # in log k
+    transforms: np.ndarray  # float32, (3, nodes, wave numbers): S_n, its slope in log k, its slope in n
 
 
 @functools.cache
@@ -53,19 +77,19 @@ def _hankel_table() -> _HankelTable:
     logarithmic grid so wide that its periodicity does not show.
     """
     log_n = np.linspace(np.log(N_RANGE[0]) - 0.05, np.log(N_RANGE[1]) + 0.05, _N_NODES)
-    points = 8192
-    step = np.log(1e20) / points
+    points = 9216
+    step = float(np.log(1e20)) / points
     log_r = (np.arange(points) - (points - 1) / 2) * step
     radius = np.exp(log_r)
-    log_k = _LOG_K_MIN + _LOG_K_STEP * np.arange(_TABLE_LENGTH)
+    offset = fft.fhtoffset(step, mu=0)
+    log_k = offset - log_r[::-1]
+    first, last = np.searchsorted(log_k, np.log(_K_RANGE))
     rows = []
-    for n in np.exp(log_n):
-        offset = fft.fhtoffset(step, mu=0)
-        k = np.exp(offset) / radius[::-1]
-        with np.errstate(under="ignore"):
-            transformed = 2 * np.pi * fft.fht(radius * _unit_profile(radius, n), step, mu=0, offset=offset) / k
-        rows.append(np.interp(log_k, np.log(k), transformed))
-    return _HankelTable(log_n, np.array(rows))
+    with np.errstate(under="ignore", over="ignore"):
+        for n in np.exp(log_n):
+            transformed = fft.fht(radius * _unit_profile(radius, n), step, mu=0, offset=offset)
+            rows.append((2 * np.pi * transformed * np.exp(-log_k))[:, first : last + 1].astype(np.float32))
+    return _HankelTable(log_n, float(log_k[first]), step, np.stack(rows, axis=1))
 
 
 def sersic_b(n: ArrayLike) -> np.ndarray:
@@ -76,306 +100,515 @@ def sersic_b(n: ArrayLike) -> np.ndarray:
     return special.gammaincinv(2 * np.asarray(n, dtype=float), 0.5)
 
 
+def _b_slope(n: ArrayLike) -> np.ndarray:
+    """Derivative of `sersic_b`."""
+    h = 1e-4
+    return (sersic_b(np.asarray(n) + h) - sersic_b(np.asarray(n) - h)) / (2 * h)
+
+
+def _log_norm(n: ArrayLike) -> np.ndarray:
+    """Logarithm of the central surface brightness of the unit profile."""
+    n = np.asarray(n)
+    return 2 * n * np.log(sersic_b(n)) - np.log(2 * np.pi * n) - special.gammaln(2 * n)
+
+
+def _log_norm_slope(n: ArrayLike) -> np.ndarray:
+    """Derivative of `_log_norm`."""
+    n, b = np.asarray(n), sersic_b(n)
+    return 2 * np.log(b) + 2 * n * _b_slope(n) / b - 1 / n - 2 * special.digamma(2 * n)
+
+
 def _unit_profile(radius: np.ndarray, n: float) -> np.ndarray:
-    """Surface brightness of the round profile of unit flux and unit R_e."""
+    """Surface brightness of the round profile of unit flux and unit R_e: (3, radii).
+
+    Behind it, what the slopes of its transform in log k and in n are the transforms of.
+    """
     b = sersic_b(n)
-    log_norm = 2 * n * np.log(b) - np.log(2 * np.pi * n) - special.gammaln(2 * n)
-    with np.errstate(over="ignore"):
-        return np.exp(log_norm - b * radius ** (1 / n))
+    power = np.minimum(radius ** (1 / n), 1e4)
+    light = np.exp(_log_norm(n) - b * power)
+    by_n = light * (_log_norm_slope(n) - _b_slope(n) * power + b / n**2 * power * np.log(radius))
+    return np.stack([light, light * (b / n * power - 2), by_n])
 
 
 class Renderer:
     """Draws Sersic galaxies seen through one PSF.
 
+    It may be used by several threads at once.
+
     Parameters
     ----------
-    psf : ndarray, float, (P, P)
-        Effective PSF at the pixel scale, odd P, its centre on the middle pixel.
-        It is normalised to unit sum.
+    psf : array, float, (P, P)
+        Effective PSF, odd P, its centre on the middle pixel: the light that a
+        pixel centred at each sample would take up, the pixel (and the drizzle
+        drop) included, as a star in the image shows it, and as Anderson & King's
+        ePSF, photutils' `EPSFBuilder` and PSFEx give it. It is normalised to
+        unit sum. Its kind decides where galaxies are drawn: a NumPy array, on
+        the CPU; an array of PyTorch, CuPy or another library with the Python
+        array API, on the device where it lies.
     size : int
         Width and height of the stamps in pixels.
+    oversampling : int
+        Samples of the PSF a pixel, along each axis. A PSF at the pixel scale (1)
+        is exact as long as the PSF holds nothing above the Nyquist frequency; that is
+        so for HST's F160W at 0.06 arcsec per pixel. Undersampled images need more.
 
     Raises
     ------
     InputError
-        If the PSF is not a square image of odd size and positive, finite sum.
+        If the PSF is not a square image of odd size and positive, finite sum, or
+        size or oversampling is not a positive integer.
     """
 
-    def __init__(self, psf: np.ndarray, size: int = STAMP_SIZE) -> None:
-        psf = np.asarray(psf, dtype=float)
+    def __init__(self, psf: Array, size: int = STAMP_SIZE, oversampling: int = 1) -> None:
+        on_host = array_api_compat.is_numpy_array(psf) or not array_api_compat.is_array_api_obj(psf)
+        self._xp = np if on_host else array_api_compat.array_namespace(psf)
+        self._device = None if self._xp is np else array_api_compat.device(psf)
+        psf = _on_host(psf)
         if psf.ndim != 2 or psf.shape[0] != psf.shape[1] or psf.shape[0] % 2 == 0:
             raise InputError(
                 f"A PSF is a square image with an odd number of pixels a side; received shape {psf.shape}. "
                 "Crop it about its centre."
             )
-        if not np.isfinite(psf).all() or psf.sum() <= 0:
-            raise InputError(f"A PSF has finite pixels and a positive sum; received sum {psf.sum()}. Check the file.")
-        self.size = size
-        self._period = period = fft.next_fast_len(max(2 * size, psf.shape[0] + 1), real=True)
-        padded = np.zeros((period, period))
-        half = psf.shape[0] // 2
-        padded[: psf.shape[0], : psf.shape[1]] = psf / psf.sum()
-        transform = fft.rfft2(np.roll(padded, (-half, -half), axis=(0, 1)))
-        kx, ky = 2 * np.pi * np.fft.rfftfreq(period), 2 * np.pi * np.fft.fftfreq(period)
-        # Only wave numbers that the PSF lets through are ever evaluated.
-        rows, cols = np.nonzero(np.abs(transform) > 1e-7)
-        self._rows, self._cols = rows, cols
-        self._psf_transform = transform[rows, cols].astype(np.complex64)
-        self._kx, self._ky = kx, ky
-        x, y = kx[cols], ky[rows]
-        self._kxx, self._kxy, self._kyy = (a.astype(np.float32) for a in (x * x, x * y, y * y))
-        # What a derivative by the position multiplies a spectrum with. A real image
-        # has none of it at the Nyquist frequency.
-        self._slope_x, self._slope_y = (-1j * np.where(np.abs(k) < np.pi - 1e-6, k, 0) for k in (kx, ky))
-        self._slope_x, self._slope_y = self._slope_x.astype(np.complex64), self._slope_y.astype(np.complex64)
+        if not np.isfinite(psf).all():
+            raise InputError(
+                f"A PSF has finite pixels only; received {(~np.isfinite(psf)).sum()} that are not, of {psf.size}. "
+                "Set them to zero, or interpolate."
+            )
+        if psf.sum() <= 0:
+            raise InputError(f"A PSF has a positive sum; received {psf.sum():.3g}. Check its sign and its background.")
+        self.size = _positive(size, "The size of a stamp")
+        self.oversampling = _positive(oversampling, "The oversampling of a PSF")
+        self._psf = psf / psf.sum()
+        width = -(-psf.shape[0] // self.oversampling) + 1
+        self._period = 2 * fft.next_fast_len(-(-max(2 * self.size, width) // 2), real=True)
+        # As near as a periodic image may be: its light is smooth, and the PSF does not reach.
+        self._nearest = max(self.size / 2, width / 2)
+        self._grids: dict[int, _Grid] = {}
+        self._grid(self._period)
 
-    def __call__(self, parameters: np.ndarray) -> np.ndarray:
+    def __call__(self, parameters: Array, *, workers: int = 1) -> Array:
         """Draw galaxies.
 
         Parameters
         ----------
-        parameters : ndarray, float, (N, 7)
+        parameters : array, float, (N, 7)
             x, y (zero-based pixels), flux (total, image units), effective
             radius along the semi-major axis [pix], Sersic index, axis ratio
             b/a, angle of the major axis [degrees from +x towards +y].
+        workers : int
+            Threads on the CPU, -1 for one a core. One is the default, for callers
+            that draw from threads or processes of their own. Without effect on a GPU.
 
         Returns
         -------
-        ndarray, float32, (N, size, size)
-            Noiseless stamps; NaN throughout where a parameter is not finite
-            or outside of what can be drawn.
+        array, float32, (N, size, size)
+            Noiseless stamps, of the PSF's kind; NaN throughout where a parameter is
+            not finite or outside of what can be drawn.
         """
-        parameters = np.atleast_2d(np.asarray(parameters, dtype=float))
-        stamps = np.full((len(parameters), self.size, self.size), np.nan, dtype=np.float32)
-        for stamp, row in zip(stamps, parameters, strict=True):
-            if _drawable(row):
-                stamp[:] = self._draw(_Galaxy.of(row), derivatives=False)[0]
-        return stamps
+        return self._draw_all(parameters, workers, derivatives=False)[:, 0, ...]
 
-    def with_derivatives(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def with_derivatives(self, parameters: Array, *, workers: int = 1) -> tuple[Array, Array]:
         """Draw galaxies, and their derivatives with respect to each parameter.
 
         Parameters
         ----------
-        parameters : ndarray, float, (N, 7)
+        parameters : array, float, (N, 7)
+        workers : int
             As for calling the renderer.
 
         Returns
         -------
-        stamps : ndarray, float32, (N, size, size)
-        derivatives : ndarray, float32, (N, 7, size, size)
+        stamps : array, float32, (N, size, size)
+        derivatives : array, float32, (N, 7, size, size)
             Analytic, in the order and the units of the parameters (the angle's
             is per degree). NaN where the stamps are.
         """
-        parameters = np.atleast_2d(np.asarray(parameters, dtype=float))
-        out = np.full((len(parameters), 1 + N_PARAMETERS, self.size, self.size), np.nan, dtype=np.float32)
-        for images, row in zip(out, parameters, strict=True):
-            if _drawable(row):
-                images[:] = self._draw(_Galaxy.of(row), derivatives=True)
-        return out[:, 0], out[:, 1:]
+        images = self._draw_all(parameters, workers, derivatives=True)
+        return images[:, 0, ...], images[:, 1:, ...]
 
-    def _draw(self, galaxy: _Galaxy, *, derivatives: bool) -> np.ndarray:
-        """The image, and behind it the seven derivatives: (1 or 8, size, size)."""
-        x, y, flux, r_eff, n, q, cos, sin = galaxy
-        k2 = self._kxx * np.float32(r_eff**2 * (cos**2 + (q * sin) ** 2))
-        k2 += self._kyy * np.float32(r_eff**2 * (sin**2 + (q * cos) ** 2))
-        k2 += self._kxy * np.float32(2 * r_eff**2 * (1 - q**2) * sin * cos)
-        table = _transform_rows(n, derivatives=derivatives)
-        index, fraction = _position(k2)
-        transform = _look_up(table[0], index, fraction)
-        parts = [transform]
+    def _draw_all(self, parameters: Array, workers: int, *, derivatives: bool) -> Array:
+        """Images of all galaxies, NaN for those that cannot be drawn: (N, 1 or 8, size, size)."""
+        rows = np.atleast_2d(_on_host(parameters))
+        shape = (1 + N_PARAMETERS if derivatives else 1, self.size, self.size)
+        if workers < 1 and workers != -1:
+            raise InputError(f"The number of workers is positive, or -1 for one a core; received {workers}. Give 1.")
+        if self._xp is np:
+            images = np.full((len(rows), *shape), np.nan, dtype=np.float32)
+            batches = self._batches(rows, 1)
+
+            def fill(batch: _Batch) -> None:
+                images[batch.which] = self._draw(batch, derivatives=derivatives)
+
+            threads = min(len(rows), workers if workers > 0 else os.cpu_count() or 1)
+            if threads > 1:
+                with ThreadPoolExecutor(threads) as pool:
+                    list(pool.map(fill, batches))
+            else:
+                for batch in batches:
+                    fill(batch)
+            return images
+        xp = self._xp
+        at_once = max(1, _BATCH // (math.prod(self._grid(self._period).psf.shape) * shape[0]))
+        drawn, order = [], []
+        for batch in self._batches(rows, at_once):
+            drawn.append(self._draw(batch, derivatives=derivatives))
+            order.append(batch.which)
+        # What cannot be drawn takes the last image, which is NaN.
+        drawn.append(xp.full((1, *shape), xp.nan, dtype=xp.float32, device=self._device))
+        places = np.full(len(rows), sum(len(which) for which in order))
+        if order:
+            places[np.concatenate(order)] = np.arange(places[0] if len(places) else 0)
+        return xp.take(xp.concat(drawn), self._put(places, None), axis=0)
+
+    def _batches(self, rows: np.ndarray, at_once: int) -> Iterator[_Batch]:
+        """The galaxies that can be drawn, those with the same period and nodes together."""
+        x, y, flux, r_eff, n, q, angle = rows.T
+        with np.errstate(invalid="ignore"):
+            good = np.isfinite(rows).all(axis=1) & (r_eff > 0) & (q > 0) & (q <= 1)
+            good &= (n >= N_RANGE[0]) & (n <= N_RANGE[1])
+            middle = (self.size - 1) / 2
+            farthest = middle + np.maximum(np.abs(x - middle), np.abs(y - middle))
+            good &= farthest + self.size <= _LONGEST * self._period
+        which = np.flatnonzero(good)
+        x, y, flux, r_eff, n, q, angle = rows[which].T
+        farthest, b, angle = farthest[which], sersic_b(n), np.radians(angle)
+        galaxies = _Galaxies(x, y, flux, r_eff, n, q, np.cos(angle), np.sin(angle), b)
+        longer = np.ones(len(which), dtype=int)
+        while True:
+            # The nearest periodic image is this far from the stamp; too near, it is not smooth there.
+            distance = longer * self._period - farthest
+            outside = special.gammaincc(2 * n, b * (np.maximum(distance, 0) / r_eff) ** (1 / n))
+            short = (distance < self._nearest) | ((outside > _THIN_WINGS) & (q < _THIN) & (longer == 1))
+            if not short.any():
+                break
+            longer[short] *= 2
+        setting = np.where(outside < _WINGS, 0, np.where(q > 0.3, 1, 2))
+        kind = longer * len(_NODES) + setting
+        for value in sorted(set(kind.tolist())):
+            same = np.flatnonzero(kind == value)
+            longest, nodes = divmod(value, len(_NODES))
+            for start in range(0, len(same), max(1, at_once // longest**2)):
+                part = same[start : start + max(1, at_once // longest**2)]
+                yield _Batch(which[part], galaxies.take(part), longest * self._period, *_NODES[nodes])
+
+    def _draw(self, batch: _Batch, *, derivatives: bool) -> Array:
+        """The images, and behind each the seven derivatives: (B, 1 or 8, size, size)."""
+        xp, put, galaxies = self._xp, self._put, batch.galaxies
+        r_eff, q, cos, sin = galaxies.r_eff, galaxies.q, galaxies.cos, galaxies.sin
+        grid = self._grid(batch.period)
+
+        def each(values: np.ndarray) -> Array:
+            return put(values)[:, None, None]
+
+        # Wave numbers along the major and the minor axis, in units of one over the axes.
+        u = each(r_eff * cos) * grid.kx + each(r_eff * sin) * grid.ky
+        v = each(-r_eff * q * sin) * grid.kx + each(r_eff * q * cos) * grid.ky
+        k2 = u * u
+        k2 += v * v
+        look_up = self._look_up(galaxies.n, k2)
+        seen = grid.psf * put(np.exp(-1j * galaxies.y[:, None] * grid.ky_host), xp.complex64)[:, :, None]
+        shift = put(np.exp(-1j * galaxies.x[:, None] * grid.kx_host), xp.complex64)[:, None, :]
+
+        def columns(spectrum: Array) -> Array:
+            if grid.band > 1:  # what is above the Nyquist frequency of the image, folded into it
+                spectrum = xp.sum(xp.reshape(spectrum, (-1, grid.band, batch.period, spectrum.shape[2])), axis=1)
+            return self._fft.ifft(spectrum, axis=1)[:, : self.size, :] * shift
+
+        def image(half: Array) -> Array:
+            long = self._fft.irfft(half, n=grid.band * batch.period, axis=2)
+            return long[:, :, : grid.band * self.size : grid.band]
+
+        spectrum = look_up(0) * seen
+        half = columns(spectrum)
+        images = [image(half)]
+        if derivatives:  # one after the other: what a CPU holds in its cache is soon too much
+            images += [image(half * grid.slope_x), image(columns(spectrum * grid.slope_y))]
+            by_log_k = look_up(1)
+            images += [image(columns(by_log_k * seen)) * each(1 / r_eff), image(columns(look_up(2) * seen))]
+            by_log_k *= v
+            by_log_k /= xp.clip(k2, 1e-30, None)
+            v *= by_log_k
+            images.append(image(columns(v * seen)) * each(1 / q))
+            u *= by_log_k
+            images.append(image(columns(u * seen)) * each((1 - q * q) / q * np.pi / 180))
+        if batch.nodes:
+            images = [a - b for a, b in zip(images, self._wrapped(batch, derivatives=derivatives), strict=True)]
+        flux = each(galaxies.flux)
         if derivatives:
-            by_log_k, by_n = (_look_up(row, index, fraction) for row in table[1:])
-            # Half the relative change of k^2 with the axis ratio, and with the angle.
-            k_minor2 = self._kxx * np.float32(sin**2) + self._kyy * np.float32(cos**2)
-            k_minor2 -= self._kxy * np.float32(2 * sin * cos)
-            k_both = (self._kyy - self._kxx) * np.float32(sin * cos) + self._kxy * np.float32(cos**2 - sin**2)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                by_q = np.where(k2 > 0, by_log_k * np.float32(q * r_eff**2) * k_minor2 / k2, 0)
-                by_angle = np.where(k2 > 0, by_log_k * np.float32((1 - q**2) * r_eff**2) * k_both / k2, 0)
-            parts += [by_log_k / np.float32(r_eff), by_n, by_q, by_angle]
-        spectra = np.zeros((len(parts), self._period, len(self._kx)), dtype=np.complex64)
-        for spectrum, part in zip(spectra, parts, strict=True):
-            spectrum[self._rows, self._cols] = part * self._psf_transform
-        spectra *= np.exp(-1j * self._ky * y).astype(np.complex64)[:, None]
-        spectra *= np.exp(-1j * self._kx * x).astype(np.complex64)
-        if derivatives:
-            shifted = spectra[0] * self._slope_x, spectra[0] * self._slope_y[:, None]
-            spectra = np.concatenate([spectra[:1], shifted, spectra[1:]])
-        images = fft.irfft2(spectra, (self._period, self._period))[:, : self.size, : self.size]
-        images -= self._wrapped(galaxy, derivatives=derivatives)
-        if not derivatives:
-            return images * np.float32(flux)
-        image = images[:1].copy()
-        images *= np.float32(flux)
-        images[6] *= np.float32(np.pi / 180)
-        return np.concatenate([images[:3], image, images[3:]])
+            images.insert(3, images[0])
+        return xp.stack([image if i == 3 else image * flux for i, image in enumerate(images)], axis=1)
 
-    def _wrapped(self, galaxy: _Galaxy, *, derivatives: bool) -> np.ndarray | float:
-        """Light of the periodic images of a galaxy of unit flux, and its derivatives.
+    def _wrapped(self, batch: _Batch, *, derivatives: bool) -> list[Array]:
+        """Light of the periodic images of galaxies of unit flux, and its derivatives.
 
-        In the order image, x, y, radius, index, axis ratio, angle (radians).
+        In the order image, x, y, radius, index, axis ratio, angle [degrees]; each (B, size, size).
         """
-        x, y, _, r_eff, n, q, cos, sin = galaxy
-        farthest = max(abs(c - edge) for c in (x, y) for edge in (0, self.size - 1))
-        if farthest < self._period and _light_outside(n, (self._period - farthest) / r_eff) < 1e-5:
-            return 0.0
-        # Narrow galaxies throw narrow wings: more nodes, fewer images.
-        nodes_per_side, reach = (10, 4) if q > 0.3 else (24, 3) if q > 0.1 else (self.size, 2)
-        nodes, weights = _interpolation(nodes_per_side, self.size)
-        shifts = np.arange(-reach, reach + 1) * self._period
-        shift_y, shift_x = (a.ravel() for a in np.meshgrid(shifts, shifts))
-        away = (shift_x != 0) | (shift_y != 0)
-        dx = (nodes[None, :] - x - shift_x[away, None]).astype(np.float32)
-        dy = (nodes[None, :] - y - shift_y[away, None]).astype(np.float32)
-        u = (dx * np.float32(cos))[:, None, :] + (dy * np.float32(sin))[:, :, None]
-        v = (dy * np.float32(cos / q))[:, :, None] - (dx * np.float32(sin / q))[:, None, :]
+        xp, put = self._xp, self._put
+        x, y, _, r_eff, n, q, cos, sin, b = batch.galaxies
+        nodes, weights = _interpolation(batch.nodes, self.size)
+        shift_x, shift_y, shares = _images(batch, self.size)
+        dx = nodes - (x[:, None] + shift_x)[:, :, None]  # (B, images, nodes)
+        dy = nodes - (y[:, None] + shift_y)[:, :, None]
+
+        def each(values: np.ndarray) -> Array:
+            return put(values)[:, None, None, None]
+
+        def axis(values: np.ndarray) -> np.ndarray:
+            return (values / r_eff)[:, None, None]
+
+        u = put(dx * axis(cos))[:, :, None, :] + put(dy * axis(sin))[:, :, :, None]
+        v = put(-dx * axis(sin / q))[:, :, None, :] + put(dy * axis(cos / q))[:, :, :, None]
         radius2 = u * u + v * v
-        b = float(sersic_b(n))
-        log_radius = np.log(radius2)
-        log_radius *= np.float32(0.5)
-        log_radius -= np.float32(np.log(r_eff))
-        power = np.exp(log_radius * np.float32(1 / n))
-        light = np.exp(np.float32(_log_norm(n, q, r_eff)) - np.float32(b) * power)
-        beyond = _beyond(galaxy, reach, self._period)
-        if not derivatives:
-            on_nodes = light.sum(axis=0)[None] + np.float32(beyond)
-        else:
-            by_log_radius = light * power * np.float32(-b / n)
+        log_radius = 0.5 * xp.log(radius2)
+        power = each(b) * xp.exp(log_radius * each(1 / n))
+        light = xp.exp(each(_log_norm(n) - np.log(q * r_eff**2)) - power) * put(shares)[:, :, None, None]
+        beyond = _beyond(batch, derivatives=derivatives)
+        terms = [light]
+        if derivatives:
+            by_log_radius = light * power * each(-1 / n)
             per_radius2 = by_log_radius / radius2
-            h = 1e-4
-            b_slope = float(sersic_b(n + h) - sersic_b(n - h)) / (2 * h)
-            norm_slope = float(_log_norm(n + h, q, r_eff) - _log_norm(n - h, q, r_eff)) / (2 * h)
-            by_n = light * (
-                np.float32(norm_slope) - np.float32(b_slope) * power + np.float32(b / n**2) * power * log_radius
-            )
-            changes = [
-                light,
-                per_radius2 * (v * np.float32(sin / q) - u * np.float32(cos)),
-                per_radius2 * (-u * np.float32(sin) - v * np.float32(cos / q)),
-                (-2 * light - by_log_radius) / np.float32(r_eff),
+            by_n = light * (each(_log_norm_slope(n)) - power * (each(_b_slope(n) / b) - each(1 / n**2) * log_radius))
+            terms += [
+                per_radius2 * (v * each(sin / q / r_eff) - u * each(cos / r_eff)),
+                per_radius2 * (-u * each(sin / r_eff) - v * each(cos / q / r_eff)),
+                (-2 * light - by_log_radius) * each(1 / r_eff),
                 by_n,
-                -light / np.float32(q) - per_radius2 * v * v / np.float32(q),
-                per_radius2 * u * v * np.float32(q - 1 / q),
+                (-light - per_radius2 * v * v) * each(1 / q),
+                per_radius2 * u * v * each((q - 1 / q) * np.pi / 180),
             ]
-            on_nodes = np.stack([change.sum(axis=0) for change in changes])
-            slopes = [
-                (
-                    _beyond(galaxy._replace(**{k: value + h}), reach, self._period)
-                    - _beyond(galaxy._replace(**{k: value - h}), reach, self._period)
-                )
-                / (2 * h)
-                for k, value in (("r_eff", r_eff), ("n", n), ("q", q))
-            ]
-            on_nodes += np.array([beyond, 0, 0, *slopes, 0], np.float32)[:, None, None]
-        return on_nodes if weights is None else weights @ on_nodes @ weights.T
+        sides = put(weights)
+        summed = [xp.sum(term, axis=1) + put(rest)[:, None, None] for term, rest in zip(terms, beyond, strict=True)]
+        return [sides @ on_nodes @ xp.matrix_transpose(sides) for on_nodes in summed]
+
+    def _look_up(self, n: np.ndarray, k2: Array) -> Callable[[int], Array]:
+        """What gives S_n, its slope in log k or its slope in n at squared wave numbers times radius.
+
+        Cubic interpolation in log n, linear interpolation in log k.
+        """
+        xp, (log_n, log_k, step, _) = self._xp, _hankel_table()
+        place = (np.log(n) - log_n[0]) / (log_n[1] - log_n[0])
+        first = np.clip(np.floor(place) - 1, 0, len(log_n) - 4).astype(int)
+        t = place - first
+        weights = np.stack(
+            [
+                -(t - 1) * (t - 2) * (t - 3) / 6,
+                t * (t - 2) * (t - 3) / 2,
+                -t * (t - 1) * (t - 3) / 2,
+                t * (t - 1) * (t - 2) / 6,
+            ],
+            axis=1,
+        )
+        nodes = self._put((first[:, None] + np.arange(4)).ravel(), None)
+        cubic = self._put(weights)[:, :, None]
+        length = self._table[0].shape[1]
+        lowest, highest = math.exp(2 * log_k + step), math.exp(2 * (log_k + step * (length - 2)))
+        position = xp.log(xp.clip(k2, lowest, highest))
+        position *= 0.5 / step
+        position -= log_k / step
+        floor = xp.floor(position)
+        position -= floor
+        index = xp.astype(floor, nodes.dtype)
+        if len(n) > 1:
+            index += self._put(length * np.arange(len(n)), None)[:, None, None]
+        index = xp.reshape(index, (-1,))
+
+        def look_up(which: int) -> Array:
+            rows = xp.take(self._table[which], nodes, axis=0)
+            row = xp.reshape(xp.sum(xp.reshape(rows, (len(n), 4, length)) * cubic, axis=1), (-1,))
+            slope = row[1:] - row[:-1]
+            found = xp.reshape(xp.take(slope, index), k2.shape)
+            found *= position
+            found += xp.reshape(xp.take(row, index), k2.shape)
+            return found
+
+        return look_up
+
+    @functools.cached_property
+    def _table(self) -> list[Array]:
+        return [self._put(table) for table in _hankel_table().transforms]
+
+    @property
+    def _fft(self) -> Any:
+        return fft if self._xp is np else self._xp.fft  # SciPy's is twice as fast as NumPy's on many small ones
+
+    def _put(self, values: np.ndarray, dtype: Any = np.float32) -> Array:
+        """Numbers from the host to where galaxies are drawn; as they are, if dtype is None."""
+        if self._xp is np:
+            return values if dtype is None else values.astype(dtype, copy=False)
+        if dtype is np.float32:
+            dtype = self._xp.float32
+        return self._xp.asarray(values, dtype=dtype, device=self._device)
+
+    def _grid(self, period: int) -> _Grid:
+        """Wave numbers and the PSF's transform for a period in pixels; made when first asked for."""
+        if period not in self._grids:
+            self._grids[period] = self._make_grid(period)
+        return self._grids[period]
+
+    def _make_grid(self, period: int) -> _Grid:
+        fine = self.oversampling * period
+        half = len(self._psf) // 2
+        place = np.arange(-half, half + 1) % fine
+        padded = np.zeros((fine, fine))
+        np.add.at(padded, (place[:, None], place), self._psf)
+        transform = fft.rfft2(padded)
+        # The image's own band is enough for a PSF that lets nothing through above it.
+        size = np.abs(transform)
+        order = np.maximum(np.abs(np.fft.fftfreq(fine, 1 / fine))[:, None], np.arange(size.shape[1]))
+        band = next(
+            band
+            for band in range(1, self.oversampling + 1)
+            if band == self.oversampling or size[order > band * period / 2].sum() < _PSF_TAIL * size.sum()
+        )
+        length = band * period
+        columns, rows = np.arange(length // 2 + 1), (np.arange(length) + length // 2) % length - length // 2
+        transform = np.ascontiguousarray(band * transform[rows][:, columns])
+        kx, ky = 2 * np.pi / period * columns, 2 * np.pi / period * rows
+        # A real image has no derivative at the highest frequency.
+        slope_x, slope_y = (-1j * np.where(np.abs(k) < np.pi * band - 1e-6, k, 0) for k in (kx, ky))
+        complex64 = self._xp.complex64
+        return _Grid(
+            band,
+            kx,
+            ky,
+            self._put(kx),
+            self._put(ky)[:, None],
+            self._put(transform, complex64),
+            self._put(slope_x, complex64),
+            self._put(slope_y, complex64)[:, None],
+        )
 
 
-class _Galaxy(NamedTuple):
-    """Parameters of one galaxy, its angle as cosine and sine."""
+class _Grid(NamedTuple):
+    """Wave numbers, (rows) or (columns), and the PSF's transform at them, (rows, columns)."""
 
-    x: float
-    y: float
-    flux: float
-    r_eff: float
-    n: float
-    q: float
-    cos: float
-    sin: float
-
-    @classmethod
-    def of(cls, row: np.ndarray) -> _Galaxy:
-        angle = np.radians(row[6])
-        x, y, flux, r_eff, n, q = (float(value) for value in row[:6])
-        return cls(x, y, flux, r_eff, n, q, float(np.cos(angle)), float(np.sin(angle)))
+    band: int  # how many times beyond the Nyquist frequency of the image they reach
+    kx_host: np.ndarray
+    ky_host: np.ndarray
+    kx: Array
+    ky: Array
+    psf: Array
+    slope_x: Array
+    slope_y: Array
 
 
-def _drawable(row: np.ndarray) -> bool:
-    _, _, _, r_eff, n, q, _ = row
-    return bool(np.isfinite(row).all() and r_eff > 0 and N_RANGE[0] <= n <= N_RANGE[1] and 0 < q <= 1)
+class _Galaxies(NamedTuple):
+    """Parameters, the angle as cosine and sine, and b_n; each float64, (B,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    flux: np.ndarray
+    r_eff: np.ndarray
+    n: np.ndarray
+    q: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+    b: np.ndarray
+
+    def take(self, which: np.ndarray) -> _Galaxies:
+        return _Galaxies(*(values[which] for values in self))
 
 
-def _log_norm(n: float, q: float, r_eff: float) -> float:
-    """Logarithm of the central surface brightness at unit flux."""
-    b = sersic_b(n)
-    return float(2 * n * np.log(b) - np.log(2 * np.pi * n * q * r_eff**2) - special.gammaln(2 * n))
+class _Batch(NamedTuple):
+    """Galaxies drawn together, and how."""
+
+    which: np.ndarray  # their rows, (B,)
+    galaxies: _Galaxies
+    period: int
+    nodes: int  # a side, to interpolate the light of periodic images from; none if 0
+    images: int  # that are summed
 
 
-def _beyond(galaxy: _Galaxy, reach: int, period: int) -> float:
-    """Light a pixel from images farther away than `reach`: as good as uniform."""
-    half_width = (reach + 0.5) * period
-    eccentric = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    along, across = np.cos(eccentric), galaxy.q * np.sin(eccentric)
-    edge_x = along * galaxy.cos - across * galaxy.sin
-    edge_y = along * galaxy.sin + across * galaxy.cos
-    semi_major = half_width / np.maximum(np.abs(edge_x), np.abs(edge_y))
-    return float(_light_outside(galaxy.n, semi_major / galaxy.r_eff).mean()) / period**2
+def _on_host(array: Array) -> np.ndarray:
+    try:
+        return np.asarray(array, dtype=float)
+    except TypeError:  # on a GPU
+        return np.asarray(array_api_compat.to_device(array, "cpu"), dtype=float)
 
 
-def _light_outside(n: float, radius: ArrayLike) -> np.ndarray:
-    """Fraction of the light outside of the ellipse `radius` times the effective one."""
-    return special.gammaincc(2 * n, sersic_b(n) * np.asarray(radius) ** (1 / n))
+def _positive(value: int, what: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{what} is a positive integer; received {value!r}. Give 1 or more.")
+    return number
+
+
+def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shifts along x and y of the periodic images to be summed [pix], and their shares: each (B, images).
+
+    They are those on the smallest ellipses about the galaxy through the stamp's
+    middle. Their shares fade outwards, so that the sum of what is left out is smooth;
+    it is in `_beyond`.
+    """
+    galaxies, farthest = batch.galaxies, _farthest_ellipse(batch)
+    shift_x, shift_y = batch.period * _lattice(min(int(farthest.max() / batch.period), 40) + 1)
+    dx = shift_x + (galaxies.x - (size - 1) / 2)[:, None]
+    dy = shift_y + (galaxies.y - (size - 1) / 2)[:, None]
+    cos, sin = galaxies.cos / farthest, galaxies.sin / farthest
+    u = dx * cos[:, None] + dy * sin[:, None]
+    v = dy * (cos / galaxies.q)[:, None] - dx * (sin / galaxies.q)[:, None]
+    area = u * u + v * v
+    nearest = np.argpartition(area, batch.images, axis=1)[:, : batch.images]
+    out = (area[np.arange(len(area))[:, None], nearest] - _FADE) / (1 - _FADE)
+    out = np.minimum(np.maximum(out, 0), 1)
+    return shift_x[nearest], shift_y[nearest], 1 - out * out * (3 - 2 * out)
 
 
 @functools.cache
-def _interpolation(nodes_per_side: int, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _lattice(reach: int) -> np.ndarray:
+    """Integers along x and y up to `reach`, but for the origin: (2, images)."""
+    y, x = (np.indices((2 * reach + 1, 2 * reach + 1)) - reach).reshape(2, -1)
+    return np.stack([x, y])[:, (x != 0) | (y != 0)]
+
+
+@functools.cache
+def _fading() -> tuple[np.ndarray, np.ndarray]:
+    """Sharp edges, and their weights, whose mean is the fading of `_images`."""
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    out = (nodes + 1) / 2
+    return out, weights * 3 * out * (1 - out)
+
+
+def _farthest_ellipse(batch: _Batch) -> np.ndarray:
+    """Semi-major axis of the ellipse that the galaxy and its images fill, in pixels: (B,)."""
+    return batch.period * np.sqrt((batch.images + 1) / (np.pi * batch.galaxies.q))
+
+
+def _beyond(batch: _Batch, *, derivatives: bool) -> list[np.ndarray]:
+    """Light a pixel from images beyond those that are summed, as good as uniform: each (B,).
+
+    At unit flux; with derivatives in the order of `Renderer._wrapped`.
+    """
+    n, b, q, r_eff = (getattr(batch.galaxies, name)[:, None] for name in ("n", "b", "q", "r_eff"))
+    # The shares of images fade from one to nothing: a mean over sharp edges.
+    out, weights = _fading()
+    weights = weights / batch.period**2
+    edges = _farthest_ellipse(batch)[:, None] * np.sqrt(_FADE + out * (1 - _FADE)) / r_eff
+
+    def light(n: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return special.gammaincc(2 * n, b * edges ** (1 / n)) @ weights
+
+    here = light(n, b)
+    if not derivatives:
+        return [here]
+    h, reduced = 1e-4, b * edges ** (1 / n)
+    by_log_edge = -np.exp(2 * n * np.log(reduced) - reduced - special.gammaln(2 * n)) / n
+    by_n = (light(n + h, sersic_b(n + h)) - light(n - h, sersic_b(n - h))) / (2 * h)
+    nothing = np.zeros_like(here)
+    return [here, nothing, nothing, (-by_log_edge / r_eff) @ weights, by_n, (-by_log_edge / (2 * q)) @ weights, nothing]
+
+
+@functools.cache
+def _interpolation(nodes_per_side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Chebyshev nodes over a stamp's side and the matrix that interpolates from them."""
-    if nodes_per_side == size:
-        return np.arange(size, dtype=float), None
     angles = np.pi * (np.arange(nodes_per_side) + 0.5) / nodes_per_side
     nodes = np.cos(angles)
     signs = (-1.0) ** np.arange(nodes_per_side) * np.sin(angles)
     at = (np.arange(size) - (size - 1) / 2) / (size / 2)
-    ratio = signs / (at[:, None] - nodes)
+    distance = at[:, None] - nodes
+    ratio = signs / np.where(distance == 0, 1e-300, distance)
     weights = ratio / ratio.sum(axis=1, keepdims=True)
     return (size - 1) / 2 + nodes * size / 2, weights.astype(np.float32)
-
-
-def _transform_rows(n: float, *, derivatives: bool) -> np.ndarray:
-    """S_n on the table's wave numbers, its slope in log k and its slope in n, float32.
-
-    Cubic interpolation in log n. Without `derivatives` the first row alone.
-    """
-    table = _hankel_table()
-    step = table.log_n[1] - table.log_n[0]
-    position = (np.log(n) - table.log_n[0]) / step
-    first = int(np.clip(np.floor(position) - 1, 0, len(table.log_n) - 4))
-    t = position - first
-    weights = [
-        [
-            -(t - 1) * (t - 2) * (t - 3) / 6,
-            t * (t - 2) * (t - 3) / 2,
-            -t * (t - 1) * (t - 3) / 2,
-            t * (t - 1) * (t - 2) / 6,
-        ]
-    ]
-    if derivatives:
-        weights.append(
-            [
-                -(3 * t**2 - 12 * t + 11) / 6,
-                (3 * t**2 - 10 * t + 6) / 2,
-                -(3 * t**2 - 8 * t + 3) / 2,
-                (3 * t**2 - 6 * t + 2) / 6,
-            ]
-        )
-    rows = np.array(weights) @ table.transform[first : first + 4]
-    if derivatives:
-        rows = np.stack([rows[0], np.gradient(rows[0], _LOG_K_STEP), rows[1] / (step * n)])
-    return rows.astype(np.float32)
-
-
-def _position(k2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index and fraction in the table of squared wave numbers times radius."""
-    position = np.log(np.maximum(k2, np.float32(np.exp(2 * _LOG_K_MIN))))
-    position *= np.float32(0.5 / _LOG_K_STEP)
-    position -= np.float32(_LOG_K_MIN / _LOG_K_STEP)
-    index = position.astype(np.int32)
-    np.minimum(index, _TABLE_LENGTH - 2, out=index)
-    position -= index
-    return index, position
-
-
-def _look_up(row: np.ndarray, index: np.ndarray, fraction: np.ndarray) -> np.ndarray:
-    """Linear interpolation of a table row."""
-    low = row[index]
-    return low + fraction * (row[index + 1] - low)
