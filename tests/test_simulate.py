@@ -1,15 +1,18 @@
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from sersicnet import mosaic, simulate
+from sersicnet import dataset, mosaic, simulate
 from sersicnet.dataset import Dataset
-from sersicnet.errors import InputError
+from sersicnet.errors import DatasetError, InputError
 from sersicnet.instrument import F160W
 from sersicnet.simulate import Field, Prior, Simulation
 
@@ -170,3 +173,147 @@ def test_a_mosaic_is_called_fits(tmp_path):
 def test_a_mosaic_is_not_smaller_than_a_stamp(tmp_path):
     with pytest.raises(InputError, match="at least 128"):
         simulate.simulate_field(tmp_path / "field.fits", Field(64))
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def test_without_options_the_recipe_is_what_it_was():
+    """Runs and files of earlier versions go on: nothing is added to the configuration."""
+    record = Simulation(5, seed=3).record()
+    assert set(record) == {"n", "seed", "prior", "instrument", "psf_fwhm"}
+    assert set(record["prior"]) == {"mag", "r_eff_pix", "sersic_n", "ellipticity", "log_radii"}
+    assert Simulation(5).columns == dataset.TRUTH_COLUMNS
+
+
+@pytest.fixture(scope="module")
+def psf_files(tmp_path_factory):
+    """Two PSFs, the second of them twice as wide."""
+    folder = tmp_path_factory.mktemp("psf")
+    for name, instrument in (("a", F160W), ("b", replace(F160W, blur=0.2))):
+        fits.PrimaryHDU(simulate.effective_psf(instrument, 61)).writeto(folder / f"{name}.fits")
+    return [folder / "a.fits", folder / "b.fits"]
+
+
+def test_each_stamp_has_one_of_the_psfs(psf_files):
+    plain, truth = simulate.stamps(Simulation(12, prior=BRIGHT), np.arange(12))
+    simulation = simulate.plan(12, psf=psf_files)
+    images, with_psfs = simulate.stamps(replace(simulation, prior=BRIGHT), np.arange(12))
+    wide = with_psfs["psf"] == 1
+    assert 0 < wide.sum() < 12
+    for name in truth:
+        np.testing.assert_array_equal(truth[name], with_psfs[name])
+    sharpness = images.max(axis=(1, 2)) / plain.max(axis=(1, 2))
+    assert sharpness[wide].max() < 0.85
+    assert sharpness[~wide] == pytest.approx(1, abs=0.03)
+
+
+BRIGHT = Prior(mag=(17.0, 18.0), r_eff_pix=(2.0, 3.0), sersic_n=(0.5, 1.5))
+
+
+def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
+    def run(**options):
+        simulation = simulate.plan(20, psf=[tmp_path / "psf.fits"])
+        simulate.simulate(tmp_path / "t.h5", simulation, workers=1, **options)
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    def stop(done):
+        if done:
+            raise Stopped
+
+    (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
+    with pytest.raises(Stopped):
+        run(progress=stop)
+    (tmp_path / "psf.fits").write_bytes(psf_files[1].read_bytes())
+    with pytest.raises(DatasetError, match="unfinished run with other options"):
+        run()
+    (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
+    run()
+    with Dataset(tmp_path / "t.h5") as data:
+        assert data.config["psfs"][0]["name"] == "psf.fits"
+        assert data.config["psf_fwhm"] == pytest.approx(0.19, abs=0.005)
+        assert set(data.truth["psf"]) == {0}
+
+
+@pytest.fixture(scope="module")
+def everything(psf_files, tmp_path_factory):
+    """A simulation with every option of single galaxies."""
+    image, _ = simulate.simulate_field(tmp_path_factory.mktemp("sky") / "sky.fits", Field(1000, seed=1))
+    return simulate.plan(20, 7, prior="candels", psf=psf_files, noise_from=image, neighbours=True, centring=True)
+
+
+def test_with_options_the_file_does_not_depend_on_the_workers(everything, tmp_path):
+    paths = [simulate.simulate(tmp_path / f"{w}.h5", everything, workers=w) for w in (1, 2)]
+    with h5py.File(paths[0]) as one, h5py.File(paths[1]) as two:
+        np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
+        assert list(one["truth"]) == list(two["truth"])
+        for name in one["truth"]:
+            np.testing.assert_array_equal(one["truth"][name][:], two["truth"][name][:])
+        config = json.loads(one.attrs["config"])
+    assert config["prior"]["joint"]["name"] == "candels"
+    assert config["prior"]["mag"] == [18.0, 25.0]
+    assert config["neighbours"] is config["centring"] is True
+    assert len(config["sky"]["sha256"]) == len(config["psfs"][1]["sha256"]) == 64
+    assert config["instrument"]["rms_low"] == pytest.approx(0.0035, rel=0.05)
+
+
+def test_with_options_any_object_can_be_drawn_alone(everything):
+    together, truth = simulate.stamps(everything, np.arange(3))
+    alone, one = simulate.stamps(everything, np.array([2]))
+    np.testing.assert_array_equal(together[2], alone[0])
+    assert {name: column[2] for name, column in truth.items()} == {name: column[0] for name, column in one.items()}
+
+
+def test_noise_of_an_image_is_that_of_the_image(everything):
+    simulation = replace(everything, prior=Prior(mag=(27.0, 27.1)), neighbours=False)
+    images, truth = simulate.stamps(simulation, np.arange(6))
+    assert truth["rms"] == pytest.approx(0.0035, rel=0.05)
+    assert images[:, :40].std() == pytest.approx(0.0035, rel=0.05)
+
+
+def test_a_stamp_with_neighbours_is_what_measure_would_cut():
+    """A bright, isolated galaxy keeps its place; what belongs to others is replaced, so that little is left."""
+    simulation = Simulation(1, 2, Prior(mag=(20.0, 20.5), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0)), neighbours=True)
+    images, truth = simulate.stamps(simulation, np.arange(8))
+    assert np.hypot(truth["x"] - 63.5, truth["y"] - 63.5) == pytest.approx(0.4, abs=0.5)
+    assert truth["neighbours"].max() > 0.02
+    y, x = np.indices((128, 128))
+    for image, rms, x0, y0 in zip(images, truth["rms"], truth["x"], truth["y"], strict=True):
+        outside = np.hypot(x - x0, y - y0) > 40
+        assert np.quantile(image[outside], 0.999) < 8 * rms
+        assert image[round(y0), round(x0)] > 30 * rms
+
+
+def test_the_galaxies_do_not_depend_on_their_neighbours():
+    plain = Simulation(1, 2, Prior.candels())
+    names = ("mag", "r_eff_pix", "sersic_n", "ellipticity", "theta", "rms")
+    _, alone = simulate.stamps(plain, np.arange(3))
+    _, among = simulate.stamps(replace(plain, neighbours=True), np.arange(3))
+    for name in names:
+        np.testing.assert_array_equal(alone[name], among[name])
+
+
+def test_centres_scatter_as_those_of_detections():
+    for mag, scale in ((19.0, 0.1), (24.5, 0.7)):
+        prior = Prior(mag=(mag, mag + 0.1), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0), ellipticity=(0.0, 0.3))
+        _, dithered = simulate.stamps(Simulation(1, 0, prior), np.arange(30))
+        _, scattered = simulate.stamps(Simulation(1, 0, prior, centring=True), np.arange(30))
+        moved = np.concatenate([scattered["x"] - dithered["x"], scattered["y"] - dithered["y"]])
+        assert 0.2 * scale < 1.48 * np.median(np.abs(moved)) < 2 * scale
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": "candels", "log_radii": 0.5}, "leave out either"),
+        ({"zero_point": 25.0}, "--zero-point is that of the image of --noise-from"),
+        ({"prior": "none.csv"}, "there is none"),
+        ({"psf": ["none.fits"]}, "no such file"),
+        ({"noise_from": "none.fits"}, "no such file"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        simulate.plan(10, **options)
