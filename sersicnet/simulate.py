@@ -72,8 +72,8 @@ class Prior:
 
     @classmethod
     def candels(cls) -> Prior:
-        """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels`."""
-        return cls(mag=population.CANDELS_MAG, joint=population.candels())
+        """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels_mixture`."""
+        return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture())
 
     @classmethod
     def of_catalogue(cls, path: str | Path, pixel_scale: float) -> Prior:
