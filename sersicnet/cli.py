@@ -345,6 +345,12 @@ def simulate(
     centring: Annotated[
         bool, typer.Option("--centring", help="Centres off by as much as those of detections.")
     ] = False,
+    galaxies: Annotated[
+        str,
+        typer.Option(
+            help="sersic; or real-like: bulges, discs, arms, clumps among neighbours, labelled by a fit. Prior candels."
+        ),
+    ] = "sersic",
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -370,7 +376,9 @@ def simulate(
 
     Example: sersicnet simulate --prior candels --psf star1.fits --psf star2.fits --noise-from mosaic.fits -o mine.h5
 
-    Example: sersicnet simulate --neighbours --centring --preview sheet.png
+    Example: sersicnet simulate --n 20000 --neighbours --prior candels --preview sheet.png -o crowded.h5
+
+    Example: sersicnet simulate --n 20000 --galaxies real-like -o real-like.h5
 
     Example: sersicnet simulate --mosaic 2000 -o mosaic.fits
     """
@@ -379,7 +387,7 @@ def simulate(
     if mosaic is not None:
         _refuse_with_mosaic(
             prior=prior, log_radii=log_radii, psf=psf, noise_from=noise_from, neighbours=neighbours, centring=centring,
-            preview=preview,
+            preview=preview, galaxies=galaxies if galaxies != "sersic" else None,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = simulations.Field(mosaic, n, seed)
@@ -404,6 +412,7 @@ def simulate(
             zero_point=zero_point,
             neighbours=neighbours,
             centring=centring,
+            galaxies=galaxies,
         )
     if preview is not None:
         from sersicnet.preview import preview as draw

@@ -256,6 +256,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     if not autocorrelations:
         raise InputError(f"{frame.name} has no region with data to take noise from. Choose another image.")
     autocorrelation = np.average(autocorrelations, axis=0, weights=np.maximum(weights, 1))
+    autocorrelation[tuple(n // 2 for n in autocorrelation.shape)] = 1
     if len(patches) >= LEAST_PATCHES:
         kept, noise = np.array(patches[:MOST_PATCHES]), np.array(rms[:MOST_PATCHES])
     else:

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import galsim
 import numpy as np
@@ -27,23 +27,23 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 import sersicnet
-from sersicnet import dataset, population
+from sersicnet import dataset, population, reallike, scene
 from sersicnet.errors import InputError, check_output
+from sersicnet.fit import Fitter, Noise
 from sersicnet.instrument import F160W, Instrument
 from sersicnet.population import Mixture
 from sersicnet.realsky import BlankSky, Psf, blank_sky, full_width, photon_noise, read_psf
-from sersicnet.render import Renderer
+from sersicnet.scene import Camera
+from sersicnet.scene import parameters as _parameters
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGET_NAMES, TARGETS
-
-if TYPE_CHECKING:
-    from sersicnet import mosaic
 
 PSF_SIZE = 167
 
-MARGIN = 32
-"""Pixels of sky around a stamp that belong to the scene in which sources are detected."""
+FIT_COLUMNS = ("status", *(f"{name}_err" for name in TARGET_NAMES))
+"""Truth columns of real-like galaxies: how their fit ended, and its formal errors."""
 
-SCENE_SIZE = STAMP_SIZE + 2 * MARGIN
+OUT_OF_RANGE = 10
+"""Status of a fit that converged outside of the ranges that networks learn."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,13 @@ class Simulation:
         cut and replaced as `sersicnet measure` does it.
     centring : bool
         Whether the centres scatter as those of detections do, see
-        `centring_error`, besides lying anywhere in a pixel. With `neighbours` the
+        `sersicnet.scene.centring_error`, besides lying anywhere in a pixel. With `neighbours` the
         centres are those of detections in any case; galaxies too faint to be
         detected scatter by a pixel then.
+    galaxies : str
+        ``sersic``, or ``real-like``: galaxies of several parts among neighbours,
+        through slightly distorted PSFs, see `sersicnet.reallike`. Their truth is what
+        a single Sersic fit finds in the stamp.
     """
 
     n: int
@@ -123,6 +127,12 @@ class Simulation:
     sky: BlankSky | None = None
     neighbours: bool = False
     centring: bool = False
+    galaxies: str = "sersic"
+
+    @property
+    def real_like(self) -> bool:
+        """Whether galaxies are more than one Sersic profile."""
+        return self.galaxies == "real-like"
 
     def record(self) -> dict[str, Any]:
         """All of it as plain values, for a dataset's configuration.
@@ -143,6 +153,8 @@ class Simulation:
         for option in ("neighbours", "centring"):
             if getattr(self, option):
                 out[option] = True
+        if self.real_like:
+            out["galaxies"] = self.galaxies
         widths = [p.width for p in self.psfs] or [full_width(effective_psf(instrument))]
         out["psf_fwhm"] = float(np.mean(widths)) * scale
         return out
@@ -150,8 +162,8 @@ class Simulation:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the truth columns."""
-        more = ("psf",) * bool(self.psfs) + ("neighbours",) * self.neighbours
-        return dataset.TRUTH_COLUMNS + more
+        more = ("psf",) * bool(self.psfs) + ("neighbours",) * (self.neighbours or self.real_like)
+        return dataset.TRUTH_COLUMNS + more + FIT_COLUMNS * self.real_like
 
 
 def plan(
@@ -165,6 +177,7 @@ def plan(
     zero_point: float | None = None,
     neighbours: bool = False,
     centring: bool = False,
+    galaxies: str = "sersic",
     instrument: Instrument = F160W,
 ) -> Simulation:
     """A simulation from files and names, as the command line gives them.
@@ -175,7 +188,7 @@ def plan(
         See `Simulation`.
     prior : str or Path, optional
         ``candels``, or a table; see `Prior.candels` and `Prior.of_catalogue`.
-        Uniform by default.
+        Uniform by default, and ``candels`` for real-like galaxies.
     log_radii : float
         For the uniform prior; see `Prior`.
     psf : sequence of str or Path
@@ -185,6 +198,7 @@ def plan(
     zero_point : float, optional
         Of `noise_from`; from its header by default.
     neighbours, centring : bool
+    galaxies : str
     instrument : Instrument
         See `Simulation`.
 
@@ -201,6 +215,12 @@ def plan(
         raise InputError("--log-radii is for the uniform prior: leave out either --log-radii or --prior.")
     if zero_point is not None and noise_from is None:
         raise InputError("--zero-point is that of the image of --noise-from: give both, or none.")
+    if galaxies not in ("sersic", "real-like"):
+        raise InputError(f"Galaxies are sersic or real-like; received {galaxies}.")
+    if galaxies == "real-like" and log_radii > 0:
+        raise InputError("--log-radii is for the uniform prior, which real-like galaxies do not have: leave it out.")
+    if prior is None and galaxies == "real-like":
+        prior = "candels"
     if prior is None:
         chosen = Prior(log_radii=log_radii)
     elif str(prior) == "candels":
@@ -216,6 +236,7 @@ def plan(
         sky=None if noise_from is None else blank_sky(noise_from, instrument, zero_point),
         neighbours=neighbours,
         centring=centring,
+        galaxies=galaxies,
     )
 
 
@@ -301,22 +322,15 @@ def _draw_shape(prior: Prior, rng: np.random.Generator) -> dict[str, float]:
     }
 
 
-def _parameters(truth: dict[str, float], instrument: Instrument) -> list[float]:
-    flux = 10 ** (-0.4 * (truth["mag"] - instrument.zero_point))
-    return [
-        truth["x"],
-        truth["y"],
-        flux,
-        truth["r_eff_pix"],
-        truth["sersic_n"],
-        1 - truth["ellipticity"],
-        truth["theta"],
-    ]
+@functools.cache
+def _camera(psf: Instrument | Psf) -> Camera:
+    return Camera(effective_psf(psf) if isinstance(psf, Instrument) else psf.image)
 
 
 @functools.cache
-def _renderer(source: Instrument | Psf, size: int = STAMP_SIZE) -> Renderer:
-    return Renderer(effective_psf(source) if isinstance(source, Instrument) else source.image, size)
+def _fitter(psf: Instrument | Psf, instrument: Instrument, sky: BlankSky | None) -> Fitter:
+    correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
+    return Fitter(_camera(psf).psf, Noise(correlation, instrument.exposure), STAMP_SIZE)
 
 
 def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -335,7 +349,7 @@ def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dic
     truth : dict of ndarray, float64, (N,)
         The columns of `sersicnet.dataset.TRUTH_COLUMNS`. With PSFs ``psf``, the
         number of the stamp's; with neighbours ``neighbours``, the fraction of
-        pixels that were replaced.
+        pixels that were replaced; with real-like galaxies `FIT_COLUMNS`.
     """
     images = np.empty((len(indices), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
     truths = []
@@ -353,54 +367,37 @@ def _stamp(
 
     Everything that options bring is drawn from `more`.
     """
-    psf: Instrument | Psf = simulation.instrument
+    instrument = simulation.instrument
+    psf: Instrument | Psf = instrument
     if simulation.psfs:
         chosen = int(more.integers(len(simulation.psfs)))
         truth["psf"], psf = chosen, simulation.psfs[chosen]
-    galaxy = np.array(_parameters(truth, simulation.instrument))
-    if simulation.centring and not simulation.neighbours:
-        step = _centring_step(centring_error(_renderer(psf)(galaxy)[0], truth["rms"]), more)
-        truth["x"], truth["y"] = truth["x"] + step[0], truth["y"] + step[1]
-        galaxy[:2] += step
-    if not simulation.neighbours:
-        return _observed(simulation, _renderer(psf)(galaxy)[0], truth, rng)
-    model = _renderer(psf, SCENE_SIZE)(_moved(galaxy, MARGIN))[0]
-    return _cut_from_scene(simulation, model, psf, truth, rng, more)
-
-
-def centring_error(model: np.ndarray, rms: float) -> float:
-    """How well `sersicnet.mosaic.Detector` finds the centre of a galaxy, in pixels an axis.
-
-    1.4 times the noise over the mean surface brightness within the isophote of
-    1.5 rms, and never more than a pixel. Measured on 1,186 detections of single
-    simulated galaxies with mag 18 to 25.3, S/N 8 to 3,000: the deviations follow a
-    Student distribution of this scale and four degrees of freedom, from 0.03 px
-    at S/N 1700 over 0.2 px at 70 to 0.8 px at 11.
-
-    Parameters
-    ----------
-    model : ndarray, float, (H, W)
-        Noiseless image of the galaxy.
-    rms : float
-        Noise of a blank pixel.
-    """
-    inside = model > 1.5 * rms
-    return min(_WORST_CENTRING, 1.4 * rms / float(model[inside].mean())) if inside.any() else _WORST_CENTRING
-
-
-_WORST_CENTRING = 1.0
-
-
-def _centring_step(scale: float, rng: np.random.Generator) -> np.ndarray:
-    return np.clip(scale * rng.standard_t(4, 2), -4, 4)
-
-
-def _moved(galaxy: np.ndarray, by: float) -> np.ndarray:
-    return galaxy + np.array([by, by, 0, 0, 0, 0, 0])
+    camera = _camera(psf)
+    galaxy = np.array(_parameters(truth, instrument))
+    expose = functools.partial(_observed, simulation, truth, rng)
+    if not (simulation.neighbours or simulation.real_like):
+        if simulation.centring:
+            step = scene.centring_step(scene.centring_error(camera.render(galaxy, STAMP_SIZE), truth["rms"]), more)
+            truth["x"], truth["y"] = truth["x"] + step[0], truth["y"] + step[1]
+            galaxy[:2] += step
+        return expose(camera.render(galaxy, STAMP_SIZE))
+    galaxy[:2] += scene.MARGIN
+    if simulation.real_like:
+        variant = int(more.integers(reallike.PSF_VARIANTS))
+        model = camera.paint(reallike.invent(galaxy, more), variant, scene.SIZE)
+    else:
+        model = camera.render(galaxy, scene.SIZE)
+    stamp = scene.cut_among_neighbours(model, galaxy, camera, instrument, expose, more, simulation.centring)
+    image = stamp.pixels[0]
+    truth["x"], truth["y"], truth["neighbours"] = stamp.x[0], stamp.y[0], stamp.neighbours[0]
+    if simulation.real_like:
+        fitter = _fitter(psf, instrument, simulation.sky)
+        _label(fitter, truth, instrument, image, stamp.replaced[0])
+    return image
 
 
 def _observed(
-    simulation: Simulation, model: np.ndarray, truth: dict[str, float], rng: np.random.Generator
+    simulation: Simulation, truth: dict[str, float], rng: np.random.Generator, model: np.ndarray
 ) -> np.ndarray:
     """The model with noise; the truth receives the noise's rms."""
     if simulation.sky is None:
@@ -409,87 +406,20 @@ def _observed(
     return model + photon_noise(model, simulation.instrument, rng) + noise
 
 
-def _cut_from_scene(
-    simulation: Simulation,
-    model: np.ndarray,
-    psf: Instrument | Psf,
-    truth: dict[str, float],
-    rng: np.random.Generator,
-    more: np.random.Generator,
-) -> np.ndarray:
-    """Put neighbours around a galaxy, detect, and cut its stamp as `measure` does.
-
-    A galaxy that is detected is cut about the centroid of its detection, another
-    one about its own centre. One that a neighbour swallows would be no entry of
-    a catalogue: its neighbours are drawn again.
-    """
-    from sersicnet import mosaic
-
-    bad = np.zeros(model.shape, bool)
-    x, y = truth["x"] + MARGIN, truth["y"] + MARGIN
-    for attempt in range(_MOST_ATTEMPTS):
-        around = population.draw_neighbours(more, SCENE_SIZE + 2 * MARGIN, simulation.instrument.pixel_scale)
-        others = around if attempt < _MOST_ATTEMPTS - 1 else []
-        scene = model.copy()
-        for other in others:
-            other["x"], other["y"] = other["x"] - MARGIN, other["y"] - MARGIN
-            _add(scene, other, psf, simulation.instrument)
-        observed = _observed(simulation, scene, truth, rng)
-        _, found = mosaic.Detector()(observed, bad)
-        label = _own_label(found, truth, others, (x, y))
-        if label >= 0:
-            break
-    at = x, y
-    if label > 0:
-        at = found.x[label - 1], found.y[label - 1]
-    elif simulation.centring:
-        step = _centring_step(_WORST_CENTRING, more)
-        at = x + step[0], y + step[1]
-    sky = mosaic.Sky(np.zeros_like(observed), np.full_like(observed, truth["rms"]), np.ones((1, 1)), np.nan)
-    claimed = found.claimed()
-    cut = mosaic.cut(observed, bad, sky, np.array(at[:1]), np.array(at[1:]), claimed, np.array([max(label, 0)]))
-    truth["x"], truth["y"] = x - at[0] + cut.x[0], y - at[1] + cut.y[0]
-    truth["neighbours"] = cut.neighbours[0]
-    return cut.pixels[0] * np.float32(truth["rms"])
-
-
-_MOST_ATTEMPTS = 8
-
-
-def _add(scene: np.ndarray, other: dict[str, float], psf: Instrument | Psf, instrument: Instrument) -> None:
-    """Add a neighbour to a scene, in place; a small and faint one is drawn on a small stamp."""
-    row = np.array(_parameters(other, instrument))
-    size = len(scene)
-    small = 64
-    centre = np.rint(row[:2]).astype(int)
-    if other["mag"] < 21 or 8 * row[3] > small:
-        scene += _renderer(psf, size)(row)[0]
-        return
-    corner = centre - small // 2
-    low, high = np.maximum(corner, 0), np.minimum(corner + small, size)
-    if (low < high).all():
-        row[:2] -= corner
-        part = tuple(slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
-        whole = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        scene[whole[::-1]] += _renderer(psf, small)(row)[0][part[::-1]]
-
-
-def _own_label(
-    found: mosaic.Detections, truth: dict[str, float], others: list[dict[str, float]], at: tuple[float, float]
-) -> int:
-    """Label of the detection of a galaxy; 0 if it is not detected, -1 if it is part of another source."""
-    label = int(found.segmentation[round(at[1]), round(at[0])])
-    if label == 0:
-        return -1 if found.claimed()[round(at[1]), round(at[0])] else 0
-    if np.hypot(found.x[label - 1] - at[0], found.y[label - 1] - at[1]) > 3 + truth["r_eff_pix"] / 2:
-        return -1
-    size = len(found.segmentation)
-    for other in others:
-        column, row = round(other["x"]), round(other["y"])
-        inside = 0 <= row < size and 0 <= column < size
-        if inside and found.segmentation[row, column] == label and other["mag"] < truth["mag"]:
-            return -1
-    return label
+def _label(
+    fitter: Fitter, truth: dict[str, float], instrument: Instrument, image: np.ndarray, mask: np.ndarray
+) -> None:
+    """Replace the truth by what a single Sersic fit finds, with its status and errors."""
+    start = np.array([_parameters(truth, instrument)])
+    found = fitter(image[None], np.array([truth["rms"]]), start, mask[None])
+    truth["x"], truth["y"], flux, r_eff, n, q, truth["theta"] = (float(v) for v in found.parameters[0])
+    values = (instrument.zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q)
+    errors = np.sqrt(np.diagonal(found.covariance[0]))[2:6] * (2.5 / np.log(10) / flux, 1, 1, 1)
+    truth["status"] = int(found.status[0])
+    for target, value, error in zip(TARGETS, values, errors, strict=True):
+        truth[target.name], truth[f"{target.name}_err"] = float(value), float(error)
+        if truth["status"] == 0 and not target.low <= value <= target.high:
+            truth["status"] = OUT_OF_RANGE
 
 
 def _block(first: int) -> dataset.Block:
@@ -551,7 +481,7 @@ def simulate(
         raise InputError(f"A training set has at least one stamp; received n = {simulation.n}.")
     config = {**simulation.record(), "command": command}
     attributes = {
-        "kind": "single Sersic galaxies",
+        "kind": "real-like galaxies" if simulation.real_like else "single Sersic galaxies",
         "config": config,
         "versions": versions(),
         "zero_point": simulation.instrument.zero_point,
@@ -693,13 +623,13 @@ def simulate_field(
         raise InputError(f"A mosaic is at least {STAMP_SIZE} pixels a side; received {sky.size}.")
     truth = field_truth(sky)
     drawn = 2 * STAMP_SIZE
-    render = _renderer(sky.instrument, drawn)
+    camera = _camera(sky.instrument)
     canvas = np.zeros((sky.size, sky.size), np.float32)
     for done, row in enumerate(truth, start=1):
         corner = [int(np.round(row[axis])) - drawn // 2 for axis in ("x", "y")]
         galaxy = dict(zip(row.colnames, row, strict=True))
         galaxy["x"], galaxy["y"] = row["x"] - corner[0], row["y"] - corner[1]
-        stamp = render(np.array(_parameters(galaxy, sky.instrument)))[0]
+        stamp = camera.render(np.array(_parameters(galaxy, sky.instrument)), drawn)
         x0, y0 = (max(0, c) for c in corner)
         x1, y1 = (min(sky.size, c + drawn) for c in corner)
         canvas[y0:y1, x0:x1] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]

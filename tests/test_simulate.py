@@ -317,3 +317,56 @@ def test_centres_scatter_as_those_of_detections():
 def test_options_that_cannot_be_used_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         simulate.plan(10, **options)
+
+
+@pytest.fixture(scope="module")
+def real_like():
+    simulation = simulate.plan(24, 1, galaxies="real-like")
+    return simulation, *simulate.stamps(simulation, np.arange(24))
+
+
+def test_real_like_galaxies_are_labelled_by_a_fit(real_like):
+    simulation, images, truth = real_like
+    assert set(truth) == {*dataset.TRUTH_COLUMNS, "neighbours", *simulate.FIT_COLUMNS}
+    drawn = [simulate._draw_truth(simulation, i)[0] for i in range(24)]
+    good = truth["status"] == 0
+    assert good.mean() > 0.7
+    for name, width in (("mag", 0.5), ("r_eff_pix", 0.35), ("ellipticity", 0.2)):
+        asked = np.array([galaxy[name] for galaxy in drawn])
+        off = truth[name] - asked if name != "r_eff_pix" else np.log(truth[name] / asked)
+        assert np.median(np.abs(off[good])) < width
+        assert off[good].any()
+        assert (truth[f"{name}_err"][good] > 0).all()
+    assert np.isfinite(images).all()
+    assert np.hypot(truth["x"] - 63.5, truth["y"] - 63.5)[good].max() < 8
+
+
+def test_labels_that_are_not_good_stay_out_of_training(real_like, tmp_path, monkeypatch):
+    simulation, images, truth = real_like
+    status = np.where(np.arange(24) % 4 == 0, simulate.OUT_OF_RANGE, truth["status"])
+    monkeypatch.setattr(
+        simulate,
+        "stamps",
+        lambda s, rows: (images[rows], {**{k: v[rows] for k, v in truth.items()}, "status": status[rows]}),
+    )
+    path = simulate.simulate(tmp_path / "t.h5", simulation, workers=1)
+    with Dataset(path) as data, Dataset(path, every=True) as whole:
+        assert len(whole) == 24
+        assert len(data) == np.sum(status == 0)
+        assert data.config["galaxies"] == "real-like"
+        np.testing.assert_array_equal(whole.truth["status"], status)
+
+
+def test_labels_out_of_range_are_marked():
+    prior = Prior(mag=(20.0, 20.1), r_eff_pix=(0.4, 0.5), sersic_n=(1.0, 1.1))
+    _, truth = simulate.stamps(Simulation(4, 0, prior, galaxies="real-like"), np.arange(4))
+    small = truth["r_eff_pix"] < 1.3
+    assert small.any()
+    assert set(truth["status"][small]) <= {1, 2, simulate.OUT_OF_RANGE}
+
+
+def test_galaxies_are_of_two_kinds():
+    with pytest.raises(InputError, match="sersic or real-like; received spiral"):
+        simulate.plan(10, galaxies="spiral")
+    with pytest.raises(InputError, match="--log-radii is for the uniform prior"):
+        simulate.plan(10, galaxies="real-like", log_radii=0.5)
