@@ -94,7 +94,7 @@ def invent(galaxy: np.ndarray, rng: np.random.Generator) -> Galaxy:
         inner = [x, y, flux * (1 - halo), 0.85 * r_eff, n * np.exp(0.05 * rng.standard_normal()), q, theta]
         outer = [x, y, flux * halo, 2.2 * r_eff, 1.0, min(1.0, q + 0.1 * rng.random()), angle]
         parts = [_drawable(inner), _drawable(outer), *_companion(galaxy, rng)]
-        lopsided = abs(0.3 * rng.standard_normal()), rng.uniform(0, 2 * np.pi)
+        lopsided = abs(0.4 * rng.standard_normal()), rng.uniform(0, 2 * np.pi)
         return Galaxy(np.array(parts), np.array(outer), lopsided=lopsided, tail=_tail(rng))
     return _disc_galaxy(galaxy, bulge if bulge > 0.03 else 0.0, rng)
 
@@ -119,18 +119,18 @@ def _disc_galaxy(galaxy: np.ndarray, bulge: float, rng: np.random.Generator) -> 
         parts.append(_bar(disc, share, rng))
         disc[2] -= share
     arms = None
-    if rng.random() < 0.65:
+    if rng.random() < 0.7:
         number = int(rng.choice([1, 2, 2, 2, 3, 4]))
         pitch = np.radians(np.clip(20 * np.exp(0.35 * rng.standard_normal()), 8, 45))
-        contrast = float(np.clip(0.5 * np.exp(0.5 * rng.standard_normal()), 0, 1.2))
+        contrast = float(np.clip(0.6 * np.exp(0.5 * rng.standard_normal()), 0, 1.2))
         winding = rng.choice([-1, 1]) / np.tan(pitch)
         arms = Arms(number, contrast, rng.uniform(0.7, 2.5), winding, rng.uniform(0, 2 * np.pi))
-    lopsided = min(0.8, abs(0.4 * rng.standard_normal())), rng.uniform(0, 2 * np.pi)
+    lopsided = min(0.8, abs(0.5 * rng.standard_normal())), rng.uniform(0, 2 * np.pi)
     dust = (0.0, 1.0, 0.0)
     if q_disc < 0.35 and rng.random() < 0.6:
         dust = rng.uniform(0.15, 0.6), rng.uniform(0.08, 0.16) * r_disc, 0.08 * r_disc * rng.standard_normal()
     ring = (rng.uniform(0.2, 1.0), rng.uniform(0.7, 1.7)) if rng.random() < 0.25 else (0.0, 1.0)
-    edge = rng.uniform(1.4, 2.6) if rng.random() < 0.5 else np.inf
+    edge = rng.uniform(1.4, 2.6) if rng.random() < 0.6 else np.inf
     young = 0.09 if bulge < 0.25 else 0.04
     share = float(np.clip(young * np.exp(0.7 * rng.standard_normal()), 0, 0.35))
     clumps = _clumps(disc, share, 1 + rng.poisson(8 if bulge < 0.25 else 4), arms, rng)

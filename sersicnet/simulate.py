@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +29,7 @@ from astropy.wcs import WCS
 
 import sersicnet
 from sersicnet import dataset, population, reallike, scene
-from sersicnet.errors import InputError, check_output
+from sersicnet.errors import DatasetError, InputError, check_output
 from sersicnet.fit import Fitter, Noise
 from sersicnet.instrument import F160W, Instrument
 from sersicnet.population import Mixture
@@ -474,7 +475,7 @@ def simulate(
     InputError
         If the output exists or a number makes no sense.
     DatasetError
-        If the file cannot be written.
+        If the file cannot be written, or a worker was killed.
     """
     output = check_output(output, overwrite)
     if simulation.n < 1:
@@ -506,7 +507,13 @@ def _blocks(simulation: Simulation, firsts: list[int], workers: int | None) -> I
         yield from map(_block, firsts)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_work, initargs=(simulation,)) as pool:
-        yield from pool.map(_block, firsts, chunksize=4)
+        try:
+            yield from pool.map(_block, firsts, chunksize=4)
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "A worker process was killed; perhaps there was too little memory. What was finished is kept, and "
+                "the same command continues; --workers 1 needs least memory."
+            ) from error
 
 
 def versions() -> dict[str, str]:

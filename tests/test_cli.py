@@ -158,6 +158,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("simulate", "--prior", "labels.csv"), "needs a column ellipticity or q"),
         (("simulate", "--prior", "candels", "--log-radii", "0.5"), "leave out either"),
         (("simulate", "--preview", "sheet.gif"), "ends in .png or .pdf"),
+        (("simulate", "--galaxies", "spiral"), "sersic or real-like"),
         (("simulate", "--mosaic", "300", "--neighbours"), "--mosaic takes --n, --seed and --output"),
     ):
         code, out, err = run(*arguments)

@@ -72,6 +72,35 @@ def test_a_killed_run_continues_to_the_same_file(tmp_path):
         np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
 
 
+def test_a_disk_that_fills_up_loses_nothing(tmp_path):
+    code = (
+        "import resource, sys\n"
+        "from sersicnet.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+        "main(['simulate', '--n', '48', '--seed', '3', '--workers', '1', '-o', sys.argv[1]])\n"
+    )
+    path = tmp_path / "full.h5"
+    full = subprocess.run([sys.executable, "-c", code, str(path)], check=False, capture_output=True, text=True)
+    assert full.returncode == 1
+    assert full.stderr.startswith(f"Error: {path} could not be written: [Errno 27] File too large.")
+    assert "the same command continues" in full.stderr
+    seen = []
+    simulate.simulate(path, Simulation(48, seed=3), workers=1, progress=seen.append)
+    assert seen == [16, 32, 48]
+    with Dataset(path) as data:
+        assert len(data) == 48
+
+
+def test_a_killed_worker_is_a_clear_error(tmp_path, monkeypatch):
+    class Pool(simulate.ProcessPoolExecutor):
+        def map(self, *arguments, **options):
+            raise simulate.BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(simulate, "ProcessPoolExecutor", Pool)
+    with pytest.raises(DatasetError, match="worker process was killed"):
+        simulate.simulate(tmp_path / "t.h5", Simulation(40), workers=2)
+
+
 def test_any_object_can_be_drawn_alone():
     simulation = Simulation(100, seed=3)
     together, _ = simulate.stamps(simulation, np.arange(10))
