@@ -532,12 +532,12 @@ class Field:
     """A piece of sky with many galaxies, as deep surveys see it.
 
     Sizes follow CANDELS/COSMOS in F160W (van der Wel et al. 2014): log10 of radius
-    [pix] and index scatter normally about a mean. So does the number, but for 10 %
-    (COSMOS has one galaxy in 7,900 pixels with 18 < mag < 26). The counts rise by a
-    factor 10**0.4 a magnitude, and those of the sky by 10**0.26 between mag 21 and
-    25: this field has too few bright galaxies and too many faint ones. The
-    neighbours of single galaxies, `sersicnet.population.draw_neighbours`, have the
-    counts of the sky.
+    [pix] and index scatter normally about a mean. The number of galaxies is that of
+    COSMOS within 12 % (one in 7,900 pixels with 18 < mag < 26), but it rises by a
+    factor 10**0.4 a magnitude, and that of the sky by 10**0.26 between mag 21 and 25:
+    this field has too few bright galaxies and too many faint ones. The neighbours
+    of single galaxies, `sersicnet.population.draw_neighbours`, have the counts of
+    the sky.
 
     Attributes
     ----------

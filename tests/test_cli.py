@@ -217,13 +217,13 @@ def test_simulate_from_one_s_own_data(run, tmp_path, field):
     psf = tmp_path / "psf.fits"
     fits.PrimaryHDU(effective_psf(F160W, 61)).writeto(psf)
     code, _, err = run(
-        "simulate", "--n", "20", "--prior", table, "--psf", psf, "--psf", psf, "--noise-from", field[0],
+        "simulate", "--n", "8", "--prior", table, "--psf", psf, "--psf", psf, "--noise-from", field[0],
         "--neighbours", "--preview", tmp_path / "sheet.png", "-o", tmp_path / "t.h5",
     )  # fmt: skip
     assert code == 0, err
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     with dataset.Dataset(tmp_path / "t.h5") as data:
-        assert len(data) == 20
+        assert len(data) == 8
         assert 20 <= data.mag.min() < data.mag.max() <= 23
         assert [p["name"] for p in data.config["psfs"]] == ["psf.fits", "psf.fits"]
 
