@@ -1,11 +1,18 @@
-"""Draw a catalogue over its image: ``python docs/draw.py IMAGE CATALOGUE FIGURE``.
+"""Draw the figures of the documentation.
 
-An ellipse has the measured effective radius and ellipticity, and the angle of
-the moments; it is blue without flags and orange with one. A cross is a source
-of low signal to noise.
+``python docs/draw.py IMAGE CATALOGUE FIGURE`` draws a catalogue over its image. An
+ellipse has the measured effective radius and ellipticity, and the angle of the
+moments; it is blue without flags and orange with one. A cross is a source of low
+signal to noise.
+
+``python docs/draw.py DATA FIGURE`` compares real galaxies with simulated ones of the
+same parameters, and prints how far each kind is from its Sersic fit. DATA holds
+``candels/labels.csv`` with its images, and ``psf/hst-f160w.fits``.
 """
 
+import csv
 import sys
+from pathlib import Path
 
 import matplotlib as mpl
 
@@ -14,13 +21,16 @@ import numpy as np
 from astropy.table import QTable
 from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse
+from scipy import ndimage
 
-from sersicnet import mosaic
-from sersicnet.schema import Flag
+from sersicnet import mosaic, preview, reallike, realsky, scene, simulate
+from sersicnet.fit import Fitter, Noise, Status
+from sersicnet.instrument import F160W
+from sersicnet.schema import STAMP_SIZE, Flag
 
 
 def draw(image, catalogue, figure):
-    """Write the figure."""
+    """Write the figure of a catalogue over its image."""
     data = mosaic.read_image(image).data
     sky, _ = mosaic.Detector()(data, ~np.isfinite(data))
     sources = QTable.read(catalogue)
@@ -48,5 +58,99 @@ def draw(image, catalogue, figure):
     fig.savefig(figure, dpi=80)
 
 
+DRAWS = 6
+SHOWN_DRAWS = 2
+
+
+def compare(data, figure):
+    """Write the figure of real, real-like and Sersic galaxies, and print their departures from a fit."""
+    data = Path(data)
+    camera = scene.Camera(realsky.read_psf(data / "psf" / "hst-f160w.fits").image)
+    fitter = Fitter(camera.psf, Noise(F160W.autocorrelation(), F160W.exposure), STAMP_SIZE)
+    real = real_galaxies(data / "candels")
+    departures = {"real": [], "real-like": [], "Sersic": []}
+    fig, axes = plt.subplots(2 + SHOWN_DRAWS, len(real), figsize=(0.95 * len(real), 0.97 * (2 + SHOWN_DRAWS)))
+    for column, (image, replaced, rms, galaxy) in enumerate(real):
+        nothing = np.zeros(image.shape, bool)
+        stamps = [("real", image, replaced)]
+        moved = galaxy + np.array([scene.MARGIN] * 2 + [0] * 5)
+        inner = slice(scene.MARGIN, scene.MARGIN + STAMP_SIZE)
+        for k in range(DRAWS):
+            rng = np.random.default_rng([column, k])
+            model = camera.paint(reallike.invent(moved, rng), k % reallike.PSF_VARIANTS, scene.SIZE)
+            stamps.append(("real-like", simulate.observe(model[inner, inner], rms, F160W, rng), nothing))
+        rng = np.random.default_rng([column, DRAWS])
+        stamps.append(("Sersic", simulate.observe(camera.render(galaxy, STAMP_SIZE), rms, F160W, rng), nothing))
+        for kind, stamp, mask in stamps:
+            fits = fitter(stamp[None], np.array([rms]), galaxy[None], mask[None])
+            if fits.status[0] == Status.CONVERGED:
+                model = fitter.draw(fits.parameters[0], STAMP_SIZE)
+                found = departure(stamp - fits.sky[0], model, mask, rms, fits.parameters[0])
+                departures[kind].append((*found, fits.chi2[0]))
+        for axis, k in zip(axes[:, column], (0, *range(1, 1 + SHOWN_DRAWS), len(stamps) - 1), strict=True):
+            preview.show(axis, stamps[k][1] / rms)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, title in zip(axes[:, 0], ("real", *["real-like"] * SHOWN_DRAWS, "Sérsic"), strict=True):
+        axis.set_ylabel(title, fontsize=8)
+    fig.subplots_adjust(0.025, 0.005, 0.998, 0.995, 0.03, 0.03)
+    fig.savefig(figure, dpi=100, pil_kwargs={"optimize": True})
+    for kind, rows in departures.items():
+        low, median, high = np.percentile(np.array(rows), [16, 50, 84], axis=0)
+        names = ("residual flux", "asymmetry", "chi2")
+        text = ", ".join(
+            f"{n} {m:.3f} ({a:.3f} to {b:.3f})" for n, a, m, b in zip(names, low, median, high, strict=True)
+        )
+        print(f"{kind}, {len(rows)} fits: {text}")
+
+
+def real_galaxies(folder, faintest=23.4):
+    """Stamps of real galaxies in image units, what was replaced in them, noise, and GALFIT's parameters."""
+    with (folder / "labels.csv").open() as file:
+        labels = [row for row in csv.DictReader(file) if row["use"] == "1" and float(row["mag"]) < faintest]
+    out = []
+    for row in labels:
+        frame = mosaic.read_image(folder / row["image"])
+        bad = frame.without_data()
+        sky, found = mosaic.Detector()(frame.data, bad)
+        x, y, mag, r_eff, n, e, angle = (
+            float(row[name]) for name in ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity", "pa_deg")
+        )
+        claimed = found.claimed()
+        own = np.array([claimed[round(y), round(x)]])
+        stamp = mosaic.cut(frame.data, bad, sky, np.array([x]), np.array([y]), claimed, own)
+        rms = stamp.rms[0]
+        noise = rms * realsky.correlated_noise(np.random.default_rng(len(out)), STAMP_SIZE, sky.autocorrelation)
+        image = np.where(stamp.replaced[0] & (stamp.pixels[0] == 0), noise, stamp.pixels[0] * rms)
+        flux = 10 ** (-0.4 * (mag - F160W.zero_point))
+        out.append(
+            (image, stamp.replaced[0], rms, np.array([stamp.x[0], stamp.y[0], flux, r_eff, n, 1 - e, angle + 90]))
+        )
+    return out
+
+
+def departure(stamp, model, mask, rms, galaxy):
+    """Residual flux fraction within 2 R_e (Hoyos et al. 2011), and asymmetry within 1.5 R_e, both less noise."""
+    x, y, _, r_eff, _, q, theta = galaxy
+    rows, columns = np.indices(stamp.shape)
+    cos, sin = np.cos(np.radians(theta)), np.sin(np.radians(theta))
+    u, v = (columns - x) * cos + (rows - y) * sin, (rows - y) * cos - (columns - x) * sin
+    white = F160W.exposure * F160W.autocorrelation().sum()
+    sigma = np.sqrt(rms**2 + np.maximum(model, 0) / white)
+    inside = (np.hypot(u, v / q) < max(2 * r_eff, 4)) & ~mask
+    residual = (np.abs(stamp - model)[inside].sum() - 0.798 * sigma[inside].sum()) / model[inside].sum()
+    best = np.inf
+    for dx in (-0.5, 0, 0.5):
+        for dy in (-0.5, 0, 0.5):
+            opposite = [2 * (y + dy) - rows, 2 * (x + dx) - columns]
+            turned = ndimage.map_coordinates(stamp, opposite, order=3, mode="nearest")
+            hidden = ndimage.map_coordinates(mask.astype(float), opposite, order=1, mode="nearest") > 0
+            used = (np.hypot(columns - x, rows - y) < max(1.5 * r_eff, 4)) & ~mask & ~hidden
+            if used.sum() > 20:
+                noise = 1.128 * sigma[used].sum()
+                best = min(best, (np.abs(stamp - turned)[used].sum() - noise) / np.abs(stamp[used]).sum())
+    return residual, best
+
+
 if __name__ == "__main__":
-    draw(*sys.argv[1:])
+    (compare if len(sys.argv) == 3 else draw)(*sys.argv[1:])

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 import sersicnet
-from sersicnet.errors import SersicnetError, SersicnetWarning
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, check_output
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -311,7 +311,53 @@ def simulate(
         typer.Option("--output", "-o", help="train.h5 by default, or mosaic.fits with --mosaic.", show_default=False),
     ] = None,
     seed: Seed = 0,
-    log_radii: Annotated[float, typer.Option(help="Fraction of the radii drawn log-uniformly.", min=0, max=1)] = 0.0,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Table of galaxies to draw from (mag, r_eff_pix or r_eff, sersic_n, ellipticity or q), smoothed; or "
+            "candels, for those of CANDELS/COSMOS. Uniform by default.",
+            show_default=False,
+        ),
+    ] = None,
+    log_radii: Annotated[
+        float, typer.Option(help="Fraction of the radii drawn log-uniformly, of the uniform prior.", min=0, max=1)
+    ] = 0.0,
+    psf: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="FITS image of the effective PSF; repeat it for several, of which each stamp gets one. That of HST "
+            "F160W by default.",
+            show_default=False,
+        ),
+    ] = None,
+    noise_from: Annotated[
+        Path | None,
+        typer.Option(help="FITS image whose blank sky is the noise; drawn by default.", show_default=False),
+    ] = None,
+    zero_point: Annotated[
+        float | None,
+        typer.Option(help="AB magnitude of one unit of --noise-from; from its header by default.", show_default=False),
+    ] = None,
+    neighbours: Annotated[
+        bool,
+        typer.Option("--neighbours", help="Other galaxies and stars around, found and replaced as measure does it."),
+    ] = False,
+    centring: Annotated[
+        bool, typer.Option("--centring", help="Centres off by as much as those of detections.")
+    ] = False,
+    galaxies: Annotated[
+        str,
+        typer.Option(
+            help="sersic; or real-like: bulges, discs, arms, clumps among neighbours, labelled by a fit. Prior candels."
+        ),
+    ] = "sersic",
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw 32 stamps on a sheet, .png or .pdf; the set is then written only with --output.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes; all cores by default.", min=1, show_default=False)
     ] = None,
@@ -327,11 +373,23 @@ def simulate(
     """Simulate a training set of single galaxies, or a mosaic with its truth.
 
     Example: sersicnet simulate --n 150000 -o train.h5
+
+    Example: sersicnet simulate --prior candels --psf star1.fits --psf star2.fits --noise-from mosaic.fits -o mine.h5
+
+    Example: sersicnet simulate --n 20000 --neighbours --prior candels --preview sheet.png -o crowded.h5
+
+    Example: sersicnet simulate --n 20000 --galaxies real-like -o real-like.h5
+
+    Example: sersicnet simulate --mosaic 2000 -o mosaic.fits
     """
     from sersicnet import simulate as simulations
 
-    output = output or Path("train.h5" if mosaic is None else "mosaic.fits")
     if mosaic is not None:
+        _refuse_with_mosaic(
+            prior=prior, log_radii=log_radii, psf=psf, noise_from=noise_from, neighbours=neighbours, centring=centring,
+            preview=preview, galaxies=galaxies if galaxies != "sersic" else None,
+        )  # fmt: skip
+        output = output or Path("mosaic.fits")
         field = simulations.Field(mosaic, n, seed)
         with _progress(quiet, "drawing", field.count) as update:
             paths = simulations.simulate_field(
@@ -339,14 +397,47 @@ def simulate(
             )
         _say(quiet, f"{field.count} galaxies; wrote {paths[0]} and {paths[1]}")
         return
-    n = n or 20_000
-    simulation = simulations.Simulation(n, seed, simulations.Prior(log_radii=log_radii))
+    n, target = n or 20_000, output or Path("train.h5")
     started = time.monotonic()
+    if preview is None or output is not None:
+        check_output(target, overwrite)
+    with _progress(quiet, "reading"):
+        simulation = simulations.plan(
+            n,
+            seed,
+            prior=prior,
+            log_radii=log_radii,
+            psf=psf or (),
+            noise_from=noise_from,
+            zero_point=zero_point,
+            neighbours=neighbours,
+            centring=centring,
+            galaxies=galaxies,
+        )
+    if preview is not None:
+        from sersicnet.preview import preview as draw
+
+        with _progress(quiet, "drawing"):
+            draw(preview, simulation, overwrite=overwrite)
+        _say(quiet, f"wrote {preview}")
+        if output is None:
+            return
     with _progress(quiet, "drawing", n) as update:
         simulations.simulate(
-            output, simulation, workers=workers, overwrite=overwrite, command=_command_line(), progress=update
+            output or "train.h5",
+            simulation,
+            workers=workers,
+            overwrite=overwrite,
+            command=_command_line(),
+            progress=update,
         )
-    _say(quiet, f"{n} stamps in {time.monotonic() - started:.0f} s; wrote {output}")
+    _say(quiet, f"{n} stamps in {time.monotonic() - started:.0f} s; wrote {output or 'train.h5'}")
+
+
+def _refuse_with_mosaic(**options: Any) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise InputError(f"--mosaic takes --n, --seed and --output; received {', '.join(given)} with it.")
 
 
 @contextmanager

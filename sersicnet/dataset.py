@@ -8,6 +8,7 @@ Layout of the file, schema version 1::
     stamps    int32   (N, 128, 128)  pixel = stamps * quantum, image units
     quantum   float32 (N,)
     truth/*   float64 (N,)           mag, r_eff_pix, sersic_n, ellipticity, theta, x, y, rms, ...
+                                     further columns, such as status, where an option needs them
     attributes: schema_version, kind, config (JSON), versions (JSON), zero_point, pixel_scale
 """
 
@@ -58,7 +59,7 @@ def pack(first: int, stamps: np.ndarray, truth: dict[str, np.ndarray]) -> Block:
     stamps : ndarray, float32, (n <= BLOCK, 128, 128)
         In image units; all finite.
     truth : dict of ndarray, float, (n,)
-        The columns named in `TRUTH_COLUMNS`.
+        The columns named in `TRUTH_COLUMNS`, and further ones.
     """
     quantum = (truth["rms"] / QUANTA_PER_RMS).astype(np.float32)
     integers = np.zeros((BLOCK, STAMP_SIZE, STAMP_SIZE), dtype="<i4")
@@ -85,6 +86,8 @@ class Journal:
     attributes : mapping
         Attributes of the file; all that determines the stamps, and the command
         under ``config``, which may differ when a run is continued.
+    columns : tuple of str
+        Names of the truth columns.
     overwrite : bool
         Whether to drop what a run with other attributes has left.
 
@@ -94,18 +97,28 @@ class Journal:
         If an unfinished run had other attributes, or the disk refuses.
     """
 
-    def __init__(self, path: Path, n: int, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.path, self.n, self.attributes = path, n, attributes
+    def __init__(
+        self,
+        path: Path,
+        n: int,
+        attributes: Mapping[str, Any],
+        *,
+        columns: tuple[str, ...] = TRUTH_COLUMNS,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.n, self.attributes, self.columns = path, n, attributes, columns
         self.file = path.with_name(path.name + ".unfinished")
         self._done: dict[int, tuple[int, int]] = {}
         recipe = json.loads(json.dumps({"n": n, **attributes}))
+        if columns != TRUTH_COLUMNS:
+            recipe["columns"] = list(columns)
         recipe["config"].pop("command", None)
         with self._explained():
             self._handle = self.file.open("a+b")
             end = 0
             for i, (end, body) in enumerate(self._records()):
                 if i > 0:
-                    self._done[_unpacked(body).first] = (end - len(body), len(body))
+                    self._done[_unpacked(body, columns).first] = (end - len(body), len(body))
                 elif json.loads(body) != recipe and overwrite:
                     end = 0
                     break
@@ -135,7 +148,7 @@ class Journal:
         """Keep a finished block."""
         body = _BLOCK.pack(block.first, len(block.quantum), len(block.payload))
         body += block.payload + block.quantum.astype("<f4").tobytes()
-        body += b"".join(block.truth[name].astype("<f8").tobytes() for name in TRUTH_COLUMNS)
+        body += b"".join(block.truth[name].astype("<f8").tobytes() for name in self.columns)
         with self._explained():
             end = self._append(body)
         self._done[block.first] = (end - len(body), len(body))
@@ -168,14 +181,14 @@ class Journal:
                 compression_opts=_COMPRESSION_LEVEL,
             )
             quantum = np.empty(self.n, "<f4")
-            truth = {name: np.empty(self.n, "<f8") for name in TRUTH_COLUMNS}
+            truth = {name: np.empty(self.n, "<f8") for name in self.columns}
             for first, (start, length) in sorted(self._done.items()):
                 self._handle.seek(start)
-                block = _unpacked(self._handle.read(length))
+                block = _unpacked(self._handle.read(length), self.columns)
                 stamps.id.write_direct_chunk((first, 0, 0), block.payload)
                 rows = slice(first, first + len(block.quantum))
                 quantum[rows] = block.quantum
-                for name in TRUTH_COLUMNS:
+                for name in self.columns:
                     truth[name][rows] = block.truth[name]
             file["quantum"] = quantum
             for name, column in truth.items():
@@ -212,13 +225,13 @@ _HEAD = struct.Struct("<QI")  # length and CRC-32 of the body
 _BLOCK = struct.Struct("<QII")  # first index, stamps, bytes of the payload
 
 
-def _unpacked(body: bytes) -> Block:
+def _unpacked(body: bytes, names: tuple[str, ...]) -> Block:
     first, n, size = _BLOCK.unpack_from(body)
     at = _BLOCK.size
     payload = body[at : at + size]
     quantum = np.frombuffer(body, "<f4", n, at + size)
-    columns = np.frombuffer(body, "<f8", n * len(TRUTH_COLUMNS), at + size + 4 * n).reshape(-1, n)
-    return Block(first, payload, quantum, dict(zip(TRUTH_COLUMNS, columns, strict=True)))
+    columns = np.frombuffer(body, "<f8", n * len(names), at + size + 4 * n).reshape(-1, n)
+    return Block(first, payload, quantum, dict(zip(names, columns, strict=True)))
 
 
 class Dataset:
@@ -228,6 +241,10 @@ class Dataset:
     ----------
     path : str or Path
         File made by `sersicnet simulate`.
+    every : bool
+        Whether to keep galaxies whose truth is not to be trusted: those with
+        a ``status`` other than 0, where the file has that column. They are left
+        out by default, and rows are counted without them.
 
     Attributes
     ----------
@@ -245,10 +262,11 @@ class Dataset:
     Raises
     ------
     DatasetError
-        If the file is missing, not HDF5, or of another schema.
+        If the file is missing, not HDF5, of another schema, or without a galaxy
+        to be trusted.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, every: bool = False) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise DatasetError(f"A dataset is a file made by `sersicnet simulate`; there is none at {path}.")
@@ -268,6 +286,14 @@ class Dataset:
         self.zero_point = float(self._file.attrs["zero_point"])
         self.pixel_scale = float(self._file.attrs["pixel_scale"])
         self._quantum = self._file["quantum"][:]
+        self._rows: np.ndarray | None = None
+        if not every and "status" in self.truth and self.truth["status"].any():
+            self._rows = np.flatnonzero(self.truth["status"] == 0)
+            if not len(self._rows):
+                self._file.close()
+                raise DatasetError(f"{path} has no galaxy with status 0: none of its labels can be trusted.")
+            self._quantum = self._quantum[self._rows]
+            self.truth = {name: column[self._rows] for name, column in self.truth.items()}
         self.mag = self.truth["mag"]
         self.is_real = np.zeros(len(self._quantum), bool)
         self.targets = np.stack([self.truth[name] for name in TARGET_NAMES], axis=1)
@@ -291,7 +317,13 @@ class Dataset:
     def stamps(self, start: int, stop: int) -> np.ndarray:
         """Stamps in units of their noise rms, float32, (stop - start, 128, 128)."""
         rows = slice(start, stop)
-        stamps = self._file["stamps"][rows].astype(np.float32)
+        if self._rows is None:
+            stamps = self._file["stamps"][rows].astype(np.float32)
+        else:
+            inside = self._rows[rows]
+            first = int(inside[0]) if len(inside) else 0
+            last = int(inside[-1]) + 1 if len(inside) else 0
+            stamps = self._file["stamps"][first:last][inside - first].astype(np.float32)
         stamps *= (self._quantum[rows] / self.truth["rms"][rows]).astype(np.float32)[:, None, None]
         return stamps
 

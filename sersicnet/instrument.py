@@ -65,6 +65,12 @@ class Instrument:
     halo_scale: float
     halo_beta: float
 
+    def autocorrelation(self) -> np.ndarray:
+        """Of the noise of blank pixels, by lag along y and x, float64, (5, 5); 1 in the middle."""
+        kernel = np.array([self.noise_tap, 1.0, self.noise_tap])
+        line = np.convolve(kernel, kernel)
+        return np.outer(line, line) / line[2] ** 2
+
 
 F160W = Instrument(
     name="HST WFC3/IR F160W, drizzled to 0.06 arcsec",

@@ -2,6 +2,9 @@
 
 Each object has a seed of its own, made from the seed of the run and the index
 of the object, so a file does not depend on the number of workers.
+
+What options add to a stamp is drawn from a second generator of the object, so
+that its galaxy stays the same galaxy.
 """
 
 from __future__ import annotations
@@ -9,11 +12,13 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import galsim
 import numpy as np
@@ -23,13 +28,23 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 import sersicnet
-from sersicnet import dataset
-from sersicnet.errors import InputError, check_output
+from sersicnet import dataset, population, reallike, scene
+from sersicnet.errors import DatasetError, InputError, check_output
+from sersicnet.fit import Fitter, Noise
 from sersicnet.instrument import F160W, Instrument
-from sersicnet.render import Renderer
-from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGETS
+from sersicnet.population import Mixture
+from sersicnet.realsky import BlankSky, Psf, blank_sky, full_width, photon_noise, read_psf
+from sersicnet.scene import Camera
+from sersicnet.scene import parameters as _parameters
+from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGET_NAMES, TARGETS
 
 PSF_SIZE = 167
+
+FIT_COLUMNS = ("status", *(f"{name}_err" for name in TARGET_NAMES))
+"""Truth columns of real-like galaxies: how their fit ended, and its formal errors."""
+
+OUT_OF_RANGE = 10
+"""Status of a fit that converged outside of the ranges that networks learn."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class Prior:
     """Ranges that parameters are drawn from, uniformly and independently.
 
     The defaults are those of the study; the radius is along the semi-major axis.
+    With `joint`, the parameters are drawn from it, within the ranges.
 
     Attributes
     ----------
@@ -44,6 +60,8 @@ class Prior:
     log_radii : float
         Fraction of the galaxies whose radius is drawn log-uniformly instead;
         uniform radii leave few small galaxies to learn from.
+    joint : Mixture, optional
+        A joint distribution; see `sersicnet.population`.
     """
 
     mag: tuple[float, float] = (TARGETS[0].low, TARGETS[0].high)
@@ -51,6 +69,24 @@ class Prior:
     sersic_n: tuple[float, float] = (TARGETS[2].low, TARGETS[2].high)
     ellipticity: tuple[float, float] = (TARGETS[3].low, TARGETS[3].high)
     log_radii: float = 0.0
+    joint: Mixture | None = None
+
+    @classmethod
+    def candels(cls) -> Prior:
+        """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels_mixture`."""
+        return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture())
+
+    @classmethod
+    def of_catalogue(cls, path: str | Path, pixel_scale: float) -> Prior:
+        """The galaxies of a table, smoothed; see `sersicnet.population.from_catalogue`."""
+        joint, ranges = population.from_catalogue(path, pixel_scale)
+        mag, r_eff_pix, sersic_n, ellipticity = (ranges[name] for name in TARGET_NAMES)
+        return cls(mag, r_eff_pix, sersic_n, ellipticity, joint=joint)
+
+    @property
+    def ranges(self) -> population.Ranges:
+        """Lowest and highest value of each parameter."""
+        return {name: getattr(self, name) for name in TARGET_NAMES}
 
 
 @dataclass(frozen=True)
@@ -64,12 +100,145 @@ class Simulation:
     seed : int
     prior : Prior
     instrument : Instrument
+    psfs : tuple of Psf
+        One of them is drawn for each stamp, instead of the instrument's PSF; see
+        `sersicnet.realsky.read_psf`.
+    sky : BlankSky, optional
+        Noise of a real image instead of the instrument's; see
+        `sersicnet.realsky.blank_sky`.
+    neighbours : bool
+        Whether other galaxies and stars lie around each galaxy, and are found,
+        cut and replaced as `sersicnet measure` does it.
+    centring : bool
+        Whether the centres scatter as those of detections do, see
+        `sersicnet.scene.centring_error`, besides lying anywhere in a pixel. With `neighbours` the
+        centres are those of detections in any case; galaxies too faint to be
+        detected scatter by a pixel then.
+    galaxies : str
+        ``sersic``, or ``real-like``: galaxies of several parts among neighbours,
+        through slightly distorted PSFs, see `sersicnet.reallike`. Their truth is what
+        a single Sersic fit finds in the stamp.
     """
 
     n: int
     seed: int = 0
     prior: Prior = field(default_factory=Prior)
     instrument: Instrument = F160W
+    psfs: tuple[Psf, ...] = ()
+    sky: BlankSky | None = None
+    neighbours: bool = False
+    centring: bool = False
+    galaxies: str = "sersic"
+
+    @property
+    def real_like(self) -> bool:
+        """Whether galaxies are more than one Sersic profile."""
+        return self.galaxies == "real-like"
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values, for a dataset's configuration.
+
+        Options that are not used are not in it. Files stand with the SHA-256 of
+        their content.
+        """
+        instrument = self.instrument if self.sky is None else self.sky.applied(self.instrument)
+        prior = {**self.prior.ranges, "log_radii": self.prior.log_radii}
+        if self.prior.joint is not None:
+            prior["joint"] = self.prior.joint.record()
+        out: dict[str, Any] = {"n": self.n, "seed": self.seed, "prior": prior, "instrument": asdict(instrument)}
+        scale = instrument.pixel_scale
+        if self.psfs:
+            out["psfs"] = [{"name": p.name, "sha256": p.sha256, "fwhm": p.width * scale} for p in self.psfs]
+        if self.sky is not None:
+            out["sky"] = self.sky.record()
+        for option in ("neighbours", "centring"):
+            if getattr(self, option):
+                out[option] = True
+        if self.real_like:
+            out["galaxies"] = self.galaxies
+        widths = [p.width for p in self.psfs] or [full_width(effective_psf(instrument))]
+        out["psf_fwhm"] = float(np.mean(widths)) * scale
+        return out
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the truth columns."""
+        more = ("psf",) * bool(self.psfs) + ("neighbours",) * (self.neighbours or self.real_like)
+        return dataset.TRUTH_COLUMNS + more + FIT_COLUMNS * self.real_like
+
+
+def plan(
+    n: int,
+    seed: int = 0,
+    *,
+    prior: str | Path | None = None,
+    log_radii: float = 0.0,
+    psf: Sequence[str | Path] = (),
+    noise_from: str | Path | None = None,
+    zero_point: float | None = None,
+    neighbours: bool = False,
+    centring: bool = False,
+    galaxies: str = "sersic",
+    instrument: Instrument = F160W,
+) -> Simulation:
+    """A simulation from files and names, as the command line gives them.
+
+    Parameters
+    ----------
+    n, seed : int
+        See `Simulation`.
+    prior : str or Path, optional
+        ``candels``, or a table; see `Prior.candels` and `Prior.of_catalogue`.
+        Uniform by default, and ``candels`` for real-like galaxies.
+    log_radii : float
+        For the uniform prior; see `Prior`.
+    psf : sequence of str or Path
+        FITS files; see `sersicnet.realsky.read_psf`.
+    noise_from : str or Path, optional
+        FITS image with blank sky; see `sersicnet.realsky.blank_sky`.
+    zero_point : float, optional
+        Of `noise_from`; from its header by default.
+    neighbours, centring : bool
+    galaxies : str
+    instrument : Instrument
+        See `Simulation`.
+
+    Returns
+    -------
+    Simulation
+
+    Raises
+    ------
+    InputError
+        If a file cannot be used, or options exclude each other.
+    """
+    if prior is not None and log_radii > 0:
+        raise InputError("--log-radii is for the uniform prior: leave out either --log-radii or --prior.")
+    if zero_point is not None and noise_from is None:
+        raise InputError("--zero-point is that of the image of --noise-from: give both, or none.")
+    if galaxies not in ("sersic", "real-like"):
+        raise InputError(f"Galaxies are sersic or real-like; received {galaxies}.")
+    if galaxies == "real-like" and log_radii > 0:
+        raise InputError("--log-radii is for the uniform prior, which real-like galaxies do not have: leave it out.")
+    if prior is None and galaxies == "real-like":
+        prior = "candels"
+    if prior is None:
+        chosen = Prior(log_radii=log_radii)
+    elif str(prior) == "candels":
+        chosen = Prior.candels()
+    else:
+        chosen = Prior.of_catalogue(prior, instrument.pixel_scale)
+    return Simulation(
+        n,
+        seed,
+        chosen,
+        instrument,
+        psfs=tuple(read_psf(path) for path in psf),
+        sky=None if noise_from is None else blank_sky(noise_from, instrument, zero_point),
+        neighbours=neighbours,
+        centring=centring,
+        galaxies=galaxies,
+    )
 
 
 def effective_psf(instrument: Instrument, size: int = PSF_SIZE) -> np.ndarray:
@@ -93,16 +262,6 @@ def effective_psf(instrument: Instrument, size: int = PSF_SIZE) -> np.ndarray:
     psf = (1 - instrument.halo_fraction) * galsim.Convolve(core) + instrument.halo_fraction * halo
     image = psf.drawImage(nx=size, ny=size, scale=instrument.pixel_scale, method="no_pixel", dtype=float).array
     return image / image.sum()
-
-
-def full_width(psf: np.ndarray) -> float:
-    """Full width at half maximum of a PSF's azimuthal mean, in pixels."""
-    half = psf.shape[0] // 2
-    y, x = np.indices(psf.shape) - half
-    distance = np.hypot(x, y)
-    radii, which = np.unique(distance[distance < 8].round(3), return_inverse=True)
-    profile = np.bincount(which, psf[distance < 8]) / np.bincount(which)
-    return 2 * float(np.interp(-psf.max() / 2, -profile, radii))
 
 
 def observe(model: np.ndarray, rms: float, instrument: Instrument, rng: np.random.Generator) -> np.ndarray:
@@ -140,14 +299,9 @@ def observe(model: np.ndarray, rms: float, instrument: Instrument, rng: np.rando
 
 def _draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], np.random.Generator]:
     rng = np.random.default_rng([simulation.seed, index])
-    prior, instrument = simulation.prior, simulation.instrument
-    low, high = prior.r_eff_pix
-    logarithmic = rng.random() < prior.log_radii
+    instrument = simulation.instrument
     truth = {
-        "r_eff_pix": np.exp(rng.uniform(np.log(low), np.log(high))) if logarithmic else rng.uniform(low, high),
-        "mag": rng.uniform(*prior.mag),
-        "sersic_n": rng.uniform(*prior.sersic_n),
-        "ellipticity": rng.uniform(*prior.ellipticity),
+        **_draw_shape(simulation.prior, rng),
         "theta": rng.uniform(-90, 90),
         "x": STAMP_CENTRE + rng.uniform(-0.5, 0.5),
         "y": STAMP_CENTRE + rng.uniform(-0.5, 0.5),
@@ -156,22 +310,28 @@ def _draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], n
     return truth, rng
 
 
-def _parameters(truth: dict[str, float], instrument: Instrument) -> list[float]:
-    flux = 10 ** (-0.4 * (truth["mag"] - instrument.zero_point))
-    return [
-        truth["x"],
-        truth["y"],
-        flux,
-        truth["r_eff_pix"],
-        truth["sersic_n"],
-        1 - truth["ellipticity"],
-        truth["theta"],
-    ]
+def _draw_shape(prior: Prior, rng: np.random.Generator) -> dict[str, float]:
+    if prior.joint is not None:
+        return prior.joint.draw(rng, prior.ranges)
+    low, high = prior.r_eff_pix
+    logarithmic = rng.random() < prior.log_radii
+    return {
+        "r_eff_pix": np.exp(rng.uniform(np.log(low), np.log(high))) if logarithmic else rng.uniform(low, high),
+        "mag": rng.uniform(*prior.mag),
+        "sersic_n": rng.uniform(*prior.sersic_n),
+        "ellipticity": rng.uniform(*prior.ellipticity),
+    }
 
 
 @functools.cache
-def _renderer(instrument: Instrument, size: int = STAMP_SIZE) -> Renderer:
-    return Renderer(effective_psf(instrument), size)
+def _camera(psf: Instrument | Psf) -> Camera:
+    return Camera(effective_psf(psf) if isinstance(psf, Instrument) else psf.image)
+
+
+@functools.cache
+def _fitter(psf: Instrument | Psf, instrument: Instrument, sky: BlankSky | None) -> Fitter:
+    correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
+    return Fitter(_camera(psf).psf, Noise(correlation, instrument.exposure), STAMP_SIZE)
 
 
 def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -188,22 +348,93 @@ def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dic
     stamps : ndarray, float32, (N, 128, 128)
         In electrons/s.
     truth : dict of ndarray, float64, (N,)
-        The columns of `sersicnet.dataset.TRUTH_COLUMNS`.
+        The columns of `sersicnet.dataset.TRUTH_COLUMNS`. With PSFs ``psf``, the
+        number of the stamp's; with neighbours ``neighbours``, the fraction of
+        pixels that were replaced; with real-like galaxies `FIT_COLUMNS`.
     """
-    render = _renderer(simulation.instrument)
     images = np.empty((len(indices), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
     truths = []
     for image, index in zip(images, indices, strict=True):
         truth, rng = _draw_truth(simulation, int(index))
-        model = render(np.array(_parameters(truth, simulation.instrument)))[0]
-        image[:] = observe(model, truth["rms"], simulation.instrument, rng)
+        image[:] = _stamp(simulation, truth, rng, np.random.default_rng([simulation.seed, int(index), 1]))
         truths.append(truth)
-    return images, {name: np.array([t[name] for t in truths]) for name in dataset.TRUTH_COLUMNS}
+    return images, {name: np.array([t[name] for t in truths], float) for name in simulation.columns}
 
 
-def _block(simulation: Simulation, first: int) -> dataset.Block:
+def _stamp(
+    simulation: Simulation, truth: dict[str, float], rng: np.random.Generator, more: np.random.Generator
+) -> np.ndarray:
+    """Draw the stamp of a galaxy; its truth is completed, and follows it to where it is cut.
+
+    Everything that options bring is drawn from `more`.
+    """
+    instrument = simulation.instrument
+    psf: Instrument | Psf = instrument
+    if simulation.psfs:
+        chosen = int(more.integers(len(simulation.psfs)))
+        truth["psf"], psf = chosen, simulation.psfs[chosen]
+    camera = _camera(psf)
+    galaxy = np.array(_parameters(truth, instrument))
+    expose = functools.partial(_observed, simulation, truth, rng)
+    if not (simulation.neighbours or simulation.real_like):
+        if simulation.centring:
+            step = scene.centring_step(scene.centring_error(camera.render(galaxy, STAMP_SIZE), truth["rms"]), more)
+            truth["x"], truth["y"] = truth["x"] + step[0], truth["y"] + step[1]
+            galaxy[:2] += step
+        return expose(camera.render(galaxy, STAMP_SIZE))
+    galaxy[:2] += scene.MARGIN
+    if simulation.real_like:
+        variant = int(more.integers(reallike.PSF_VARIANTS))
+        model = camera.paint(reallike.invent(galaxy, more), variant, scene.SIZE)
+    else:
+        model = camera.render(galaxy, scene.SIZE)
+    stamp = scene.cut_among_neighbours(model, galaxy, camera, instrument, expose, more, simulation.centring)
+    image = stamp.pixels[0]
+    truth["x"], truth["y"], truth["neighbours"] = stamp.x[0], stamp.y[0], stamp.neighbours[0]
+    if simulation.real_like:
+        fitter = _fitter(psf, instrument, simulation.sky)
+        _label(fitter, truth, instrument, image, stamp.replaced[0])
+    return image
+
+
+def _observed(
+    simulation: Simulation, truth: dict[str, float], rng: np.random.Generator, model: np.ndarray
+) -> np.ndarray:
+    """The model with noise; the truth receives the noise's rms."""
+    if simulation.sky is None:
+        return observe(model, truth["rms"], simulation.instrument, rng)
+    noise, truth["rms"] = simulation.sky.draw(rng, len(model))
+    return model + photon_noise(model, simulation.instrument, rng) + noise
+
+
+def _label(
+    fitter: Fitter, truth: dict[str, float], instrument: Instrument, image: np.ndarray, mask: np.ndarray
+) -> None:
+    """Replace the truth by what a single Sersic fit finds, with its status and errors."""
+    start = np.array([_parameters(truth, instrument)])
+    found = fitter(image[None], np.array([truth["rms"]]), start, mask[None])
+    truth["x"], truth["y"], flux, r_eff, n, q, truth["theta"] = (float(v) for v in found.parameters[0])
+    values = (instrument.zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q)
+    errors = np.sqrt(np.diagonal(found.covariance[0]))[2:6] * (2.5 / np.log(10) / flux, 1, 1, 1)
+    truth["status"] = int(found.status[0])
+    for target, value, error in zip(TARGETS, values, errors, strict=True):
+        truth[target.name], truth[f"{target.name}_err"] = float(value), float(error)
+        if truth["status"] == 0 and not target.low <= value <= target.high:
+            truth["status"] = OUT_OF_RANGE
+
+
+def _block(first: int) -> dataset.Block:
+    simulation = _work[0]
     images, truth = stamps(simulation, np.arange(first, min(first + dataset.BLOCK, simulation.n)))
     return dataset.pack(first, images, truth)
+
+
+_work: list[Simulation] = []
+"""What a worker draws: it comes with PSFs and sky, and is sent once."""
+
+
+def _start_work(simulation: Simulation) -> None:
+    _work[:] = [simulation]
 
 
 def simulate(
@@ -244,24 +475,21 @@ def simulate(
     InputError
         If the output exists or a number makes no sense.
     DatasetError
-        If the file cannot be written.
+        If the file cannot be written, or a worker was killed.
     """
     output = check_output(output, overwrite)
     if simulation.n < 1:
         raise InputError(f"A training set has at least one stamp; received n = {simulation.n}.")
-    config = {
-        **asdict(simulation),
-        "psf_fwhm": full_width(effective_psf(simulation.instrument)) * simulation.instrument.pixel_scale,
-        "command": command,
-    }
+    config = {**simulation.record(), "command": command}
     attributes = {
-        "kind": "single Sersic galaxies",
+        "kind": "real-like galaxies" if simulation.real_like else "single Sersic galaxies",
         "config": config,
         "versions": versions(),
         "zero_point": simulation.instrument.zero_point,
         "pixel_scale": simulation.instrument.pixel_scale,
     }
-    with dataset.Journal(output, simulation.n, attributes, overwrite=overwrite) as journal:
+    columns = simulation.columns
+    with dataset.Journal(output, simulation.n, attributes, columns=columns, overwrite=overwrite) as journal:
         missing = journal.missing()
         done = simulation.n - sum(min(dataset.BLOCK, simulation.n - first) for first in missing)
         progress(done)
@@ -274,12 +502,18 @@ def simulate(
 
 def _blocks(simulation: Simulation, firsts: list[int], workers: int | None) -> Iterator[dataset.Block]:
     workers = min(workers or os.cpu_count() or 1, len(firsts))
-    draw = functools.partial(_block, simulation)
     if workers <= 1:
-        yield from map(draw, firsts)
+        _start_work(simulation)
+        yield from map(_block, firsts)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(draw, firsts, chunksize=4)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_work, initargs=(simulation,)) as pool:
+        try:
+            yield from pool.map(_block, firsts, chunksize=4)
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "A worker process was killed; perhaps there was too little memory. What was finished is kept, and "
+                "the same command continues; --workers 1 needs least memory."
+            ) from error
 
 
 def versions() -> dict[str, str]:
@@ -297,9 +531,13 @@ def versions() -> dict[str, str]:
 class Field:
     """A piece of sky with many galaxies, as deep surveys see it.
 
-    Numbers and sizes follow CANDELS/COSMOS in F160W (van der Wel et al. 2014):
-    counts rise by a factor 10**0.4 a magnitude, and log10 of radius [pix] and
-    index scatter normally about a mean.
+    Sizes follow CANDELS/COSMOS in F160W (van der Wel et al. 2014): log10 of radius
+    [pix] and index scatter normally about a mean. The number of galaxies is that of
+    COSMOS within 12 % (one in 7,900 pixels with 18 < mag < 26), but it rises by a
+    factor 10**0.4 a magnitude, and that of the sky by 10**0.26 between mag 21 and 25:
+    this field has too few bright galaxies and too many faint ones. The neighbours
+    of single galaxies, `sersicnet.population.draw_neighbours`, have the counts of
+    the sky.
 
     Attributes
     ----------
@@ -396,13 +634,13 @@ def simulate_field(
         raise InputError(f"A mosaic is at least {STAMP_SIZE} pixels a side; received {sky.size}.")
     truth = field_truth(sky)
     drawn = 2 * STAMP_SIZE
-    render = _renderer(sky.instrument, drawn)
+    camera = _camera(sky.instrument)
     canvas = np.zeros((sky.size, sky.size), np.float32)
     for done, row in enumerate(truth, start=1):
         corner = [int(np.round(row[axis])) - drawn // 2 for axis in ("x", "y")]
         galaxy = dict(zip(row.colnames, row, strict=True))
         galaxy["x"], galaxy["y"] = row["x"] - corner[0], row["y"] - corner[1]
-        stamp = render(np.array(_parameters(galaxy, sky.instrument)))[0]
+        stamp = camera.render(np.array(_parameters(galaxy, sky.instrument)), drawn)
         x0, y0 = (max(0, c) for c in corner)
         x1, y1 = (min(sky.size, c + drawn) for c in corner)
         canvas[y0:y1, x0:x1] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]

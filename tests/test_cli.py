@@ -152,6 +152,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),
         (("simulate", "-o", "old.fits", "--n", "4"), "exists already"),
+        (("simulate", "--psf", "plain.fits"), "odd number of pixels"),
+        (("simulate", "--psf", "text.fits"), "not a readable FITS file"),
+        (("simulate", "--noise-from", "nozp.fits"), "tells no zero point"),
+        (("simulate", "--prior", "labels.csv"), "needs a column ellipticity or q"),
+        (("simulate", "--prior", "candels", "--log-radii", "0.5"), "leave out either"),
+        (("simulate", "--preview", "sheet.gif"), "ends in .png or .pdf"),
+        (("simulate", "--galaxies", "spiral"), "sersic or real-like"),
+        (("simulate", "--mosaic", "300", "--neighbours"), "--mosaic takes --n, --seed and --output"),
     ):
         code, out, err = run(*arguments)
         assert code == 1, arguments
@@ -199,6 +207,31 @@ def test_simulate_a_mosaic(run, tmp_path):
     assert "5 galaxies" in err
     assert mosaic.read_image(tmp_path / "m.fits").data.shape == (256, 256)
     assert len(Table.read(tmp_path / "m_truth.ecsv")) == 5
+
+
+def test_simulate_from_one_s_own_data(run, tmp_path, field):
+    table = tmp_path / "galaxies.csv"
+    rng = np.random.default_rng(0)
+    columns = {"mag": rng.uniform(20, 23, 200), "r_eff": rng.uniform(0.2, 0.6, 200), "q": rng.uniform(0.2, 0.9, 200)}
+    Table({**columns, "sersic_n": rng.uniform(1, 4, 200)}).write(table)
+    psf = tmp_path / "psf.fits"
+    fits.PrimaryHDU(effective_psf(F160W, 61)).writeto(psf)
+    code, _, err = run(
+        "simulate", "--n", "8", "--prior", table, "--psf", psf, "--psf", psf, "--noise-from", field[0],
+        "--neighbours", "--preview", tmp_path / "sheet.png", "-o", tmp_path / "t.h5",
+    )  # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+    with dataset.Dataset(tmp_path / "t.h5") as data:
+        assert len(data) == 8
+        assert 20 <= data.mag.min() < data.mag.max() <= 23
+        assert [p["name"] for p in data.config["psfs"]] == ["psf.fits", "psf.fits"]
+
+
+def test_a_preview_alone_writes_no_set(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("simulate", "--n", "4", "--preview", "sheet.pdf", "--quiet") == (0, "", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["sheet.pdf"]
 
 
 def test_train_and_fine_tune(run, small_dataset, field, tmp_path):

@@ -135,6 +135,65 @@ def test_a_journal_with_a_garbled_tail_is_continued(tmp_path, tail):
     assert file.stat().st_size == size
 
 
+@pytest.fixture
+def with_status(tmp_path):
+    """A dataset of 40 stamps, every third of which has no good label; returns it and its statuses."""
+    status = np.where(np.arange(40) % 3 == 1, 2.0, 0.0)
+    columns = (*dataset.TRUTH_COLUMNS, "status")
+    with Journal(tmp_path / "status.h5", 40, ATTRIBUTES, columns=columns) as journal:
+        for block in blocks():
+            rows = slice(block.first, block.first + len(block.quantum))
+            block.truth["status"] = status[rows]
+            block.truth["mag"] = np.where(status[rows] > 0, np.nan, block.truth["mag"])
+            journal.add(block)
+        return journal.finish(), status
+
+
+def test_galaxies_without_a_good_label_are_left_out(with_status):
+    path, status = with_status
+    good = np.flatnonzero(status == 0)
+    with Dataset(path) as data, Dataset(path, every=True) as whole:
+        assert len(data) == len(good)
+        assert len(whole) == 40
+        np.testing.assert_array_equal(data.stamps(0, len(good)), whole.stamps(0, 40)[good])
+        np.testing.assert_array_equal(data.stamps(5, 9), whole.stamps(0, 40)[good[5:9]])
+        assert len(data.stamps(3, 3)) == 0
+        np.testing.assert_array_equal(data.targets, whole.targets[good])
+        assert np.isfinite(data.targets).all()
+        assert data.sha256() != whole.sha256()
+        seen = {}
+        for batch, indices in dataset._batches(data, 7, 0, len(data), np.random.default_rng(0), pool_blocks=1):
+            seen.update(zip(indices.tolist(), batch, strict=True))
+        assert sorted(seen) == list(range(len(good)))
+        for index, stamp in seen.items():
+            np.testing.assert_array_equal(stamp, data.stamps(index, index + 1)[0])
+        np.testing.assert_array_equal(data.selected(np.inf, 4).stamps(0, 4), data.stamps(0, 4))
+
+
+def test_a_dataset_without_any_good_label_is_refused(tmp_path):
+    with Journal(tmp_path / "bad.h5", 40, ATTRIBUTES, columns=(*dataset.TRUTH_COLUMNS, "status")) as journal:
+        for block in blocks():
+            block.truth["status"] = np.ones(len(block.quantum))
+            journal.add(block)
+        journal.finish()
+    with pytest.raises(DatasetError, match="no galaxy with status 0"):
+        Dataset(tmp_path / "bad.h5")
+
+
+def test_a_journal_with_further_columns_is_continued(tmp_path):
+    columns = (*dataset.TRUTH_COLUMNS, "psf")
+    for rows in ((0, 1), (2,)):
+        with Journal(tmp_path / "a", 40, ATTRIBUTES, columns=columns) as journal:
+            for i in rows:
+                block = blocks()[i]
+                block.truth["psf"] = np.full(len(block.quantum), float(i))
+                journal.add(block)
+            if rows == (2,):
+                journal.finish()
+    with Dataset(tmp_path / "a") as a:
+        assert list(a.truth["psf"]) == [0.0] * 16 + [1.0] * 16 + [2.0] * 8
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
         for block in blocks():

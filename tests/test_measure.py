@@ -323,7 +323,8 @@ def test_model_and_residual_images_add_up(field, tmp_path, psf_file):
     frame = mosaic.read_image(field[0])
     drawn, left = fits.getdata(model), fits.getdata(residual)
     assert drawn.shape == left.shape == frame.data.shape
-    good = cat["fit_status"] == 0
+    good = (cat["fit_status"] == 0) & (cat["snr"] >= 5)  # noise peaks may be fitted by something flatter
+    assert good.sum() >= 14
     for x, y in zip(cat["x"].value[good].round().astype(int), cat["y"].value[good].round().astype(int), strict=True):
         if 3 < x < 508 and 3 < y < 508:
             assert drawn[y, x] > 2 * cat.meta["SKYRMS"]

@@ -1,15 +1,18 @@
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from sersicnet import mosaic, simulate
+from sersicnet import dataset, mosaic, simulate
 from sersicnet.dataset import Dataset
-from sersicnet.errors import InputError
+from sersicnet.errors import DatasetError, InputError
 from sersicnet.instrument import F160W
 from sersicnet.simulate import Field, Prior, Simulation
 
@@ -67,6 +70,35 @@ def test_a_killed_run_continues_to_the_same_file(tmp_path):
     simulate.simulate(tmp_path / "whole.h5", Simulation(80, seed=3), workers=1)
     with h5py.File(path) as one, h5py.File(tmp_path / "whole.h5") as two:
         np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path):
+    code = (
+        "import resource, sys\n"
+        "from sersicnet.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+        "main(['simulate', '--n', '48', '--seed', '3', '--workers', '1', '-o', sys.argv[1]])\n"
+    )
+    path = tmp_path / "full.h5"
+    full = subprocess.run([sys.executable, "-c", code, str(path)], check=False, capture_output=True, text=True)
+    assert full.returncode == 1
+    assert full.stderr.startswith(f"Error: {path} could not be written: [Errno 27] File too large.")
+    assert "the same command continues" in full.stderr
+    seen = []
+    simulate.simulate(path, Simulation(48, seed=3), workers=1, progress=seen.append)
+    assert seen == [16, 32, 48]
+    with Dataset(path) as data:
+        assert len(data) == 48
+
+
+def test_a_killed_worker_is_a_clear_error(tmp_path, monkeypatch):
+    class Pool(simulate.ProcessPoolExecutor):
+        def map(self, *arguments, **options):
+            raise simulate.BrokenProcessPool("terminated abruptly")
+
+    monkeypatch.setattr(simulate, "ProcessPoolExecutor", Pool)
+    with pytest.raises(DatasetError, match="worker process was killed"):
+        simulate.simulate(tmp_path / "t.h5", Simulation(40), workers=2)
 
 
 def test_any_object_can_be_drawn_alone():
@@ -170,3 +202,200 @@ def test_a_mosaic_is_called_fits(tmp_path):
 def test_a_mosaic_is_not_smaller_than_a_stamp(tmp_path):
     with pytest.raises(InputError, match="at least 128"):
         simulate.simulate_field(tmp_path / "field.fits", Field(64))
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def test_without_options_the_recipe_is_what_it_was():
+    """Runs and files of earlier versions go on: nothing is added to the configuration."""
+    record = Simulation(5, seed=3).record()
+    assert set(record) == {"n", "seed", "prior", "instrument", "psf_fwhm"}
+    assert set(record["prior"]) == {"mag", "r_eff_pix", "sersic_n", "ellipticity", "log_radii"}
+    assert Simulation(5).columns == dataset.TRUTH_COLUMNS
+
+
+@pytest.fixture(scope="module")
+def psf_files(tmp_path_factory):
+    """Two PSFs, the second of them twice as wide."""
+    folder = tmp_path_factory.mktemp("psf")
+    for name, instrument in (("a", F160W), ("b", replace(F160W, blur=0.2))):
+        fits.PrimaryHDU(simulate.effective_psf(instrument, 61)).writeto(folder / f"{name}.fits")
+    return [folder / "a.fits", folder / "b.fits"]
+
+
+def test_each_stamp_has_one_of_the_psfs(psf_files):
+    plain, truth = simulate.stamps(Simulation(12, prior=BRIGHT), np.arange(12))
+    simulation = simulate.plan(12, psf=psf_files)
+    images, with_psfs = simulate.stamps(replace(simulation, prior=BRIGHT), np.arange(12))
+    wide = with_psfs["psf"] == 1
+    assert 0 < wide.sum() < 12
+    for name in truth:
+        np.testing.assert_array_equal(truth[name], with_psfs[name])
+    sharpness = images.max(axis=(1, 2)) / plain.max(axis=(1, 2))
+    assert sharpness[wide].max() < 0.85
+    assert sharpness[~wide] == pytest.approx(1, abs=0.03)
+
+
+BRIGHT = Prior(mag=(17.0, 18.0), r_eff_pix=(2.0, 3.0), sersic_n=(0.5, 1.5))
+
+
+def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
+    def run(**options):
+        simulation = simulate.plan(20, psf=[tmp_path / "psf.fits"])
+        simulate.simulate(tmp_path / "t.h5", simulation, workers=1, **options)
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    def stop(done):
+        if done:
+            raise Stopped
+
+    (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
+    with pytest.raises(Stopped):
+        run(progress=stop)
+    (tmp_path / "psf.fits").write_bytes(psf_files[1].read_bytes())
+    with pytest.raises(DatasetError, match="unfinished run with other options"):
+        run()
+    (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
+    run()
+    with Dataset(tmp_path / "t.h5") as data:
+        assert data.config["psfs"][0]["name"] == "psf.fits"
+        assert data.config["psf_fwhm"] == pytest.approx(0.19, abs=0.005)
+        assert set(data.truth["psf"]) == {0}
+
+
+@pytest.fixture(scope="module")
+def everything(psf_files, tmp_path_factory):
+    """A simulation with every option of single galaxies."""
+    image, _ = simulate.simulate_field(tmp_path_factory.mktemp("sky") / "sky.fits", Field(1000, seed=1))
+    return simulate.plan(20, 7, prior="candels", psf=psf_files, noise_from=image, neighbours=True, centring=True)
+
+
+def test_with_options_the_file_does_not_depend_on_the_workers(everything, tmp_path):
+    paths = [simulate.simulate(tmp_path / f"{w}.h5", everything, workers=w) for w in (1, 2)]
+    with h5py.File(paths[0]) as one, h5py.File(paths[1]) as two:
+        np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
+        assert list(one["truth"]) == list(two["truth"])
+        for name in one["truth"]:
+            np.testing.assert_array_equal(one["truth"][name][:], two["truth"][name][:])
+        config = json.loads(one.attrs["config"])
+    assert config["prior"]["joint"]["name"] == "candels"
+    assert config["prior"]["mag"] == [18.0, 25.0]
+    assert config["neighbours"] is config["centring"] is True
+    assert len(config["sky"]["sha256"]) == len(config["psfs"][1]["sha256"]) == 64
+    assert config["instrument"]["rms_low"] == pytest.approx(0.0035, rel=0.05)
+
+
+def test_with_options_any_object_can_be_drawn_alone(everything):
+    together, truth = simulate.stamps(everything, np.arange(3))
+    alone, one = simulate.stamps(everything, np.array([2]))
+    np.testing.assert_array_equal(together[2], alone[0])
+    assert {name: column[2] for name, column in truth.items()} == {name: column[0] for name, column in one.items()}
+
+
+def test_noise_of_an_image_is_that_of_the_image(everything):
+    simulation = replace(everything, prior=Prior(mag=(27.0, 27.1)), neighbours=False)
+    images, truth = simulate.stamps(simulation, np.arange(6))
+    assert truth["rms"] == pytest.approx(0.0035, rel=0.05)
+    assert images[:, :40].std() == pytest.approx(0.0035, rel=0.05)
+
+
+def test_a_stamp_with_neighbours_is_what_measure_would_cut():
+    """A bright, isolated galaxy keeps its place; what belongs to others is replaced, so that little is left."""
+    simulation = Simulation(1, 2, Prior(mag=(20.0, 20.5), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0)), neighbours=True)
+    images, truth = simulate.stamps(simulation, np.arange(8))
+    assert np.hypot(truth["x"] - 63.5, truth["y"] - 63.5) == pytest.approx(0.4, abs=0.5)
+    assert truth["neighbours"].max() > 0.02
+    y, x = np.indices((128, 128))
+    for image, rms, x0, y0 in zip(images, truth["rms"], truth["x"], truth["y"], strict=True):
+        outside = np.hypot(x - x0, y - y0) > 40
+        assert np.quantile(image[outside], 0.999) < 8 * rms
+        assert image[round(y0), round(x0)] > 30 * rms
+
+
+def test_the_galaxies_do_not_depend_on_their_neighbours():
+    plain = Simulation(1, 2, Prior.candels())
+    names = ("mag", "r_eff_pix", "sersic_n", "ellipticity", "theta", "rms")
+    _, alone = simulate.stamps(plain, np.arange(3))
+    _, among = simulate.stamps(replace(plain, neighbours=True), np.arange(3))
+    for name in names:
+        np.testing.assert_array_equal(alone[name], among[name])
+
+
+def test_centres_scatter_as_those_of_detections():
+    for mag, scale in ((19.0, 0.1), (24.5, 0.7)):
+        prior = Prior(mag=(mag, mag + 0.1), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0), ellipticity=(0.0, 0.3))
+        _, dithered = simulate.stamps(Simulation(1, 0, prior), np.arange(30))
+        _, scattered = simulate.stamps(Simulation(1, 0, prior, centring=True), np.arange(30))
+        moved = np.concatenate([scattered["x"] - dithered["x"], scattered["y"] - dithered["y"]])
+        assert 0.2 * scale < 1.48 * np.median(np.abs(moved)) < 2 * scale
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": "candels", "log_radii": 0.5}, "leave out either"),
+        ({"zero_point": 25.0}, "--zero-point is that of the image of --noise-from"),
+        ({"prior": "none.csv"}, "there is none"),
+        ({"psf": ["none.fits"]}, "no such file"),
+        ({"noise_from": "none.fits"}, "no such file"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        simulate.plan(10, **options)
+
+
+@pytest.fixture(scope="module")
+def real_like():
+    simulation = simulate.plan(24, 1, galaxies="real-like")
+    return simulation, *simulate.stamps(simulation, np.arange(24))
+
+
+def test_real_like_galaxies_are_labelled_by_a_fit(real_like):
+    simulation, images, truth = real_like
+    assert set(truth) == {*dataset.TRUTH_COLUMNS, "neighbours", *simulate.FIT_COLUMNS}
+    drawn = [simulate._draw_truth(simulation, i)[0] for i in range(24)]
+    good = truth["status"] == 0
+    assert good.mean() > 0.7
+    for name, width in (("mag", 0.5), ("r_eff_pix", 0.35), ("ellipticity", 0.2)):
+        asked = np.array([galaxy[name] for galaxy in drawn])
+        off = truth[name] - asked if name != "r_eff_pix" else np.log(truth[name] / asked)
+        assert np.median(np.abs(off[good])) < width
+        assert off[good].any()
+        assert (truth[f"{name}_err"][good] > 0).all()
+    assert np.isfinite(images).all()
+    assert np.hypot(truth["x"] - 63.5, truth["y"] - 63.5)[good].max() < 8
+
+
+def test_labels_that_are_not_good_stay_out_of_training(real_like, tmp_path, monkeypatch):
+    simulation, images, truth = real_like
+    status = np.where(np.arange(24) % 4 == 0, simulate.OUT_OF_RANGE, truth["status"])
+    monkeypatch.setattr(
+        simulate,
+        "stamps",
+        lambda s, rows: (images[rows], {**{k: v[rows] for k, v in truth.items()}, "status": status[rows]}),
+    )
+    path = simulate.simulate(tmp_path / "t.h5", simulation, workers=1)
+    with Dataset(path) as data, Dataset(path, every=True) as whole:
+        assert len(whole) == 24
+        assert len(data) == np.sum(status == 0)
+        assert data.config["galaxies"] == "real-like"
+        np.testing.assert_array_equal(whole.truth["status"], status)
+
+
+def test_labels_out_of_range_are_marked():
+    prior = Prior(mag=(20.0, 20.1), r_eff_pix=(0.4, 0.5), sersic_n=(1.0, 1.1))
+    _, truth = simulate.stamps(Simulation(4, 0, prior, galaxies="real-like"), np.arange(4))
+    small = truth["r_eff_pix"] < 1.3
+    assert small.any()
+    assert set(truth["status"][small]) <= {1, 2, simulate.OUT_OF_RANGE}
+
+
+def test_galaxies_are_of_two_kinds():
+    with pytest.raises(InputError, match="sersic or real-like; received spiral"):
+        simulate.plan(10, galaxies="spiral")
+    with pytest.raises(InputError, match="--log-radii is for the uniform prior"):
+        simulate.plan(10, galaxies="real-like", log_radii=0.5)

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from sersicnet import mosaic, realsky, simulate
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.instrument import F160W
+from sersicnet.simulate import Field
+
+
+@pytest.fixture
+def psf_file(tmp_path):
+    """Write a PSF; returns a function of the image and the name."""
+
+    def write(image=None, name="psf.fits"):
+        image = simulate.effective_psf(F160W, 41) if image is None else image
+        fits.PrimaryHDU(image).writeto(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_a_psf_is_read_and_normalised(psf_file):
+    psf = realsky.read_psf(psf_file(7 * simulate.effective_psf(F160W, 41)))
+    assert psf.image.sum() == pytest.approx(1)
+    assert psf.width * 0.06 == pytest.approx(0.19, abs=0.005)
+    assert psf.name == "psf.fits"
+
+
+def off_centre():
+    image = np.zeros((21, 21))
+    image[10, 14] = 1
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.ones((20, 20)), "odd number of pixels a side, .* is 20 x 20"),
+        (np.ones((21, 23)), "is 23 x 21"),
+        (np.full((21, 21), -1.0), "positive sum"),
+        (np.where(off_centre() == 0, np.nan, 1), "finite pixels"),
+        (off_centre(), r"peak on the middle pixel \(10, 10\); that of .* is at x = 14, y = 10"),
+    ],
+)
+def test_bad_psfs_are_refused(psf_file, image, message):
+    with pytest.raises(InputError, match=message):
+        realsky.read_psf(psf_file(image))
+
+
+@pytest.fixture(scope="module")
+def mosaic_file(tmp_path_factory):
+    """A mosaic of 112 galaxies, and its truth."""
+    return simulate.simulate_field(tmp_path_factory.mktemp("sky") / "mosaic.fits", Field(1000, seed=1))
+
+
+@pytest.fixture(scope="module")
+def sky(mosaic_file):
+    return realsky.blank_sky(mosaic_file[0], F160W)
+
+
+def test_blank_sky_has_the_noise_of_the_image(sky):
+    assert realsky.LEAST_PATCHES <= len(sky.patches) <= realsky.MOST_PATCHES
+    noise = np.concatenate([sky.draw(np.random.default_rng(i), 128)[0].ravel() for i in range(20)])
+    assert noise.std() == pytest.approx(0.0035, rel=0.03)
+    assert abs(noise.mean()) < 0.0002
+    piece, rms = sky.draw(np.random.default_rng(0), 192)
+    assert piece.shape == (192, 192)
+    assert rms == pytest.approx(0.0035, rel=0.03)
+    assert (piece[1:] * piece[:-1]).mean() / piece.var() == pytest.approx(0.52, abs=0.03)
+
+
+def test_sources_are_not_in_the_blank_sky(sky, mosaic_file):
+    assert Table.read(mosaic_file[1])["mag"].min() < 21
+    assert sky.patches.max() < 7 * 0.0035
+
+
+def test_pieces_of_blank_sky_differ(sky):
+    pieces = {sky.draw(np.random.default_rng(i), 128)[0].tobytes() for i in range(50)}
+    assert len(pieces) == 50
+
+
+def test_noise_is_brought_to_the_zero_point_of_the_simulation(sky, mosaic_file):
+    deeper = realsky.blank_sky(mosaic_file[0], F160W, F160W.zero_point + 2.5)
+    np.testing.assert_allclose(deeper.rms, sky.rms / 10, rtol=1e-5)
+    np.testing.assert_allclose(deeper.patches, sky.patches / 10, atol=1e-6)
+    assert deeper.sha256 != sky.sha256
+
+
+def test_an_image_without_blank_patches_gives_its_power_spectrum(mosaic_file, blank):
+    small = blank(cards={"MAGZERO": F160W.zero_point}, data=mosaic.read_image(mosaic_file[0]).data[:300, :300])
+    with pytest.warns(SersicnetWarning, match="blank patches of 224 x 224 pixels, 8 are needed"):
+        sky = realsky.blank_sky(small, F160W)
+    assert len(sky.patches) == 0
+    noise, rms = sky.draw(np.random.default_rng(0), 192)
+    assert rms == pytest.approx(0.0035, rel=0.1)
+    assert noise.std() == pytest.approx(rms, rel=0.05)
+    assert (noise[1:] * noise[:-1]).mean() / noise.var() == pytest.approx(0.52, abs=0.04)
+
+
+def test_an_image_of_another_pixel_scale_is_a_warning(tmp_path, blank):
+    header = simulate.WCS(naxis=2)
+    header.wcs.ctype, header.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [-1e-4, 1e-4]
+    cards = header.to_header()
+    cards["MAGZERO"] = 25.0
+    with pytest.warns(SersicnetWarning) as caught:
+        realsky.blank_sky(blank(cards=cards), F160W)
+    assert any("0.36 arcsec per pixel, the simulation 0.06" in str(w.message) for w in caught)
+
+
+def test_an_image_without_a_zero_point_is_refused(blank):
+    with pytest.raises(InputError, match="tells no zero point"):
+        realsky.blank_sky(blank(cards={}), F160W)
+
+
+def test_photon_noise_is_that_of_the_simulation():
+    bright = np.full((500, 500), 50.0)
+    noise = realsky.photon_noise(bright, F160W, np.random.default_rng(1))
+    sums = noise.reshape(25, 20, 25, 20).sum(axis=(1, 3))
+    assert sums.std() == pytest.approx(np.sqrt(400 * 50 / F160W.exposure), rel=0.1)
