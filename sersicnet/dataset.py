@@ -431,7 +431,8 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         CSV file with a header line and the columns ``image`` (path, relative to
         the file; not needed with `image`), ``x, y`` (zero-based) or ``ra, dec``
         (degrees), ``mag`` (AB), ``r_eff_pix`` or ``r_eff`` (arcsec; both along
-        the semi-major axis), ``sersic_n``, and ``ellipticity`` or ``q``.
+        the semi-major axis), ``sersic_n``, and ``ellipticity`` or ``q``. Rows
+        whose ``fit_status``, as `sersicnet fit` writes it, is not 0 are left out.
     image : str or Path, optional
         The one image that all rows lie in.
     zero_point : float, optional
@@ -469,8 +470,10 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             )
     if not ({"x", "y"} <= names or {"ra", "dec"} <= names):
         raise DatasetError(f"{path} needs both x and y, or both ra and dec; it has {', '.join(sorted(names))}.")
+    if "fit_status" in names:
+        rows = [(line, row) for line, row in rows if row["fit_status"] == "0"]
     if not rows:
-        raise DatasetError(f"{path} has no rows.")
+        raise DatasetError(f"{path} has no rows{' with fit_status 0' if 'fit_status' in names else ''}.")
     by_image: dict[Path, list[int]] = {}
     for i, (line, row) in enumerate(rows):
         if image is None and not row["image"]:

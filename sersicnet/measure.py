@@ -17,9 +17,9 @@ from astropy import units
 from astropy.table import Column, QTable, Table
 from scipy.spatial import KDTree
 
-from sersicnet import catalogue, instrument, mosaic, population, weights
+from sersicnet import catalogue, instrument, mosaic, population, realsky, weights
 from sersicnet.errors import InputError, SersicnetWarning, check_output
-from sersicnet.fit import Fits, Fitter, Noise, Prior, Status
+from sersicnet.fit import SKY_LEFT, STRUCTURE, Fits, Fitter, Noise, Prior, Status
 from sersicnet.schema import (
     COLUMNS,
     CROWDED_LIMIT,
@@ -36,17 +36,6 @@ from sersicnet.schema import (
 
 STAMPS_AT_ONCE = 512
 """Stamps cut before they go through the network: 32 MB."""
-
-SKY_LEFT = 0.1
-"""How well the sky under a galaxy is known, in units of the rms of a pixel: in fits, one standard deviation."""
-
-STRUCTURE = 0.05
-"""Default of what galaxies scatter about a Sersic profile, as a fraction of their surface brightness.
-
-Whitened noise makes every arm and nucleus of a bright galaxy significant; without this, one
-knot in the middle of a face-on spiral can drag the index to its bound. Of 0, 0.03, 0.06, 0.12
-and 0.25, values of 0.03 to 0.06 agree best with published GALFIT fits of CANDELS galaxies.
-"""
 
 MOST_NEIGHBOURS = 3
 """Overlapping neighbours that are fitted together with a galaxy; others are masked."""
@@ -646,7 +635,7 @@ def _psf_of_weights(network: weights.Weights) -> tuple[np.ndarray, str]:
 
 
 def _psf_of_file(path: str | Path) -> tuple[np.ndarray, str]:
-    return mosaic.read_image(path, prefer=("PSF",), least=1).data, str(path)
+    return realsky.read_psf(path).image, str(path)
 
 
 def _width(psf: np.ndarray, oversampling: int = 1) -> float:

@@ -30,7 +30,7 @@ from astropy.wcs import WCS
 import sersicnet
 from sersicnet import dataset, population, reallike, scene
 from sersicnet.errors import DatasetError, InputError, check_output
-from sersicnet.fit import Fitter, Noise
+from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise
 from sersicnet.instrument import F160W, Instrument
 from sersicnet.population import Mixture
 from sersicnet.realsky import BlankSky, Psf, blank_sky, full_width, photon_noise, read_psf
@@ -331,7 +331,7 @@ def _camera(psf: Instrument | Psf) -> Camera:
 @functools.cache
 def _fitter(psf: Instrument | Psf, instrument: Instrument, sky: BlankSky | None) -> Fitter:
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
-    return Fitter(_camera(psf).psf, Noise(correlation, instrument.exposure), STAMP_SIZE)
+    return Fitter(_camera(psf).psf, Noise(correlation, instrument.exposure, SKY_LEFT, STRUCTURE), STAMP_SIZE)
 
 
 def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:

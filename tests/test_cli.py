@@ -82,7 +82,9 @@ def test_measure_writes_a_catalogue_and_says_so(run, field, tmp_path):
 def test_fit_writes_labels_that_finetune_reads(run, field, tmp_path):
     fits.PrimaryHDU(effective_psf(F160W)).writeto(tmp_path / "psf.fits")
     bright = Table.read(str(field[0]).replace(".fits", "_truth.ecsv"))
-    bright["x", "y"][np.argsort(bright["mag"])[:2]].write(tmp_path / "targets.csv")
+    targets = bright["x", "y"][np.argsort(bright["mag"])[:2]]
+    targets.add_row((-500.0, 3.0))
+    targets.write(tmp_path / "targets.csv")
     code, _, err = run(
         "fit", field[0], "--psf", tmp_path / "psf.fits", "--gain", "3200", "--positions", tmp_path / "targets.csv",
         "-o", tmp_path / "labels.csv",
