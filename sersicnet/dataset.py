@@ -175,6 +175,8 @@ class Journal:
                 "stamps",
                 (self.n, STAMP_SIZE, STAMP_SIZE),
                 "<i4",
+                # HDF5 wants room for a whole chunk, which fewer stamps do not fill.
+                maxshape=(max(self.n, BLOCK), STAMP_SIZE, STAMP_SIZE),
                 chunks=(BLOCK, STAMP_SIZE, STAMP_SIZE),
                 shuffle=True,
                 compression="gzip",

@@ -25,6 +25,16 @@ def test_targets_hold_the_magnitude_relative_to_the_noise(small_dataset):
         np.testing.assert_allclose(data.targets[:, 0], -2.5 * np.log10(flux_over_rms))
 
 
+def test_a_dataset_may_be_smaller_than_a_block(tmp_path):
+    original, truth = stamps(Simulation(3, seed=5), np.arange(3))
+    with Journal(tmp_path / "a", 3, ATTRIBUTES) as journal:
+        journal.add(dataset.pack(0, original, truth))
+        journal.finish()
+    with Dataset(tmp_path / "a") as data:
+        assert len(data) == 3
+        np.testing.assert_allclose(data.stamps(0, 3), original / truth["rms"][:, None, None], atol=0.04)
+
+
 @pytest.mark.parametrize("size", [7, 16, 64])
 def test_batches_show_every_row_once(small_dataset, size):
     with Dataset(small_dataset) as data:
