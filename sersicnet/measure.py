@@ -629,6 +629,8 @@ def _psf_of_weights(network: weights.Weights) -> tuple[np.ndarray, str]:
     from sersicnet.simulate import effective_psf
 
     trained_on = _trained_on(network, "PSF")
+    if network.card["data"]["config"].get("psfs"):
+        raise InputError(f"{network.name} was trained with PSFs of its own: give the image's PSF with --psf.")
     _warn(f"No --psf was given: fits use that of the weights' domain, {trained_on['name']}.")
     preset = instrument.Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
     return effective_psf(preset), f"of the weights: {trained_on['name']}"

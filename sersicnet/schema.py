@@ -194,16 +194,14 @@ COLUMNS = (
     Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
     Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y; moments, or the fit"),
     Column("snr", "f4", "", "stat.snr", "signal to noise in the detected area"),
-    Column(
-        "sky", "f4", "", "instr.background", "level under the galaxy in the fit, beyond the subtracted sky, image units"
-    ),
+    Column("sky", "f4", "", "instr.background", "fitted level under the galaxy, sky subtracted, image units"),
     Column("chi2", "f4", "", "stat.fit.chi2", "reduced chi-square of the fit"),
     Column(
         "fit_status",
         "i4",
         "",
         "meta.code",
-        "of the fit: 0 converged, 1 not, 2 at a bound, 3 no data, 4 no start; -1 none",
+        "0 converged, 1 not, 2 at a bound, 3 no data, 4 no start, -1 none",
     ),
     Column("flags", "i4", "", "meta.code.qual", "sum of bits, 0 = good; see the documentation"),
 )
