@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ CHUNK = 512
 
 BRIGHT = 23.0
 """The study's magnitude limit."""
+
+MAG_EDGES = (16, 18, 20, 21, 22, 23, 24, 25, 26, 27)
+OUTLIER = 0.5
 
 
 def r_squared(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -69,6 +73,58 @@ def scores(
     return samples
 
 
+def by_magnitude(truth: np.ndarray, predicted: np.ndarray, errors: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """The statistics of the Euclid Morphology Challenge in bins of true magnitude.
+
+    Errors are absolute in magnitude and axis ratio, relative in the radius, and
+    of log10 of the index. Their median is the bias, the half-width that holds
+    68 % of the deviations from it the dispersion, and outliers are off by more
+    than 0.5.
+
+    Parameters
+    ----------
+    truth, predicted, errors
+        As for `scores`; magnitudes are AB.
+
+    Returns
+    -------
+    list of dict
+        For each bin with at least ten galaxies: ``range`` (of magnitude), ``n``, and a
+        dict for each parameter with ``bias``, ``dispersion``, ``outliers`` and,
+        with errors, ``within68`` and ``within95``: the fractions of truths within 1 and
+        1.96 sigma.
+
+    References
+    ----------
+    Bretonniere et al. 2023, A&A 671, A102.
+    """
+    rows = []
+    for low, high in pairwise(MAG_EDGES):
+        good = (truth[:, 0] >= low) & (truth[:, 0] < high)
+        good &= np.isfinite(truth).all(axis=1) & np.isfinite(predicted).all(axis=1)
+        if good.sum() < 10:
+            continue
+        t, p = truth[good], predicted[good]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            off = np.column_stack(
+                [p[:, 0] - t[:, 0], p[:, 1] / t[:, 1] - 1, np.log10(p[:, 2] / t[:, 2]), t[:, 3] - p[:, 3]]
+            )
+        row: dict[str, Any] = {"range": [low, high], "n": int(good.sum())}
+        for i, target in enumerate(TARGETS):
+            bias = float(np.median(off[:, i]))
+            row[target.name] = {
+                "bias": bias,
+                "dispersion": float(np.quantile(np.abs(off[:, i] - bias), 0.6827)),
+                "outliers": float((np.abs(off[:, i]) > OUTLIER).mean()),
+            }
+            if errors is not None:
+                pull = np.abs(p[:, i] - t[:, i]) / errors[good, i]
+                row[target.name]["within68"] = float((pull <= 0.9945).mean())
+                row[target.name]["within95"] = float((pull <= 1.96).mean())
+        rows.append(row)
+    return rows
+
+
 def evaluate(
     data: str | Path,
     weights_name: str | Path = weights.DEFAULT,
@@ -100,7 +156,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``weights``, ``sha256``, ``data``, and ``samples`` as from `scores`.
+        ``weights``, ``sha256``, ``data``, ``samples`` as from `scores`, and
+        ``by_magnitude``.
     """
     from sersicnet.dataset import Dataset, read_labels
 
@@ -122,8 +179,14 @@ def evaluate(
     # Relative and AB magnitudes differ by what truth and prediction share.
     predicted[:, 0] += mag - truth[:, 0]
     truth[:, 0] = mag
-    samples = scores(truth, predicted, errors if network.card["errors"] else None)
-    result = {"weights": network.name, "sha256": network.sha256, "data": str(data), "samples": samples}
+    known = errors if network.card["errors"] else None
+    result = {
+        "weights": network.name,
+        "sha256": network.sha256,
+        "data": str(data),
+        "samples": scores(truth, predicted, known),
+        "by_magnitude": by_magnitude(truth, predicted, known),
+    }
     if output is not None:
         _write_report(output, result, truth, predicted)
     return result
@@ -146,8 +209,30 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     """The result of `evaluate` as a page."""
     return (
         f"`{result['weights']}` (SHA-256 {result['sha256'][:12]}) on `{result['data']}`\n\n"
-        f"{weights.scores_table(result['samples'])}\n"
+        f"{weights.scores_table(result['samples'])}\n\n"
+        f"{_magnitude_table(result['by_magnitude'])}\n"
     )
+
+
+def _magnitude_table(rows: list[dict[str, Any]]) -> str:
+    """Bias and dispersion, outliers, and the coverage of the intervals, by magnitude."""
+    names = ("mag", "R_e, relative", "log10 n", "axis ratio")
+    lines = [
+        "Median ± 68 %; outliers beyond 0.5; truths within the 68 and the 95 % interval.",
+        "",
+        "| mag | N | " + " | ".join(names) + " |",
+        "|" + "---|" * (2 + len(names)),
+    ]
+    for row in rows:
+        cells = []
+        for target in TARGETS:
+            found = row[target.name]
+            cell = f"{found['bias']:+.3f} ± {found['dispersion']:.3f}; {found['outliers']:.1%}"
+            if "within68" in found:
+                cell += f"; {found['within68']:.0%}, {found['within95']:.0%}"
+            cells.append(cell)
+        lines.append(f"| {row['range'][0]}-{row['range'][1]} | {row['n']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _panels() -> tuple[Any, Any]:

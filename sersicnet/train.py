@@ -367,6 +367,7 @@ def train(
             else f"Network `{network}` trained on simulated galaxies and {len(real)} real ones, "
             f"{'with' if real_labels else 'without'} their labels, against a domain classifier.",
             "errors": scale is not None,
+            "calibration": None if scale is None else _calibrated(unit_model, source, valid_rows),
             "recipe": asdict(recipe),
             "label_mean": mean.tolist(),
             "label_std": std.tolist(),
@@ -486,6 +487,7 @@ def finetune(
         **start.card,
         **_card_base(output.name, start.card["network"], core, state, seed, command),
         "summary": f"`{start.name}` fine-tuned on {len(real)} labelled real galaxies.",
+        "calibration": None if scale is None else _calibrated(unit_model, shuffled, (n_train, len(real))),
         "recipe": asdict(recipe),
         "base": {"name": start.name, "sha256": start.sha256},
         "data": {"n": len(real), "sha256": real.sha256(), "command": command},
@@ -525,6 +527,49 @@ def _error_scale(core: keras.Model, source: Source, rows: tuple[int, int], stand
     out, indices = _predict(core, source, *rows)
     deviation = np.abs(out[:, :N_TARGETS] - standardised[indices]) / np.exp(out[:, N_TARGETS:])
     return np.quantile(deviation, 0.6827, axis=0)
+
+
+def _calibrated(model: keras.Model, source: Source, rows: tuple[int, int]) -> dict[str, Any] | None:
+    out, indices = _predict(model, source, *rows)
+    return calibration(source.targets[indices], out[:, :N_TARGETS], out[:, N_TARGETS:])
+
+
+def calibration(
+    targets: np.ndarray, predicted: np.ndarray, errors: np.ndarray, *, least: int = 300, most: int = 12
+) -> dict[str, Any] | None:
+    """Factors on predicted errors, by magnitude, that make 68.27 % of the deviations fall within one.
+
+    Split conformal prediction, for galaxies of like brightness: one factor a
+    parameter in bins of the predicted relative magnitude that hold equally many.
+
+    Parameters
+    ----------
+    targets, predicted, errors : ndarray, float, (N, 4)
+        Of galaxies that were not trained on; the magnitude relative to the noise.
+    least : int
+        Galaxies that a bin needs.
+    most : int
+        Bins.
+
+    Returns
+    -------
+    dict or None
+        ``mag``, the median of each bin, and ``factors``, a list for each bin;
+        None for fewer than two bins' galaxies.
+
+    References
+    ----------
+    Lei et al. 2018, arXiv:1604.04173, section 5.2 (locally weighted).
+    """
+    bins = min(most, len(targets) // least)
+    if bins < 2:
+        return None
+    deviation = np.abs(predicted - targets) / errors
+    parts = np.array_split(np.argsort(predicted[:, 0]), bins)
+    return {
+        "mag": [round(float(np.median(predicted[part, 0])), 4) for part in parts],
+        "factors": [np.quantile(deviation[part], 0.6827, axis=0).round(4).tolist() for part in parts],
+    }
 
 
 def _card_base(
@@ -604,7 +649,7 @@ def _finish(
     if test is not None:
         with Dataset(test) as other:
             out, rows = _predict(model, other, 0, len(other))
-            errors = out[:, N_TARGETS:] if card["errors"] else None
+            errors = weights.calibrated(card, out[:, 0], out[:, N_TARGETS:]) if card["errors"] else None
             card["scores"] = {
                 "test_set": f"{len(other):,} stamps of `{other.config['command']}`",
                 "samples": scores(other.targets[rows], out[:, :N_TARGETS], errors, other.mag[rows]),

@@ -105,7 +105,7 @@ class Weights:
             good = np.isfinite(batch).all(axis=(1, 2))
             if good.any():
                 out[first : first + BATCH][good] = self._session.run(None, {name: batch[good]})[0]
-        errors = out[:, N_TARGETS:] if self.card["errors"] else None
+        errors = calibrated(self.card, out[:, 0], out[:, N_TARGETS:]) if self.card["errors"] else None
         return out[:, :N_TARGETS], errors
 
     def keras_model(self) -> keras.Model:
@@ -113,6 +113,23 @@ class Weights:
         from sersicnet.networks import load_model
 
         return load_model(self.path / KERAS)
+
+
+def calibrated(card: Mapping[str, Any], mag: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Errors as the network predicts them, times the factors that its card lists by magnitude.
+
+    Parameters
+    ----------
+    card : mapping
+    mag : ndarray, float, (N,)
+        Predicted magnitude, relative to the noise.
+    errors : ndarray, float, (N, 4)
+    """
+    table = card.get("calibration")
+    if not table:
+        return errors
+    factors = np.array(table["factors"])
+    return errors * np.column_stack([np.interp(mag, table["mag"], column) for column in factors.T])
 
 
 def load(name_or_path: str | Path) -> Weights:

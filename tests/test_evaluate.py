@@ -5,6 +5,7 @@ import pytest
 
 from sersicnet import evaluate
 from sersicnet.errors import InputError, SersicnetError
+from sersicnet.schema import TARGET_NAMES
 
 RNG = np.random.default_rng(0)
 TRUTH = np.column_stack([RNG.uniform(16, 27, 400), RNG.uniform(1, 50, 400), RNG.uniform(0.3, 6, 400), RNG.random(400)])
@@ -28,6 +29,21 @@ def test_bright_galaxies_have_a_row_of_their_own():
     found = evaluate.scores(TRUTH, TRUTH)
     assert found["mag <= 23"]["n"] == (TRUTH[:, 0] <= 23).sum()
     assert "coverage" not in found["all"]
+
+
+def test_statistics_by_magnitude_of_known_errors():
+    predicted = TRUTH.copy()
+    predicted[:, 0] += 0.1
+    predicted[:, 1] *= 1.2
+    predicted[:, 2] *= 10**0.05
+    predicted[:, 3] -= 0.3
+    rows = evaluate.by_magnitude(TRUTH, predicted, np.full(TRUTH.shape, 0.2))
+    assert sum(row["n"] for row in rows) == 400
+    for row in rows:
+        assert [row[t]["bias"] for t in TARGET_NAMES] == pytest.approx([0.1, 0.2, 0.05, 0.3])
+        assert [row[t]["dispersion"] for t in TARGET_NAMES] == pytest.approx([0, 0, 0, 0], abs=1e-9)
+        assert (row["mag"]["within68"], row["ellipticity"]["within68"], row["ellipticity"]["within95"]) == (1, 0, 1)
+        assert row["r_eff_pix"]["outliers"] == 0
 
 
 def test_missing_measurements_are_counted():

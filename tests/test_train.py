@@ -190,3 +190,20 @@ def test_reading_ahead_hands_on_errors():
     assert next(items) == 1
     with pytest.raises(ValueError, match="disk"):
         next(items)
+
+
+def test_errors_are_calibrated_by_magnitude():
+    rng = np.random.default_rng(0)
+    n = 6000
+    predicted = np.column_stack([np.sort(rng.uniform(-10, 0, n)), *rng.uniform(1, 5, (3, n))])
+    factor = 1 + np.arange(n) / n
+    targets = predicted + 0.1 * factor[:, None] * rng.standard_normal((n, 4))
+    errors = np.full((n, 4), 0.1)
+    table = train.calibration(targets, predicted, errors)
+    known = weights.calibrated({"calibration": table}, predicted[:, 0], errors)
+    assert known[0] == pytest.approx([0.104] * 4, rel=0.1)
+    assert known[-1] == pytest.approx([0.196] * 4, rel=0.1)
+    for part in np.array_split(np.arange(n), 4):
+        assert (np.abs(predicted - targets) < known)[part].mean() == pytest.approx(0.683, abs=0.02)
+    assert train.calibration(targets[:500], predicted[:500], errors[:500]) is None
+    assert weights.calibrated({}, predicted[:, 0], errors) is errors
