@@ -330,6 +330,9 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    psf_scatter: Annotated[
+        float, typer.Option(help="Stretch the default PSF by up to this fraction, narrower or wider.", min=0, max=0.49)
+    ] = 0.0,
     noise_from: Annotated[
         Path | None,
         typer.Option(help="FITS image whose blank sky is the noise; drawn by default.", show_default=False),
@@ -386,8 +389,9 @@ def simulate(
 
     if mosaic is not None:
         _refuse_with_mosaic(
-            prior=prior, log_radii=log_radii, psf=psf, noise_from=noise_from, neighbours=neighbours, centring=centring,
-            preview=preview, galaxies=galaxies if galaxies != "sersic" else None,
+            prior=prior, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter, noise_from=noise_from,
+            neighbours=neighbours, centring=centring, preview=preview,
+            galaxies=galaxies if galaxies != "sersic" else None,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = simulations.Field(mosaic, n, seed)
@@ -408,6 +412,7 @@ def simulate(
             prior=prior,
             log_radii=log_radii,
             psf=psf or (),
+            psf_scatter=psf_scatter,
             noise_from=noise_from,
             zero_point=zero_point,
             neighbours=neighbours,

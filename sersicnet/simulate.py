@@ -40,6 +40,9 @@ from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGET_NAMES, TARGETS
 
 PSF_SIZE = 167
 
+PSF_STRETCHES = 9
+"""Widths of the PSF that `Simulation.psf_scatter` spreads over."""
+
 FIT_COLUMNS = ("status", *(f"{name}_err" for name in TARGET_NAMES))
 """Truth columns of real-like galaxies: how their fit ended, and its formal errors."""
 
@@ -103,6 +106,9 @@ class Simulation:
     psfs : tuple of Psf
         One of them is drawn for each stamp, instead of the instrument's PSF; see
         `sersicnet.realsky.read_psf`.
+    psf_scatter : float
+        The instrument's PSF is stretched by up to this fraction, narrower or wider, in
+        `PSF_STRETCHES` steps: so that a network does not rely on one width.
     sky : BlankSky, optional
         Noise of a real image instead of the instrument's; see
         `sersicnet.realsky.blank_sky`.
@@ -125,6 +131,7 @@ class Simulation:
     prior: Prior = field(default_factory=Prior)
     instrument: Instrument = F160W
     psfs: tuple[Psf, ...] = ()
+    psf_scatter: float = 0.0
     sky: BlankSky | None = None
     neighbours: bool = False
     centring: bool = False
@@ -149,6 +156,8 @@ class Simulation:
         scale = instrument.pixel_scale
         if self.psfs:
             out["psfs"] = [{"name": p.name, "sha256": p.sha256, "fwhm": p.width * scale} for p in self.psfs]
+        if self.psf_scatter:
+            out["psf_scatter"] = self.psf_scatter
         if self.sky is not None:
             out["sky"] = self.sky.record()
         for option in ("neighbours", "centring"):
@@ -163,7 +172,11 @@ class Simulation:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the truth columns."""
-        more = ("psf",) * bool(self.psfs) + ("neighbours",) * (self.neighbours or self.real_like)
+        more = (
+            ("psf",) * bool(self.psfs)
+            + ("psf_stretch",) * bool(self.psf_scatter)
+            + ("neighbours",) * (self.neighbours or self.real_like)
+        )
         return dataset.TRUTH_COLUMNS + more + FIT_COLUMNS * self.real_like
 
 
@@ -174,6 +187,7 @@ def plan(
     prior: str | Path | None = None,
     log_radii: float = 0.0,
     psf: Sequence[str | Path] = (),
+    psf_scatter: float = 0.0,
     noise_from: str | Path | None = None,
     zero_point: float | None = None,
     neighbours: bool = False,
@@ -194,6 +208,8 @@ def plan(
         For the uniform prior; see `Prior`.
     psf : sequence of str or Path
         FITS files; see `sersicnet.realsky.read_psf`.
+    psf_scatter : float
+        See `Simulation`; not with PSFs of one's own.
     noise_from : str or Path, optional
         FITS image with blank sky; see `sersicnet.realsky.blank_sky`.
     zero_point : float, optional
@@ -214,6 +230,10 @@ def plan(
     """
     if prior is not None and log_radii > 0:
         raise InputError("--log-radii is for the uniform prior: leave out either --log-radii or --prior.")
+    if psf and psf_scatter:
+        raise InputError("--psf-scatter stretches the instrument's PSF: leave out either --psf or --psf-scatter.")
+    if not 0 <= psf_scatter < 0.5:
+        raise InputError(f"--psf-scatter is a fraction from 0 to below 0.5; received {psf_scatter}.")
     if zero_point is not None and noise_from is None:
         raise InputError("--zero-point is that of the image of --noise-from: give both, or none.")
     if galaxies not in ("sersic", "real-like"):
@@ -234,6 +254,7 @@ def plan(
         chosen,
         instrument,
         psfs=tuple(read_psf(path) for path in psf),
+        psf_scatter=psf_scatter,
         sky=None if noise_from is None else blank_sky(noise_from, instrument, zero_point),
         neighbours=neighbours,
         centring=centring,
@@ -241,7 +262,7 @@ def plan(
     )
 
 
-def effective_psf(instrument: Instrument, size: int = PSF_SIZE) -> np.ndarray:
+def effective_psf(instrument: Instrument, size: int = PSF_SIZE, stretch: float = 1.0) -> np.ndarray:
     """The PSF as the image samples it, pixel included.
 
     Parameters
@@ -249,6 +270,8 @@ def effective_psf(instrument: Instrument, size: int = PSF_SIZE) -> np.ndarray:
     instrument : Instrument
     size : int
         Odd number of pixels a side.
+    stretch : float
+        Factor on its width.
 
     Returns
     -------
@@ -260,6 +283,8 @@ def effective_psf(instrument: Instrument, size: int = PSF_SIZE) -> np.ndarray:
     core.append(galsim.Gaussian(sigma=instrument.blur))
     halo = galsim.Moffat(beta=instrument.halo_beta, scale_radius=instrument.halo_scale)
     psf = (1 - instrument.halo_fraction) * galsim.Convolve(core) + instrument.halo_fraction * halo
+    if stretch != 1:
+        psf = psf.dilate(stretch)
     image = psf.drawImage(nx=size, ny=size, scale=instrument.pixel_scale, method="no_pixel", dtype=float).array
     return image / image.sum()
 
@@ -324,14 +349,14 @@ def _draw_shape(prior: Prior, rng: np.random.Generator) -> dict[str, float]:
 
 
 @functools.cache
-def _camera(psf: Instrument | Psf) -> Camera:
-    return Camera(effective_psf(psf) if isinstance(psf, Instrument) else psf.image)
+def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
+    return Camera(effective_psf(psf, stretch=stretch) if isinstance(psf, Instrument) else psf.image)
 
 
 @functools.cache
-def _fitter(psf: Instrument | Psf, instrument: Instrument, sky: BlankSky | None) -> Fitter:
+def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None) -> Fitter:
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
-    return Fitter(_camera(psf).psf, Noise(correlation, instrument.exposure, SKY_LEFT, STRUCTURE), STAMP_SIZE)
+    return Fitter(_camera(psf, stretch).psf, Noise(correlation, instrument.exposure, SKY_LEFT, STRUCTURE), STAMP_SIZE)
 
 
 def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -373,7 +398,11 @@ def _stamp(
     if simulation.psfs:
         chosen = int(more.integers(len(simulation.psfs)))
         truth["psf"], psf = chosen, simulation.psfs[chosen]
-    camera = _camera(psf)
+    stretch = 1.0
+    if simulation.psf_scatter:
+        place = int(more.integers(PSF_STRETCHES)) / (PSF_STRETCHES - 1)
+        truth["psf_stretch"] = stretch = 1 + simulation.psf_scatter * (2 * place - 1)
+    camera = _camera(psf, stretch)
     galaxy = np.array(_parameters(truth, instrument))
     expose = functools.partial(_observed, simulation, truth, rng)
     if not (simulation.neighbours or simulation.real_like):
@@ -392,7 +421,7 @@ def _stamp(
     image = stamp.pixels[0]
     truth["x"], truth["y"], truth["neighbours"] = stamp.x[0], stamp.y[0], stamp.neighbours[0]
     if simulation.real_like:
-        fitter = _fitter(psf, instrument, simulation.sky)
+        fitter = _fitter(psf, stretch, instrument, simulation.sky)
         _label(fitter, truth, instrument, image, stamp.replaced[0])
     return image
 

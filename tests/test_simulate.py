@@ -240,6 +240,20 @@ def test_each_stamp_has_one_of_the_psfs(psf_files):
 BRIGHT = Prior(mag=(17.0, 18.0), r_eff_pix=(2.0, 3.0), sersic_n=(0.5, 1.5))
 
 
+def test_the_psf_scatters_in_width():
+    simulation = replace(simulate.plan(12, psf_scatter=0.15), prior=BRIGHT)
+    images, truth = simulate.stamps(simulation, np.arange(12))
+    assert 0.85 <= truth["psf_stretch"].min() < 1 < truth["psf_stretch"].max() <= 1.15
+    plain, _ = simulate.stamps(replace(simulation, psf_scatter=0.0), np.arange(12))
+    same = truth["psf_stretch"] == 1
+    for i in range(12):
+        assert np.array_equal(images[i], plain[i]) == same[i]
+    widths = [simulate.full_width(simulate.effective_psf(F160W, stretch=f)) for f in (0.85, 1, 1.15)]
+    assert widths[0] / widths[1] == pytest.approx(0.85, abs=0.01)
+    assert widths[2] / widths[1] == pytest.approx(1.15, abs=0.01)
+    assert simulation.record()["psf_scatter"] == 0.15
+
+
 def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
     def run(**options):
         simulation = simulate.plan(20, psf=[tmp_path / "psf.fits"])
@@ -340,6 +354,8 @@ def test_centres_scatter_as_those_of_detections():
         ({"zero_point": 25.0}, "--zero-point is that of the image of --noise-from"),
         ({"prior": "none.csv"}, "there is none"),
         ({"psf": ["none.fits"]}, "no such file"),
+        ({"psf": ["none.fits"], "psf_scatter": 0.1}, "leave out either"),
+        ({"psf_scatter": 0.7}, "a fraction from 0"),
         ({"noise_from": "none.fits"}, "no such file"),
     ],
 )
