@@ -1,7 +1,7 @@
 """Training: base networks, fine-tuning on real galaxies, the adversary.
 
 A run keeps everything in a directory beside its output: its configuration, one
-JSON line an epoch, the best weights and the last state. The same command
+JSON line an epoch, the best weights and the last state, at most five minutes old. The same command
 continues it; the finished weights directory appears whole or not at all.
 """
 
@@ -15,6 +15,7 @@ import queue
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from sersicnet.networks import keras, ops
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, encode
 
 Source = Dataset | Arrays
+
+KEEP_SECONDS = 300.0
+"""How often the state of a run is written, besides after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,9 @@ def _prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
         stop.set()
 
 
-def _in_random_orientation(stamps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _oriented(stamps: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Stamps in the orientations numbered 0 to 7."""
     out = np.empty_like(stamps)
-    which = rng.integers(8, size=len(stamps))
     for turn in range(8):
         chosen = which == turn
         view = np.rot90(stamps[chosen], turn % 4, axes=(1, 2))
@@ -189,59 +193,74 @@ def _fit(
     run.mkdir(parents=True, exist_ok=True)
     config_file.write_text(json.dumps(config, indent=1))
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0}
+    state |= {"step": 0, "loss": 0.0, "spent": 0.0}  # of the epoch under way
     model = task.model
     model.optimizer.build(model.trainable_variables)
     if state_file.exists():
-        state = json.loads(state_file.read_text())
+        state |= json.loads(state_file.read_text())
         model.load_weights(run / state["last"])
+
+    def keep() -> None:
+        # The state names its weights file, so that a kill between the two writes is harmless.
+        old = state.get("last")
+        state["last"] = f"{state['epoch']}-{state['step']}-{last.name}"
+        model.save_weights(run / state["last"])
+        _write_whole(state_file, json.dumps(state))
+        if old not in (None, state["last"]):
+            (run / old).unlink(missing_ok=True)
+
     low, high = task.train_rows
     steps = math.ceil((high - low) / recipe.batch)
     while state["epoch"] < recipe.epochs and state["epoch"] - state["best_epoch"] < recipe.patience:
         epoch = state["epoch"]
         # Two generators, for the stamps are read ahead in a thread of their own.
         order, turns = (np.random.default_rng([seed, epoch, use]) for use in (0, 1))
-        started, losses = time.monotonic(), []
+        kept, recent = time.monotonic(), deque[float](maxlen=50)
+        first = state["step"]
         batches = task.source.batches(recipe.batch, low, high, order)
         for step, (stamps, indices) in enumerate(_prefetched(batches)):
+            orientations = turns.integers(8, size=len(stamps))
+            if step < first:  # done before the interruption
+                continue
             done = (epoch + step / steps) / recipe.epochs
             if recipe.anneal:
                 warm = min(1.0, done / 0.03 + 1e-3)
                 model.optimizer.learning_rate = recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
             if recipe.symmetries:
-                stamps = _in_random_orientation(stamps, turns)
+                stamps = _oriented(stamps, orientations)
             x, y, sample_weight = task.arguments(stamps, indices, done)
+            model.reset_metrics()
             logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
-            losses.append(float(logs["loss"]))
-            if not math.isfinite(losses[-1]):
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
                 raise DatasetError(
-                    f"The loss became {losses[-1]} at epoch {epoch + 1}, step {step + 1}. "
-                    "Check the dataset for NaN stamps."
+                    f"The loss became {loss} at epoch {epoch + 1}, step {step + 1}. Check the dataset for NaN stamps."
                 )
-            report(Progress(epoch + 1, recipe.epochs, step + 1, steps, float(np.mean(losses[-50:])), None))
+            recent.append(loss)
+            state["step"], state["loss"] = step + 1, state["loss"] + loss
+            report(Progress(epoch + 1, recipe.epochs, step + 1, steps, float(np.mean(recent)), None))
+            if time.monotonic() - kept > KEEP_SECONDS:
+                state["spent"] += time.monotonic() - kept
+                keep()
+                kept = time.monotonic()
         out, rows = _predict(task.predictor, task.source, *task.valid_rows)
         out, rows = out[task.labelled[rows]], rows[task.labelled[rows]]
         errors = np.abs(out[:, :N_TARGETS] - task.standardised[rows])
         record = {
             "epoch": epoch + 1,
-            "loss": float(np.mean(losses)),
+            "loss": state["loss"] / steps,
             "valid_mae": float(errors.mean()),
             **{f"valid_mae_{n}": float(e) for n, e in zip(TARGET_NAMES, errors.mean(axis=0), strict=True)},
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(state["spent"] + time.monotonic() - kept, 1),
         }
-        state["epoch"] = epoch + 1
+        state |= {"epoch": epoch + 1, "step": 0, "loss": 0.0, "spent": 0.0}
         state["seconds"] += record["seconds"]
         if record["valid_mae"] < state["best"]:
             state["best"], state["best_epoch"] = record["valid_mae"], epoch + 1
             model.save_weights(best)
-        # The state names its weights file, so that a kill between the two writes is harmless.
-        old = state.get("last")
-        state["last"] = f"{epoch + 1}-{last.name}"
-        model.save_weights(run / state["last"])
         with (run / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
-        _write_whole(state_file, json.dumps(state))
-        if old:
-            (run / old).unlink(missing_ok=True)
+        keep()
         report(Progress(epoch + 1, recipe.epochs, steps, steps, record["loss"], record))
     model.load_weights(best)
     return state

@@ -55,6 +55,25 @@ def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path):
     np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
 
 
+def test_a_run_killed_in_an_epoch_continues_at_the_step(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+    steps = []
+
+    def kill(progress):
+        if progress.step == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=kill)
+    train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=lambda p: steps.append(p.step))
+    assert steps[0] == 3
+    train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2)
+    with Dataset(small_dataset) as data:
+        stamps = data.stamps(0, 16)
+    resumed, whole = (weights.load(tmp_path / name).predict(stamps)[0] for name in ("w", "whole"))
+    np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
+
+
 def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path):
     def kill(progress):
         raise KilledError
