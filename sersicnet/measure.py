@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,9 @@ from sersicnet.schema import (
 
 STAMPS_AT_ONCE = 512
 """Stamps cut before they go through the network: 32 MB."""
+
+PRIOR_SAMPLE = 4000
+"""Galaxies drawn from a distribution to make a prior of it."""
 
 MOST_NEIGHBOURS = 3
 """Overlapping neighbours that are fitted together with a galaxy; others are masked."""
@@ -460,21 +463,27 @@ class _Values(NamedTuple):
         return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
 
 
+def _stamps(scene: _Scene, labels: np.ndarray) -> Iterator[tuple[slice, mosaic.Stamps]]:
+    """Stamps of all places, some at a time; `labels` as for `sersicnet.mosaic.cut`."""
+    claimed, n = scene.found.claimed(), len(scene.x)
+    for first in range(0, n, STAMPS_AT_ONCE):
+        rows = slice(first, min(first + STAMPS_AT_ONCE, n))
+        x, y = scene.x[rows], scene.y[rows]
+        yield rows, mosaic.cut(scene.frame.data, scene.bad, scene.sky, x, y, claimed, labels[rows])
+
+
 def _predict(scene: _Scene, values: _Values, network: weights.Weights, report: Report) -> None:
     """Cut the stamps, and ask the network."""
-    claimed, n = scene.found.claimed(), len(scene.x)
-    own = np.maximum(scene.source + 1, 0)
-    for first in range(0, n, STAMPS_AT_ONCE):
-        report("measuring", first, n)
-        rows = slice(first, min(first + STAMPS_AT_ONCE, n))
-        stamps = mosaic.cut(scene.frame.data, scene.bad, scene.sky, scene.x[rows], scene.y[rows], claimed, own[rows])
+    n = len(scene.x)
+    report("measuring", 0, n)
+    for rows, stamps in _stamps(scene, scene.source + 1):
         stamps.pixels[stamps.empty] = np.nan
         values.targets[rows], errors = network.predict(stamps.pixels)
         if errors is not None:
             values.errors[rows] = errors
         values.note(rows, stamps)
         values.targets[rows, 0] += absolute_magnitude_of_rms(scene.zero.value, stamps.rms)
-    report("measuring", n, n)
+        report("measuring", rows.stop, n)
 
 
 def _start(scene: _Scene, values: _Values, psf_width: float) -> None:
@@ -487,16 +496,12 @@ def _start(scene: _Scene, values: _Values, psf_width: float) -> None:
     if scene.table is not None:
         for name, given in _columns(scene.table, scene.scale).items():
             guesses[name] = np.where(np.isfinite(given), given, guesses[name])
-        unknown = ~np.isfinite(guesses["sersic_n"])
-        guesses["sersic_n"][unknown], guesses["ellipticity"][unknown & ~np.isfinite(guesses["ellipticity"])] = 1.5, 0.3
+    for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
+        guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
     for k, name in enumerate(TARGET_NAMES):
         values.targets[:, k] = guesses[name]
     values.theta[:] = guesses["theta"]
-    own = np.maximum(scene.source + 1, 0)
-    claimed, n_places = scene.found.claimed(), len(scene.x)
-    for first in range(0, n_places, STAMPS_AT_ONCE):
-        rows = slice(first, min(first + STAMPS_AT_ONCE, n_places))
-        stamps = mosaic.cut(scene.frame.data, scene.bad, scene.sky, scene.x[rows], scene.y[rows], claimed, own[rows])
+    for rows, stamps in _stamps(scene, scene.source + 1):
         values.note(rows, stamps)
     values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
 
@@ -546,10 +551,10 @@ def _fit(scene: _Scene, values: _Values, fitter: Fitter, psf_width: float, repor
     labels = np.zeros((len(own), 1 + MOST_NEIGHBOURS), int)
     for row, source, near in zip(labels, scene.source, neighbours, strict=True):
         row[: 1 + len(near)] = source + 1, *(near + 1)
-    claimed, n = scene.found.claimed(), len(own)
-    for first in range(0, n, STAMPS_AT_ONCE):
-        rows = np.arange(first, min(first + STAMPS_AT_ONCE, n))
-        stamps = mosaic.cut(scene.frame.data, scene.bad, scene.sky, scene.x[rows], scene.y[rows], claimed, labels[rows])
+    n = len(own)
+    report("fitting", 0, n)
+    for part, stamps in _stamps(scene, labels):
+        rows = np.arange(part.start, part.stop)
         to_stamp = np.zeros((len(rows), 7))
         to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
         stamps.replaced[stamps.empty] = True
@@ -560,10 +565,9 @@ def _fit(scene: _Scene, values: _Values, fitter: Fitter, psf_width: float, repor
             stamps.replaced,
             [starts[neighbours[row]] + shift for row, shift in zip(rows, to_stamp, strict=True)],
             workers=os.cpu_count() or 1,
-            report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
+            report=lambda done, first=part.start: report("fitting", first + done, n),  # type: ignore[misc]
         )
         _take(values, rows, fits, to_stamp, scene.zero.value, keep=keep)
-    report("fitting", n, n)
 
 
 def _take(
@@ -649,28 +653,24 @@ def _prior(prior: str | Path, scene: _Scene) -> Prior | None:
     """What to assume of galaxies, in pixels and units of an image."""
     if str(prior) == "none":
         return None
-    if str(prior) == "candels":
-        if not np.isfinite(scene.scale.value):
-            raise InputError(
-                f"{scene.frame.name} has no pixel scale, which the prior of radii needs: "
-                "give --pixel-scale, or --prior none."
-            )
-        sample = population.candels(np.random.default_rng(0), 4000)
-        mag, r_eff, n, e = (
-            sample["mag"],
-            sample["r_eff"] / (scene.scale.value),
-            sample["sersic_n"],
-            sample["ellipticity"],
+    scale = scene.scale.value
+    if not np.isfinite(scale):
+        raise InputError(
+            f"{scene.frame.name} has no pixel scale, which the prior of radii needs: "
+            "give --pixel-scale, or --prior none."
         )
+    if str(prior) == "candels":
+        mixture, ranges = population.candels_mixture(), population.CANDELS_RANGES
+        scale_of_prior = population.CANDELS_SCALE
     else:
-        columns = _columns(catalogue.read_table(prior), scene.scale)
-        missing = set(TARGET_NAMES) - set(columns)
-        if missing:
-            raise InputError(
-                f"A prior is a table with mag, radius, index and shape; {prior} lacks {', '.join(missing)}."
-            )
-        mag, r_eff, n, e = (columns[name] for name in TARGET_NAMES)
-    return Prior.of(np.column_stack([10 ** (-0.4 * (mag - scene.zero.value)), r_eff, n, 1 - e]))
+        mixture, ranges = population.from_catalogue(prior, scale)
+        scale_of_prior = scale
+    rng = np.random.default_rng(0)
+    drawn = [mixture.draw(rng, ranges) for _ in range(PRIOR_SAMPLE)]
+    mag, r_eff, n, e = (np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES)
+    return Prior.of(
+        np.column_stack([10 ** (-0.4 * (mag - scene.zero.value)), r_eff * scale_of_prior / scale, n, 1 - e])
+    )
 
 
 def _columns(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:

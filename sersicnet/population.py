@@ -118,6 +118,11 @@ _CANDELS = (
     (0.070, (24.619, 1.062, 0.554, -0.045), (0.554, 0.279, 0.147, 1.247), (-0.43, 0.11, -0.09, 0.06, -0.28, -0.03)),
 )
 CANDELS_MAG = (18.0, 25.0)
+CANDELS_SCALE = 0.06
+"""Arcsec per pixel of `candels_mixture`'s radii."""
+
+CANDELS_RANGES: Ranges = {**FULL_RANGES, "mag": (18.0, 25.5)}
+"""Where `candels_mixture` has galaxies."""
 
 
 def candels_mixture() -> Mixture:
@@ -140,21 +145,6 @@ def candels_mixture() -> Mixture:
     covariance *= sigmas[:, :, None] * sigmas[:, None, :]
     digest = hashlib.sha256(repr(_CANDELS).encode()).hexdigest()
     return Mixture("candels", digest, weights / weights.sum(), means, np.linalg.cholesky(covariance))
-
-
-def candels(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Draw galaxies of CANDELS/COSMOS with 18 < mag < 25.5.
-
-    Returns
-    -------
-    dict of ndarray, float64, (n,)
-        ``mag`` (AB), ``r_eff`` (arcsec, semi-major axis), ``sersic_n`` and
-        ``ellipticity``; see `candels_mixture`.
-    """
-    mixture = candels_mixture()
-    drawn = [mixture.draw(rng, {**FULL_RANGES, "mag": (18.0, 25.5)}) for _ in range(n)]
-    columns = {name: np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES}
-    return {"mag": columns["mag"], "r_eff": 0.06 * columns["r_eff_pix"], **{k: columns[k] for k in TARGET_NAMES[2:]}}
 
 
 def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Ranges]:

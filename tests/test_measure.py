@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -354,7 +355,7 @@ def test_a_table_of_galaxies_is_a_prior_and_others_are_refused(field, isolated, 
     assert cat["fit_status"][0] == 0
     table.remove_column("q")
     table.write(tmp_path / "less.csv")
-    with pytest.raises(InputError, match="lacks ellipticity"):
+    with pytest.raises(InputError, match="needs a column ellipticity or q"):
         measure(field[0], refine=True, psf=psf_file, gain=3200.0, prior=tmp_path / "less.csv")
     flat = write(tmp_path / "flat.fits", fits.getdata(field[0]), fits.Header({"MAGZERO": 25.0}))
     with (
@@ -362,6 +363,16 @@ def test_a_table_of_galaxies_is_a_prior_and_others_are_refused(field, isolated, 
         pytest.raises(InputError, match="no pixel scale, which the prior"),
     ):
         measure(flat, refine=True, psf=psf_file, gain=3200.0)
+
+
+def test_the_prior_of_radii_follows_the_pixel_scale():
+    radii = []
+    for scale in (0.06, 0.03):
+        scene = SimpleNamespace(scale=SimpleNamespace(value=scale), zero=SimpleNamespace(value=25.9463))
+        prior = module._prior("candels", scene)
+        radii.append(float(prior.scales[1].from_free(prior.mean[1])))
+    assert radii[0] == pytest.approx(5, rel=0.15)
+    assert radii[1] == pytest.approx(2 * radii[0], rel=0.03)
 
 
 # --- fits alone -----------------------------------------------------------------------------

@@ -114,11 +114,3 @@ def test_neighbours_have_the_counts_of_the_sky():
     assert all(-0.5 <= o["x"] <= 999.5 for o in objects)
     sizes = np.array([o["r_eff_pix"] for o in objects])
     assert np.median(sizes[~star & (mag < 22)]) > 1.2 * np.median(sizes[~star & (mag > 24)])
-
-
-def test_a_sample_of_candels_has_radii_in_arcsec():
-    sample = population.candels(np.random.default_rng(0), 500)
-    assert {name: len(column) for name, column in sample.items()} == dict.fromkeys(
-        ("mag", "r_eff", "sersic_n", "ellipticity"), 500
-    )
-    assert np.median(sample["r_eff"]) == pytest.approx(0.30, abs=0.04)
