@@ -24,13 +24,10 @@ noise of the source, taken from the data.
   a bound). A result that there is counts in the accuracy all the same.
 - The Cramer-Rao bound: the inverse of J^T C^-1 J at the truth, with the exact covariance C
   of the stamp's pixels (independent noise, Poisson from the true model, through the kernel)
-  and J from `sersicnet.render`. The few bits in the variance itself are left out.
+  and J from `sersicnet.render`, as in `sersicnet.limits`. The few bits in the variance itself are left out.
 - The bound with the prior: what the mean of the posterior can reach when the ranges are
-  known. The likelihood is taken as Gaussian in mag, log R_e, log n and e with the
-  covariance of the Cramer-Rao bound (Laplace's approximation, at the truth; x, y and angle
-  integrated out, with Gaussians of their ranges' variances); its maxima are drawn about the
-  truth, and each posterior mean within the uniform ranges is integrated by importance
-  sampling (draws from the sequentially truncated Gaussian). Beside it, the simple
+  known, see `sersicnet.limits`; x, y and angle are integrated out, with Gaussians of their
+  ranges' variances. Beside it, the simple
   (F + 12 / width^2)^-1, which takes the uniform ranges as Gaussians.
 
 Bounds go through the same table as the tools: their rows are errors drawn from them.
@@ -51,8 +48,9 @@ from pathlib import Path
 import galsim
 import numpy as np
 import peers
-from scipy import linalg, ndimage, special
+from scipy import ndimage
 
+from sersicnet import limits
 from sersicnet.render import Renderer
 
 SIZE, CENTRE = 128, 63.5
@@ -129,49 +127,12 @@ def draw_truth(n, seed):
     return np.stack([x, y, flux, r_eff, index, 1 - e, rng.uniform(-90, 90, n)], axis=1)
 
 
-def independent_sigma(image, white):
-    """Independent noise of each pixel, before the kernel: the sky's and the source's."""
-    return np.sqrt(white**2 + np.maximum(image.astype(float), 0) / EXPOSURE)
-
-
 def observe(image, taps, white, rng):
     """A stamp with noise, float32, from an image with a border of one pixel."""
-    noise = rng.standard_normal(image.shape) * independent_sigma(image, white)
+    noise = rng.standard_normal(image.shape) * limits.independent_sigma(image, white, EXPOSURE)
     for axis in (0, 1):
         noise = ndimage.convolve1d(noise, taps, axis)
     return (image + noise)[1:-1, 1:-1].astype(np.float32)
-
-
-def covariance_bands(image, taps, white):
-    """Covariance of a stamp's pixels, in the form of `scipy.linalg.cholesky_banded` (lower)."""
-    variance = independent_sigma(image, white) ** 2
-    kernel = np.outer(taps, taps)
-    bands = np.zeros((2 * SIZE + 3, SIZE, SIZE))
-    for dy in range(3):
-        for dx in range(-2, 3):
-            if dy == 0 and dx < 0:
-                continue
-            shared = np.zeros((SIZE, SIZE))
-            for j in range(dy, 3):
-                for i in range(max(0, dx), min(3, 3 + dx)):
-                    shared += kernel[j, i] * kernel[j - dy, i - dx] * variance[j : j + SIZE, i : i + SIZE]
-            shared[SIZE - dy :] = 0
-            shared[:, SIZE - dx if dx > 0 else SIZE :] = 0
-            shared[:, : -dx if dx < 0 else 0] = 0
-            bands[dy * SIZE + dx] += shared
-    return bands.reshape(len(bands), -1)
-
-
-def fisher_matrix(row, image, taps, white, render, held):
-    """Of x, y, mag, R_e, n, e, angle and the sky: (8, 8)."""
-    row = row.copy()
-    row[2] *= held
-    slopes = render.with_derivatives(row)[1][0].reshape(7, -1).astype(float)
-    slopes[2] *= -row[2] * np.log(10) / 2.5
-    slopes[5] *= -1
-    slopes = np.concatenate([slopes, np.ones((1, SIZE * SIZE))])
-    factor = linalg.cholesky_banded(covariance_bands(image, taps, white), overwrite_ab=True, lower=True)
-    return slopes @ linalg.cho_solve_banded((factor, True), slopes.T)
 
 
 def noises():
@@ -188,7 +149,9 @@ def _make_one(row, seed, index):
     for which, (kind, (taps, white)) in enumerate(noises().items()):
         rng = np.random.default_rng([seed, 1 + which, index])
         out[kind] = observe(image, taps, white, rng)
-        out[f"fisher_{kind}"] = fisher_matrix(row, image, taps, white, render, held)
+        seen = np.concatenate([row[:2], [row[2] * held], row[3:]])
+        sigma = limits.independent_sigma(image, white, EXPOSURE)
+        out[f"fisher_{kind}"] = limits.fisher_matrix(render, seen, sigma, taps)
     return out
 
 
@@ -259,42 +222,6 @@ def with_gaussian_prior(fisher):
     prior = _POSITION_AND_ANGLE.copy()
     prior[_OF_TARGETS] = [12 / (high - low) ** 2 for low, high in RANGES.values()]
     return np.linalg.inv(fisher[:, :_SKY, :_SKY] + np.diag(prior))[:, 2:6, 2:6]
-
-
-def posterior_means(truth, fisher, draws, rng, samples=4000):
-    """Means of the posterior within the ranges, for `draws` realisations of the noise: (draws, N, 4)."""
-    natural = np.linalg.inv(fisher[:, :_SKY, :_SKY] + np.diag(_POSITION_AND_ANGLE))[:, 2:6, 2:6]
-    logarithmic = np.array([False, True, True, False])
-    low, high = (np.array([RANGES[name][i] for name in TARGETS], float) for i in (0, 1))
-    low[logarithmic], high[logarithmic] = np.log(low[logarithmic]), np.log(high[logarithmic])
-    means = np.empty((draws, len(truth), 4))
-    for i, row in enumerate(truth):
-        slope = np.where(logarithmic, 1 / row, 1)
-        at = np.where(logarithmic, np.log(row), row)
-        # The best-measured first: the sequence of truncations then wastes the fewest draws.
-        covariance = natural[i] * slope[:, None] * slope
-        order = np.argsort(np.diag(covariance) / (high - low) ** 2)
-        root = np.linalg.cholesky(covariance[np.ix_(order, order)])
-        for k in range(draws):
-            maximum = (at[order] + root @ rng.standard_normal(4))[:, None]
-            z, log_weight = np.zeros((4, samples)), np.zeros(samples)
-            for j in range(4):
-                middle = maximum[j] + root[j, :j] @ z[:j]
-                below, above = ((edge[order[j]] - middle) / root[j, j] for edge in (low, high))
-                sign = np.where(below > 0, -1, 1)  # the tail that has digits to spare
-                below, above = np.minimum(sign * below, sign * above), np.maximum(sign * below, sign * above)
-                p_below, p_above = special.ndtr(below), special.ndtr(above)
-                width = np.maximum(p_above - p_below, 1e-300)
-                z[j] = sign * np.clip(special.ndtri(p_below + rng.random(samples) * width), below, above)
-                log_weight += np.log(width)
-            points = np.empty((4, samples))
-            points[order] = maximum + root @ z
-            points = np.clip(points, low[:, None], high[:, None])
-            log_weight += points[logarithmic].sum(axis=0)  # uniform in R_e and n, not in their logarithms
-            weight = np.exp(log_weight - log_weight.max())
-            points[logarithmic] = np.exp(points[logarithmic])
-            means[k, i] = points @ weight / weight.sum()
-    return means
 
 
 # --- the tools -------------------------------------------------------------------------------------------
@@ -554,7 +481,10 @@ def main():
         name: truth + np.einsum("nij,knj->kni", np.linalg.cholesky(c), rng.standard_normal((DRAWS, *truth.shape)))
         for name, c in covariances.items()
     }
-    drawn["with the prior"] = posterior_means(truth, fisher, DRAWS, rng)
+    ends = np.array(list(RANGES.values()), float)
+    drawn["with the prior"] = limits.posterior_means(
+        truth, limits.covariance(fisher, 0), ends[:, 0], ends[:, 1], None, DRAWS, rng, samples=4000
+    )
     report["bounds"] = {name: {"scores": scores_of(v.reshape(-1, 4), DRAWS)} for name, v in drawn.items()}
 
     report["ours"] = {}

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -440,9 +440,14 @@ def simulate(
 
 
 def _refuse_with_mosaic(**options: Any) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    _refuse_with("--mosaic takes --n, --seed and --output", named)
+
+
+def _refuse_with(rule: str, options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
     if given:
-        raise InputError(f"--mosaic takes --n, --seed and --output; received {', '.join(given)} with it.")
+        raise InputError(f"{rule}; received {', '.join(given)} with it.")
 
 
 @contextmanager
@@ -576,11 +581,45 @@ def finetune(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="Dataset from `sersicnet simulate`, or a CSV of labelled galaxies.")],
-    weights: WeightsName = "fovea-sim",
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Dataset from `sersicnet simulate`, a CSV of labelled galaxies, or a catalogue with --truth."
+        ),
+    ],
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            help="Name of shipped weights, or a directory; repeat it to compare several. fovea-sim by default.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Directory for scores and figures.", show_default=False),
+    ] = None,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="What the noise allows, beside each R²: two minutes for 500 galaxies.")
+    ] = False,
+    domains: Annotated[
+        Path | None,
+        typer.Option(
+            help="Dataset or CSV of another domain: can a classifier tell it from DATA by the network's features?",
+            show_default=False,
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Table of the true galaxies; DATA is then a catalogue, matched with it.", show_default=False),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="For --truth: greatest distance of a match. 0.3 arcsec on the sky, or 5 pixels, by default.",
+            show_default=False,
+        ),
     ] = None,
     image: Annotated[
         Path | None, typer.Option(help="For a CSV: the one image of all rows.", show_default=False)
@@ -589,16 +628,40 @@ def evaluate(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score weights on galaxies whose truth is known; the table goes to stdout.
+    """Score weights, or a catalogue, on galaxies whose truth is known; the tables go to stdout.
 
-    Example: sersicnet evaluate test.h5 --weights fovea-sim -o scores
+    Example: sersicnet evaluate test.h5 --weights fovea-sim --weights ./my-weights -o scores
+
+    Example: sersicnet evaluate test.h5 --limits
+
+    Example: sersicnet evaluate test.h5 --domains labels.csv
+
+    Example: sersicnet evaluate cat.fits --truth mosaic_truth.ecsv
     """
     from sersicnet import evaluate as evaluation
 
-    with _progress(quiet, "measuring") as update:
-        result = evaluation.evaluate(
-            data, weights, output, image=image, zero_point=zero_point, overwrite=overwrite, report=update
-        )
+    if truth is not None:
+        _refuse_with("--truth compares a catalogue and takes --tolerance and --output", {
+            "--weights": weights, "--limits": limits, "--domains": domains, "--image": image,
+            "--zero-point": zero_point is not None,
+        })  # fmt: skip
+        with _progress(quiet, "matching"):
+            result = evaluation.evaluate_catalogue(data, truth, output, tolerance=tolerance, overwrite=overwrite)
+    else:
+        if tolerance is not None or data.suffix.lower() in (".fits", ".ecsv", ".parquet"):
+            raise InputError(f"A catalogue is scored with the table of its true galaxies: give --truth for {data}.")
+        with _progress(quiet, "reading") as update:
+            result = evaluation.evaluate(
+                data,
+                weights or ["fovea-sim"],
+                output,
+                image=image,
+                zero_point=zero_point,
+                limits=limits,
+                domains=domains,
+                overwrite=overwrite,
+                report=lambda stage, done, total: update(done, total or None, stage),
+            )
     typer.echo(evaluation.as_markdown(result))
 
 

@@ -337,6 +337,26 @@ def load_model(path: Path) -> keras.Model:
     return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
+def features(model: keras.Model) -> keras.Model:
+    """The part of a network that describes a galaxy, before it is told what the parameters are.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Of `with_units`.
+
+    Returns
+    -------
+    keras.Model
+        (N, 128, 128) -> (N, F): the layer ``features`` of its core, flat; what goes into
+        the layer ``means`` where there is none.
+    """
+    core = model.get_layer("core")
+    named = {layer.name for layer in core.layers}
+    found = core.get_layer("features").output if "features" in named else core.get_layer("means").input
+    return keras.Model(core.input, layers.Flatten()(found))
+
+
 def export_onnx(model: keras.Model, path: Path) -> None:
     """Write an ONNX file of the same network, with a free batch size."""
     model(np.zeros((1, STAMP_SIZE, STAMP_SIZE), dtype=np.float32))

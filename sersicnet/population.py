@@ -89,6 +89,27 @@ class Mixture:
                 return galaxy
         raise InputError(f"The prior {self.name} has no galaxies within the ranges {ranges}. Widen them.")
 
+    def log_density(self, values: np.ndarray) -> np.ndarray:
+        """Logarithm of the density, up to a constant.
+
+        Parameters
+        ----------
+        values : ndarray, float, (N, 4)
+            Magnitude, radius [pix], index and ellipticity.
+
+        Returns
+        -------
+        ndarray, float64, (N,)
+        """
+        points = _transformed(values)
+        each = np.empty((len(self.weights), len(values)))
+        for k, (weight, mean) in enumerate(zip(self.weights, self.means, strict=True)):
+            root = self.roots[k if len(self.roots) > 1 else 0]
+            off = np.linalg.solve(root, (points - mean).T)
+            each[k] = np.log(weight) - 0.5 * (off**2).sum(axis=0) - np.log(np.diag(root)).sum()
+        q = np.clip(1 - values[:, 3], *_Q_RANGE)
+        return np.logaddexp.reduce(each) - np.log(values[:, 1] * values[:, 2] * q * (1 - q))
+
     def at_magnitude(self, mag: float, rng: np.random.Generator) -> tuple[float, float, float]:
         """Radius [pix], index and ellipticity of a galaxy of a given magnitude."""
         covariance = self.roots @ self.roots.transpose(0, 2, 1)

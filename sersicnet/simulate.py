@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -91,6 +91,24 @@ class Prior:
         """Lowest and highest value of each parameter."""
         return {name: getattr(self, name) for name in TARGET_NAMES}
 
+    def log_density(self, values: np.ndarray) -> np.ndarray:
+        """Logarithm of the density within the ranges, up to a constant.
+
+        Parameters
+        ----------
+        values : ndarray, float, (N, 4)
+            In the order of `sersicnet.schema.TARGETS`, within `ranges`.
+
+        Returns
+        -------
+        ndarray, float64, (N,)
+        """
+        if self.joint is not None:
+            return self.joint.log_density(values)
+        low, high = self.r_eff_pix
+        logarithmic = self.log_radii / (values[:, 1] * np.log(high / low))
+        return np.log((1 - self.log_radii) / (high - low) + logarithmic)
+
 
 @dataclass(frozen=True)
 class Simulation:
@@ -136,6 +154,39 @@ class Simulation:
     neighbours: bool = False
     centring: bool = False
     galaxies: str = "sersic"
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], source: str) -> Simulation:
+        """The simulation that a dataset's configuration tells of: what `record` made.
+
+        Parameters
+        ----------
+        record : mapping
+        source : str
+            What to call the dataset in errors.
+
+        Raises
+        ------
+        InputError
+            If PSFs, noise or galaxies came from files, of which only names are known.
+        """
+        prior = dict(record["prior"])
+        joint, candels = prior.pop("joint", None), population.candels_mixture()
+        files = [psf["name"] for psf in record.get("psfs", ())]
+        files += [known["name"] for known in (record.get("sky"), joint) if known and known != candels.record()]
+        if files:
+            raise InputError(f"{source} does not hold the files that it was made with ({', '.join(files)}).")
+        ranges = {name: tuple(prior[name]) for name in TARGET_NAMES}
+        instrument = {**record["instrument"], "pixels": tuple(record["instrument"]["pixels"])}
+        names = ("psf_scatter", "neighbours", "centring", "galaxies")
+        options = {name: record[name] for name in names if name in record}
+        return cls(
+            record["n"],
+            record["seed"],
+            Prior(**ranges, log_radii=prior["log_radii"], joint=None if joint is None else candels),
+            Instrument(**instrument),
+            **options,
+        )
 
     @property
     def real_like(self) -> bool:

@@ -167,7 +167,7 @@ def load(name_or_path: str | Path) -> Weights:
     for name in (KERAS, ONNX, CARD, README):
         if not (path / name).is_file():
             raise WeightsError(f"{path} has no {name}. Install or train the weights again.")
-        if _sha256(path / name) != sums.get(name):
+        if sha256(path / name) != sums.get(name):
             raise WeightsError(
                 f"{path / name} does not have the SHA-256 that {SUMS} lists: it was changed or damaged. "
                 "Install or train the weights again."
@@ -213,7 +213,7 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     }
     (partial / CARD).write_text(json.dumps(full, indent=1) + "\n")
     (partial / README).write_text(readable(full))
-    sums = [f"{_sha256(partial / name)}  {name}\n" for name in (KERAS, ONNX, CARD, README)]
+    sums = [f"{sha256(partial / name)}  {name}\n" for name in (KERAS, ONNX, CARD, README)]
     (partial / SUMS).write_text("".join(sums))
     if path.exists():
         shutil.rmtree(path)
@@ -249,7 +249,7 @@ def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:
     """Replace the card of a weights directory, and all that is made from it."""
     (path / CARD).write_text(json.dumps(card, indent=1) + "\n")
     (path / README).write_text(readable(card))
-    sums = [f"{_sha256(path / name)}  {name}\n" for name in (KERAS, ONNX, CARD, README)]
+    sums = [f"{sha256(path / name)}  {name}\n" for name in (KERAS, ONNX, CARD, README)]
     (path / SUMS).write_text("".join(sums))
 
 
@@ -296,5 +296,6 @@ def scores_table(samples: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
