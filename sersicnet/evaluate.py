@@ -328,7 +328,9 @@ def _opened(
 def _estimates(source: Dataset, report: Report) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     from sersicnet import limits
 
-    return limits.of_dataset(source, report=lambda done, total: report("computing the limit", done, total))
+    return limits.of_dataset(
+        source, most=limits.GALAXIES, report=lambda done, total: report("computing the limit", done, total)
+    )
 
 
 def _of_draws(truth: np.ndarray, means: np.ndarray) -> dict[str, Any]:
@@ -588,7 +590,7 @@ def _domains(
     for done, (label, network) in enumerate(networks.items()):
         report("telling domains apart", done, len(networks))
         model = features(network.keras_model())
-        found = [np.asarray(model.predict(one, verbose=0)) for one in stamps]
+        found = [np.asarray(model.predict(one, verbose=0)).reshape(len(one), -1) for one in stamps]
         accuracy[label] = domain_accuracy(found[0], found[1])
     return {"n": counts, "accuracy": accuracy}
 

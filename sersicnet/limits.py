@@ -102,8 +102,10 @@ def fisher_matrix(render: Renderer, galaxy: np.ndarray, sigma: np.ndarray, taps:
     slopes[2] *= -galaxy[2] * np.log(10) / 2.5
     slopes[5] *= -1
     slopes = np.concatenate([slopes, np.ones((1, slopes.shape[1]))])
-    factor = linalg.cholesky_banded(covariance_bands(sigma, taps), overwrite_ab=True, lower=True)
-    return slopes @ linalg.cho_solve_banded((factor, True), slopes.T)
+    factor = linalg.cholesky_banded(covariance_bands(sigma, taps), overwrite_ab=True, lower=True, check_finite=False)
+    # C = L L^T, so that J^T C^-1 J is the square of L^-1 J.
+    white, _ = linalg.lapack.dtbtrs(factor, np.asfortranarray(slopes.T), uplo="L")
+    return white.T @ white
 
 
 def covariance(fisher: np.ndarray, sky: np.ndarray | float) -> np.ndarray:

@@ -348,13 +348,13 @@ def features(model: keras.Model) -> keras.Model:
     Returns
     -------
     keras.Model
-        (N, 128, 128) -> (N, F): the layer ``features`` of its core, flat; what goes into
+        (N, 128, 128) -> (N, ...): the layer ``features`` of its core; what goes into
         the layer ``means`` where there is none.
     """
     core = model.get_layer("core")
     named = {layer.name for layer in core.layers}
     found = core.get_layer("features").output if "features" in named else core.get_layer("means").input
-    return keras.Model(core.input, layers.Flatten()(found))
+    return keras.Model(core.input, found)
 
 
 def export_onnx(model: keras.Model, path: Path) -> None:

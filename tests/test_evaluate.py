@@ -1,10 +1,15 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
+from astropy.table import Table
 
-from sersicnet import evaluate
+from sersicnet import evaluate, networks, simulate, weights
+from sersicnet.dataset import Dataset
 from sersicnet.errors import InputError, SersicnetError
+from sersicnet.measure import measure
+from sersicnet.render import Renderer
 from sersicnet.schema import TARGET_NAMES
 
 RNG = np.random.default_rng(0)
@@ -46,6 +51,30 @@ def test_statistics_by_magnitude_of_known_errors():
         assert row["r_eff_pix"]["outliers"] == 0
 
 
+def test_bins_hold_their_lower_border_and_may_be_open():
+    values = np.repeat([1.0, 3.0, 1e9, np.nan], 100)
+    rows = evaluate.binned(values, (1, 3, np.inf), TRUTH, TRUTH)
+    assert [(row["range"], row["n"]) for row in rows] == [([1, 3], 100), ([3, None], 200)]
+
+
+def test_signal_to_noise_is_near_that_of_a_matched_filter(small_dataset):
+    with Dataset(small_dataset) as data:
+        found, simulation = evaluate.signal_to_noise(data), simulate.Simulation(64, seed=5)
+        truth = data.truth
+    instrument = simulation.instrument
+    render = Renderer(simulate.effective_psf(instrument))
+    ratios = []
+    for i in range(20):
+        flux = 10 ** (-0.4 * (truth["mag"][i] - instrument.zero_point))
+        shape = (truth["r_eff_pix"][i], truth["sersic_n"][i], 1 - truth["ellipticity"][i], truth["theta"][i])
+        image = render(np.array([truth["x"][i], truth["y"][i], flux, *shape]))[0].astype(float)
+        sky = truth["rms"][i] ** 2 * instrument.autocorrelation().sum()
+        best = np.sqrt((image**2 / (sky + np.maximum(image, 0) / instrument.exposure)).sum())
+        ratios.append(found[i] / best)
+    assert 0.4 < min(ratios) < max(ratios) < 1.4
+    assert 0.7 < np.median(ratios) < 1
+
+
 def test_missing_measurements_are_counted():
     predicted = TRUTH.copy()
     predicted[:7] = np.nan
@@ -53,16 +82,45 @@ def test_missing_measurements_are_counted():
     assert evaluate.scores(TRUTH, predicted)["all"]["r2"]["mag"] == 1
 
 
+FILES = {"scores.json", "scores.md", "predicted_against_true.png", "distributions.png", "by_magnitude.png"}
+
+
 def test_a_report_holds_scores_and_figures(small_dataset, tmp_path):
     result = evaluate.evaluate(small_dataset, output=tmp_path / "scores")
-    names = {p.name for p in (tmp_path / "scores").iterdir()}
-    assert names == {"scores.json", "scores.md", "predicted_against_true.png", "distributions.png"}
-    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["samples"]["all"]["n"] == 64
-    assert "| all | 64 | R² |" in evaluate.as_markdown(result)
+    assert {p.name for p in (tmp_path / "scores").iterdir()} == FILES
+    kept = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert kept == result
+    assert kept["scores"]["fovea-sim"]["samples"]["all"]["n"] == 64
+    page = (tmp_path / "scores" / "scores.md").read_text()
+    assert "| all | 64 | R² |" in page
+    assert "| 1000 and more | " in page
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_several_weights_stand_side_by_side(small_dataset, tiny_weights, tmp_path):
+    result = evaluate.evaluate(small_dataset, ["fovea-sim", tiny_weights], tmp_path / "scores")
+    assert list(result["scores"]) == ["fovea-sim", "tiny"]
+    alone = evaluate.evaluate(small_dataset)["scores"]["fovea-sim"]
+    assert result["scores"]["fovea-sim"] == alone
+    lines = (tmp_path / "scores" / "scores.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| mag <= 23 | R² |")]
+    assert [row.split("|")[3].strip() for row in rows] == ["fovea-sim", "tiny"]
+    assert "`tiny`:" in lines
+
+
+def test_the_same_weights_twice_are_refused(small_dataset):
+    with pytest.raises(InputError, match="scored once; received fovea-sim, fovea-sim"):
+        evaluate.evaluate(small_dataset, ["fovea-sim", "fovea-sim"])
+
+
+def test_weights_of_one_name_are_told_apart_by_their_paths(small_dataset, tmp_path):
+    shutil.copytree(weights.shipped_directory() / "fovea-sim", tmp_path / "copy")
+    found = evaluate.evaluate(small_dataset, ["fovea-sim", tmp_path / "copy"])["scores"]
+    assert list(found) == ["fovea-sim", str(tmp_path / "copy")]
 
 
 def test_shipped_weights_beat_a_guess_on_bright_galaxies(small_dataset):
-    found = evaluate.evaluate(small_dataset)["samples"]["mag <= 23"]
+    found = evaluate.evaluate(small_dataset)["scores"]["fovea-sim"]["samples"]["mag <= 23"]
     assert min(found["r2"].values()) > 0.9
 
 
@@ -82,6 +140,136 @@ def test_labelled_galaxies_can_be_scored(field, tmp_path):
     rows = ["x,y,mag,r_eff_pix,sersic_n,ellipticity"]
     rows += [f"{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']}" for r in field[1]]
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    found = evaluate.evaluate(tmp_path / "labels.csv", image=field[0])["samples"]["all"]
-    assert found["n"] == len(field[1])
-    assert abs(found["bias"]["mag"]) < 0.1
+    found = evaluate.evaluate(tmp_path / "labels.csv", image=field[0])["scores"]["fovea-sim"]
+    assert found["samples"]["all"]["n"] == len(field[1])
+    assert abs(found["samples"]["all"]["bias"]["mag"]) < 0.1
+    assert "by_snr" not in found
+    with pytest.raises(InputError, match=r"datasets of `sersicnet simulate`; received .*labels.csv"):
+        evaluate.evaluate(tmp_path / "labels.csv", image=field[0], limits=True)
+
+
+def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr("sersicnet.limits.GALAXIES", 6)
+    result = evaluate.evaluate(small_dataset, output=tmp_path / "scores", limits=True)
+    assert result["limits"]["n"] == 6
+    assert list(result["limits"]["estimates"]) == ["sky free", "sky known", "sky known to 0.03 rms"]
+    for found in (*result["limits"]["estimates"].values(), result["limits"]["weights"]["fovea-sim"]):
+        assert found["samples"]["all"]["n"] == 6
+    assert "| all | R² | limit, sky free | 6 |" in (tmp_path / "scores" / "scores.md").read_text()
+
+
+# --- catalogues ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def catalogue(field, tmp_path_factory):
+    path = tmp_path_factory.mktemp("catalogue") / "cat.fits"
+    measure(field[0], path)
+    return path
+
+
+def truth_path(field):
+    return str(field[0]).replace(".fits", "_truth.ecsv")
+
+
+def test_a_catalogue_is_matched_on_the_sky(catalogue, field, tmp_path):
+    result = evaluate.evaluate_catalogue(catalogue, truth_path(field), tmp_path / "scores")
+    matching = result["matching"]
+    assert (matching["on"], matching["tolerance"], matching["true"]) == ("sky", 0.3, len(field[1]))
+    assert 10 <= matching["matched"] <= min(matching["catalogue"], matching["true"])
+    assert sum(row["true"] for row in matching["by_magnitude"]) == len(field[1])
+    assert sum(row["found"] for row in matching["by_magnitude"]) == matching["matched"]
+    found = result["scores"]["cat.fits"]
+    assert found["samples"]["all"]["n"] == matching["matched"]
+    assert abs(found["samples"]["all"]["bias"]["mag"]) < 0.1
+    assert "coverage" in found["samples"]["all"]
+    assert "by_snr" in found
+    assert result["scores"]["flags == 0"]["samples"]["all"]["n"] == sum(Table.read(catalogue)["flags"] == 0)
+    assert {p.name for p in (tmp_path / "scores").iterdir()} == FILES
+    assert f"{matching['matched']} of {matching['catalogue']} sources" in evaluate.as_markdown(result)
+
+
+def test_a_catalogue_is_matched_in_pixels_where_there_is_no_sky(catalogue, field, tmp_path):
+    plain = Table.read(truth_path(field))
+    plain.remove_columns(["ra", "dec"])
+    plain["q"] = 1 - plain["ellipticity"]
+    plain["r_eff"] = 0.06 * plain["r_eff_pix"]
+    plain.remove_columns(["ellipticity", "r_eff_pix"])
+    plain.write(tmp_path / "truth.csv")
+    on_sky = evaluate.evaluate_catalogue(catalogue, truth_path(field))
+    in_pixels = evaluate.evaluate_catalogue(catalogue, tmp_path / "truth.csv", tolerance=5)
+    assert (in_pixels["matching"]["on"], in_pixels["matching"]["tolerance"]) == ("pixels", 5)
+    assert in_pixels["matching"]["matched"] == on_sky["matching"]["matched"]
+    for name in TARGET_NAMES:
+        bias = [found["scores"]["cat.fits"]["samples"]["all"]["bias"][name] for found in (on_sky, in_pixels)]
+        assert bias[0] == pytest.approx(bias[1], rel=1e-3)
+
+
+def test_pairs_are_each_other_s_nearest():
+    found = np.array([[0.0, 0.0], [0.4, 0.0], [9.0, 9.0], [np.nan, 1.0]])
+    true = np.array([[0.1, 0.0], [20.0, 20.0], [9.0, 9.9]])
+    i, j = evaluate.match(found, true, 1.0)
+    assert (i.tolist(), j.tolist()) == ([0, 2], [0, 2])
+    assert evaluate.match(found, true, 0.5)[0].tolist() == [0]
+    assert len(evaluate.match(found, np.full((2, 2), np.nan), 1.0)[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"mag": [20.0]}, "needs columns r_eff_pix, sersic_n, ellipticity; it has mag"),
+        ({"x": [-900.0], "y": [1.0]}, "None of the .* lies within 5 pixels .*--tolerance"),
+        ({}, "by x and y, that both have"),
+        ({"x": ["a"], "y": ["b"]}, "Column x of .* must hold numbers"),
+    ],
+)
+def test_a_truth_that_does_not_fit_is_one_line(catalogue, tmp_path, columns, message):
+    whole = {"mag": [20.0], "r_eff_pix": [3.0], "sersic_n": [1.0], "ellipticity": [0.3]}
+    Table(columns if "mag" in columns else {**whole, **columns}).write(tmp_path / "truth.ecsv")
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate.evaluate_catalogue(catalogue, tmp_path / "truth.ecsv")
+    assert "\n" not in str(caught.value)
+
+
+# --- domains -------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_one_distribution_cannot_be_told_apart():
+    rng = np.random.default_rng(1)
+    found = evaluate.domain_accuracy(rng.normal(size=(600, 20)), rng.normal(size=(150, 20)))
+    assert abs(found["accuracy"] - 0.5) < 3.5 * found["error"]
+    assert found["error"] == pytest.approx(0.5 * np.sqrt(0.25 / 600 + 0.25 / 150), rel=0.1)
+
+
+def test_a_shift_is_found_as_well_as_a_linear_classifier_can():
+    """Two normal distributions that are d apart are told apart in Phi(d / 2) of all cases."""
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(size=(800, 10)), rng.normal(size=(200, 10))
+    second[:, 3] += 2
+    constant = np.ones((1, 1))
+    found = evaluate.domain_accuracy(
+        np.hstack([1e6 * first, constant.repeat(800, 0)]), np.hstack([1e6 * second, constant.repeat(200, 0)])
+    )
+    assert found["accuracy"] == pytest.approx(0.841, abs=0.04)
+
+
+def test_too_few_galaxies_have_no_domain():
+    with pytest.raises(InputError, match="at least 10 galaxies of each; received 9 and 50"):
+        evaluate.domain_accuracy(TRUTH[:9], TRUTH[:50])
+
+
+def test_domains_are_told_apart_by_the_features_of_each_network(small_dataset, tmp_path):
+    simulation = simulate.Simulation(32, seed=6, prior=simulate.Prior(mag=(24.0, 27.0)))
+    faint = simulate.simulate(tmp_path / "faint.h5", simulation, workers=1)
+    found = evaluate.evaluate(small_dataset, domains=faint)
+    assert found["domains"]["n"] == [64, 32]
+    assert list(found["domains"]["accuracy"]) == ["the true parameters", "fovea-sim"]
+    assert min(one["accuracy"] for one in found["domains"]["accuracy"].values()) > 0.7
+    assert "| features of `fovea-sim` | " in evaluate.as_markdown(found)
+
+
+@pytest.mark.parametrize("name", sorted(networks.ARCHITECTURES))
+def test_every_network_has_features(name):
+    architecture = networks.ARCHITECTURES[name]
+    model = networks.with_units(architecture, architecture.build(), np.zeros(4), np.ones(4))
+    assert networks.features(model)(np.zeros((2, 128, 128), np.float32)).shape[0] == 2
