@@ -621,9 +621,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    image: Annotated[
-        Path | None, typer.Option(help="For a CSV: the one image of all rows.", show_default=False)
-    ] = None,
+    image: Annotated[Path | None, typer.Option(help="For CSVs: the one image of all rows.", show_default=False)] = None,
     zero_point: ZeroPoint = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -370,10 +370,19 @@ class Arrays:
     is_real : ndarray, bool, (N,)
     mag : ndarray, float, (N,)
         AB magnitudes.
+    snr : ndarray, float, (N,), optional
+        Signal to noise, where a table of labels tells it.
     """
 
-    def __init__(self, stamps: np.ndarray, targets: np.ndarray, is_real: np.ndarray, mag: np.ndarray) -> None:
-        self.targets, self.is_real, self.mag = targets, is_real, mag
+    def __init__(
+        self,
+        stamps: np.ndarray,
+        targets: np.ndarray,
+        is_real: np.ndarray,
+        mag: np.ndarray,
+        snr: np.ndarray | None = None,
+    ) -> None:
+        self.targets, self.is_real, self.mag, self.snr = targets, is_real, mag, snr
         self._stamps = stamps
 
     def __len__(self) -> int:
@@ -385,7 +394,8 @@ class Arrays:
 
     def taken(self, rows: np.ndarray) -> Arrays:
         """Some rows, in the order given."""
-        return Arrays(self._stamps[rows], self.targets[rows], self.is_real[rows], self.mag[rows])
+        snr = None if self.snr is None else self.snr[rows]
+        return Arrays(self._stamps[rows], self.targets[rows], self.is_real[rows], self.mag[rows], snr)
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
@@ -433,7 +443,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         CSV file with a header line and the columns ``image`` (path, relative to
         the file; not needed with `image`), ``x, y`` (zero-based) or ``ra, dec``
         (degrees), ``mag`` (AB), ``r_eff_pix`` or ``r_eff`` (arcsec; both along
-        the semi-major axis), ``sersic_n``, and ``ellipticity`` or ``q``. Rows
+        the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``, and if known ``snr``. Rows
         whose ``fit_status``, as `sersicnet fit` writes it, is not 0 are left out.
     image : str or Path, optional
         The one image that all rows lie in.
@@ -513,7 +523,16 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             stamps[i], mags[i] = stamp.pixels[0], label["mag"]
             relative = relative_magnitude(label["mag"], zero, stamp.rms[0])
             targets[i] = relative, label["r_eff_pix"], label["sersic_n"], label["ellipticity"]
-    return Arrays(stamps, targets, np.ones(len(rows), bool), mags)
+    snr = np.array([_number(row["snr"]) for _, row in rows]) if "snr" in names else None
+    return Arrays(stamps, targets, np.ones(len(rows), bool), mags, snr)
+
+
+def _number(text: str | None) -> float:
+    """A number; NaN for anything else."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
 
 
 def _numbers(path: Path, line: int, row: dict[str, str | None]) -> dict[str, float]:
@@ -521,10 +540,7 @@ def _numbers(path: Path, line: int, row: dict[str, str | None]) -> dict[str, flo
     known = {name for choices in _LABELS for name in choices}
     out = {}
     for name in known.intersection(row):
-        try:
-            out[name] = float(row[name] or "nan")
-        except ValueError:
-            out[name] = float("nan")
+        out[name] = _number(row[name])
         if not np.isfinite(out[name]):
             raise DatasetError(f"{path}, line {line}: {name} should be a number; received {row[name]!r}.")
     if "ellipticity" not in out:

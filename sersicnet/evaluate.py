@@ -235,7 +235,7 @@ def evaluate(
         Directory for ``scores.json``, ``scores.md`` and three figures: predicted
         against true, both distributions, and errors by magnitude.
     image, zero_point
-        For a CSV file: see `sersicnet.dataset.read_labels`.
+        For CSV files: see `sersicnet.dataset.read_labels`.
     limits : bool
         Whether to say what the noise allows, see `sersicnet.limits`, for at most
         `sersicnet.limits.GALAXIES` of a dataset. It takes 0.2 s a galaxy.
@@ -277,10 +277,10 @@ def evaluate(
         # Relative and AB magnitudes differ by what truth and prediction share.
         truth, shift = source.targets.copy(), source.mag - source.targets[:, 0]
         truth[:, 0] = source.mag
-        snr = None if simulated is None else signal_to_noise(simulated)
+        snr = signal_to_noise(source) if isinstance(source, Dataset) else source.snr
         bounds = None if simulated is None or not limits else _estimates(simulated, report)
         if domains is not None:
-            with _opened(domains) as other:
+            with _opened(domains, image, zero_point) as other:
                 result["domains"] = {"data": str(domains), **_domains(source, other, networks, report)}
         measured = _measured(source, networks, shift, report)
     result["scores"] = {label: _scored(truth, found, snr) for label, found in measured.items()}
@@ -316,7 +316,7 @@ def _labelled(names: Sequence[str | Path]) -> dict[str, weights.Weights]:
 
 
 def _opened(
-    data: str | Path, image: str | Path | None = None, zero_point: float | None = None
+    data: str | Path, image: str | Path | None, zero_point: float | None
 ) -> AbstractContextManager[Dataset | Arrays]:
     from sersicnet.dataset import Dataset, read_labels
 

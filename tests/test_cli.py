@@ -153,6 +153,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("finetune", "--real", "outside.csv"), "line 3"),
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),
+        (("evaluate", "table.fits"), "give --truth for table.fits"),
+        (("evaluate", "none.h5", "--tolerance", "1"), "give --truth for none.h5"),
+        (("evaluate", "table.fits", "--truth", "none.ecsv"), "there is none"),
+        (("evaluate", "table.fits", "--truth", "table.fits"), "needs columns mag, r_eff_pix"),
+        (("evaluate", "table.fits", "--truth", "table.fits", "--tolerance", "-1"), "A tolerance is positive"),
+        (("evaluate", "table.fits", "--truth", "table.fits", "-w", "a", "--limits"), "received --weights, --limits"),
         (("simulate", "-o", "old.fits", "--n", "4"), "exists already"),
         (("simulate", "--psf", "plain.fits"), "odd number of pixels"),
         (("simulate", "--psf", "text.fits"), "not a readable FITS file"),
@@ -201,6 +207,15 @@ def test_simulate_and_evaluate(run, tmp_path):
     code, out, _ = run("evaluate", tmp_path / "t.h5", "-o", tmp_path / "scores")
     assert code == 0
     assert "| all | 40 | R² |" in out
+
+
+def test_a_catalogue_is_scored_with_its_truth(run, field, tmp_path):
+    assert run("measure", field[0], "-o", tmp_path / "cat.ecsv", "--quiet")[0] == 0
+    truth = str(field[0]).replace(".fits", "_truth.ecsv")
+    code, out, err = run("evaluate", tmp_path / "cat.ecsv", "--truth", truth, "--tolerance", "0.5")
+    assert code == 0, err
+    assert "0.5 arcsec" in out
+    assert "flags == 0" in out
 
 
 def test_simulate_a_mosaic(run, tmp_path):

@@ -97,15 +97,21 @@ def test_a_report_holds_scores_and_figures(small_dataset, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_several_weights_stand_side_by_side(small_dataset, tiny_weights, tmp_path):
-    result = evaluate.evaluate(small_dataset, ["fovea-sim", tiny_weights], tmp_path / "scores")
-    assert list(result["scores"]) == ["fovea-sim", "tiny"]
-    alone = evaluate.evaluate(small_dataset)["scores"]["fovea-sim"]
-    assert result["scores"]["fovea-sim"] == alone
-    lines = (tmp_path / "scores" / "scores.md").read_text().splitlines()
+def copied(path, **changes):
+    """The shipped weights in another directory, with another card."""
+    shutil.copytree(weights.shipped_directory() / "fovea-sim", path)
+    weights.rewrite_card(path, {**weights.load(path).card, **changes})
+    return path
+
+
+def test_several_weights_stand_side_by_side(small_dataset, tmp_path):
+    result = evaluate.evaluate(small_dataset, ["fovea-sim", copied(tmp_path / "copy", name="other")])
+    assert list(result["scores"]) == ["fovea-sim", "other"]
+    assert result["scores"]["fovea-sim"] == result["scores"]["other"]
+    lines = evaluate.as_markdown(result).splitlines()
     rows = [line for line in lines if line.startswith("| mag <= 23 | R² |")]
-    assert [row.split("|")[3].strip() for row in rows] == ["fovea-sim", "tiny"]
-    assert "`tiny`:" in lines
+    assert [row.split("|")[3].strip() for row in rows] == ["fovea-sim", "other"]
+    assert "`other`:" in lines
 
 
 def test_the_same_weights_twice_are_refused(small_dataset):
@@ -114,8 +120,7 @@ def test_the_same_weights_twice_are_refused(small_dataset):
 
 
 def test_weights_of_one_name_are_told_apart_by_their_paths(small_dataset, tmp_path):
-    shutil.copytree(weights.shipped_directory() / "fovea-sim", tmp_path / "copy")
-    found = evaluate.evaluate(small_dataset, ["fovea-sim", tmp_path / "copy"])["scores"]
+    found = evaluate.evaluate(small_dataset, ["fovea-sim", copied(tmp_path / "copy")])["scores"]
     assert list(found) == ["fovea-sim", str(tmp_path / "copy")]
 
 
@@ -137,25 +142,26 @@ def test_data_that_are_not_there():
 
 
 def test_labelled_galaxies_can_be_scored(field, tmp_path):
-    rows = ["x,y,mag,r_eff_pix,sersic_n,ellipticity"]
-    rows += [f"{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']}" for r in field[1]]
+    rows = ["x,y,mag,r_eff_pix,sersic_n,ellipticity,snr"]
+    rows += [f"{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']},50" for r in field[1]]
+    rows[1] = rows[1].removesuffix("50")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     found = evaluate.evaluate(tmp_path / "labels.csv", image=field[0])["scores"]["fovea-sim"]
     assert found["samples"]["all"]["n"] == len(field[1])
     assert abs(found["samples"]["all"]["bias"]["mag"]) < 0.1
-    assert "by_snr" not in found
+    assert [(row["range"], row["n"]) for row in found["by_snr"]] == [([30, 100], len(field[1]) - 1)]
     with pytest.raises(InputError, match=r"datasets of `sersicnet simulate`; received .*labels.csv"):
         evaluate.evaluate(tmp_path / "labels.csv", image=field[0], limits=True)
 
 
-def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch, tmp_path):
+def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch):
     monkeypatch.setattr("sersicnet.limits.GALAXIES", 6)
-    result = evaluate.evaluate(small_dataset, output=tmp_path / "scores", limits=True)
+    result = evaluate.evaluate(small_dataset, limits=True)
     assert result["limits"]["n"] == 6
     assert list(result["limits"]["estimates"]) == ["sky free", "sky known", "sky known to 0.03 rms"]
     for found in (*result["limits"]["estimates"].values(), result["limits"]["weights"]["fovea-sim"]):
         assert found["samples"]["all"]["n"] == 6
-    assert "| all | R² | limit, sky free | 6 |" in (tmp_path / "scores" / "scores.md").read_text()
+    assert "| all | R² | limit, sky free | 6 |" in evaluate.as_markdown(result)
 
 
 # --- catalogues ----------------------------------------------------------------------------------------------
