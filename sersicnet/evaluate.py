@@ -693,8 +693,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     if "domains" in result:
         parts += ["## Domains", _domains_page(result)]
     for key, title, head in (("by_magnitude", "By magnitude", "mag"), ("by_snr", "By signal to noise", "S/N")):
-        if not any(key in one for one in found.values()):
-            continue
+        if not any(one.get(key) for one in found.values()):
+            continue  # such as too few galaxies for any bin
         parts += [f"## {title}", _EXPLAINED]
         for label, one in found.items():
             parts += [f"`{label}`:", _binned_table(one[key], head)]
