@@ -601,7 +601,7 @@ def evaluate(
         typer.Option("--output", "-o", help="Directory for scores and figures.", show_default=False),
     ] = None,
     limits: Annotated[
-        bool, typer.Option("--limits", help="What the noise allows, beside each R²: two minutes for 500 galaxies.")
+        bool, typer.Option("--limits", help="What the noise allows, beside each R²: 0.15 s a galaxy, for 500 of them.")
     ] = False,
     domains: Annotated[
         Path | None,

@@ -238,7 +238,7 @@ def evaluate(
         For CSV files: see `sersicnet.dataset.read_labels`.
     limits : bool
         Whether to say what the noise allows, see `sersicnet.limits`, for at most
-        `sersicnet.limits.GALAXIES` of a dataset. It takes 0.2 s a galaxy.
+        `sersicnet.limits.GALAXIES` of a dataset. It takes 0.15 s a galaxy.
     domains : str or Path, optional
         Stamps of another domain, a dataset or a CSV file: whether a linear classifier
         can tell the domains apart by the networks' features, see `domain_accuracy`.
