@@ -188,7 +188,7 @@ def signal_to_noise(data: Dataset) -> np.ndarray:
     noise is that of an area so large, which correlation makes larger than that of
     independent pixels (2.2 times for drizzled F160W images), with the Poisson
     noise of the galaxy. For galaxies of the uniform prior it is 0.7 to 0.9 times that
-    of a matched filter (medians; 0.55 to 1.1 for 90 % of them).
+    of a matched filter (medians; 0.52 to 1.3 for 90 % of them).
 
     Parameters
     ----------
