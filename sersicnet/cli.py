@@ -157,7 +157,11 @@ def measure(
     ] = False,
     psf: Annotated[
         Path | None,
-        typer.Option(help="FITS image of the PSF for --refine; that of the weights by default.", show_default=False),
+        typer.Option(
+            help="FITS image of the PSF: for the check of the weights' domain, and for --refine, which takes that of "
+            "the weights by default.",
+            show_default=False,
+        ),
     ] = None,
     psf_oversampling: Oversampling = 1,
     gain: Annotated[

@@ -17,17 +17,15 @@ from astropy import units
 from astropy.table import Column, QTable, Table
 from scipy.spatial import KDTree
 
-from sersicnet import catalogue, instrument, mosaic, population, realsky, weights
+from sersicnet import catalogue, domain, instrument, mosaic, population, realsky, weights
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.fit import SKY_LEFT, STRUCTURE, Fits, Fitter, Noise, Prior, Status
 from sersicnet.schema import (
     COLUMNS,
     CROWDED_LIMIT,
-    DEPTH_TOLERANCE,
     LARGE_LIMIT,
     LOW_SNR_LIMIT,
     MASKED_LIMIT,
-    SCALE_TOLERANCE,
     STAMP_SIZE,
     TARGET_NAMES,
     Flag,
@@ -106,8 +104,9 @@ def measure(
         network's answer; neighbours that overlap are fitted together with it.
         Where the fit does not converge, the network's values stay.
     psf : str or Path, optional
-        FITS image of the effective PSF for the fits, an odd number of pixels a
-        side; that of the weights' domain by default.
+        FITS image of the effective PSF, an odd number of pixels a side. Its width
+        is compared with the weights' domain, instead of that of the image's point
+        sources; and the fits use it, instead of that of the weights' domain.
     psf_oversampling : int
         How many times finer than the image the pixels of `psf` are.
     gain : float, optional
@@ -152,13 +151,16 @@ def measure(
         what the weights were trained on.
     """
     if not refine:
-        for name, value in (("psf", psf), ("gain", gain), ("model", model), ("residual", residual)):
+        for name, value in (("gain", gain), ("model", model), ("residual", residual)):
             if value is not None:
                 raise InputError(f"--{name} belongs to fits: give --refine with it.")
     files = _Files.checked(image, output, model, residual, overwrite)
     _check_noise(gain, structure)
     network = weights.load(weights_name)
+    width = None if psf is None else domain.width_of_file(psf, psf_oversampling)
     scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    if width is None:
+        width = domain.width_of_points(scene.frame.data, scene.bad, scene.sky, scene.found)
     fitter, source_of_psf = None, ""
     if refine:
         point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
@@ -170,8 +172,14 @@ def measure(
     _predict(scene, values, network, report)
     if fitter is not None:
         _fit(scene, values, fitter, _width(point, psf_oversampling), report, keep=False)
+    verdict = network.domain.compare(scene.zero, scene.scale, width, values.rms)
+    values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
+    values.flags[network.domain.out_of_range(values.targets)] |= Flag.OUT_OF_RANGE
     table = _table(scene, values, network, fitted=refine)
     table.meta.update(_provenance(scene, network, command))
+    table.meta.update(PSFSRC=width.source, OUTSIDE=", ".join(verdict.reasons) or "nothing")
+    if np.isfinite(width.value):
+        table.meta["PSFFWHM"] = width.value
     if fitter is not None:
         table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior), STRUCTUR=structure)
     files.write(table, scene, values, fitter)
@@ -694,12 +702,6 @@ def _table(scene: _Scene, values: _Values, network: weights.Weights | None, *, f
     targets, flags = values.targets, values.flags
     with np.errstate(invalid="ignore"):
         flags[targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
-    if network is not None:
-        ranges = network.card["domain"]["ranges"]
-        low, high = (np.array([ranges[name][i] for name in TARGET_NAMES]) for i in (0, 1))
-        outside = np.isfinite(targets).all(axis=1) & ((targets < low) | (targets > high)).any(axis=1)
-        flags[outside] |= Flag.OUT_OF_RANGE
-        flags[_outside_domain(network, scene.zero, scene.scale, values.rms)] |= Flag.OUT_OF_DOMAIN
     columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": values.x, "y": values.y}
     if scene.frame.wcs is not None:
         columns["ra"], columns["dec"] = scene.frame.sky(values.x, values.y) if n else (np.zeros(0), np.zeros(0))
@@ -746,29 +748,6 @@ def _provenance(scene: _Scene, network: weights.Weights | None, command: str) ->
     if command:
         meta["COMMAND"] = command
     return meta
-
-
-def _outside_domain(
-    network: weights.Weights, zero: instrument.Reading, scale: instrument.Reading, rms: np.ndarray
-) -> np.ndarray:
-    """Which galaxies lie outside of the weights' domain; warns when all do."""
-    domain = network.card["domain"]
-    trained_scale = domain["pixel_scale"]
-    if np.isfinite(scale.value) and abs(scale.value / trained_scale - 1) > SCALE_TOLERANCE:
-        _warn(
-            f"The image has {scale.value:.4f} arcsec per pixel, {network.name} was trained at {trained_scale}: "
-            "every row is flagged."
-        )
-        return np.ones(len(rms), bool)
-    depth = rms * 10 ** (0.4 * (domain["zero_point"] - zero.value))
-    with np.errstate(invalid="ignore"):
-        outside = (depth < domain["rms"][0] / DEPTH_TOLERANCE) | (depth > domain["rms"][1] * DEPTH_TOLERANCE)
-    if len(outside) and outside.mean() > 0.5:
-        _warn(
-            f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {domain['zero_point']}, "
-            f"{network.name} was trained at {domain['rms'][0]:g} to {domain['rms'][1]:g}: rows are flagged."
-        )
-    return outside
 
 
 def _warn(message: str) -> None:

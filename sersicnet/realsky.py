@@ -47,11 +47,15 @@ def full_width(psf: np.ndarray) -> float:
     """Full width at half maximum of a PSF's azimuthal mean, in pixels."""
     half = psf.shape[0] // 2
     y, x = np.indices(psf.shape) - half
-    distance = np.hypot(x, y)
-    near = distance < 8
-    radii, which = np.unique(distance[near].round(3), return_inverse=True)
-    profile = np.bincount(which, psf[near]) / np.bincount(which)
-    return 2 * float(np.interp(-psf.max() / 2, -profile, radii))
+    radii, which = np.unique(np.hypot(x, y).round(3), return_inverse=True)
+    which = which.ravel()
+    profile = np.bincount(which, psf.ravel()) / np.bincount(which)
+    top = int(np.argmax(profile))
+    below = np.flatnonzero(profile[top:] < profile[top] / 2)
+    if not len(below):
+        return 2 * float(radii[-1])
+    part = slice(top + below[0] - 1, top + below[0] + 1)
+    return 2 * float(np.interp(-profile[top] / 2, -profile[part], radii[part]))
 
 
 def read_psf(path: str | Path) -> Psf:

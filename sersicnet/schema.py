@@ -141,6 +141,7 @@ LOW_SNR_LIMIT = 10.0
 LARGE_LIMIT = STAMP_SIZE / 4
 DEPTH_TOLERANCE = 2.0
 SCALE_TOLERANCE = 0.05
+PSF_TOLERANCE = 0.2
 
 FLAG_MEANING = {
     Flag.NO_DATA: "no usable pixel among the central 5 x 5: parameters are NaN",
@@ -152,7 +153,8 @@ FLAG_MEANING = {
     Flag.LARGE: f"effective radius above {LARGE_LIMIT:g} pixels: much of the light is outside the stamp",
     Flag.OUT_OF_RANGE: "a parameter lies outside the range that the network was trained on",
     Flag.OUT_OF_DOMAIN: f"pixel scale differs by more than {SCALE_TOLERANCE:.0%} from what the network was "
-    f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
+    f"trained on, the width of the PSF by more than {PSF_TOLERANCE:.0%}, or depth by more than a factor "
+    f"{DEPTH_TOLERANCE:g}",
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
 }

@@ -622,6 +622,8 @@ def _card_base(
 
 def _domain(simulated: Dataset, faint_limit: float) -> dict[str, Any]:
     instrument, prior = simulated.config["instrument"], simulated.config["prior"]
+    widths = [psf["fwhm"] for psf in simulated.config.get("psfs", [])] or [simulated.config["psf_fwhm"]]
+    scatter = simulated.config.get("psf_scatter", 0.0)
     ranges = {name: list(prior[name]) for name in TARGET_NAMES}
     ranges["mag"][1] = min(ranges["mag"][1], faint_limit)
     return {
@@ -629,6 +631,7 @@ def _domain(simulated: Dataset, faint_limit: float) -> dict[str, Any]:
         "pixel_scale": instrument["pixel_scale"],
         "zero_point": instrument["zero_point"],
         "psf_fwhm": simulated.config["psf_fwhm"],
+        "psf_fwhm_range": [min(widths) * (1 - scatter), max(widths) * (1 + scatter)],
         "rms": [instrument["rms_low"], instrument["rms_high"]],
         "ranges": ranges,
     }

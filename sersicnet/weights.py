@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sersicnet.domain import Domain
 from sersicnet.errors import InputError, WeightsError
-from sersicnet.schema import N_TARGETS, SCHEMA_VERSION, STAMP_SIZE, TARGETS
+from sersicnet.schema import N_TARGETS, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, TARGETS
 
 if TYPE_CHECKING:
     import keras
@@ -72,12 +73,35 @@ class Weights:
         return str(self.card["name"])
 
     @functools.cached_property
+    def domain(self) -> Domain:
+        """What the weights were trained on."""
+        return Domain.of(self.card)
+
+    @property
+    def _width(self) -> int:
+        """How many values the network returns for a stamp."""
+        return N_TARGETS * (2 if self.card["errors"] else 1)
+
+    @functools.cached_property
     def _session(self) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(str(self.path / ONNX), options, providers=providers())
+        try:
+            session = onnxruntime.InferenceSession(str(self.path / ONNX), options, providers=providers())
+        except Exception as error:  # ONNX Runtime raises several kinds of its own
+            raise WeightsError(
+                f"{self.path / ONNX} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]} "
+                "Install or train the weights again."
+            ) from error
+        shapes = [port.shape[1:] for port in (*session.get_inputs(), *session.get_outputs())]
+        if shapes != [[STAMP_SIZE, STAMP_SIZE], [self._width]]:
+            raise WeightsError(
+                f"{self.path / ONNX} takes and returns shapes {shapes}, by its card [{STAMP_SIZE}, {STAMP_SIZE}] and "
+                f"[{self._width}]: it belongs to other weights."
+            )
+        return session
 
     def predict(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network.
@@ -94,11 +118,17 @@ class Weights:
             ellipticity. NaN where a stamp holds a pixel that is not finite.
         errors : ndarray, float64, (N, 4) or None
             Their 1 sigma errors, for networks that predict them.
+
+        Raises
+        ------
+        InputError
+            If stamps have another shape.
+        WeightsError
+            If ``network.onnx`` is no network of the card's kind.
         """
         if stamps.shape[1:] != (STAMP_SIZE, STAMP_SIZE):
             raise InputError(f"Stamps are {STAMP_SIZE} x {STAMP_SIZE} pixels; received shape {stamps.shape}.")
-        width = N_TARGETS * (2 if self.card["errors"] else 1)
-        out = np.full((len(stamps), width), np.nan)
+        out = np.full((len(stamps), self._width), np.nan)
         name = self._session.get_inputs()[0].name
         for first in range(0, len(stamps), BATCH):
             batch = np.ascontiguousarray(stamps[first : first + BATCH], dtype=np.float32)
@@ -109,10 +139,35 @@ class Weights:
         return out[:, :N_TARGETS], errors
 
     def keras_model(self) -> keras.Model:
-        """The same network as a Keras model, for training on; its layer ``core`` is the network."""
-        from sersicnet.networks import load_model
+        """The same network as a Keras model, for training on; its layer ``core`` is the network.
 
-        return load_model(self.path / KERAS)
+        Raises
+        ------
+        WeightsError
+            If this version does not know the network, or the file holds another one.
+        """
+        from sersicnet.networks import ARCHITECTURES, load_model
+
+        network, path = self.card["network"], self.path / KERAS
+        if network not in ARCHITECTURES:
+            raise WeightsError(
+                f"{self.path} holds a network {network}; this version knows {', '.join(ARCHITECTURES)}: "
+                "it can measure, but not be trained on."
+            )
+        try:
+            model = load_model(path)
+            parameters = model.get_layer("core").count_params()
+        except Exception as error:  # Keras raises several kinds
+            raise WeightsError(
+                f"{path} cannot be read as a network of sersicnet: {str(error).splitlines()[0]} "
+                "Install or train the weights again."
+            ) from error
+        if model.output_shape[1:] != (self._width,) or parameters != self.card["parameters"]:
+            raise WeightsError(
+                f"{path} has {parameters} weights and returns {model.output_shape[1]} values, its card says "
+                f"{self.card['parameters']} and {self._width}: it belongs to other weights."
+            )
+        return model
 
 
 def calibrated(card: Mapping[str, Any], mag: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -148,7 +203,8 @@ def load(name_or_path: str | Path) -> Weights:
     ------
     WeightsError
         If there is no such directory, a file's SHA-256 differs from the one
-        listed, or the card is of another schema.
+        listed, or the card is of another schema, of other targets, or tells no
+        domain. Other files in the directory are not read.
     """
     path = Path(name_or_path)
     if not path.is_dir() and path.name == str(name_or_path):
@@ -172,12 +228,32 @@ def load(name_or_path: str | Path) -> Weights:
                 f"{path / name} does not have the SHA-256 that {SUMS} lists: it was changed or damaged. "
                 "Install or train the weights again."
             )
-    card = json.loads((path / CARD).read_text())
-    if card.get("schema_version") != SCHEMA_VERSION:
+    return Weights(path, _card(path), sums[ONNX])
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The card of a weights directory, checked."""
+    try:
+        card = json.loads((path / CARD).read_text())
+        version = card.get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{path / CARD} is no card of weights: {error}. Train the weights again.") from error
+    if version != SCHEMA_VERSION:
+        raise WeightsError(f"{path} has weights schema {version}, this version reads {SCHEMA_VERSION}.")
+    try:
+        names = tuple(target["name"] for target in card["targets"])
+        if names != TARGET_NAMES:
+            raise WeightsError(f"{path} predicts {', '.join(names)}; this version reads {', '.join(TARGET_NAMES)}.")
+        missing = [key for key in ("name", "network", "parameters", "errors", "data") if key not in card]
+        if missing:
+            raise ValueError(f"no {missing[0]}")
+        Domain.of(card)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise WeightsError(
-            f"{path} has weights schema {card.get('schema_version')}, this version reads {SCHEMA_VERSION}."
-        )
-    return Weights(path, card, sums[ONNX])
+            f"{path / CARD} does not tell what the weights are and where they hold: {reason}. Train the weights again."
+        ) from error
+    return card
 
 
 def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
@@ -257,6 +333,8 @@ def readable(card: Mapping[str, Any]) -> str:
     """The card as a Markdown page."""
     domain = card["domain"]
     ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in domain["ranges"].items())
+    narrow, wide = domain.get("psf_fwhm_range") or (domain["psf_fwhm"],) * 2
+    scatter = f" ({narrow:.3f} to {wide:.3f})" if wide > narrow else ""
     lines = [
         f"# {card['name']}",
         "",
@@ -264,7 +342,7 @@ def readable(card: Mapping[str, Any]) -> str:
         "",
         f"- network: `{card['network']}`, {card['parameters']:,} weights; licence {card['licence']}",
         f"- images: {domain['instrument']}; {domain['pixel_scale']} arcsec/pixel, "
-        f"PSF FWHM {domain['psf_fwhm']:.3f} arcsec, pixel rms {domain['rms'][0]:g} to {domain['rms'][1]:g} "
+        f"PSF FWHM {domain['psf_fwhm']:.3f} arcsec{scatter}, pixel rms {domain['rms'][0]:g} to {domain['rms'][1]:g} "
         f"at zero point {domain['zero_point']} (AB)",
         f"- trained on: {ranges}",
         f"- data: {card['data']['n']:,} stamps, `{card['data']['command']}`",

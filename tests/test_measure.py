@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W
 from sersicnet.measure import measure
 from sersicnet.render import Renderer
-from sersicnet.schema import COLUMN, COLUMNS, Flag
+from sersicnet.schema import COLUMN, COLUMNS, TARGET_NAMES, Flag
 from sersicnet.simulate import effective_psf, observe
 
 PLAIN = [column for column in COLUMNS if column.name not in ("sky", "chi2", "fit_status")]
@@ -231,12 +232,16 @@ def test_flag_large(field, tmp_path):
     assert flags_at(field, 256, 256, data.astype(np.float32), tmp_path) & Flag.LARGE
 
 
-def test_flag_out_of_range(field, isolated, tmp_path):
+@pytest.mark.parametrize("name", TARGET_NAMES)
+def test_flag_out_of_range(field, isolated, tmp_path, name):
     copy = shutil.copytree(weights.load(weights.DEFAULT).path, tmp_path / "w")
     card = json.loads((copy / "card.json").read_text())
-    card["domain"]["ranges"]["mag"] = [10.0, 12.0]
+    card["domain"]["ranges"][name][1] = card["domain"]["ranges"][name][0] + 1e-3
     weights.rewrite_card(copy, card)
     assert flags_at(field, *isolated, weights_name=copy) & Flag.OUT_OF_RANGE
+
+
+def test_flag_out_of_range_is_not_set_inside(field, isolated):
     assert not flags_at(field, *isolated) & Flag.OUT_OF_RANGE
 
 
@@ -248,6 +253,48 @@ def test_flag_out_of_domain_by_pixel_scale(field, isolated):
 def test_flag_out_of_domain_by_depth(field, isolated):
     with pytest.warns(SersicnetWarning, match="The noise of the image"):
         assert flags_at(field, *isolated, zero_point=30.0) & Flag.OUT_OF_DOMAIN
+
+
+def test_flag_out_of_domain_by_the_psf_of_a_file(field, tmp_path, isolated):
+    wanted = Table({"x": [isolated[0]], "y": [isolated[1]]})
+    wide = write(tmp_path / "wide.fits", effective_psf(F160W, stretch=1.4))
+    with pytest.warns(
+        SersicnetWarning, match=r"full width of 4\.\d\d pixels \(wide.fits\), fovea-sim was trained at 3\."
+    ):
+        table = measure(field[0], positions=wanted, psf=wide)
+    assert table["flags"][0] & Flag.OUT_OF_DOMAIN
+    assert table.meta["OUTSIDE"] == "PSF"
+    assert table.meta["PSFFWHM"] == pytest.approx(4.4, abs=0.1)
+    fine = write(tmp_path / "fine.fits", effective_psf(replace(F160W, pixel_scale=0.02)))
+    table = measure(field[0], positions=wanted, psf=fine, psf_oversampling=3)
+    assert table.meta["OUTSIDE"] == "nothing"
+    assert table.meta["PSFFWHM"] == pytest.approx(3.18, abs=0.05)
+
+
+def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 0.0035, (512, 512))
+    draw = Renderer(effective_psf(F160W, stretch=1.4), 64)
+    for row in range(5):
+        for column in range(5):
+            star = draw(np.array([*rng.uniform(31, 32, 2), 50.0, 0.02, 1.0, 1.0, 0.0]))[0]
+            image[row * 100 + 20 : row * 100 + 84, column * 100 + 20 : column * 100 + 84] += star
+    path = write(tmp_path / "stars.fits", image.astype(np.float32), fits.Header({"MAGZERO": 25.9463}))
+    with pytest.warns(SersicnetWarning) as caught:
+        table = measure(path, tmp_path / "cat.fits", pixel_scale=0.06, positions=Table({"x": [52.0], "y": [52.0]}))
+    assert len(caught) == 2  # no WCS
+    assert "(25 point sources), fovea-sim was trained at" in str(caught[1].message)
+    assert table["flags"][0] & Flag.OUT_OF_DOMAIN
+    header = fits.getheader(tmp_path / "cat.fits", 1)
+    assert header["PSFSRC"] == "25 point sources"
+    assert header["OUTSIDE"] == "PSF"
+    assert header["PSFFWHM"] == pytest.approx(4.4, rel=0.03)
+
+
+def test_an_image_without_point_sources_tells_no_psf(catalogue):
+    assert catalogue.meta["PSFSRC"] == "too few point sources"
+    assert catalogue.meta["OUTSIDE"] == "nothing"
+    assert "PSFFWHM" not in catalogue.meta
 
 
 # --- refining -------------------------------------------------------------------------------
@@ -313,9 +360,9 @@ def test_bad_gains_are_refused(field, gain):
         measure(field[0], refine=True, gain=gain)
 
 
-def test_a_psf_without_a_fit_is_a_mistake(field, tmp_path):
-    with pytest.raises(InputError, match="give --refine"):
-        measure(field[0], psf=tmp_path / "psf.fits")
+def test_a_gain_without_a_fit_is_a_mistake(field):
+    with pytest.raises(InputError, match="--gain belongs to fits: give --refine"):
+        measure(field[0], gain=3200.0)
 
 
 def test_model_and_residual_images_add_up(field, tmp_path, psf_file):

@@ -1,0 +1,310 @@
+"""What weights were trained on, and whether an image is of that kind.
+
+A network answers whatever it is shown. This module compares an image with the
+card of the weights: pixel scale, width of the PSF, depth, and the ranges of what
+comes out. The width of the PSF is taken from a file, or from the image's own
+point sources.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.realsky import full_width, read_psf
+from sersicnet.schema import DEPTH_TOLERANCE, PSF_TOLERANCE, SCALE_TOLERANCE, TARGET_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sersicnet import mosaic
+    from sersicnet.instrument import Reading
+
+REMEDY = "`sersicnet adapt` makes weights for such an image"
+
+
+class Width(NamedTuple):
+    """Full width at half maximum of an image's PSF.
+
+    Attributes
+    ----------
+    value : float
+        In pixels; NaN if nothing can be said.
+    error : float
+        1 sigma; 0 for a file.
+    source : str
+        Where it is from, or why there is none.
+    """
+
+    value: float
+    error: float
+    source: str
+
+
+class Verdict(NamedTuple):
+    """What the comparison of an image with a card gave.
+
+    Attributes
+    ----------
+    rows : ndarray, bool, (N,)
+        Which galaxies lie outside of the domain.
+    reasons : tuple of str
+        What lies outside: "pixel scale", "PSF", "depth"; depth if most galaxies do.
+    """
+
+    rows: np.ndarray
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The domain of weights, as their card tells it.
+
+    Attributes
+    ----------
+    name : str
+        Of the weights.
+    pixel_scale : float
+        Arcsec per pixel.
+    widths : (float, float)
+        Least and largest full width at half maximum of the PSFs, pixels.
+    zero_point : float
+        Of `rms`.
+    rms : (float, float)
+        Least and largest noise of a blank pixel.
+    low, high : ndarray, float, (4,)
+        Ranges of the targets, the magnitude AB.
+    """
+
+    name: str
+    pixel_scale: float
+    widths: tuple[float, float]
+    zero_point: float
+    rms: tuple[float, float]
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> Domain:
+        """Read the domain of a card.
+
+        Cards without ``psf_fwhm_range`` know one width.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If something is missing or makes no sense.
+        """
+        domain = card["domain"]
+        scale = float(domain["pixel_scale"])
+        fwhm = domain["psf_fwhm"]
+        first, last = domain.get("psf_fwhm_range") or (fwhm, fwhm)
+        faint, loud = domain["rms"]
+        ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
+        pairs = np.array([[first, last], [faint, loud], *ranges], float)
+        if ranges.shape != (len(TARGET_NAMES), 2) or not (pairs[:, 0] <= pairs[:, 1]).all():
+            raise ValueError("its ranges are no pairs of a lower and an upper value")
+        if not (scale > 0 and first > 0 and faint > 0):
+            raise ValueError("pixel scale, PSF and noise are positive")
+        widths = float(first) / scale, float(last) / scale
+        noise = float(faint), float(loud)
+        return cls(str(card["name"]), scale, widths, float(domain["zero_point"]), noise, *ranges.T)
+
+    def out_of_range(self, targets: np.ndarray) -> np.ndarray:
+        """Which galaxies have a parameter outside of its range, bool, (N,); not those with NaN.
+
+        Parameters
+        ----------
+        targets : ndarray, float, (N, 4)
+            With AB magnitudes.
+        """
+        outside = (targets < self.low) | (targets > self.high)
+        return np.isfinite(targets).all(axis=1) & outside.any(axis=1)
+
+    def compare(self, zero: Reading, scale: Reading, width: Width, rms: np.ndarray) -> Verdict:
+        """Compare an image with the domain.
+
+        Parameters
+        ----------
+        zero, scale : Reading
+            Zero point and pixel scale of the image; the scale may be NaN.
+        width : Width
+            See `width_of_file` and `width_of_points`.
+        rms : ndarray, float, (N,)
+            Noise of a blank pixel around each galaxy, image units; may be NaN.
+
+        Returns
+        -------
+        Verdict
+
+        Warns
+        -----
+        SersicnetWarning
+            For everything that lies outside. A PSF does so when it is narrower or
+            wider than all that were trained on by 20 %, and by three times its error.
+        """
+        rows = np.zeros(len(rms), bool)
+        reasons = []
+        if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
+            reasons.append("pixel scale")
+            rows[:] = True
+            _warn(
+                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}: "
+                f"every row is flagged. {REMEDY}."
+            )
+        narrow, wide = self.widths[0] * (1 - PSF_TOLERANCE), self.widths[1] * (1 + PSF_TOLERANCE)
+        if width.value + 3 * width.error < narrow or width.value - 3 * width.error > wide:
+            reasons.append("PSF")
+            rows[:] = True
+            trained = " to ".join(dict.fromkeys(f"{w:.2f}" for w in self.widths))
+            _warn(
+                f"The image's PSF has a full width of {width.value:.2f} pixels ({width.source}), {self.name} was "
+                f"trained at {trained}: every row is flagged. {REMEDY}; --psf tells another width."
+            )
+        depth = rms * 10 ** (0.4 * (self.zero_point - zero.value))
+        with np.errstate(invalid="ignore"):
+            outside = (depth < self.rms[0] / DEPTH_TOLERANCE) | (depth > self.rms[1] * DEPTH_TOLERANCE)
+        if len(outside) and outside.mean() > 0.5:
+            reasons.append("depth")
+            _warn(
+                f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {self.zero_point}, "
+                f"{self.name} was trained at {self.rms[0]:g} to {self.rms[1]:g}: rows are flagged. {REMEDY}."
+            )
+        return Verdict(rows | outside, tuple(reasons))
+
+
+# --- the width of a PSF -------------------------------------------------------------------------------
+
+REACH = 12
+"""Half the side of the square in which a source is looked at, pixels."""
+
+MOST_SOURCES = 1000
+"""Detections that are looked at, those of the highest mean surface brightness."""
+
+LEAST_SNR = 50.0
+"""Peak over noise that a point source needs: its width is good to about 1 % then."""
+
+LEAST_POINTS = 8
+_ROUND = 0.1
+_SAME_WIDTH = 0.05
+_SAME_SHAPE = 0.04
+_NEARBY = 0.15
+_CONTRAST = 4.0
+_NARROWER = 0.25
+
+
+def width_of_file(path: str | Path, oversampling: int = 1) -> Width:
+    """Width of the PSF in a FITS file; see `sersicnet.realsky.read_psf` for what it may be."""
+    psf = read_psf(path)
+    if oversampling < 1:
+        raise InputError(f"A PSF is oversampled by a whole number from 1; received {oversampling}.")
+    return Width(full_width(psf.image) / oversampling, 0.0, psf.name)
+
+
+def width_of_points(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: mosaic.Detections) -> Width:
+    """Width of the PSF, from the point sources of an image.
+
+    Stars share one width and one profile, galaxies are broader and differ: stars
+    are a narrow heap at the lower end of the widths. Each bright source gets a
+    Gaussian through the logarithm of its pixels above a quarter of its peak, whose
+    width is 0.6 to 4 % larger than that of the PSF (Gaussian, Moffat with
+    beta = 3 and HST's, 2 to 9 pixels wide), and the light around it, in units of the
+    core. At least `LEAST_POINTS` round sources must agree in both, within 5 and
+    4 %; they must be more than four times as many, by `LEAST_POINTS`, as the
+    sources of other widths nearby let expect; and few sources may be narrower.
+
+    Parameters
+    ----------
+    data : ndarray, float32, (H, W)
+        Image, sky included.
+    bad : ndarray, bool, (H, W)
+    sky : Sky
+    found : Detections
+
+    Returns
+    -------
+    Width
+        NaN where there are too few point sources to tell.
+    """
+    values = _profiles(data, bad, sky, found)
+    width, around = np.log(values[:, :2]).T
+    order = np.argsort(width)
+    width, around = width[order], around[order]
+    ends = np.searchsorted(width, width + _SAME_WIDTH, side="right")
+    best, chosen = 0.0, np.zeros(0)
+    for first, end in enumerate(ends):
+        if end - first < LEAST_POINTS:
+            continue
+        alike = np.abs(around - np.median(around[first:end])) < _SAME_SHAPE
+        n = int(alike[first:end].sum())
+        near = alike & (width > width[first] - _NEARBY) & (width < width[first] + _SAME_WIDTH + _NEARBY)
+        expected = (near.sum() - n) * _SAME_WIDTH / (2 * _NEARBY)
+        lonely = n >= LEAST_POINTS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
+        if lonely and n - expected > best:
+            best, chosen = n - expected, width[first:end][alike[first:end]]
+    if not len(chosen):
+        return Width(np.nan, np.nan, "too few point sources")
+    value = float(np.exp(np.median(chosen)))
+    error = 1.25 * value * float(np.std(chosen)) / np.sqrt(len(chosen))
+    return Width(value, error, f"{len(chosen)} point sources")
+
+
+def _profiles(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: mosaic.Detections) -> np.ndarray:
+    """Width of the core [pix] and light around it, of round and bright sources, float64, (M, 2)."""
+    rows = []
+    offset_y, offset_x = np.indices((2 * REACH + 1, 2 * REACH + 1)) - REACH
+    distance = np.hypot(offset_x, offset_y)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        brightest = np.argsort(-found.flux / found.area)[:MOST_SOURCES]
+    for x, y in zip(found.x[brightest], found.y[brightest], strict=True):
+        column, row = _peak(data, round(float(x)), round(float(y)))
+        part = slice(row - REACH, row + REACH + 1), slice(column - REACH, column + REACH + 1)
+        if min(row, column) < REACH or data[part].shape != distance.shape or bad[part].any():
+            continue
+        box = data[part] - sky.level[part]
+        peak = float(box[REACH, REACH])
+        if not peak > LEAST_SNR * sky.rms[row, column]:
+            continue
+        labels, _ = ndimage.label(box > peak / 4)
+        inside = (labels == labels[REACH, REACH]) | (distance < 1.5)
+        used = inside & (box > peak / 50)
+        if used.sum() < 9 or used[distance > REACH - 0.5].any():
+            continue
+        fwhm, ellipticity = _gaussian(offset_x[used], offset_y[used], box[used] / peak)
+        if ellipticity < _ROUND and 1.5 * fwhm < REACH:
+            light = float(box[(distance > 0.75 * fwhm) & (distance < 1.5 * fwhm)].sum()) / (peak * fwhm**2)
+            if light > 0:
+                rows.append((fwhm, light))
+    return np.array(rows).reshape(-1, 2)
+
+
+def _peak(data: np.ndarray, column: int, row: int) -> tuple[int, int]:
+    """The brightest pixel within two of a place; the place itself at an edge."""
+    if row < 2 or column < 2:
+        return column, row
+    near = data[row - 2 : row + 3, column - 2 : column + 3]
+    if near.shape != (5, 5):
+        return column, row
+    up, right = np.unravel_index(np.argmax(near), near.shape)
+    return column + int(right) - 2, row + int(up) - 2
+
+
+def _gaussian(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Full width at half maximum and ellipticity of the Gaussian through some pixels; NaN if there is none."""
+    terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
+    c = np.linalg.lstsq(terms * values[:, None], np.log(values) * values, rcond=None)[0]
+    curvature = np.linalg.eigvalsh(-np.array([[2 * c[3], c[4]], [c[4], 2 * c[5]]]))
+    if not curvature[0] > 0:
+        return np.nan, np.nan
+    long, short = 1 / np.sqrt(curvature)
+    return float(np.sqrt(8 * np.log(2) * long * short)), float(1 - short / long)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SersicnetWarning, stacklevel=4)
