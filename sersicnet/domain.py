@@ -211,13 +211,13 @@ def width_of_points(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: m
     """Width of the PSF, from the point sources of an image.
 
     Stars share one width and one profile, galaxies are broader and differ: stars
-    are a narrow heap at the lower end of the widths. Each bright source gets a
-    Gaussian through the logarithm of its pixels above a quarter of its peak, whose
-    width is 0.6 to 4 % larger than that of the PSF (Gaussian, Moffat with
-    beta = 3 and HST's, 2 to 9 pixels wide), and the light around it, in units of the
-    core. At least `LEAST_POINTS` round sources must agree in both, within 5 and
-    4 %; they must be more than four times as many, by `LEAST_POINTS`, as the
-    sources of other widths nearby let expect; and few sources may be narrower.
+    are a narrow heap at the lower end of the widths. Each bright and round source
+    gets a Gaussian through the logarithm of its pixels above a quarter of its peak,
+    which is 1 to 4 % wider than the PSF (HST's, and Moffat with beta = 3, from
+    2.1 to 6.3 pixels), and the light within 1.5 widths, in units of that of the
+    core. At least `LEAST_POINTS` sources must agree in both, within 5 and 4 %; they
+    must be more than four times as many, by `LEAST_POINTS`, as the sources of other
+    widths nearby let expect; and few sources may be narrower.
 
     Parameters
     ----------
@@ -232,31 +232,34 @@ def width_of_points(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: m
     Width
         NaN where there are too few point sources to tell.
     """
-    values = _profiles(data, bad, sky, found)
-    width, around = np.log(values[:, :2]).T
-    order = np.argsort(width)
-    width, around = width[order], around[order]
+    chosen = _heap(*_profiles(data, bad, sky, found).T)
+    if not len(chosen):
+        return Width(np.nan, np.nan, "too few point sources")
+    value, scatter = float(np.median(chosen)), float(np.std(chosen))
+    return Width(value, 1.25 * scatter / len(chosen) ** 0.5, f"{len(chosen)} point sources")
+
+
+def _heap(widths: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """The widths of sources that are points, of all widths."""
+    order = np.argsort(widths)
+    width, light = np.log(widths[order]), np.log(light[order])
     ends = np.searchsorted(width, width + _SAME_WIDTH, side="right")
     best, chosen = 0.0, np.zeros(0)
     for first, end in enumerate(ends):
         if end - first < LEAST_POINTS:
             continue
-        alike = np.abs(around - np.median(around[first:end])) < _SAME_SHAPE
+        alike = np.abs(light - np.median(light[first:end])) < _SAME_SHAPE
         n = int(alike[first:end].sum())
         near = alike & (width > width[first] - _NEARBY) & (width < width[first] + _SAME_WIDTH + _NEARBY)
         expected = (near.sum() - n) * _SAME_WIDTH / (2 * _NEARBY)
-        lonely = n >= LEAST_POINTS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
-        if lonely and n - expected > best:
-            best, chosen = n - expected, width[first:end][alike[first:end]]
-    if not len(chosen):
-        return Width(np.nan, np.nan, "too few point sources")
-    value = float(np.exp(np.median(chosen)))
-    error = 1.25 * value * float(np.std(chosen)) / np.sqrt(len(chosen))
-    return Width(value, error, f"{len(chosen)} point sources")
+        alone = n >= LEAST_POINTS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
+        if alone and n - expected > best:
+            best, chosen = n - expected, np.exp(width[first:end][alike[first:end]])
+    return chosen
 
 
 def _profiles(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: mosaic.Detections) -> np.ndarray:
-    """Width of the core [pix] and light around it, of round and bright sources, float64, (M, 2)."""
+    """Width of the core [pix] and light in units of its own, of round and bright sources, float64, (M, 2)."""
     rows = []
     offset_y, offset_x = np.indices((2 * REACH + 1, 2 * REACH + 1)) - REACH
     distance = np.hypot(offset_x, offset_y)
@@ -276,11 +279,12 @@ def _profiles(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: mosaic.
         used = inside & (box > peak / 50)
         if used.sum() < 9 or used[distance > REACH - 0.5].any():
             continue
-        fwhm, ellipticity = _gaussian(offset_x[used], offset_y[used], box[used] / peak)
-        if ellipticity < _ROUND and 1.5 * fwhm < REACH:
-            light = float(box[(distance > 0.75 * fwhm) & (distance < 1.5 * fwhm)].sum()) / (peak * fwhm**2)
+        core = _gaussian(offset_x[used], offset_y[used], box[used] / peak)
+        if core is not None and core.ellipticity < _ROUND and 1.5 * core.fwhm < REACH - 1:
+            radius = np.hypot(offset_x - core.x, offset_y - core.y) / core.fwhm
+            light = float(box[radius < 1.5].sum()) / (peak * core.height * core.fwhm**2)
             if light > 0:
-                rows.append((fwhm, light))
+                rows.append((core.fwhm, light))
     return np.array(rows).reshape(-1, 2)
 
 
@@ -295,15 +299,26 @@ def _peak(data: np.ndarray, column: int, row: int) -> tuple[int, int]:
     return column + int(right) - 2, row + int(up) - 2
 
 
-def _gaussian(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Full width at half maximum and ellipticity of the Gaussian through some pixels; NaN if there is none."""
+class _Core(NamedTuple):
+    fwhm: float
+    ellipticity: float
+    x: float
+    y: float
+    height: float
+
+
+def _gaussian(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> _Core | None:
+    """The Gaussian through some pixels, if there is one."""
     terms = np.column_stack([np.ones(len(x)), x, y, x * x, x * y, y * y])
     c = np.linalg.lstsq(terms * values[:, None], np.log(values) * values, rcond=None)[0]
-    curvature = np.linalg.eigvalsh(-np.array([[2 * c[3], c[4]], [c[4], 2 * c[5]]]))
+    inverse = -np.array([[2 * c[3], c[4]], [c[4], 2 * c[5]]])
+    curvature = np.linalg.eigvalsh(inverse)
     if not curvature[0] > 0:
-        return np.nan, np.nan
+        return None
+    centre = np.linalg.solve(inverse, c[1:3])
     long, short = 1 / np.sqrt(curvature)
-    return float(np.sqrt(8 * np.log(2) * long * short)), float(1 - short / long)
+    height = np.exp(c[0] + centre @ c[1:3] / 2)
+    return _Core(float(np.sqrt(8 * np.log(2) * long * short)), float(1 - short / long), *centre, float(height))
 
 
 def _warn(message: str) -> None:

