@@ -4,8 +4,7 @@
 
 Stamps a second through ONNX Runtime, as `sersicnet measure` runs it, and through
 Keras, in batches of `sersicnet.weights.BATCH`; multiply-adds and weights. Networks
-have the weights that ship under their name, else random ones, which are as fast. All networks take turns in
-each round, so that ratios do not depend on what else the machine does; printed
+have weights that ship, else random ones, which are as fast. All networks take turns in each round, so that ratios do not depend on what else the machine does; printed
 are medians over the rounds. CPU time of one thread is what a core has to do: it tells
 most on a machine that is busy.
 
@@ -48,27 +47,17 @@ def multiply_adds(model):
 
 
 def built(name, folder):
-    """A network with its units as a Keras model, and its ONNX file."""
-    if name in networks_shipped():
-        found = networks_shipped()[name]
-        return found.keras_model(), found.path / weights.ONNX, f"weights of {found.name}"
+    """A network with its units as a Keras model, its ONNX file, and where its weights are from."""
     architecture = networks.ARCHITECTURES[name]
+    core = architecture.build()
+    for found in map(weights.load, weights.shipped()):
+        if found.card["network"] == name and found.card["parameters"] == core.count_params():
+            return found.keras_model(), found.path / weights.ONNX, f"weights of {found.name}"
     scale = np.ones(N_TARGETS) if architecture.spreads else None
-    model = networks.with_units(
-        architecture, architecture.build(), np.zeros(N_TARGETS), np.ones(N_TARGETS), error_scale=scale
-    )
+    model = networks.with_units(architecture, core, np.zeros(N_TARGETS), np.ones(N_TARGETS), error_scale=scale)
     path = Path(folder) / f"{name}.onnx"
     networks.export_onnx(model, path)
     return model, path, "random weights"
-
-
-def networks_shipped():
-    """The first shipped weights of each network."""
-    found = {}
-    for name in weights.shipped():
-        loaded = weights.load(name)
-        found.setdefault(loaded.card["network"], loaded)
-    return found
 
 
 def session(path, **changes):
