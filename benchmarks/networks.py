@@ -4,9 +4,10 @@
 
 Stamps a second through ONNX Runtime, as `sersicnet measure` runs it, and through
 Keras, in batches of `sersicnet.weights.BATCH`; multiply-adds and weights. Networks
-have weights that ship, else random ones, which are as fast. All networks take turns in each round, so that ratios do not depend on what else the machine does; printed
-are medians over the rounds. CPU time of one thread is what a core has to do: it tells
-most on a machine that is busy.
+have weights that ship, else random ones, which are as fast. All take turns in each
+round, so that ratios do not depend on what else the machine does; printed are medians
+over the rounds. CPU time of one thread is what a core has to do: it tells most on a
+machine that is busy.
 
 ``--train`` measures seconds an epoch of 50,000 stamps, from a few dozen steps of each
 network: the forward and backward pass and Adam's step, in batches of the recipe, stamps in

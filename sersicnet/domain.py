@@ -315,10 +315,11 @@ def _gaussian(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> _Core | None:
     curvature = np.linalg.eigvalsh(inverse)
     if not curvature[0] > 0:
         return None
-    centre = np.linalg.solve(inverse, c[1:3])
+    x0, y0 = np.linalg.solve(inverse, c[1:3])
     long, short = 1 / np.sqrt(curvature)
-    height = np.exp(c[0] + centre @ c[1:3] / 2)
-    return _Core(float(np.sqrt(8 * np.log(2) * long * short)), float(1 - short / long), *centre, float(height))
+    height = np.exp(c[0] + (c[1] * x0 + c[2] * y0) / 2)
+    fwhm = np.sqrt(8 * np.log(2) * long * short)
+    return _Core(float(fwhm), float(1 - short / long), float(x0), float(y0), float(height))
 
 
 def _warn(message: str) -> None:
