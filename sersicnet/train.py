@@ -760,14 +760,14 @@ def finetune(
     encoded = encode(shuffled.targets) if architecture.log else shuffled.targets
     standardised = ((encoded - mean) / std).astype(np.float32)
     train_rows, valid_rows = (0, n - n // 5), (n - n // 5, n)
-    core = _core(start)
-    given = core.get_weights()
+    given = _core(start).get_weights()
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 
     def road(name: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
         keras.utils.set_random_seed(seed)
+        core = architecture.build()
         core.set_weights(origin)
-        _free(core, body=body)
+        _freeze(core, body=not body)
         model, arguments = _plain(core, standardised, recipe)
         task = _Task(shuffled, train_rows, valid_rows, model, core, arguments, standardised, np.ones(n, bool))
         config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256(), "road": name}
@@ -783,6 +783,7 @@ def finetune(
         road("head-first", found["head"][1], replace(recipe, learning_rate=recipe.learning_rate / 3), body=True)
     best = min(found, key=lambda name: found[name][0]["best"])
     state, values = found[best]
+    core = architecture.build()
     core.set_weights(values)
     task = _Task(
         shuffled, train_rows, valid_rows, core, core, lambda *_: (None, None, None), standardised, np.ones(n, bool)
@@ -816,11 +817,12 @@ _ROADS = {
 }
 
 
-def _free(core: keras.Model, *, body: bool) -> None:
-    """Make layers trainable: those from the features on, and with `body` those before; no batch normalisation."""
+def _freeze(core: keras.Model, *, body: bool) -> None:
+    """Fix batch normalisations, which then run as in prediction; with `body` also all layers before the features."""
     features = core.layers.index(core.get_layer("features"))
     for i, layer in enumerate(core.layers):
-        layer.trainable = (body or i >= features) and not isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, keras.layers.BatchNormalization) or (body and i < features):
+            layer.trainable = False
 
 
 # --- what both share ------------------------------------------------------------------------

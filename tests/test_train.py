@@ -309,12 +309,11 @@ def test_fine_tuning_keeps_the_better_road(small_dataset, tiny_weights, tmp_path
 
 
 def test_the_head_alone_learns_while_the_body_is_frozen():
-    core = train.networks.fovea()
     real = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
-    names = [v.path for v in core.weights]
     for body in (False, True):
-        before = core.get_weights()
-        train._free(core, body=body)
+        core = train.networks.fovea()
+        names, before = [v.path for v in core.weights], core.get_weights()
+        train._freeze(core, body=not body)
         model, _ = train._plain(core, np.zeros((8, 4)), train.FINETUNE["fovea"])
         model.train_on_batch(real, np.ones((8, 4), np.float32))
         changed = {n for n, a, b in zip(names, before, core.get_weights(), strict=True) if not np.array_equal(a, b)}
