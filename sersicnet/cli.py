@@ -466,7 +466,7 @@ def _training_progress(quiet: bool) -> Iterator[Callable[[training.Progress], No
             else:
                 _say(
                     quiet,
-                    f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, "
+                    f"{progress.road and progress.road + ', '}epoch {progress.epoch:3d}: loss {record['loss']:.4f}, "
                     f"validation error {record['valid_mae']:.4f}, {record['seconds']:.0f} s",
                 )
 
@@ -489,9 +489,21 @@ def train(
     test: Annotated[
         Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Weights of the same network to begin from: a name or a directory.", show_default=False),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the features of real and simulated galaxies alike: dann (an adversary) or daregram (inverse "
+            "Gram matrices).",
+            show_default=False,
+        ),
+    ] = None,
     real: Annotated[
         Path | None,
-        typer.Option(help="Real galaxies for the adversary of dann: a CSV or a dataset.", show_default=False),
+        typer.Option(help="Real galaxies for --adapt: a CSV of labels or a dataset.", show_default=False),
     ] = None,
     real_labels: Annotated[
         bool, typer.Option(help="Whether labels of the real galaxies train the regression too.")
@@ -509,13 +521,15 @@ def train(
     """Train a network on simulated stamps; the same command continues a broken run.
 
     Example: sersicnet train train.h5 -o my-weights --test test.h5
+
+    Example: sersicnet train train.h5 --start fovea-sim --adapt dann --real labels.csv -o my-dann
     """
     from dataclasses import replace
 
     from sersicnet import dataset
     from sersicnet import train as training
 
-    recipe = training.RECIPES.get(network)
+    recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
     if recipe is not None and epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     _say_device(quiet)
@@ -527,7 +541,9 @@ def train(
             recipe=recipe,
             seed=seed,
             limit=limit,
+            start=start,
             test=test,
+            adapt=adapt,
             real=None if real is None else dataset.real_galaxies(real),
             real_labels=real_labels,
             overwrite=overwrite,
@@ -553,6 +569,12 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("finetuned"),
     weights: WeightsName = "fovea-sim",
     zero_point: ZeroPoint = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="all at once; head-first: those behind the features, then all; auto: both, the better one is kept."
+        ),
+    ] = "auto",
     epochs: Annotated[int, typer.Option(help="Epochs; the best validation error is kept.", min=1)] = 15,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -566,15 +588,18 @@ def finetune(
 
     from sersicnet import dataset
     from sersicnet import train as training
+    from sersicnet.weights import load as loaded
 
     galaxies = dataset.real_galaxies(real, image, zero_point)
+    recipe = training.FINETUNE[loaded(weights).card["network"]]
     _say_device(quiet)
     with _training_progress(quiet) as report:
         done = training.finetune(
             galaxies,
             output,
             base=weights,
-            recipe=replace(training.FINETUNE, epochs=epochs),
+            layers=layers,
+            recipe=replace(recipe, epochs=epochs),
             seed=seed,
             overwrite=overwrite,
             command=_command_line(),

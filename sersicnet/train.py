@@ -17,9 +17,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from sersicnet.evaluate import scores
 from sersicnet.networks import keras, ops
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, encode
 
-Source = Dataset | Arrays
+Source = Union[Dataset, Arrays, "Joined"]
 
 KEEP_SECONDS = 300.0
 """How often the state of a run is written, besides after each epoch."""
@@ -57,7 +57,7 @@ class Recipe:
     faint_limit : float
         Galaxies fainter than this AB magnitude are left out.
     alpha : float
-        Weight of the regression against the domain classifier (adversary only).
+        Weight of the regression against the alignment of domains (adaptation only).
     """
 
     epochs: int
@@ -77,12 +77,29 @@ RECIPES = {
     ),
     "dann": Recipe(epochs=300, batch=16, learning_rate=1e-4, anneal=False, patience=20, symmetries=False),
 }
-FINETUNE = Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False)
-"""The study's transfer learning: every layer trainable, best validation error kept."""
+ADAPT = {
+    "fovea": Recipe(epochs=30, batch=64, learning_rate=5e-4, anneal=True, patience=30, symmetries=True),
+    "tl": RECIPES["tl"],
+    "dann": RECIPES["dann"],
+}
+"""For training with real galaxies; that of ``dann`` is the study's."""
+
+FINETUNE = {
+    "fovea": Recipe(epochs=15, batch=32, learning_rate=3e-4, anneal=True, patience=15, symmetries=True),
+    "tl": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False, faint_limit=23.0),
+    "dann": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False),
+}
+"""For transfer learning; those of ``tl`` and ``dann`` are the study's, with the best validation error kept."""
+
+ALIGNMENTS = ("dann", "daregram")
+LAYERS = ("auto", "all", "head-first")
+
+JUDGES = 10
+"""Labelled real galaxies of the validation set without which simulated ones choose the epoch."""
 
 
 class Progress(NamedTuple):
-    """Where a run stands; `record` is set at the end of an epoch."""
+    """Where a run stands; `record` is set at the end of an epoch, `road` where several are tried."""
 
     epoch: int
     epochs: int
@@ -90,6 +107,7 @@ class Progress(NamedTuple):
     steps: int
     loss: float
     record: dict[str, float] | None
+    road: str = ""
 
 
 Report = Callable[[Progress], None]
@@ -113,18 +131,89 @@ def _spread_loss(true: Any, out: Any) -> Any:
     return ops.mean(ops.stop_gradient(ops.exp(log_spread)) * (0.5 * squared + log_spread), axis=-1)
 
 
+REGRESSION = {"fovea": _spread_loss, "tl": "mae", "dann": "mse"}
+"""What the regression of each network minimises; for ``tl`` and ``dann`` as in the study."""
+
+GRAM_SHARE = 0.99
+"""Fraction of the features' power in the principal directions that `gram_distance` compares."""
+
+
+def gram_distance(domain: Any, features: Any) -> Any:
+    """How much the inverse Gram matrices of two domains' features differ (DARE-GRAM).
+
+    A linear regression on features z is (Z^T Z)^-1 Z^T y: where the inverse
+    Gram matrices of both domains agree, so do their regressions, wherever the
+    features themselves lie. Compared are the angles between the columns of the
+    pseudo-inverses, and the eigenvalues, of as many principal directions as hold
+    `GRAM_SHARE` of the power in both domains.
+
+    Two things differ from the paper. Gram matrices are means instead of sums
+    over galaxies, so that domains with unlike numbers can be compared; and the
+    difference of eigenvalues is relative to their sizes, for features have no
+    unit. No eigenvector is differentiated, which equal eigenvalues would spoil:
+    derivatives are those of a pseudo-inverse of constant rank (Golub & Pereyra
+    1973), as if the directions left out had no power.
+
+    Parameters
+    ----------
+    domain : tensor, float, (N, 2)
+        1 for real galaxies and 0 for others; and a factor on the result.
+    features : tensor, float, (N, F)
+
+    Returns
+    -------
+    tensor, float, (N,)
+        The same number times the factor of each galaxy.
+
+    References
+    ----------
+    Nejjar, Wang & Fink 2023, CVPR, arXiv:2303.13325.
+    """
+    z = ops.concatenate([ops.ones_like(features[:, :1]), features], axis=1)
+    grams, bases, powers = [], [], []
+    for mask in (1 - domain[:, :1], domain[:, :1]):
+        gram = ops.matmul(ops.transpose(z * mask), z * mask) / ops.maximum(ops.sum(mask), 1.0)
+        values, vectors = ops.eigh(ops.stop_gradient(gram))
+        grams.append(gram)
+        powers.append(ops.maximum(ops.flip(values, axis=0), 0.0))
+        bases.append(ops.stop_gradient(ops.flip(vectors, axis=1)))
+    before = [(ops.cumsum(p) - p) / ops.maximum(ops.sum(p), 1e-12) for p in powers]
+    principal = ops.minimum(*before) < GRAM_SHARE
+    inverses, sizes = [], []
+    for gram, basis, power in zip(grams, bases, powers, strict=True):
+        floor = 1e-6 * power[0] + 1e-12
+        kept = ops.cast(ops.logical_and(principal, power > floor), power.dtype)
+        inverse = kept / ops.maximum(power, floor)
+        # Zero, but it carries the derivative.
+        change = ops.matmul(ops.transpose(basis), ops.matmul(gram - ops.stop_gradient(gram), basis))
+        turned = ops.square(inverse)[:, None] * (1 - kept)[None, :]
+        slope = turned + ops.transpose(turned) - inverse[:, None] * inverse[None, :]
+        middle = ops.diag(inverse) + slope * change
+        inverses.append(ops.matmul(basis, ops.matmul(middle, ops.transpose(basis))))
+        sizes.append(kept * (power + ops.diagonal(change)))
+    lengths = [ops.sqrt(ops.sum(ops.square(m), axis=0) + 1e-12) for m in inverses]
+    cosines = (ops.sum(inverses[0] * inverses[1], axis=0) + 1e-12) / (lengths[0] * lengths[1])
+    unlike = [ops.sqrt(ops.sum(ops.square(v)) + 1e-12) for v in (sizes[0] - sizes[1], sizes[0], sizes[1])]
+    distance = ops.mean(ops.abs(1 - cosines)) + unlike[0] / (unlike[1] + unlike[2])
+    return domain[:, 1] * distance
+
+
 # --- the loop -------------------------------------------------------------------------------
 
 
+Arguments = Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
+"""Stamps, their rows and the fraction of the run that is done -> x, y and weights for `train_on_batch`."""
+
+
 class _Task(NamedTuple):
-    """What a run trains on, and how a batch becomes arguments of `train_on_batch`."""
+    """What a run trains on; `labelled` marks the rows whose validation error chooses the epoch."""
 
     source: Source
     train_rows: tuple[int, int]
     valid_rows: tuple[int, int]
     model: keras.Model
     predictor: keras.Model
-    arguments: Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
+    arguments: Arguments
     standardised: np.ndarray
     labelled: np.ndarray
 
@@ -292,14 +381,16 @@ def train(
     recipe: Recipe | None = None,
     seed: int = 0,
     limit: int | None = None,
+    start: str | Path | None = None,
     test: str | Path | None = None,
-    real: Source | None = None,
+    adapt: str | None = None,
+    real: Dataset | Arrays | None = None,
     real_labels: bool = True,
     overwrite: bool = False,
     command: str = "",
     report: Report = _silent,
 ) -> weights.Weights:
-    """Train a network on simulated stamps and write a weights directory.
+    """Train a network on simulated stamps, and on real ones if asked, and write a weights directory.
 
     Parameters
     ----------
@@ -310,16 +401,26 @@ def train(
         and is continued from there.
     network : {"fovea", "tl", "dann"}
     recipe : Recipe, optional
-        The network's own in `RECIPES` by default.
+        The network's own in `RECIPES` by default, or in `ADAPT` with `adapt`.
     seed : int
     limit : int, optional
         Use only this many stamps of `data`.
+    start : str or Path, optional
+        Weights of the same network to begin from, instead of random ones. Labels
+        keep the mean and standard deviation of these weights.
     test : str or Path, optional
         Another dataset, whose scores go on the card.
+    adapt : {"dann", "daregram"}, optional
+        Make the features of real and simulated galaxies alike: by an adversary
+        that tells the domains apart (Ganin & Lempitsky 2015), or by aligning
+        inverse Gram matrices (see `gram_distance`).
     real : Dataset or Arrays, optional
-        Real galaxies, for the adversary of ``dann``.
+        The real galaxies for `adapt`; a fifth of them validates if any has a
+        label. Those whose targets are not all finite are unlabelled: they count
+        for the alignment, and not for the regression.
     real_labels : bool
-        Whether the labels of `real` train the regression too (supervised).
+        Whether to use the labels of `real` (supervised). Without, nothing
+        depends on them.
     overwrite : bool
         Replace `output`, and drop an unfinished run with other options. One with
         the same options is continued in any case.
@@ -334,112 +435,262 @@ def train(
 
     Raises
     ------
-    InputError, DatasetError
+    InputError, DatasetError, WeightsError
         If an option or the data cannot be used; nothing is written then.
     """
     output = Path(output)
     run = _prepare(output, overwrite)
     if network not in networks.ARCHITECTURES:
         raise InputError(f"A network is one of {', '.join(networks.ARCHITECTURES)}; received {network}.")
-    if (network == "dann") != (real is not None):
-        raise InputError("The network dann, and only it, needs real galaxies: give --real with it.")
-    recipe = recipe or RECIPES[network]
+    if adapt is not None and adapt not in ALIGNMENTS:
+        raise InputError(f"Adaptation is one of {', '.join(ALIGNMENTS)}; received {adapt}.")
+    if (adapt is None) != (real is None):
+        raise InputError(
+            "Adaptation needs real galaxies, and they are for nothing else: give both --adapt and --real, or neither."
+        )
+    recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
     architecture = networks.ARCHITECTURES[network]
+    base = None if start is None else weights.load(start)
+    if base is not None and base.card["network"] != network:
+        raise InputError(f"{start} is a network {base.card['network']}: give --network {base.card['network']}.")
     if test is not None:
         Dataset(test).close()
     with Dataset(data) as simulated:
-        source: Source = simulated
+        chosen: Dataset | Arrays = simulated
         if limit is not None or recipe.faint_limit < simulated.mag.max():
-            source = simulated.selected(recipe.faint_limit, limit)
+            chosen = simulated.selected(recipe.faint_limit, limit)
+        used = len(chosen)
+        train_rows, valid_rows = _split(used)
+        source: Source = chosen
+        labelled = np.ones(used, bool)
         if real is not None:
-            source = _joined(source, real, seed)
-        train_rows, valid_rows = _split(len(source))
-        labelled = np.ones(len(source), bool) if real_labels else ~source.is_real
-        encoded = encode(source.targets) if architecture.log else source.targets
-        learned = encoded[slice(*train_rows)][labelled[slice(*train_rows)]]
-        mean, std = learned.mean(axis=0), learned.std(axis=0)
-        keras.utils.set_random_seed(seed)
-        core = architecture.build()
-        standardised = ((encoded - mean) / std).astype(np.float32)
-        if real is not None:
-            model, arguments = _adversarial(core, source, standardised, labelled, recipe)
+            source = Joined(chosen, _bright(real, recipe.faint_limit), train_rows[1], real_labels, seed)
+            train_rows, valid_rows, labelled = source.train_rows, source.valid_rows, source.labelled
+        encoded = np.where(labelled[:, None], source.targets, 1.0)
+        encoded = encode(encoded) if architecture.log else encoded
+        if base is None:
+            learned = encoded[slice(*train_rows)][labelled[slice(*train_rows)]]
+            mean, std = learned.mean(axis=0), learned.std(axis=0)
         else:
-            model, arguments = _plain(core, standardised, architecture, recipe)
-        task = _Task(source, train_rows, valid_rows, model, core, arguments, standardised, labelled)
+            mean, std = np.array(base.card["label_mean"]), np.array(base.card["label_std"])
+        keras.utils.set_random_seed(seed)
+        core = _core(base) if base is not None else architecture.build()
+        # Unlabelled galaxies weigh nothing, but a NaN would still be one.
+        standardised = np.where(labelled[:, None], (encoded - mean) / std, 0).astype(np.float32)
+        if adapt is not None:
+            model, arguments = _adapting(core, adapt, source.is_real, standardised, labelled, recipe)
+        else:
+            model, arguments = _plain(core, standardised, recipe)
+        judging = _judging(labelled, source.is_real, valid_rows)
+        task = _Task(source, train_rows, valid_rows, model, core, arguments, standardised, judging)
         config = {
             "network": network,
             "recipe": asdict(recipe),
             "seed": seed,
             "data": simulated.sha256(),
             "n": len(source),
+            "start": None if base is None else base.sha256,
+            "adapt": adapt,
             "real": None if real is None else real.sha256(),
             "real_labels": real_labels,
             "backend": keras.backend.backend(),
         }
         state = _fit(task, recipe, seed, run, config, overwrite, report)
-        scale = _error_scale(core, source, valid_rows, standardised) if architecture.spreads else None
+        scale = _error_scale(core, task) if architecture.spreads else None
         unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
         card = {
             **_card_base(output.name, network, core, state, seed, command),
-            "summary": f"Network `{network}` trained on simulated galaxies only."
-            if real is None
-            else f"Network `{network}` trained on simulated galaxies and {len(real)} real ones, "
-            f"{'with' if real_labels else 'without'} their labels, against a domain classifier.",
+            "summary": _summary(network, used, len(source) - used, int(labelled[source.is_real].sum()), adapt, base),
             "errors": scale is not None,
-            "calibration": None if scale is None else _calibrated(unit_model, source, valid_rows),
+            "calibration": None if scale is None else _calibrated(unit_model, task),
             "recipe": asdict(recipe),
             "label_mean": mean.tolist(),
             "label_std": std.tolist(),
             "domain": _domain(simulated, recipe.faint_limit),
             "data": _data_record(simulated, len(source)),
-            "limits": list(_LIMITS),
+            "limits": _limits(task, adapt),
         }
+        if base is not None:
+            card["base"] = {"name": base.name, "sha256": base.sha256}
+        if real is not None:
+            card["adaptation"] = {
+                "method": adapt,
+                "real": len(source) - used,
+                "labelled": int(labelled[source.is_real].sum()),
+                "sha256": real.sha256(),
+            }
     return _finish(output, run, unit_model, card, test)
 
 
-def _plain(
-    core: keras.Model, standardised: np.ndarray, architecture: networks.Architecture, recipe: Recipe
-) -> tuple[keras.Model, Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]]:
-    optimizer = keras.optimizers.AdamW if recipe.anneal else keras.optimizers.Adam
-    loss = _spread_loss if architecture.spreads else "mae"
-    core.compile(optimizer(recipe.learning_rate), loss=loss, jit_compile=_jit())
+def _core(base: weights.Weights) -> keras.Model:
+    """The network of some weights, built anew: layers of older files have other names."""
+    core = networks.ARCHITECTURES[base.card["network"]].build()
+    values = base.keras_model().get_layer("core").get_weights()
+    if [v.shape for v in values] != [v.shape for v in core.get_weights()]:
+        raise InputError(
+            f"{base.path} holds a {base.card['network']} of another version of sersicnet "
+            f"({base.card['versions']['sersicnet']}). Train it again."
+        )
+    core.set_weights(values)
+    return core
+
+
+def _optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
+    return (keras.optimizers.AdamW if recipe.anneal else keras.optimizers.Adam)(recipe.learning_rate)
+
+
+def _plain(core: keras.Model, standardised: np.ndarray, recipe: Recipe) -> tuple[keras.Model, Arguments]:
+    core.compile(_optimizer(recipe), loss=REGRESSION[core.name], jit_compile=_jit())
     return core, lambda stamps, indices, done: (stamps, standardised[indices], None)
 
 
-def _adversarial(
-    core: keras.Model, source: Source, standardised: np.ndarray, labelled: np.ndarray, recipe: Recipe
-) -> tuple[keras.Model, Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]]:
-    """The adversary: one mask a sample, lambda ramped from 0 to 1 over the run."""
-    model = networks.with_adversary(core)
+def _adapting(
+    core: keras.Model,
+    adapt: str,
+    is_real: np.ndarray,
+    standardised: np.ndarray,
+    labelled: np.ndarray,
+    recipe: Recipe,
+) -> tuple[keras.Model, Arguments]:
+    """Regression and alignment together, as ``alpha * regression + (1 - alpha) * alignment``.
+
+    The regression is a mean over the labelled galaxies of the batch, whatever
+    their fraction, so that alpha keeps its meaning. The strength of the
+    alignment rises from 0 to 1 over the run (Ganin & Lempitsky 2015): features
+    that mean nothing yet are not worth aligning.
+    """
+    loss: Any = "sparse_categorical_crossentropy"
+    if adapt == "dann":
+        model, second = networks.with_adversary(core), "domain"
+    else:
+        outputs = {"means": core.output, "features": core.get_layer("features").output}
+        model, second, loss = keras.Model(core.input, outputs), "features", gram_distance
     model.compile(
-        keras.optimizers.Adam(recipe.learning_rate),
-        loss={"means": "mse", "domain": "sparse_categorical_crossentropy"},
-        loss_weights={"means": recipe.alpha, "domain": 1 - recipe.alpha},
+        _optimizer(recipe),
+        loss={"means": REGRESSION[core.name], second: loss},
+        loss_weights={"means": recipe.alpha, second: 1 - recipe.alpha},
         jit_compile=_jit(),
     )
-    is_real = source.is_real
 
     def arguments(stamps: np.ndarray, indices: np.ndarray, done: float) -> tuple[Any, Any, Any]:
-        strength = np.full((len(stamps), 1), 2 / (1 + math.exp(-10 * done)) - 1, np.float32)
+        n = len(indices)
+        strength = np.full((n, 1), 2 / (1 + math.exp(-10 * done)) - 1, np.float32)
         real = is_real[indices]
-        return (
-            [stamps, strength],
-            {"means": standardised[indices], "domain": real.astype(np.int32)},
-            {"means": labelled[indices].astype(np.float32), "domain": np.ones(len(stamps), np.float32)},
-        )
+        known = labelled[indices].astype(np.float32)
+        weight = {"means": known * (n / max(1.0, known.sum())), second: np.ones(n, np.float32)}
+        if adapt == "dann":
+            return [stamps, strength], {"means": standardised[indices], second: real.astype(np.int32)}, weight
+        domain = np.column_stack([real.astype(np.float32), strength])
+        return stamps, {"means": standardised[indices], second: domain}, weight
 
     return model, arguments
 
 
-def _joined(simulated: Source, real: Source, seed: int) -> Arrays:
-    """Simulated and real galaxies in one shuffled set, held in memory."""
-    order = np.random.default_rng(seed).permutation(len(simulated) + len(real))
-    return Arrays(
-        np.concatenate([simulated.stamps(0, len(simulated)), real.stamps(0, len(real))])[order],
-        np.concatenate([simulated.targets, real.targets])[order],
-        np.repeat([False, True], [len(simulated), len(real)])[order],
-        np.concatenate([simulated.mag, real.mag])[order],
-    )
+class Joined:
+    """Simulated and real galaxies as one source, streamed; half of each training batch is real.
+
+    With equal halves the domain classifier cannot gain by naming the larger
+    domain, and there are always enough galaxies of both for a Gram matrix. An
+    epoch has as many stamps as both have together; the smaller domain comes
+    round more often.
+
+    Rows are numbered: simulated galaxies that train, real ones that train,
+    simulated ones that validate, real ones that validate.
+
+    Parameters
+    ----------
+    simulated : Dataset or Arrays
+    real : Dataset or Arrays
+    border : int
+        First simulated row that validates.
+    use_labels : bool
+        Whether the labels of `real` count.
+    seed : int
+        Chooses the real galaxies that validate: a fifth, or none if none is
+        labelled, for then they would judge nothing.
+    """
+
+    def __init__(
+        self, simulated: Dataset | Arrays, real: Dataset | Arrays, border: int, use_labels: bool, seed: int
+    ) -> None:
+        if len(real) < JUDGES:
+            raise DatasetError(f"Adaptation needs at least {JUDGES} real galaxies; received {len(real)}.")
+        order = np.random.default_rng(seed).permutation(len(real))
+        shuffled = Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag).taken(order)
+        known = np.isfinite(shuffled.targets).all(axis=1) & use_labels
+        second = len(real) - (len(real) // 5 if known.any() else 0)
+        n = len(simulated)
+        self._pieces = [
+            (simulated, 0, border),
+            (shuffled, 0, second),
+            (simulated, border, n),
+            (shuffled, second, len(real)),
+        ]
+        self.train_rows, self.valid_rows = (0, border + second), (border + second, n + len(real))
+        self.is_real = np.repeat([False, True, False, True], [high - low for _, low, high in self._pieces])
+        self.targets = np.concatenate([source.targets[low:high] for source, low, high in self._pieces])
+        self.mag = np.concatenate([source.mag[low:high] for source, low, high in self._pieces])
+        self.labelled = np.isfinite(self.targets).all(axis=1) & (use_labels | ~self.is_real)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(
+        self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of the rows from `start` to `stop`: all in order, or with `rng` at random, half of them real.
+
+        Random ones are of the training set, and all of `size`.
+        """
+        if rng is None:
+            first = 0
+            for source, low, high in self._pieces:
+                begin, end = max(start, first), min(stop, first + high - low)
+                if begin < end:
+                    for stamps, rows in source.batches(size, begin - first + low, end - first + low):
+                        yield stamps, rows - low + first
+                first += high - low
+            return
+        simulated, real = self._pieces[:2]
+        seeds = rng.integers(2**63, size=2)
+        halves = [
+            _endless(*simulated, size - size // 2, np.random.default_rng(seeds[0])),
+            _endless(*real, size // 2, np.random.default_rng(seeds[1])),
+        ]
+        for _ in range(math.ceil((stop - start) / size)):
+            (stamps, rows), (real_stamps, real_rows) = (next(half) for half in halves)
+            yield np.concatenate([stamps, real_stamps]), np.concatenate([rows, real_rows + simulated[2]])
+
+
+def _endless(
+    source: Dataset | Arrays, low: int, high: int, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shuffled batches of equal size, pass after pass; a pass leaves out what does not fill a batch."""
+    while True:
+        for stamps, rows in source.batches(size, low, high, rng):
+            if len(rows) == size:
+                yield stamps, rows
+            elif high - low < size:
+                again = np.resize(np.arange(len(rows)), size)
+                yield stamps[again], rows[again]
+
+
+def _bright(real: Dataset | Arrays, faint_limit: float) -> Dataset | Arrays:
+    """Without the galaxies that are known to be fainter than a recipe takes."""
+    faint = real.mag > faint_limit
+    if not faint.any():
+        return real
+    return Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag).taken(np.flatnonzero(~faint))
+
+
+def _judging(labelled: np.ndarray, is_real: np.ndarray, valid_rows: tuple[int, int]) -> np.ndarray:
+    """The rows whose validation error chooses the epoch, and which calibrate errors.
+
+    Labelled real ones where there are enough: it is there that the weights are
+    to be used, and where an alignment that hurts is seen. Else simulated ones.
+    """
+    real = labelled & is_real
+    return real if real[slice(*valid_rows)].sum() >= JUDGES else labelled & ~is_real
 
 
 # --- fine-tuning ----------------------------------------------------------------------------
@@ -450,23 +701,38 @@ def finetune(
     output: str | Path,
     *,
     base: str | Path = weights.DEFAULT,
-    recipe: Recipe = FINETUNE,
+    layers: str = "auto",
+    recipe: Recipe | None = None,
     seed: int = 0,
     overwrite: bool = False,
     command: str = "",
     report: Report = _silent,
 ) -> weights.Weights:
-    """Carry weights to real galaxies by training on, every layer free.
+    """Carry weights to real galaxies by training on with their labels.
+
+    Two roads are tried, and the weights with the best validation error are kept:
+    ``all`` frees every layer at once; ``head-first`` trains what follows the
+    features for a third of the epochs, and then frees every layer at a third of
+    the learning rate. What the head alone reached is kept if the rest does not
+    improve on it.
+
+    Batch normalisations stay as they are, moments and all: a batch of 8 tells
+    too little about them.
 
     Parameters
     ----------
     real : Arrays
-        Stamps and labels; a fifth of them, at random, validates.
+        Stamps and labels; a fifth of them, at random, validates. Galaxies
+        without labels (targets that are not finite) are left out.
     output : str or Path
         Weights directory.
     base : str or Path
         Weights to start from.
-    recipe, seed, overwrite, command, report
+    layers : {"auto", "all", "head-first"}
+        One of the roads, or both.
+    recipe : Recipe, optional
+        The network's own in `FINETUNE` by default.
+    seed, overwrite, command, report
         As for `train`.
 
     Returns
@@ -480,43 +746,83 @@ def finetune(
     """
     output = Path(output)
     run = _prepare(output, overwrite)
+    if layers not in LAYERS:
+        raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
     start = weights.load(base)
-    architecture = networks.ARCHITECTURES[start.card["network"]]
-    if len(real) < 10:
-        raise DatasetError(f"Fine-tuning needs at least 10 labelled galaxies; received {len(real)}.")
-    keras.utils.set_random_seed(seed)
-    core = start.keras_model().get_layer("core")
+    network = start.card["network"]
+    architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
+    usable = np.isfinite(real.targets).all(axis=1) & ~(real.mag > recipe.faint_limit)
+    n = int(usable.sum())
+    if n < 10:
+        raise DatasetError(f"Fine-tuning needs at least 10 labelled galaxies; received {n}.")
     mean, std = np.array(start.card["label_mean"]), np.array(start.card["label_std"])
-    order = np.random.default_rng(seed).permutation(len(real))
-    shuffled = real.taken(order)
+    shuffled = real.taken(np.random.default_rng(seed).permutation(np.flatnonzero(usable)))
     encoded = encode(shuffled.targets) if architecture.log else shuffled.targets
     standardised = ((encoded - mean) / std).astype(np.float32)
-    n_train = len(real) - max(1, len(real) // 5)
-    model, arguments = _plain(core, standardised, architecture, recipe)
-    labelled = np.ones(len(real), bool)
-    task = _Task(shuffled, (0, n_train), (n_train, len(real)), model, core, arguments, standardised, labelled)
-    config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
-    state = _fit(task, recipe, seed, run, config, overwrite, report)
-    scale = None
-    if architecture.spreads:
-        scale = _error_scale(core, shuffled, (n_train, len(real)), standardised)
+    train_rows, valid_rows = (0, n - n // 5), (n - n // 5, n)
+    given = _core(start).get_weights()
+    found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
+
+    def road(name: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
+        keras.utils.set_random_seed(seed)
+        core = architecture.build()
+        core.set_weights(origin)
+        _freeze(core, body=not body)
+        model, arguments = _plain(core, standardised, recipe)
+        task = _Task(shuffled, train_rows, valid_rows, model, core, arguments, standardised, np.ones(n, bool))
+        config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256(), "road": name}
+        state = _fit(
+            task, recipe, seed, run / name, config, overwrite, lambda progress: report(progress._replace(road=name))
+        )
+        found[name] = state, core.get_weights()
+
+    if layers in ("auto", "all"):
+        road("all", given, recipe, body=True)
+    if layers in ("auto", "head-first"):
+        road("head", given, replace(recipe, epochs=math.ceil(recipe.epochs / 3)), body=False)
+        road("head-first", found["head"][1], replace(recipe, learning_rate=recipe.learning_rate / 3), body=True)
+    best = min(found, key=lambda name: found[name][0]["best"])
+    state, values = found[best]
+    core = architecture.build()
+    core.set_weights(values)
+    task = _Task(
+        shuffled, train_rows, valid_rows, core, core, lambda *_: (None, None, None), standardised, np.ones(n, bool)
+    )
+    scale = _error_scale(core, task) if architecture.spreads else None
     unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
-    out, rows = _predict(unit_model, shuffled, n_train, len(real))
+    out, rows = _predict(unit_model, shuffled, *valid_rows)
+    seconds = sum(state["seconds"] for state, _ in found.values())
     card = {
         **start.card,
-        **_card_base(output.name, start.card["network"], core, state, seed, command),
-        "summary": f"`{start.name}` fine-tuned on {len(real)} labelled real galaxies.",
-        "calibration": None if scale is None else _calibrated(unit_model, shuffled, (n_train, len(real))),
+        **_card_base(output.name, network, core, {**state, "seconds": seconds}, seed, command),
+        "summary": f"`{start.name}` fine-tuned on {n} labelled real galaxies ({_ROADS[best]}).",
+        "calibration": None if scale is None else _calibrated(unit_model, task),
         "recipe": asdict(recipe),
         "base": {"name": start.name, "sha256": start.sha256},
-        "data": {"n": len(real), "sha256": real.sha256(), "command": command},
-        "limits": [f"Errors are calibrated on the {len(real) - n_train} galaxies that also chose the epoch."],
+        "fine_tuning": {"layers": best, "valid_mae": {name: state["best"] for name, (state, _) in found.items()}},
+        "data": {"n": n, "sha256": real.sha256(), "command": command},
+        "limits": [f"Errors are calibrated on the {n // 5} galaxies that also chose the epoch and the layers."],
         "scores": {
-            "test_set": f"its {len(real) - n_train} validation galaxies, which chose the epoch",
+            "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
             "samples": scores(shuffled.targets[rows], out[:, :N_TARGETS], mag=shuffled.mag[rows]),
         },
     }
     return _finish(output, run, unit_model, card, None)
+
+
+_ROADS = {
+    "all": "every layer from the start",
+    "head": "the layers behind the features alone",
+    "head-first": "the layers behind the features first, then every layer",
+}
+
+
+def _freeze(core: keras.Model, *, body: bool) -> None:
+    """Fix batch normalisations, which then run as in prediction; with `body` also all layers before the features."""
+    features = core.layers.index(core.get_layer("features"))
+    for i, layer in enumerate(core.layers):
+        if isinstance(layer, keras.layers.BatchNormalization) or (body and i < features):
+            layer.trainable = False
 
 
 # --- what both share ------------------------------------------------------------------------
@@ -541,16 +847,53 @@ def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (0, border), (border, n)
 
 
-def _error_scale(core: keras.Model, source: Source, rows: tuple[int, int], standardised: np.ndarray) -> np.ndarray:
+def _summary(
+    network: str, simulated: int, real: int, labelled: int, adapt: str | None, base: weights.Weights | None
+) -> str:
+    text = f"Network `{network}` trained on simulated galaxies only."
+    if adapt is not None:
+        labels = {0: "without labels", real: "with their labels"}.get(labelled, f"{labelled} of them with labels")
+        text = (
+            f"Network `{network}` trained on {simulated} simulated galaxies and {real} real ones, {labels}, "
+            + {"dann": "against a domain classifier.", "daregram": "with aligned inverse Gram matrices (DARE-GRAM)."}[
+                adapt
+            ]
+        )
+    return text if base is None else f"{text} It started from `{base.name}`."
+
+
+def _limits(task: _Task, adapt: str | None) -> list[str]:
+    judges = task.labelled[slice(*task.valid_rows)]
+    if task.source.is_real[slice(*task.valid_rows)][judges].any():
+        return [
+            f"Errors are calibrated on the {judges.sum()} labelled real galaxies that also chose the epoch.",
+            _LIMITS[-1],
+        ]
+    if adapt is not None:
+        return [
+            "Errors are calibrated on simulations, not on the real galaxies that it was adapted to without labels; "
+            "nor did these choose the epoch.",
+            _LIMITS[-1],
+        ]
+    return list(_LIMITS)
+
+
+def _error_scale(core: keras.Model, task: _Task) -> np.ndarray:
     """Factors on the predicted deviations that make 68.27 % of the errors fall within one."""
-    out, indices = _predict(core, source, *rows)
-    deviation = np.abs(out[:, :N_TARGETS] - standardised[indices]) / np.exp(out[:, N_TARGETS:])
+    out, rows = _judged(core, task)
+    deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / np.exp(out[:, N_TARGETS:])
     return np.quantile(deviation, 0.6827, axis=0)
 
 
-def _calibrated(model: keras.Model, source: Source, rows: tuple[int, int]) -> dict[str, Any] | None:
-    out, indices = _predict(model, source, *rows)
-    return calibration(source.targets[indices], out[:, :N_TARGETS], out[:, N_TARGETS:])
+def _calibrated(model: keras.Model, task: _Task) -> dict[str, Any] | None:
+    out, rows = _judged(model, task)
+    return calibration(task.source.targets[rows], out[:, :N_TARGETS], out[:, N_TARGETS:])
+
+
+def _judged(model: keras.Model, task: _Task) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of a model for the validation galaxies that count, and their rows."""
+    out, rows = _predict(model, task.source, *task.valid_rows)
+    return out[task.labelled[rows]], rows[task.labelled[rows]]
 
 
 def calibration(

@@ -6,8 +6,9 @@ import pytest
 from conftest import tiny_recipe
 
 from sersicnet import train, weights
-from sersicnet.dataset import Arrays, Dataset, real_galaxies
+from sersicnet.dataset import Dataset, real_galaxies
 from sersicnet.errors import DatasetError, InputError
+from sersicnet.networks import keras, ops
 
 
 def quick(network, **changes):
@@ -96,24 +97,167 @@ def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
 
 
 def test_the_adversary_trains(small_dataset, tmp_path):
-    done = train.train(
-        small_dataset, tmp_path / "w", network="dann", recipe=quick("dann"), real=real_galaxies(small_dataset)
-    )
+    done = adapted(small_dataset, tmp_path / "w", network="dann")
     assert done.card["data"]["n"] == 128
-    assert "64 real ones, with their labels" in done.card["summary"]
+    assert "64 real ones, with their labels, against a domain classifier" in done.card["summary"]
 
 
-def test_labels_of_real_galaxies_reach_the_loss_only_when_asked():
+def adapted(data, output, network="fovea", adapt="dann", real=None, recipe=None, **options):
+    """Weights of one epoch with real galaxies."""
+    from dataclasses import replace
+
+    recipe = recipe or replace(train.ADAPT[network], epochs=1, batch=16)
+    real = real_galaxies(data) if real is None else real
+    return train.train(data, output, network=network, adapt=adapt, real=real, recipe=recipe, **options)
+
+
+def tiny_core():
+    stamps = keras.Input((128, 128))
+    x = keras.layers.Dense(5, activation="tanh", name="features")(ops.mean(stamps, axis=1))
+    return keras.Model(stamps, keras.layers.Dense(4)(x), name="dann")
+
+
+def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
+    """The core's weights after a step on two simulated and two real galaxies."""
+    keras.utils.set_random_seed(3)
+    core = tiny_core()
     is_real = np.array([False, True, True, False])
-    source = Arrays(np.zeros((4, 128, 128), np.float32), np.zeros((4, 4)), is_real, np.zeros(4))
-    standardised = np.zeros((4, 4), np.float32)
-    core = train.networks.dann()
-    for labelled, expected in ((np.ones(4, bool), [1, 1, 1]), (~is_real, [0, 1, 1])):
-        _, arguments = train._adversarial(core, source, standardised, labelled, train.RECIPES["dann"])
+    recipe = train.Recipe(1, 4, 0.1, False, 1, False, alpha=alpha)
+    model, arguments = train._adapting(core, adapt, is_real, standardised, labelled, recipe)
+    x, y, weight = arguments(stamps, np.array([2, 3, 0, 1]), 0.5)
+    model.train_on_batch(x, y, sample_weight=weight)
+    return core.get_weights()
+
+
+@pytest.mark.parametrize("adapt", train.ALIGNMENTS)
+def test_an_unlabelled_galaxy_does_not_change_the_gradient_of_the_regression(adapt):
+    rng = np.random.default_rng(0)
+    stamps, targets = rng.normal(size=(4, 128, 128)).astype(np.float32), rng.normal(size=(4, 4)).astype(np.float32)
+    labelled = np.array([True, False, True, True])
+    known = step(labelled, targets, stamps, adapt=adapt)
+    other = targets + np.array([0, 9, 0, 0], np.float32)[:, None]
+    brighter = stamps * np.array([1, 1, 1, 7], np.float32)[:, None, None]  # that of row 1
+    for again in (step(labelled, other, stamps, adapt=adapt), step(labelled, targets, brighter, adapt=adapt)):
+        assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(known, again, strict=True))
+    assert not np.allclose(step(np.ones(4, bool), other, stamps, adapt=adapt)[0], known[0], atol=1e-3)
+    assert not np.allclose(step(labelled, targets, brighter, alpha=0.5, adapt=adapt)[0], known[0], atol=1e-3)
+
+
+def test_the_regression_is_a_mean_over_the_labelled_of_a_batch():
+    is_real = np.array([False, True, True, False])
+    for labelled, expected in ((np.ones(4, bool), [1, 1, 1]), (~is_real, [0, 1.5, 1.5]), (is_real & False, [0, 0, 0])):
+        _, arguments = train._adapting(
+            tiny_core(), "dann", is_real, np.zeros((4, 4), np.float32), labelled, train.RECIPES["dann"]
+        )
         x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.array([2, 3, 0]), 0.5)
         assert list(sample_weight["means"]) == expected
         assert list(y["domain"]) == [1, 0, 0]
         assert 0.9 < x[1][0, 0] < 1
+
+
+def test_galaxies_whose_labels_are_missing_are_unlabelled(small_dataset, tmp_path):
+    real = real_galaxies(small_dataset)
+    real.targets[::2, 2] = np.nan
+    done = adapted(small_dataset, tmp_path / "w", real=real, adapt="daregram")
+    assert "64 real ones, 32 of them with labels" in done.card["summary"]
+    assert np.isfinite(done.predict(real.stamps(0, 4))[0]).all()
+    assert done.card["adaptation"]["labelled"] == 32
+
+
+def test_half_of_each_batch_is_real(small_dataset):
+    with Dataset(small_dataset) as simulated:
+        real = real_galaxies(small_dataset).taken(np.arange(20))
+        for use_labels, n_train, n_valid in ((True, 48 + 16, 16 + 4), (False, 48 + 20, 16)):
+            joined = train.Joined(simulated, real, 48, use_labels, seed=1)
+            assert joined.train_rows == (0, n_train)
+            assert joined.valid_rows == (n_train, n_train + n_valid)
+            drawn = list(joined.batches(10, *joined.train_rows, np.random.default_rng(0)))
+            assert len(drawn) == 7
+            seen = np.concatenate([rows for _, rows in drawn])
+            assert (joined.is_real[seen].reshape(7, 10).sum(axis=1) == 5).all()
+            assert seen.max() < n_train
+            assert set(np.flatnonzero(joined.is_real[:n_train])) <= set(seen)
+            whole = list(joined.batches(10, 0, len(joined)))
+            assert list(np.concatenate([rows for _, rows in whole])) == list(range(84))
+            for stamps, rows in (drawn[0], whole[6]):
+                for stamp, target in zip(stamps, joined.targets[rows], strict=True):
+                    row = int(np.flatnonzero((simulated.targets == target).all(axis=1))[0])
+                    np.testing.assert_array_equal(stamp, simulated.stamps(row, row + 1)[0])
+
+
+def test_labelled_real_galaxies_choose_the_epoch_if_there_are_enough():
+    is_real = np.repeat([False, True], 20)
+    labelled = np.ones(40, bool)
+    assert list(np.flatnonzero(train._judging(labelled, is_real, (10, 40)))) == list(range(20, 40))
+    labelled[29:] = False
+    assert list(np.flatnonzero(train._judging(labelled, is_real, (10, 40)))) == list(range(20))
+
+
+def gram(features, is_real, factor=1.0):
+    domain = np.column_stack([is_real, np.full(len(is_real), factor)]).astype(np.float32)
+    return float(ops.convert_to_numpy(train.gram_distance(domain, features.astype(np.float32)))[0])
+
+
+def test_the_gram_distance_of_two_domains():
+    rng = np.random.default_rng(0)
+    features, is_real = np.maximum(rng.normal(size=(40, 6)), 0), np.repeat([0, 1], [20, 20])
+    features[:, 4] = 0  # a dead feature
+    features[20:] = features[:20]
+    assert gram(features, is_real) == pytest.approx(0, abs=1e-4)
+    assert gram(np.concatenate([features, features[20:]]), np.repeat([0, 1], [20, 40])) == pytest.approx(0, abs=1e-4)
+    turned = features.copy()
+    turned[20:] = turned[20:, ::-1]
+    assert gram(turned, is_real) > 0.1
+    scaled = np.where(is_real[:, None], 2, 1) * features
+    assert gram(scaled, is_real) > 0.1
+    assert gram(scaled, is_real, 0.5) == pytest.approx(gram(scaled, is_real) / 2)
+
+
+def test_the_gradient_of_the_gram_distance_is_right():
+    """Against finite differences, with all directions kept; duplicates give equal eigenvalues elsewhere."""
+    rng = np.random.default_rng(1)
+    offset, is_real = rng.normal(size=(30, 3)), np.repeat([0, 1], [12, 18])
+    inner = keras.Input((3,))
+    layer = keras.layers.EinsumDense("nf,f->nf", output_shape=(3,), kernel_initializer="ones")
+    model = keras.Model(inner, layer(inner))
+    model.compile(keras.optimizers.SGD(1.0), loss=train.gram_distance)
+    domain = np.column_stack([is_real, np.ones(30)]).astype(np.float32)
+    model.train_on_batch(offset.astype(np.float32), domain)
+    gradient = 1 - layer.get_weights()[0]
+    numeric = [(gram(offset * (1 + d), is_real) - gram(offset * (1 - d), is_real)) / 0.02 for d in 0.01 * np.eye(3)]
+    np.testing.assert_allclose(gradient, numeric, atol=0.01 * np.abs(numeric).max())
+
+
+def test_a_killed_adaptation_continues_to_the_same_end(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+
+    def kill(progress):
+        if progress.step == 4:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        adapted(small_dataset, tmp_path / "w", seed=2, report=kill)
+    with pytest.raises(InputError, match="other options"):
+        adapted(small_dataset, tmp_path / "w", seed=2, real_labels=False)
+    steps = []
+    resumed = adapted(small_dataset, tmp_path / "w", seed=2, report=lambda p: steps.append(p.step))
+    assert steps[0] == 4
+    whole = adapted(small_dataset, tmp_path / "whole", seed=2)
+    stamps = real_galaxies(small_dataset).stamps(0, 16)
+    np.testing.assert_allclose(resumed.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
+    assert resumed.card["adaptation"]["method"] == "dann"
+
+
+def test_training_begins_from_weights_with_their_label_statistics(small_dataset, tiny_weights, tmp_path):
+    base = weights.load(tiny_weights)
+    recipe = tiny_recipe(learning_rate=1e-9)
+    done = train.train(small_dataset, tmp_path / "w", start=tiny_weights, limit=48, recipe=recipe)
+    assert done.card["label_mean"] == base.card["label_mean"]
+    assert done.card["label_std"] == base.card["label_std"]
+    assert done.card["base"] == {"name": "tiny", "sha256": base.sha256}
+    assert "started from `tiny`" in done.card["summary"]
+    kernels = [w.keras_model().get_layer("core").get_layer("features").get_weights()[0] for w in (base, done)]
+    np.testing.assert_allclose(*kernels, atol=1e-6)
 
 
 def test_without_labels_nothing_depends_on_the_labels(small_dataset, tmp_path):
@@ -121,20 +265,20 @@ def test_without_labels_nothing_depends_on_the_labels(small_dataset, tmp_path):
     for i, shift in enumerate((0.0, 5.0)):
         real = real_galaxies(small_dataset)
         real.targets += shift
-        done = train.train(
-            small_dataset, tmp_path / f"{i}", network="dann", recipe=quick("dann"), real=real, real_labels=False
-        )
+        done = adapted(small_dataset, tmp_path / f"{i}", network="dann", real=real, real_labels=False)
+        assert "not on the real galaxies" in done.card["limits"][0]
         outputs.append(done.predict(real.stamps(0, 4))[0])
     np.testing.assert_allclose(*outputs, rtol=1e-4)
 
 
 def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     real = real_galaxies(small_dataset)
-    recipe = train.Recipe(**{**train.FINETUNE.__dict__, "epochs": 2})
+    recipe = train.replace(train.FINETUNE["fovea"], epochs=2, batch=8)
     records = []
     done = train.finetune(
-        real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, report=lambda p: records.append(p.record)
-    )
+        real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, layers="all",
+        report=lambda p: records.append(p.record),
+    )  # fmt: skip
     assert done.card["base"]["name"] == "tiny"
     assert done.card["data"]["n"] == 64
     assert [r["epoch"] for r in records if r] == [1, 2]
@@ -142,6 +286,40 @@ def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     after, _ = done.predict(real.stamps(0, 64))
     truth = real.targets[:, 3]
     assert np.abs(after[:, 3] - truth).mean() < np.abs(before[:, 3] - truth).mean()
+
+
+def test_fine_tuning_keeps_the_better_road(small_dataset, tiny_weights, tmp_path):
+    real = real_galaxies(small_dataset)
+    real.targets[:4] = np.nan
+    recipe = train.replace(train.FINETUNE["fovea"], epochs=2, batch=8)
+    seen = []
+    done = train.finetune(
+        real, tmp_path / "tuned", base=tiny_weights, recipe=recipe,
+        report=lambda p: seen.append((p.road, p.epoch)),
+    )  # fmt: skip
+    assert list(dict.fromkeys(seen)) == [
+        ("all", 1), ("all", 2), ("head", 1), ("head-first", 1), ("head-first", 2)
+    ]  # fmt: skip
+    errors = done.card["fine_tuning"]["valid_mae"]
+    assert set(errors) == {"all", "head", "head-first"}
+    assert done.card["fine_tuning"]["layers"] == min(errors, key=errors.get)
+    assert done.card["data"]["n"] == 60
+    assert not (tmp_path / "tuned.run").exists()
+
+
+def test_the_head_alone_learns_while_the_body_is_frozen():
+    real = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    for body in (False, True):
+        core = train.networks.fovea()
+        names, before = [v.path for v in core.weights], core.get_weights()
+        train._freeze(core, body=not body)
+        model, _ = train._plain(core, np.zeros((8, 4)), train.FINETUNE["fovea"])
+        model.train_on_batch(real, np.ones((8, 4), np.float32))
+        changed = {n for n, a, b in zip(names, before, core.get_weights(), strict=True) if not np.array_equal(a, b)}
+        assert any("features" in name for name in changed)
+        assert any("means" in name for name in changed)
+        assert not any("batch_normalization" in name for name in changed)
+        assert any("conv" in name for name in changed) == body
 
 
 def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
@@ -155,7 +333,9 @@ def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
     ("options", "message"),
     [
         ({"network": "resnet"}, "one of fovea, tl, dann; received resnet"),
-        ({"network": "dann"}, "needs real galaxies"),
+        ({"adapt": "dann"}, "give both --adapt and --real"),
+        ({"adapt": "mmd"}, "one of dann, daregram; received mmd"),
+        ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea: give --network fovea"),
         ({"limit": 30}, "at least 32 stamps; received 30"),
     ],
 )
