@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ import h5py
 import numpy as np
 
 from sersicnet.errors import DatasetError
-from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, relative_magnitude
+from sersicnet.schema import LOW_SNR_LIMIT, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, relative_magnitude
 
 BLOCK = 16
 """Stamps that are compressed, and read, together."""
@@ -409,26 +410,84 @@ class Arrays:
 
 
 def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
-    """Labelled galaxies of another domain: a CSV of labels, or a dataset.
+    """Galaxies of another domain: a CSV of labels, a dataset, or a mosaic without labels.
 
     Parameters
     ----------
     path : str or Path
-        Ends in .csv for labels, see `read_labels`; anything else is a dataset.
+        Ends in .csv for labels, see `read_labels`; in .fits (also .fits.gz,
+        .fits.fz, or with an extension in brackets) for a mosaic, see
+        `mosaic_galaxies`; anything else is a dataset.
     image, zero_point
-        As for `read_labels`.
+        As for `read_labels`; a mosaic takes the zero point alone.
 
     Returns
     -------
     Arrays
-        With `Arrays.is_real` set throughout.
+        With `Arrays.is_real` set throughout. The targets of a mosaic's galaxies
+        are NaN.
     """
     if Path(path).suffix.lower() == ".csv":
         return read_labels(path, image, zero_point)
+    if _MOSAIC.search(str(path)):
+        return mosaic_galaxies(path, zero_point)
     with Dataset(path) as data:
         galaxies = data.selected(np.inf, None)
     galaxies.is_real[:] = True
     return galaxies
+
+
+_MOSAIC = re.compile(r"\.fits?(\.fz|\.gz)?(\[[^\[\]]+\])?$", re.IGNORECASE)
+
+MOST_GALAXIES = 10_000
+"""Galaxies of a mosaic held in memory: 655 MB."""
+
+
+def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays:
+    """Detect the galaxies of a mosaic and cut their stamps; nothing is known of their parameters.
+
+    Left out are sources with a signal to noise below 10, stamps that reach beyond
+    the image or lack more than a tenth of their pixels, and what looks like a star
+    (see `sersicnet.mosaic.find_stars`). Of more than `MOST_GALAXIES`, as many are
+    taken at random, always the same.
+
+    Parameters
+    ----------
+    path : str or Path
+        FITS image; an extension may stand in brackets.
+    zero_point : float, optional
+        AB magnitude of one image unit; from the header by default.
+
+    Returns
+    -------
+    Arrays
+        With `Arrays.is_real` set and targets of NaN; magnitudes are those of the
+        detected pixels.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be used, or tells no zero point.
+    DatasetError
+        If it has no galaxy left.
+    """
+    from sersicnet import instrument, mosaic
+
+    frame = mosaic.read_image(path)
+    zero = instrument.zero_point(frame.header, zero_point).value
+    bad = frame.without_data()
+    sky, found = mosaic.Detector()(frame.data, bad)
+    good = np.flatnonzero(mosaic.good_galaxies(frame.data, bad, sky, found))
+    if not len(good):
+        raise DatasetError(
+            f"{frame.name} has no galaxy with a signal to noise of {LOW_SNR_LIMIT:g} and a stamp inside of it."
+        )
+    if len(good) > MOST_GALAXIES:
+        good = np.sort(np.random.default_rng(0).choice(good, MOST_GALAXIES, replace=False))
+    stamps = mosaic.cut(frame.data, bad, sky, found.x[good], found.y[good], found.claimed(), good + 1)
+    mags = zero - 2.5 * np.log10(found.flux[good])
+    targets = np.full((len(good), len(TARGET_NAMES)), np.nan)
+    return Arrays(stamps.pixels, targets, np.ones(len(good), bool), mags)
 
 
 _LABELS = (("x", "ra"), ("y", "dec"), ("mag",), ("r_eff_pix", "r_eff"), ("sersic_n",), ("ellipticity", "q"))

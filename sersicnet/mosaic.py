@@ -31,7 +31,7 @@ from skimage.segmentation import expand_labels
 
 from sersicnet import instrument
 from sersicnet.errors import InputError
-from sersicnet.schema import STAMP_SIZE
+from sersicnet.schema import LOW_SNR_LIMIT, MASKED_LIMIT, STAMP_SIZE
 
 BACKGROUND_BOX = 128
 """Side of a mesh of the background in pixels; half of the image if that is smaller."""
@@ -591,6 +591,9 @@ MOST_STARS = 200
 PSF_SIDE = STAMP_SIZE - 1
 """Side of a measured PSF, pixels."""
 
+POINT_SNR = 50.0
+"""Signal to noise from which on the size of a source tells whether it is a point."""
+
 _STAR_SNR = (400.0, 200.0, 100.0)
 _CLUMP = 0.06  # width of the range of log size that stars fill
 _CLUMP_CONTRAST = 1.5
@@ -682,6 +685,47 @@ def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -
     return Stars(psf, used, alike, size, snr)
 
 
+def size_of(psf: np.ndarray) -> float:
+    """The size that `Stars.size` has for a noiseless star, pixels."""
+    half = min(psf.shape[0] // 2, STAMP_SIZE // 2 - 1)
+    middle = psf.shape[0] // 2
+    stamp, at = np.zeros((1, STAMP_SIZE, STAMP_SIZE), np.float32), STAMP_SIZE // 2
+    inner, outer = slice(middle - half, middle + half + 1), slice(at - half, at + half + 1)
+    stamp[0, outer, outer] = 1e6 * psf[inner, inner]
+    here, no, one = np.array([float(at)]), np.zeros(stamp.shape, bool), np.ones(1)
+    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), no[:, 0, 0], 0 * one, 0 * one, no[:, 0, 0])
+    return float(_sizes(star)[0][0])
+
+
+def good_galaxies(
+    data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections, stars: Stars | None = None
+) -> np.ndarray:
+    """Which detections a network can learn from, bool, (N,).
+
+    Those with a signal to noise of `sersicnet.schema.LOW_SNR_LIMIT`, whose stamp
+    lies inside the image and has nearly all of its pixels, and that do not look
+    like a star.
+
+    Parameters
+    ----------
+    data, bad, sky, found
+        As for `find_stars`.
+    stars : Stars, optional
+        Found already.
+    """
+    stars = stars or find_stars(data, bad, sky, found)
+    half = STAMP_SIZE // 2
+    good = ~stars.alike & (found.flux > 0) & np.isfinite(found.x) & np.isfinite(found.y)
+    for i in np.flatnonzero(good):
+        x, y = round(found.x[i]) - half, round(found.y[i]) - half
+        good[i] = 0 < x < data.shape[1] - STAMP_SIZE and 0 < y < data.shape[0] - STAMP_SIZE
+        if good[i]:
+            window = slice(y, y + STAMP_SIZE), slice(x, x + STAMP_SIZE)
+            snr = found.flux[i] / (np.sqrt(found.area[i]) * np.nanmedian(sky.rms[window]) * sky.correlation)
+            good[i] = snr >= LOW_SNR_LIMIT and bad[window].mean() <= MASKED_LIMIT
+    return good
+
+
 def _sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Size and S/N of sources as Gaussians see them, and which may be stars.
 
@@ -753,9 +797,7 @@ def _stacked(stamps: Stamps, correlation: float, rounds: int = 4) -> tuple[np.nd
         if kept.sum() < LEAST_STARS:
             return None, kept
         centred = np.array([_shifted(p, -d)[:-1, :-1] for p, d in zip(stamps.pixels[kept], shift[kept], strict=True)])
-        missing = np.array(
-            [ndimage.binary_dilation(m, np.ones((3, 3)))[:-1, :-1] for m in stamps.replaced[kept]]
-        )
+        missing = np.array([ndimage.binary_dilation(m, np.ones((3, 3)))[:-1, :-1] for m in stamps.replaced[kept]])
         scaled = np.where(missing, np.nan, centred / flux[kept, None, None])
         psf, noise = _mean_star(scaled, flux[kept])
         psf /= psf[core].sum()

@@ -146,14 +146,19 @@ CANDELS_RANGES: Ranges = {**FULL_RANGES, "mag": (18.0, 25.5)}
 """Where `candels_mixture` has galaxies."""
 
 
-def candels_mixture() -> Mixture:
-    """The galaxies of CANDELS/COSMOS in F160W, at 0.06 arcsec per pixel.
+def candels_mixture(pixel_scale: float = CANDELS_SCALE) -> Mixture:
+    """The galaxies of CANDELS/COSMOS in F160W, with radii in pixels of a given size.
 
     Six normal distributions, fitted by expectation maximisation to the 13,860
     galaxies of van der Wel et al. (2014, ApJ 788, 28; 3D-HST v4.1, GALFIT's
     flag 0) with 17 < mag < 25.5 and parameters within `sersicnet.schema.TARGETS`.
     Use it between the magnitudes of `CANDELS_MAG`. Flag 0 leaves out most
     galaxies brighter than mag 20.
+
+    Parameters
+    ----------
+    pixel_scale : float
+        Arcsec per pixel.
 
     Returns
     -------
@@ -164,6 +169,7 @@ def candels_mixture() -> Mixture:
     upper = np.triu_indices(4, 1)
     covariance[:, upper[0], upper[1]] = covariance[:, upper[1], upper[0]] = correlations
     covariance *= sigmas[:, :, None] * sigmas[:, None, :]
+    means[:, 1] += np.log10(CANDELS_SCALE / pixel_scale)
     digest = hashlib.sha256(repr(_CANDELS).encode()).hexdigest()
     return Mixture("candels", digest, weights / weights.sum(), means, np.linalg.cholesky(covariance))
 
@@ -311,7 +317,7 @@ def draw_neighbours(rng: np.random.Generator, size: int, pixel_scale: float) -> 
             shape = (_POINT, 1.0, 0.0)
             if not is_star:
                 r_eff, n, e = _CANDELS_MIXTURE.at_magnitude(float(np.clip(m, 18, 25.5)), rng)
-                shape = (r_eff * 0.06 / pixel_scale, n, e)
+                shape = (r_eff * CANDELS_SCALE / pixel_scale, n, e)
             objects.append(
                 {
                     "mag": m,

@@ -75,9 +75,9 @@ class Prior:
     joint: Mixture | None = None
 
     @classmethod
-    def candels(cls) -> Prior:
+    def candels(cls, pixel_scale: float = population.CANDELS_SCALE) -> Prior:
         """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels_mixture`."""
-        return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture())
+        return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture(pixel_scale))
 
     @classmethod
     def of_catalogue(cls, path: str | Path, pixel_scale: float) -> Prior:
@@ -296,7 +296,7 @@ def plan(
     if prior is None:
         chosen = Prior(log_radii=log_radii)
     elif str(prior) == "candels":
-        chosen = Prior.candels()
+        chosen = Prior.candels(instrument.pixel_scale)
     else:
         chosen = Prior.of_catalogue(prior, instrument.pixel_scale)
     return Simulation(

@@ -1,0 +1,219 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from sersicnet import adapt, dataset, instrument, mosaic, realsky, simulate, train, weights
+from sersicnet.errors import DatasetError, InputError, SersicnetWarning
+from sersicnet.instrument import F160W
+from sersicnet.measure import measure
+from sersicnet.population import _POINT
+from sersicnet.scene import Camera
+
+SCALE = 0.08
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """A mosaic of another survey: larger pixels, another zero point, a wider PSF, galaxies and stars."""
+    from dataclasses import replace
+
+    ours = replace(F160W, name="ours", pixel_scale=SCALE, zero_point=24.0, blur=0.06, exposure=20_000.0)
+    path = tmp_path_factory.mktemp("survey") / "ours.fits"
+    field = simulate.Field(512, n=24, seed=3, mag=(18.0, 21.5), instrument=ours, rms=0.004)
+    simulate.simulate_field(path, field)
+    with fits.open(path) as hdus:
+        header, image = hdus["SCI"].header, hdus["SCI"].data.astype(np.float32)
+    camera, rng = Camera(simulate.effective_psf(ours)), np.random.default_rng(4)
+    stars = np.zeros(image.shape, np.float32)
+    for _ in range(16):
+        x, y = rng.uniform(70, 440, 2)
+        corner = np.rint([x, y]).astype(int) - 64
+        star = np.array([x - corner[0], y - corner[1], 10 ** (-0.4 * (rng.uniform(18.5, 20) - 24.0)), _POINT, 1, 1, 0])
+        stars[corner[1] : corner[1] + 128, corner[0] : corner[0] + 128] += camera.render(star, 128)
+    image += stars + realsky.photon_noise(stars, ours, rng)
+    cards = {k: header[k] for k in ("CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2")}
+    fits.PrimaryHDU(image, fits.Header({**cards, "MAGZERO": 24.0})).writeto(path, overwrite=True)
+    return path, ours
+
+
+@pytest.fixture(scope="module")
+def adapted(survey, tiny_weights, tmp_path_factory):
+    """Weights adapted to the survey, and the lines that were told."""
+    path, lines = tmp_path_factory.mktemp("adapted") / "w", []
+    with pytest.warns(SersicnetWarning, match="blank patches"):
+        done = adapt.adapt(
+            survey[0], path, base=tiny_weights, n=32, epochs=1, gain=20_000.0, workers=1, tell=lines.append
+        )
+    return done, lines
+
+
+def test_the_psf_of_a_mosaic_is_that_of_its_stars(survey, adapted):
+    path, ours = survey
+    measured, truth = realsky.read_psf(adapted[0].path / adapt.PSF), simulate.effective_psf(ours)
+    assert measured.width == pytest.approx(realsky.full_width(truth), rel=0.02)
+    y, x = np.indices(measured.image.shape) - measured.image.shape[0] // 2
+    half = truth.shape[0] // 2
+    for radius in (2, 5, 20):
+        enclosed = truth[half - radius : half + radius + 1, half - radius : half + radius + 1]
+        box = (abs(x) <= radius) & (abs(y) <= radius)
+        assert measured.image[box].sum() == pytest.approx(enclosed.sum(), abs=0.03)
+    assert fits.getheader(adapted[0].path / adapt.PSF)["STARS"] == adapted[0].card["adapted"]["stars"] >= 5
+
+
+def test_the_card_has_the_domain_of_the_mosaic(survey, adapted):
+    card = adapted[0].card
+    domain, found = card["domain"], card["adapted"]
+    assert domain["instrument"] == "ours.fits[0]"
+    assert domain["pixel_scale"] == pytest.approx(SCALE)
+    assert domain["zero_point"] == 24.0
+    assert domain["psf_fwhm"] == pytest.approx(found["psf_fwhm"])
+    assert domain["rms"][0] <= 0.0044
+    assert domain["rms"][1] >= 0.0036
+    assert domain["ranges"]["mag"] == [18, pytest.approx(22.9, abs=0.7)]
+    assert card["data"]["n"] == 32
+    assert card["data"]["config"]["instrument"]["exposure"] == 20_000
+    assert found["rms"] == pytest.approx(0.004, rel=0.1)
+    assert found["correlation"] == pytest.approx(2.0, abs=0.5)
+    assert found["before"]["all"]["n"] == card["scores"]["samples"]["all"]["n"] == 16
+    assert card["base"]["name"] == "tiny"
+    assert card["name"] == "w"
+
+
+def test_what_was_measured_is_told_before_and_after(adapted):
+    done, lines = adapted
+    assert "stars in the PSF; FWHM" in lines[0]
+    assert "simulating 48 galaxies: about" in lines[1]
+    assert "at the speed at which tiny was trained" in lines[2]
+    table = adapt.as_markdown(done)
+    assert "| tiny | R² |" in table
+    assert "| w | R² |" in table
+
+
+def test_adapted_weights_measure_their_mosaic(survey, adapted):
+    table = measure(survey[0], weights_name=adapted[0].path, refine=False)
+    assert len(table) > 20
+    assert not adapted[0].path.with_name("w.run").exists()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_continues_where_it_was(survey, tiny_weights, tmp_path, monkeypatch):
+    options = {"base": tiny_weights, "n": 32, "epochs": 1, "gain": 20_000.0, "workers": 1}
+    calls = []
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def call(*arguments, **named):
+            calls.append(name)
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in ((adapt.mosaic, "find_stars"), (adapt.simulations, "simulate"), (train, "train")):
+        spy(module, name)
+
+    plan = adapt.simulations.plan  # galaxies without neighbours are drawn much faster
+    monkeypatch.setattr(adapt.simulations, "plan", lambda *a, neighbours, **named: plan(*a, **named))
+
+    def until(wanted, at=0):
+        def kill(stage, done, total):
+            if stage.startswith(wanted) and done >= at:
+                raise KilledError
+
+        return kill
+
+    for stage, at, expected in (
+        ("simulating", 16, ["find_stars", "simulate"]),
+        ("training", 1, ["simulate", "simulate", "train"]),
+        ("testing", 0, ["train"]),
+    ):
+        calls.clear()
+        with pytest.raises(KilledError), pytest.warns(SersicnetWarning, match="blank patches") if at else _nothing():
+            adapt.adapt(survey[0], tmp_path / "w", **options, report=until(stage, at))
+        assert calls == expected
+        assert [p.name for p in tmp_path.iterdir()] == ["w.run"]
+    with pytest.raises(InputError, match="unfinished run with other options"):
+        adapt.adapt(survey[0], tmp_path / "w", **{**options, "epochs": 2})
+    calls.clear()
+    done = adapt.adapt(survey[0], tmp_path / "w", **options)
+    assert calls == []
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
+    assert done.card["data"]["n"] == 32
+
+
+def test_the_galaxies_of_a_mosaic_are_unlabelled_and_no_stars(survey):
+    frame = mosaic.read_image(survey[0])
+    bad = frame.without_data()
+    sky, found = mosaic.Detector()(frame.data, bad)
+    stars = mosaic.find_stars(frame.data, bad, sky, found)
+    good = mosaic.good_galaxies(frame.data, bad, sky, found)
+    assert not (good & stars.alike).any()
+    galaxies = dataset.real_galaxies(survey[0])
+    assert 3 < len(galaxies) == good.sum() < len(found) - stars.alike.sum()
+    assert galaxies.is_real.all()
+    assert np.isnan(galaxies.targets).all()
+    assert np.isfinite(galaxies.stamps(0, len(galaxies))).all()
+    np.testing.assert_allclose(galaxies.mag, 24.0 - 2.5 * np.log10(found.flux[good]))
+
+
+def test_an_image_without_galaxies_has_none(blank):
+    with pytest.raises(DatasetError, match="no galaxy with a signal to noise of 10"):
+        dataset.real_galaxies(blank())
+
+
+def test_without_stars_a_psf_is_asked_for(field, tiny_weights, tmp_path):
+    """The narrowest galaxy is wider than the PSF of the weights, which cannot stand in for that of the mosaic."""
+    with pytest.raises(InputError, match=r"fewer than 5 stars .* give --psf"):
+        adapt.adapt(field[0], tmp_path / "w", base=tiny_weights, n=32)
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weights):
+    start = weights.load(tiny_weights)
+    size = mosaic.size_of(simulate.effective_psf(F160W))
+    frame = SimpleNamespace(name="few.fits")
+    for factor, fits_in in ((1.03, True), (1.2, False), (0.8, False)):
+        stars = SimpleNamespace(size=np.array([np.nan, factor * size]), snr=np.array([0, 99.0]))
+        with pytest.warns(SersicnetWarning, match="that of tiny is taken") if fits_in else pytest.raises(InputError):
+            psf, source = adapt._psf_of_weights(frame, stars, instrument.Reading(0.06, "WCS"), start)
+    with pytest.raises(InputError, match="give --psf"):
+        adapt._psf_of_weights(frame, stars, instrument.Reading(0.1, "WCS"), start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"how": "magic"}, "--adapt is none, dann or daregram; received magic"),
+        ({"n": 8}, "at least 32 simulated galaxies; received --n 8"),
+        ({"gain": -1.0}, "positive number of electrons"),
+        ({"prior": "none.csv"}, "there is none"),
+        ({"psf": "none.fits"}, "no such file"),
+        ({"zero_point": 12.0}, "the prior begins at 18: give --prior"),
+    ],
+)
+def test_bad_options_are_refused(survey, tiny_weights, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        adapt.adapt(survey[0], tmp_path / "w", base=tiny_weights, **{"n": 32, "gain": 1.0, **options})
+
+
+def test_a_mosaic_adapts_by_an_adversary_without_labels(survey, tiny_weights, tmp_path, monkeypatch):
+    plan = adapt.simulations.plan
+    monkeypatch.setattr(adapt.simulations, "plan", lambda *a, neighbours, **named: plan(*a, **named))
+    with pytest.warns(SersicnetWarning, match="blank patches"):
+        done = adapt.adapt(
+            survey[0], tmp_path / "w", base=tiny_weights, how="dann", n=32, epochs=1, gain=20_000.0, workers=1
+        )
+    assert done.card["adaptation"]["method"] == "dann"
+    assert done.card["adaptation"]["labelled"] == 0
+    assert "real ones without labels (dann)" in done.card["summary"]
+
+
+def _nothing():
+    from contextlib import nullcontext
+
+    return nullcontext()
