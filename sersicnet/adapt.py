@@ -239,13 +239,14 @@ def as_markdown(done: weights.Weights) -> str:
 
 
 def _open(run: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Make the run's directory, or find it as it was left."""
+    """Make the run's directory, or find it as it was left; one without a simulated galaxy is not worth keeping."""
     file = run / "adapt.json"
     if run.exists():
         same = file.exists() and json.loads(file.read_text()) == json.loads(json.dumps(config))
         if same:
             return
-        if not overwrite:
+        begun = any(run.glob(f"{MATCHED}*"))
+        if begun and not overwrite:
             raise InputError(
                 f"{run} holds an unfinished run with other options. "
                 "Repeat its command, or give --overwrite to start anew."

@@ -644,7 +644,7 @@ def adapt(
 ) -> None:
     """Adapt weights to your own survey, without labels: PSF and noise are measured in the mosaic.
 
-    Galaxies are simulated with them, and the weights trained on. What was measured, and what was gained, goes to stdout.
+    Galaxies are simulated with them, and the weights trained on. What was measured and gained goes to stdout.
 
     Example: sersicnet adapt mosaic.fits -o my-weights
 
