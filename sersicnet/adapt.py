@@ -285,6 +285,13 @@ def _look(
     else:
         psf, source = _psf_of_weights(frame, stars, scale, start)
     width = realsky.full_width(psf) * scale.value
+    domain = start.card["domain"]
+    alike = abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
+    if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
+        _warn(
+            f"The stars of {frame.name} have a FWHM of {width:.3f} arcsec, the PSF of {start.name} "
+            f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give --psf."
+        )
     header = fits.Header()
     header["IMAGE"] = Path(frame.name).name[:60]
     header["FWHM"] = (width, "arcsec")
