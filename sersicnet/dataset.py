@@ -9,6 +9,7 @@ Layout of the file, schema version 1::
     quantum   float32 (N,)
     truth/*   float64 (N,)           mag, r_eff_pix, sersic_n, ellipticity, theta, x, y, rms, ...
                                      further columns, such as status, where an option needs them
+    psf       float32 (K, P, P)      effective PSFs that they were drawn with (not in older files)
     attributes: schema_version, kind, config (JSON), versions (JSON), zero_point, pixel_scale
 """
 
@@ -154,12 +155,18 @@ class Journal:
             end = self._append(body)
         self._done[block.first] = (end - len(body), len(body))
 
-    def finish(self) -> Path:
-        """Write the HDF5 file beside its final name, rename it, and drop the journal."""
+    def finish(self, psf: np.ndarray | None = None) -> Path:
+        """Write the HDF5 file beside its final name, rename it, and drop the journal.
+
+        Parameters
+        ----------
+        psf : ndarray, float32, (K, P, P), optional
+            The effective PSFs that the stamps were drawn with.
+        """
         partial = self.path.with_name(self.path.name + ".partial")
         try:
             with self._explained():
-                self._write_hdf5(partial)
+                self._write_hdf5(partial, psf)
                 partial.replace(self.path)
                 self._handle.close()
                 self.file.unlink()
@@ -167,7 +174,7 @@ class Journal:
             partial.unlink(missing_ok=True)
         return self.path
 
-    def _write_hdf5(self, partial: Path) -> None:
+    def _write_hdf5(self, partial: Path, psf: np.ndarray | None) -> None:
         with h5py.File(partial, "w") as file:
             file.attrs["schema_version"] = SCHEMA_VERSION
             for name, value in self.attributes.items():
@@ -196,6 +203,8 @@ class Journal:
             file["quantum"] = quantum
             for name, column in truth.items():
                 file[f"truth/{name}"] = column
+            if psf is not None:
+                file.create_dataset("psf", data=psf, chunks=(1, *psf.shape[1:]), shuffle=True, compression="gzip")
 
     def _records(self) -> Iterator[tuple[int, bytes]]:
         """Bodies of the complete records from the start, and where each ends."""
@@ -329,6 +338,11 @@ class Dataset:
             stamps = self._file["stamps"][first:last][inside - first].astype(np.float32)
         stamps *= (self._quantum[rows] / self.truth["rms"][rows]).astype(np.float32)[:, None, None]
         return stamps
+
+    @property
+    def psf(self) -> np.ndarray | None:
+        """The effective PSFs that stamps were drawn with, float32, (K, P, P); None for older files."""
+        return self._file["psf"][:] if "psf" in self._file else None
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None

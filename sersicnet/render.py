@@ -160,10 +160,11 @@ class Renderer:
     """
 
     def __init__(self, psf: Array, size: int = STAMP_SIZE, oversampling: int = 1) -> None:
-        on_host = array_api_compat.is_numpy_array(psf) or not array_api_compat.is_array_api_obj(psf)
-        self._xp = np if on_host else array_api_compat.array_namespace(psf)
+        numpy = array_api_compat.is_numpy_array(psf) or not array_api_compat.is_array_api_obj(psf)
+        self._xp = np if numpy else array_api_compat.array_namespace(psf)
         self._device = None if self._xp is np else array_api_compat.device(psf)
-        psf = _on_host(psf)
+        self._compiled = array_api_compat.is_jax_array(psf)
+        psf = on_host(psf)
         if psf.ndim != 2 or psf.shape[0] != psf.shape[1] or psf.shape[0] % 2 == 0:
             raise InputError(
                 f"A PSF is a square image with an odd number of pixels a side; received shape {psf.shape}. "
@@ -228,7 +229,7 @@ class Renderer:
 
     def _draw_all(self, parameters: Array, workers: int, *, derivatives: bool) -> Array:
         """Images of all galaxies, NaN for those that cannot be drawn: (N, 1 or 8, size, size)."""
-        rows = np.atleast_2d(_on_host(parameters))
+        rows = np.atleast_2d(on_host(parameters))
         shape = (1 + N_PARAMETERS if derivatives else 1, self.size, self.size)
         if workers < 1 and workers != -1:
             raise InputError(f"The number of workers is positive, or -1 for one a core; received {workers}. Give 1.")
@@ -251,6 +252,8 @@ class Renderer:
         at_once = max(1, _BATCH // (math.prod(self._grid(self._period).psf.shape) * shape[0]))
         drawn, order = [], []
         for batch in self._batches(rows, at_once):
+            if self._compiled:
+                batch = batch.padded()
             drawn.append(self._draw(batch, derivatives=derivatives))
             order.append(batch.which)
         # What cannot be drawn takes the last image, which is NaN.
@@ -518,8 +521,14 @@ class _Batch(NamedTuple):
     nodes: int  # a side, to interpolate the light of periodic images from; none if 0
     images: int  # that are summed
 
+    def padded(self) -> _Batch:
+        """Its last galaxy again and again up to a power of two: JAX compiles each operation for each length."""
+        index = np.minimum(np.arange(1 << (len(self.which) - 1).bit_length()), len(self.which) - 1)
+        return self._replace(which=self.which[index], galaxies=self.galaxies.take(index))
 
-def _on_host(array: Array) -> np.ndarray:
+
+def on_host(array: Array) -> np.ndarray:
+    """A NumPy array of float64, wherever the numbers were."""
     try:
         return np.asarray(array, dtype=float)
     except TypeError:  # on a GPU

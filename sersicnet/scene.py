@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sersicnet import reallike
 from sersicnet.instrument import Instrument
@@ -85,7 +86,14 @@ def centring_error(model: np.ndarray, rms: float) -> float:
         Noise of a blank pixel.
     """
     inside = model > 1.5 * rms
-    return min(_WORST_CENTRING, 1.4 * rms / float(model[inside].mean())) if inside.any() else _WORST_CENTRING
+    return float(centring_scale(float(model[inside].mean()) if inside.any() else 0.0, rms))
+
+
+def centring_scale(brightness: ArrayLike, rms: ArrayLike) -> np.ndarray:
+    """`centring_error` from the mean brightness within the isophote; 0 where nothing is within it."""
+    brightness = np.asarray(brightness, float)
+    worst = np.full(brightness.shape, _WORST_CENTRING)
+    return np.minimum(np.divide(1.4 * np.asarray(rms), brightness, out=worst, where=brightness > 0), _WORST_CENTRING)
 
 
 def centring_step(scale: float, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,10 @@
 Each object has a seed of its own, made from the seed of the run and the index
 of the object, so a file does not depend on the number of workers.
 
+GalSim, which draws the instrument's PSF, and Astropy, which writes mosaics, are
+imported where they are needed: training on a machine that has neither can draw
+galaxies with the PSFs that a dataset holds.
+
 What options add to a stamp is drawn from a second generator of the object, so
 that its galaxy stays the same galaxy.
 """
@@ -15,28 +19,30 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import galsim
+import array_api_compat
 import numpy as np
 import scipy
-from astropy.io import fits
-from astropy.table import Table
-from astropy.wcs import WCS
 
 import sersicnet
 from sersicnet import dataset, population, reallike, scene
 from sersicnet.errors import DatasetError, InputError, check_output
-from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise
 from sersicnet.instrument import F160W, Instrument
 from sersicnet.population import Mixture
 from sersicnet.realsky import BlankSky, Psf, blank_sky, full_width, photon_noise, read_psf
 from sersicnet.scene import Camera
 from sersicnet.scene import parameters as _parameters
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGET_NAMES, TARGETS
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from sersicnet.fit import Fitter
 
 PSF_SIZE = 167
 
@@ -220,6 +226,68 @@ class Simulation:
         out["psf_fwhm"] = float(np.mean(widths)) * scale
         return out
 
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], psf: np.ndarray | None = None) -> Simulation:
+        """What `record` was made of, as far as the record holds it.
+
+        Parameters
+        ----------
+        record : mapping
+            The configuration of a dataset.
+        psf : ndarray, float, (K, P, P), optional
+            The PSFs that the dataset holds.
+
+        Raises
+        ------
+        DatasetError
+            If it lived on files that are not in the record: a real sky, a table of
+            galaxies, or PSFs that are not given.
+        """
+        prior, joint = dict(record["prior"]), record["prior"].get("joint")
+        log_radii = prior.get("log_radii", 0.0)
+        if joint is not None and joint != population.candels_mixture().record():
+            raise DatasetError(f"Its galaxies came from {joint['name']}, which the dataset does not hold.")
+        if "sky" in record:
+            raise DatasetError(f"Its noise came from {record['sky']['name']}, which the dataset does not hold.")
+        psfs: tuple[Psf, ...] = ()
+        if "psfs" in record:
+            if psf is None:
+                raise DatasetError("Its PSFs came from files, and the dataset was made before PSFs were kept.")
+            psfs = tuple(Psf(p["name"], p["sha256"], image) for p, image in zip(record["psfs"], psf, strict=True))
+        try:
+            instrument = Instrument(**{**record["instrument"], "pixels": tuple(record["instrument"]["pixels"])})
+        except TypeError as error:
+            raise DatasetError(f"Its instrument is described in another way than by this version ({error}).") from error
+        return cls(
+            record["n"],
+            record["seed"],
+            Prior(
+                **{name: tuple(prior[name]) for name in TARGET_NAMES},
+                log_radii=log_radii,
+                joint=None if joint is None else population.candels_mixture(),
+            ),
+            instrument,
+            psfs=psfs,
+            psf_scatter=record.get("psf_scatter", 0.0),
+            neighbours=record.get("neighbours", False),
+            centring=record.get("centring", False),
+            galaxies=record.get("galaxies", "sersic"),
+        )
+
+    @property
+    def stretches(self) -> list[float]:
+        """Factors on the width of the instrument's PSF."""
+        if not self.psf_scatter:
+            return [1.0]
+        return [1 + self.psf_scatter * (2 * i / (PSF_STRETCHES - 1) - 1) for i in range(PSF_STRETCHES)]
+
+    def psf_images(self) -> np.ndarray:
+        """The effective PSFs that stamps are drawn with, float32, (K, P, P), smaller ones in a frame of zeros."""
+        images = [p.image for p in self.psfs] or [_camera(self.instrument, stretch).psf for stretch in self.stretches]
+        half = max(len(image) for image in images) // 2
+        frames = [np.pad(image, half - len(image) // 2) for image in images]
+        return np.array(frames, np.float32)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the truth columns."""
@@ -329,6 +397,8 @@ def effective_psf(instrument: Instrument, size: int = PSF_SIZE, stretch: float =
     ndarray, float64, (size, size)
         Unit sum, centred on the middle pixel.
     """
+    import galsim
+
     core = [galsim.Airy(lam=instrument.wavelength, diam=instrument.aperture, obscuration=instrument.obscuration)]
     core += [galsim.Pixel(side) for side in instrument.pixels]
     core.append(galsim.Gaussian(sigma=instrument.blur))
@@ -359,21 +429,46 @@ def observe(model: np.ndarray, rms: float, instrument: Instrument, rng: np.rando
     -------
     ndarray, float32, (H, W)
     """
-    kernel = np.array([instrument.noise_tap, 1.0, instrument.noise_tap])
-    kernel /= kernel.sum()
-    white = rms / (kernel**2).sum()
-    sigma = np.sqrt(white**2 + np.maximum(model, 0) / instrument.exposure)
-    noise = rng.standard_normal((model.shape[0] + 2, model.shape[1] + 2), dtype=np.float32)
-    noise[1:-1, 1:-1] *= sigma
-    noise[[0, -1]] *= white
-    noise[1:-1, [0, -1]] *= white
-    noise = kernel[1] * noise[1:-1] + kernel[0] * (noise[:-2] + noise[2:])
-    noise = kernel[1] * noise[:, 1:-1] + kernel[0] * (noise[:, :-2] + noise[:, 2:])
-    sky = rng.normal(0, instrument.sky_residual * rms)
-    return (model + noise + sky).astype(np.float32)
+    height, width = model.shape
+    white = rng.standard_normal((height + 2, width + 2), dtype=np.float32)
+    sky = float(rng.normal(0, instrument.sky_residual * rms))
+    return exposed(model, float(rms), instrument, white, sky).astype(np.float32)
 
 
-def _draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], np.random.Generator]:
+def exposed(model: Any, rms: Any, instrument: Instrument, white: Any, sky: Any) -> Any:
+    """What `observe` does, with random numbers that are given; for one image or many, in any array library.
+
+    Parameters
+    ----------
+    model : array, float, (..., H, W)
+        Noiseless images, electrons/s.
+    rms : array, float, (..., 1, 1), or float
+        Standard deviation of a blank pixel of the result.
+    instrument : Instrument
+    white : array, float, (..., H + 2, W + 2)
+        Standard normal numbers.
+    sky : array, float, (..., 1, 1), or float
+        Residual of the sky, electrons/s.
+
+    Returns
+    -------
+    array, float, (..., H, W)
+    """
+    xp = array_api_compat.array_namespace(model)
+    middle, side = (float(v) / (1 + 2 * instrument.noise_tap) for v in (1, instrument.noise_tap))
+    level = rms / (middle**2 + 2 * side**2)
+    photons = xp.clip(model, 0, None) / instrument.exposure
+    for axis in (-2, -1):  # the pixels around the image are blank
+        edge = xp.zeros_like(photons[..., :1, :] if axis == -2 else photons[..., :1])
+        photons = xp.concat([edge, photons, edge], axis=axis)
+    noise = white * xp.sqrt(level**2 + photons)
+    noise = middle * noise[..., 1:-1, :] + side * (noise[..., :-2, :] + noise[..., 2:, :])
+    noise = middle * noise[..., 1:-1] + side * (noise[..., :-2] + noise[..., 2:])
+    return model + noise + sky
+
+
+def draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], np.random.Generator, np.random.Generator]:
+    """The galaxy and the noise level of an object, and its two generators: for noise, and for what options bring."""
     rng = np.random.default_rng([simulation.seed, index])
     instrument = simulation.instrument
     truth = {
@@ -383,7 +478,7 @@ def _draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], n
         "y": STAMP_CENTRE + rng.uniform(-0.5, 0.5),
         "rms": np.exp(rng.uniform(np.log(instrument.rms_low), np.log(instrument.rms_high))),
     }
-    return truth, rng
+    return truth, rng, np.random.default_rng([simulation.seed, index, 1])
 
 
 def _draw_shape(prior: Prior, rng: np.random.Generator) -> dict[str, float]:
@@ -399,6 +494,19 @@ def _draw_shape(prior: Prior, rng: np.random.Generator) -> dict[str, float]:
     }
 
 
+def draw_psf(simulation: Simulation, truth: dict[str, float], more: np.random.Generator) -> int:
+    """Number of the stamp's PSF among `Simulation.psf_images`; the truth receives what is to be known of it."""
+    if simulation.psfs:
+        number = int(more.integers(len(simulation.psfs)))
+        truth["psf"] = number
+        return number
+    if simulation.psf_scatter:
+        number = int(more.integers(PSF_STRETCHES))
+        truth["psf_stretch"] = simulation.stretches[number]
+        return number
+    return 0
+
+
 @functools.cache
 def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
     return Camera(effective_psf(psf, stretch=stretch) if isinstance(psf, Instrument) else psf.image)
@@ -406,6 +514,8 @@ def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
 
 @functools.cache
 def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None) -> Fitter:
+    from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise
+
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
     return Fitter(_camera(psf, stretch).psf, Noise(correlation, instrument.exposure, SKY_LEFT, STRUCTURE), STAMP_SIZE)
 
@@ -431,8 +541,8 @@ def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dic
     images = np.empty((len(indices), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
     truths = []
     for image, index in zip(images, indices, strict=True):
-        truth, rng = _draw_truth(simulation, int(index))
-        image[:] = _stamp(simulation, truth, rng, np.random.default_rng([simulation.seed, int(index), 1]))
+        truth, rng, more = draw_truth(simulation, int(index))
+        image[:] = _stamp(simulation, truth, rng, more)
         truths.append(truth)
     return images, {name: np.array([t[name] for t in truths], float) for name in simulation.columns}
 
@@ -445,14 +555,9 @@ def _stamp(
     Everything that options bring is drawn from `more`.
     """
     instrument = simulation.instrument
-    psf: Instrument | Psf = instrument
-    if simulation.psfs:
-        chosen = int(more.integers(len(simulation.psfs)))
-        truth["psf"], psf = chosen, simulation.psfs[chosen]
-    stretch = 1.0
-    if simulation.psf_scatter:
-        place = int(more.integers(PSF_STRETCHES)) / (PSF_STRETCHES - 1)
-        truth["psf_stretch"] = stretch = 1 + simulation.psf_scatter * (2 * place - 1)
+    number = draw_psf(simulation, truth, more)
+    psf = simulation.psfs[number] if simulation.psfs else instrument
+    stretch = truth.get("psf_stretch", 1.0)
     camera = _camera(psf, stretch)
     galaxy = np.array(_parameters(truth, instrument))
     expose = functools.partial(_observed, simulation, truth, rng)
@@ -577,7 +682,7 @@ def simulate(
             journal.add(block)
             done += len(block.quantum)
             progress(done)
-        return journal.finish()
+        return journal.finish(simulation.psf_images())
 
 
 def _blocks(simulation: Simulation, firsts: list[int], workers: int | None) -> Iterator[dataset.Block]:
@@ -600,7 +705,7 @@ def versions() -> dict[str, str]:
     """Versions of what determines the stamps."""
     return {
         "sersicnet": sersicnet.__version__,
-        "galsim": galsim.__version__,
+        "galsim": metadata.version("galsim"),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "python": platform.python_version(),
@@ -651,6 +756,8 @@ class Field:
 
 def field_truth(sky: Field) -> Table:
     """Draw the galaxies of a field; a table with pixel positions and parameters."""
+    from astropy.table import Table
+
     rng = np.random.default_rng([sky.seed, 0])
     n = sky.count
     low, high = (10 ** (sky.counts_slope * m) for m in sky.mag)
@@ -704,6 +811,9 @@ def simulate_field(
     InputError
         If an output exists or a number makes no sense.
     """
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
     output = Path(output)
     if not output.name.endswith((".fits", ".fits.fz")):
         raise InputError(f"A mosaic ends in .fits or .fits.fz; received {output.name}.")
