@@ -306,6 +306,15 @@ class Dataset:
                 raise DatasetError(f"{path} has no galaxy with status 0: none of its labels can be trusted.")
             self._quantum = self._quantum[self._rows]
             self.truth = {name: column[self._rows] for name, column in self.truth.items()}
+        scale = self._quantum / self.truth["rms"]
+        bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
+        if len(bad):
+            row = bad[0] if self._rows is None else self._rows[bad[0]]
+            self._file.close()
+            raise DatasetError(
+                f"{path}, row {row}: quantum {self._quantum[bad[0]]:g} and rms {self.truth['rms'][bad[0]]:g} make no "
+                f"finite stamp, and {len(bad) - 1} other rows are like it. Simulate it again."
+            )
         self.mag = self.truth["mag"]
         self.is_real = np.zeros(len(self._quantum), bool)
         self.targets = np.stack([self.truth[name] for name in TARGET_NAMES], axis=1)
@@ -591,7 +600,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             own = claimed[round(label["y"]), round(label["x"])]
             x, y = np.array([label["x"]]), np.array([label["y"]])
             stamp = mosaic.cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
-            if stamp.empty[0]:
+            if stamp.empty[0] or not np.isfinite(stamp.pixels).all():
                 raise DatasetError(f"{path}, line {line}: {frame.name} has no data at x = {x[0]:g}, y = {y[0]:g}.")
             stamps[i], mags[i] = stamp.pixels[0], label["mag"]
             relative = relative_magnitude(label["mag"], zero, stamp.rms[0])

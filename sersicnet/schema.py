@@ -120,6 +120,16 @@ def encode(targets: np.ndarray) -> np.ndarray:
     return out
 
 
+def decode(encoded: np.ndarray) -> np.ndarray:
+    """The inverse of `encode`; values so large that they overflow are infinite."""
+    out = np.array(encoded, dtype=float)
+    with np.errstate(over="ignore"):
+        for i, target in enumerate(TARGETS):
+            if target.log:
+                out[..., i] = np.exp(out[..., i])
+    return out
+
+
 class Flag(enum.IntFlag):
     """Bits of the ``flags`` column; 0 is a galaxy without remarks."""
 

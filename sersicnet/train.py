@@ -16,7 +16,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Union
@@ -28,8 +29,11 @@ from sersicnet import networks, weights
 from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.evaluate import scores
+from sersicnet.fresh import Fresh
 from sersicnet.networks import keras, ops
-from sersicnet.schema import N_TARGETS, TARGET_NAMES, encode
+from sersicnet.realsky import correlated_noise
+from sersicnet.render import on_host
+from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, decode, encode
 
 Source = Union[Dataset, Arrays, "Joined"]
 
@@ -58,6 +62,9 @@ class Recipe:
         Galaxies fainter than this AB magnitude are left out.
     alpha : float
         Weight of the regression against the alignment of domains (adaptation only).
+    noise : float
+        Noise is added to each stored stamp, of an rms between 0 and this factor times that of the
+        stamp: another one in every epoch. Its magnitude relative to the noise follows.
     """
 
     epochs: int
@@ -68,6 +75,7 @@ class Recipe:
     symmetries: bool
     faint_limit: float = 99.0
     alpha: float = 0.9
+    noise: float = 0.0
 
 
 RECIPES = {
@@ -99,7 +107,10 @@ JUDGES = 10
 
 
 class Progress(NamedTuple):
-    """Where a run stands; `record` is set at the end of an epoch, `road` where several are tried."""
+    """Where a run stands; `record` is set at the end of an epoch, `road` where several are tried.
+
+    `stamps_per_second` is that of the last 50 steps, or of the epoch.
+    """
 
     epoch: int
     epochs: int
@@ -108,6 +119,7 @@ class Progress(NamedTuple):
     loss: float
     record: dict[str, float] | None
     road: str = ""
+    stamps_per_second: float = math.nan
 
 
 Report = Callable[[Progress], None]
@@ -201,12 +213,43 @@ def gram_distance(domain: Any, features: Any) -> Any:
 # --- the loop -------------------------------------------------------------------------------
 
 
-Arguments = Callable[[np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
-"""Stamps, their rows and the fraction of the run that is done -> x, y and weights for `train_on_batch`."""
+Arguments = Callable[[Any, np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
+"""Stamps, their standardised targets, their rows and the fraction of the run that is done -> x, y and weights.
+
+What `train_on_batch` takes.
+"""
+
+
+class Scaling(NamedTuple):
+    """From physical targets to what a network learns, and back.
+
+    Attributes
+    ----------
+    log : bool
+        Whether targets are encoded by `sersicnet.schema.encode` first.
+    mean, std : ndarray, float, (4,)
+        Of the (encoded) targets.
+    """
+
+    log: bool
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __call__(self, targets: np.ndarray) -> np.ndarray:
+        """Standardised targets, float32, of the same shape."""
+        return (((encode(targets) if self.log else targets) - self.mean) / self.std).astype(np.float32)
+
+    def back(self, standardised: np.ndarray) -> np.ndarray:
+        """Physical targets, float64."""
+        values = standardised.astype(float) * self.std + self.mean
+        return decode(values) if self.log else values
 
 
 class _Task(NamedTuple):
-    """What a run trains on; `labelled` marks the rows whose validation error chooses the epoch."""
+    """What a run trains on; `labelled` marks the rows whose validation error chooses the epoch.
+
+    With `galaxies`, simulated rows of the training set are filled afresh in every epoch.
+    """
 
     source: Source
     train_rows: tuple[int, int]
@@ -216,6 +259,8 @@ class _Task(NamedTuple):
     arguments: Arguments
     standardised: np.ndarray
     labelled: np.ndarray
+    scaling: Scaling
+    galaxies: Fresh | None = None
 
 
 def _prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
@@ -263,109 +308,367 @@ def _oriented(stamps: np.ndarray, which: np.ndarray) -> np.ndarray:
     return out
 
 
+AUTOCORRELATION_STAMPS = 256
+"""Stamps that the correlation of the noise is measured on."""
+
+NOISE_FIELD = 512
+"""Side of the piece of noise that a batch takes its noise from, in pixels."""
+
+
+def noise_correlation(source: Source, is_real: bool) -> np.ndarray:
+    """Autocorrelation of the noise of the simulated, or the real, stamps of a source.
+
+    The median over the corners, 32 pixels wide, of the faintest stamps.
+
+    Parameters
+    ----------
+    source : Dataset, Arrays or Joined
+    is_real : bool
+        Which stamps.
+
+    Returns
+    -------
+    ndarray, float64, (7, 7)
+        1 in the middle; lags along y and x up to three pixels.
+    """
+    rows = np.flatnonzero(source.is_real == is_real)
+    faintest = np.argsort(np.nan_to_num(source.targets[rows, 0], nan=-np.inf), kind="stable")[-AUTOCORRELATION_STAMPS:]
+    side, last = STAMP_SIZE // 4, STAMP_SIZE - STAMP_SIZE // 4
+    corners = []
+    for row in np.sort(rows[faintest]).tolist():
+        ((stamp, _),) = source.batches(1, row, row + 1)
+        corners += [stamp[0, y : y + side, x : x + side] for y in (0, last) for x in (0, last)]
+    pieces = np.array(corners, float)
+    pieces -= pieces.mean(axis=(1, 2), keepdims=True)
+    found = np.empty((len(pieces), 7, 7))
+    for dy in range(4):
+        for dx in range(-3, 4):
+            left, right = max(0, -dx), side - max(0, dx)
+            product = pieces[:, dy:, left + dx : right + dx] * pieces[:, : side - dy, left:right]
+            found[:, 3 + dy, 3 + dx] = found[:, 3 - dy, 3 - dx] = product.mean(axis=(1, 2))
+    found /= found[:, 3:4, 3:4]
+    return np.median(found, axis=0)
+
+
+def deepened(
+    stamps: np.ndarray, factors: np.ndarray, correlation: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps with more noise, as a shallower image shows them.
+
+    In units of the new noise they are ``(stamp + f noise) / sqrt(1 + f^2)``.
+
+    Parameters
+    ----------
+    stamps : ndarray, float32, (N, 128, 128)
+        In units of their noise.
+    factors : ndarray, float, (N,)
+        f, the rms of the noise that is added over that of the noise there is.
+    correlation : ndarray, float, (7, 7)
+        Autocorrelation of the noise.
+    rng : numpy Generator
+
+    Returns
+    -------
+    stamps : ndarray, float32, (N, 128, 128)
+    fainter : ndarray, float64, (N,)
+        What is to be added to relative magnitudes.
+    """
+    noise = correlated_noise(rng, NOISE_FIELD, correlation)
+    noise /= noise.std()
+    corners = rng.integers(NOISE_FIELD - STAMP_SIZE + 1, size=(len(stamps), 2))
+    total = np.sqrt(1 + np.square(factors))
+    out = stamps / total.astype(np.float32)[:, None, None]
+    for stamp, share, (y, x) in zip(out, factors / total, corners, strict=True):
+        stamp += np.float32(share) * noise[y : y + STAMP_SIZE, x : x + STAMP_SIZE]
+    return out, 2.5 * np.log10(total)
+
+
+class _Batch(NamedTuple):
+    """Stamps, of NumPy or of the library that draws them, their rows and what a network should say of them."""
+
+    stamps: Any
+    rows: np.ndarray
+    learned: np.ndarray
+
+
+def _batches(
+    task: _Task, recipe: Recipe, seed: int, epoch: int, first: int, correlations: Mapping[bool, np.ndarray]
+) -> Iterator[_Batch]:
+    """The batches of an epoch from a step on, each of which depends on seed, epoch and step only."""
+    low, high = task.train_rows
+    is_real = task.source.is_real
+    if task.galaxies is not None and not is_real[low:high].any():
+        sizes = [min(recipe.batch, high - row) for row in range(low, high, recipe.batch)]
+        drawn = task.galaxies.galaxies(epoch, first * recipe.batch, iter(sizes[first:]))
+        for step, (stamps, targets) in enumerate(drawn, start=first):
+            start = low + step * recipe.batch
+            yield _Batch(stamps, np.arange(start, start + len(targets)), task.scaling(targets))
+        return
+    order = np.random.default_rng([seed, epoch, 0])
+    wanted, used, fresh = deque[int](), 0, None
+    for step, (stamps, rows) in enumerate(task.source.batches(recipe.batch, low, high, order)):
+        simulated = np.flatnonzero(~is_real[rows])
+        if step < first:  # done before the interruption
+            used += len(simulated)
+            continue
+        stamps, learned = _finite(stamps, rows), task.standardised[rows]
+        if task.galaxies is not None:
+            fresh = fresh or task.galaxies.galaxies(epoch, used, iter(wanted.popleft, None))
+            wanted.append(len(simulated))
+            drawn_now, targets = next(fresh)
+            stamps[simulated], learned[simulated] = on_host(drawn_now), task.scaling(targets)
+        rng = np.random.default_rng([seed, epoch, 1, step])
+        if recipe.symmetries:
+            stamps = _oriented(stamps, rng.integers(8, size=len(stamps)))
+        for kind, correlation in correlations.items():
+            chosen = np.flatnonzero(is_real[rows] == kind)
+            factors = rng.uniform(0, recipe.noise, len(chosen))
+            stamps[chosen], fainter = deepened(stamps[chosen], factors, correlation, rng)
+            learned[chosen, 0] += fainter / task.scaling.std[0]
+        yield _Batch(stamps, rows, learned)
+
+
+class _Run:
+    """What a run keeps on disk. Everything is written beside its final name and renamed.
+
+    Parameters
+    ----------
+    path : Path
+        The directory of the run.
+    config : dict
+        Options that another run in the same place must share.
+    overwrite : bool
+        Whether to drop a run with other options.
+
+    Attributes
+    ----------
+    state : dict
+        Where the run stands: finished epochs and the best of them; the steps of the
+        epoch under way, the sum of their losses and the seconds they took; and the
+        name of the weights file that belongs to it.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], overwrite: bool) -> None:
+        self.path = path
+        config = json.loads(json.dumps(config))
+        file = path / "config.json"
+        if path.exists():
+            found = self._read(file)
+            if found != config and not overwrite:
+                raise InputError(
+                    f"{path} holds an unfinished run with other options{_unlike(found, config)}. "
+                    "Repeat its command, or give --overwrite to start anew."
+                )
+            if found != config:
+                shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            with self._writing(file.name) as partial:
+                partial.write_text(json.dumps(config, indent=1))
+        self.state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0}
+        self.state |= {"step": 0, "loss": 0.0, "spent": 0.0}
+
+    def resume(self, model: keras.Model) -> None:
+        """Take up the state that was kept last, if any."""
+        file = self.path / "state.json"
+        if file.exists():
+            self.state |= self._read(file) or {}
+            self.load(model, self.state.get("last", "its weights"))
+
+    def load(self, model: keras.Model, name: str) -> None:
+        """Load weights that were kept."""
+        try:
+            model.load_weights(self.path / name)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.path / name} cannot be read ({_first_line(error)}): the run is damaged. "
+                "Give --overwrite to start anew."
+            ) from error
+
+    def keep(self, model: keras.Model) -> None:
+        """Keep the state and the weights and optimiser that belong to it."""
+        # The state names its weights file, so that a kill between the two writes is harmless.
+        name = f"{self.state['epoch']}-{self.state['step']}-last.weights.h5"
+        self.save(model, name)
+        with self._writing("state.json") as partial:
+            partial.write_text(json.dumps({**self.state, "last": name}))
+        self.state["last"] = name
+        for other in self.path.glob("*-last.weights.h5"):
+            if other.name != name:
+                other.unlink()
+
+    def save(self, model: keras.Model, name: str) -> None:
+        """Keep weights under a name that ends in .weights.h5."""
+        with self._writing(name) as partial:
+            model.save_weights(partial)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add the line of an epoch, once."""
+        file = self.path / "log.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+        with self._writing(file.name) as partial:
+            partial.write_text("".join(line + "\n" for line in [*lines, json.dumps(record)]))
+
+    def _read(self, file: Path) -> Any:
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file} cannot be read ({_first_line(error)}): the run is damaged. Remove {self.path} to start anew."
+            ) from error
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        partial = self.path / f"partial-{name}"
+        try:
+            yield partial
+            partial.replace(self.path / name)
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            raise InputError(
+                f"{self.path / name} could not be written: {_first_line(error)}. What was kept before is intact; "
+                "when the disk is well again, the same command continues."
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _unlike(found: Any, config: dict[str, Any]) -> str:
+    """What differs, in brackets."""
+    if not isinstance(found, dict):
+        return ""
+    names = [name for name in config if found.get(name) != config[name]]
+    told = [
+        f"{name} {found.get(name)}, now {config[name]}"
+        for name in names
+        if all(
+            isinstance(value, str | int | None) and len(str(value)) < 40 for value in (found.get(name), config[name])
+        )
+    ]
+    return f" ({', '.join(told or names)})" if names else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check(task: _Task) -> None:
+    """Refuse targets that are not finite, before they spoil the weights."""
+    bad = np.flatnonzero(~np.isfinite(task.standardised).all(axis=1))
+    if len(bad):
+        raise DatasetError(
+            f"Every galaxy to learn from needs finite targets; row {bad[0]} has {task.source.targets[bad[0]]}, "
+            f"and {len(bad) - 1} others are like it. Leave them out."
+        )
+
+
+def _finite(stamps: Any, rows: np.ndarray) -> Any:
+    """The stamps; refused if any pixel is not finite."""
+    if isinstance(stamps, np.ndarray) and not np.isfinite(stamps).all():
+        bad = rows[~np.isfinite(stamps).all(axis=(1, 2))]
+        raise DatasetError(f"Every stamp needs finite pixels; row {bad[0]} has others. Leave it out.")
+    return stamps
+
+
 def _fit(
     task: _Task, recipe: Recipe, seed: int, run: Path, config: dict[str, Any], overwrite: bool, report: Report
 ) -> dict[str, Any]:
     """Train until the recipe is done; return the record of the run.
 
-    The best weights stand in `run` / best.weights.h5 afterwards, and are loaded.
+    The best weights are loaded afterwards.
     """
-    state_file, last, best = run / "state.json", run / "last.weights.h5", run / "best.weights.h5"
-    config_file = run / "config.json"
-    if config_file.exists() and json.loads(config_file.read_text()) != json.loads(json.dumps(config)):
-        if not overwrite:
-            raise InputError(
-                f"{run} holds an unfinished run with other options. "
-                "Repeat its command, or give --overwrite to start anew."
-            )
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
-    config_file.write_text(json.dumps(config, indent=1))
-    state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0}
-    state |= {"step": 0, "loss": 0.0, "spent": 0.0}  # of the epoch under way
-    model = task.model
+    _check(task)
+    files = _Run(run, config, overwrite)
+    model, state = task.model, files.state
     model.optimizer.build(model.trainable_variables)
-    if state_file.exists():
-        state |= json.loads(state_file.read_text())
-        model.load_weights(run / state["last"])
-
-    def keep() -> None:
-        # The state names its weights file, so that a kill between the two writes is harmless.
-        old = state.get("last")
-        state["last"] = f"{state['epoch']}-{state['step']}-{last.name}"
-        model.save_weights(run / state["last"])
-        _write_whole(state_file, json.dumps(state))
-        if old not in (None, state["last"]):
-            (run / old).unlink(missing_ok=True)
-
+    files.resume(model)
+    correlations = {}
+    if recipe.noise:
+        correlations = {bool(kind): noise_correlation(task.source, kind) for kind in np.unique(task.source.is_real)}
     low, high = task.train_rows
     steps = math.ceil((high - low) / recipe.batch)
     while state["epoch"] < recipe.epochs and state["epoch"] - state["best_epoch"] < recipe.patience:
-        epoch = state["epoch"]
-        # Two generators, for the stamps are read ahead in a thread of their own.
-        order, turns = (np.random.default_rng([seed, epoch, use]) for use in (0, 1))
-        kept, recent = time.monotonic(), deque[float](maxlen=50)
-        first = state["step"]
-        batches = task.source.batches(recipe.batch, low, high, order)
-        for step, (stamps, indices) in enumerate(_prefetched(batches)):
-            orientations = turns.integers(8, size=len(stamps))
-            if step < first:  # done before the interruption
-                continue
+        epoch, first = state["epoch"], state["step"]
+        started = kept = time.monotonic()
+        recent, clock = deque[float](maxlen=50), deque[tuple[float, int]](maxlen=50)
+        learning_rate = recipe.learning_rate
+        batches = _prefetched(_batches(task, recipe, seed, epoch, first, correlations))
+        for step, batch in enumerate(batches, start=first):
             done = (epoch + step / steps) / recipe.epochs
             if recipe.anneal:
                 warm = min(1.0, done / 0.03 + 1e-3)
-                model.optimizer.learning_rate = recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
-            if recipe.symmetries:
-                stamps = _oriented(stamps, orientations)
-            x, y, sample_weight = task.arguments(stamps, indices, done)
+                learning_rate = recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+                model.optimizer.learning_rate = learning_rate
+            x, y, sample_weight = task.arguments(batch.stamps, batch.learned, batch.rows, done)
             model.reset_metrics()
             logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
             loss = float(logs["loss"])
             if not math.isfinite(loss):
                 raise DatasetError(
-                    f"The loss became {loss} at epoch {epoch + 1}, step {step + 1}. Check the dataset for NaN stamps."
+                    f"The loss became {loss} at epoch {epoch + 1}, step {step + 1}, on finite stamps and targets: "
+                    f"training diverged. Lower the learning rate, {learning_rate:.3g} there."
                 )
             recent.append(loss)
+            clock.append((time.monotonic(), len(batch.rows)))
             state["step"], state["loss"] = step + 1, state["loss"] + loss
-            report(Progress(epoch + 1, recipe.epochs, step + 1, steps, float(np.mean(recent)), None))
+            mean = float(np.mean(recent))
+            report(Progress(epoch + 1, recipe.epochs, step + 1, steps, mean, None, stamps_per_second=_rate(clock)))
             if time.monotonic() - kept > KEEP_SECONDS:
                 state["spent"] += time.monotonic() - kept
-                keep()
+                files.keep(model)
                 kept = time.monotonic()
-        out, rows = _predict(task.predictor, task.source, *task.valid_rows)
-        out, rows = out[task.labelled[rows]], rows[task.labelled[rows]]
-        errors = np.abs(out[:, :N_TARGETS] - task.standardised[rows])
+        trained = time.monotonic() - started
         record = {
             "epoch": epoch + 1,
             "loss": state["loss"] / steps,
-            "valid_mae": float(errors.mean()),
-            **{f"valid_mae_{n}": float(e) for n, e in zip(TARGET_NAMES, errors.mean(axis=0), strict=True)},
+            **_validated(task),
+            "learning_rate": learning_rate,
+            "stamps_per_second": round((min(steps * recipe.batch, high - low) - first * recipe.batch) / trained, 1),
             "seconds": round(state["spent"] + time.monotonic() - kept, 1),
         }
         state |= {"epoch": epoch + 1, "step": 0, "loss": 0.0, "spent": 0.0}
         state["seconds"] += record["seconds"]
         if record["valid_mae"] < state["best"]:
             state["best"], state["best_epoch"] = record["valid_mae"], epoch + 1
-            model.save_weights(best)
-        with (run / "log.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
-        keep()
-        report(Progress(epoch + 1, recipe.epochs, steps, steps, record["loss"], record))
-    model.load_weights(best)
+            files.save(model, "best.weights.h5")
+        files.log(record)
+        files.keep(model)
+        report(
+            Progress(
+                epoch + 1, recipe.epochs, steps, steps, record["loss"], record,
+                stamps_per_second=record["stamps_per_second"],
+            )
+        )  # fmt: skip
+    files.load(model, "best.weights.h5")
     return state
 
 
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+def _rate(clock: deque[tuple[float, int]]) -> float:
+    """Stamps a second since the oldest entry; NaN for a single one."""
+    (start, _), (end, _) = clock[0], clock[-1]
+    return sum(n for _, n in list(clock)[1:]) / (end - start) if end > start else math.nan
+
+
+def _validated(task: _Task) -> dict[str, float]:
+    """Mean absolute errors on the validation set: standardised, which choose the epoch, and in physical units."""
+    out, rows = _predict(task.predictor, task.source, *task.valid_rows)
+    out, rows = out[task.labelled[rows], :N_TARGETS], rows[task.labelled[rows]]
+    errors = np.abs(out - task.standardised[rows])
+    physical = np.abs(task.scaling.back(out) - task.source.targets[rows]).mean(axis=0)
+    if not np.isfinite(errors).all():
+        raise DatasetError("The network answers with numbers that are not finite: training diverged.")
+    return {
+        "valid_mae": float(errors.mean()),
+        **{f"valid_mae_{n}": float(e) for n, e in zip(TARGET_NAMES, errors.mean(axis=0), strict=True)},
+        **{f"error_{n}": float(e) for n, e in zip(TARGET_NAMES, physical, strict=True)},
+    }
 
 
 def _predict(model: keras.Model, source: Source, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of a model for rows of a source, and the rows in the same order."""
     out, rows = [], []
     for stamps, indices in source.batches(weights.BATCH, start, stop):
-        out.append(ops.convert_to_numpy(model.predict_on_batch(stamps)))
+        out.append(ops.convert_to_numpy(model.predict_on_batch(_finite(stamps, indices))))
         rows.append(indices)
     return np.concatenate(out), np.concatenate(rows)
 
@@ -386,6 +689,7 @@ def train(
     adapt: str | None = None,
     real: Dataset | Arrays | None = None,
     real_labels: bool = True,
+    fresh: bool = False,
     overwrite: bool = False,
     command: str = "",
     report: Report = _silent,
@@ -421,6 +725,9 @@ def train(
     real_labels : bool
         Whether to use the labels of `real` (supervised). Without, nothing
         depends on them.
+    fresh : bool
+        Draw the simulated galaxies that train anew in every epoch, by the recipe of
+        `data`, whose own stamps then only validate; see `sersicnet.fresh`.
     overwrite : bool
         Replace `output`, and drop an unfinished run with other options. One with
         the same options is continued in any case.
@@ -476,13 +783,15 @@ def train(
         keras.utils.set_random_seed(seed)
         core = _core(base) if base is not None else architecture.build()
         # Unlabelled galaxies weigh nothing, but a NaN would still be one.
-        standardised = np.where(labelled[:, None], (encoded - mean) / std, 0).astype(np.float32)
+        scaling = Scaling(architecture.log, mean, std)
+        standardised = np.where(labelled[:, None], scaling(np.where(labelled[:, None], source.targets, 1.0)), 0)
         if adapt is not None:
-            model, arguments = _adapting(core, adapt, source.is_real, standardised, labelled, recipe)
+            model, arguments = _adapting(core, adapt, source.is_real, labelled, recipe)
         else:
-            model, arguments = _plain(core, standardised, recipe)
+            model, arguments = _plain(core, recipe)
         judging = _judging(labelled, source.is_real, valid_rows)
-        task = _Task(source, train_rows, valid_rows, model, core, arguments, standardised, judging)
+        galaxies = Fresh(simulated, seed, faint_limit=recipe.faint_limit, asarray=_on_accelerator()) if fresh else None
+        task = _Task(source, train_rows, valid_rows, model, core, arguments, standardised, judging, scaling, galaxies)
         config = {
             "network": network,
             "recipe": asdict(recipe),
@@ -493,20 +802,24 @@ def train(
             "adapt": adapt,
             "real": None if real is None else real.sha256(),
             "real_labels": real_labels,
+            "fresh": fresh,
             "backend": keras.backend.backend(),
         }
-        state = _fit(task, recipe, seed, run, config, overwrite, report)
+        with galaxies or nullcontext():
+            state = _fit(task, recipe, seed, run, config, overwrite, report)
         scale = _error_scale(core, task) if architecture.spreads else None
         unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
         card = {
             **_card_base(output.name, network, core, state, seed, command),
-            "summary": _summary(network, used, len(source) - used, int(labelled[source.is_real].sum()), adapt, base),
+            "summary": _summary(
+                network, used, len(source) - used, int(labelled[source.is_real].sum()), adapt, base, fresh
+            ),
             "errors": scale is not None,
             "calibration": None if scale is None else _calibrated(unit_model, task),
             "recipe": asdict(recipe),
             "label_mean": mean.tolist(),
             "label_std": std.tolist(),
-            "domain": _domain(simulated, recipe.faint_limit),
+            "domain": _domain(simulated, recipe),
             "data": _data_record(simulated, len(source)),
             "limits": _limits(task, adapt),
         }
@@ -539,16 +852,15 @@ def _optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     return (keras.optimizers.AdamW if recipe.anneal else keras.optimizers.Adam)(recipe.learning_rate)
 
 
-def _plain(core: keras.Model, standardised: np.ndarray, recipe: Recipe) -> tuple[keras.Model, Arguments]:
+def _plain(core: keras.Model, recipe: Recipe) -> tuple[keras.Model, Arguments]:
     core.compile(_optimizer(recipe), loss=REGRESSION[core.name], jit_compile=_jit())
-    return core, lambda stamps, indices, done: (stamps, standardised[indices], None)
+    return core, lambda stamps, learned, rows, done: (stamps, learned, None)
 
 
 def _adapting(
     core: keras.Model,
     adapt: str,
     is_real: np.ndarray,
-    standardised: np.ndarray,
     labelled: np.ndarray,
     recipe: Recipe,
 ) -> tuple[keras.Model, Arguments]:
@@ -572,16 +884,16 @@ def _adapting(
         jit_compile=_jit(),
     )
 
-    def arguments(stamps: np.ndarray, indices: np.ndarray, done: float) -> tuple[Any, Any, Any]:
-        n = len(indices)
+    def arguments(stamps: Any, learned: np.ndarray, rows: np.ndarray, done: float) -> tuple[Any, Any, Any]:
+        n = len(rows)
         strength = np.full((n, 1), 2 / (1 + math.exp(-10 * done)) - 1, np.float32)
-        real = is_real[indices]
-        known = labelled[indices].astype(np.float32)
+        real = is_real[rows]
+        known = labelled[rows].astype(np.float32)
         weight = {"means": known * (n / max(1.0, known.sum())), second: np.ones(n, np.float32)}
         if adapt == "dann":
-            return [stamps, strength], {"means": standardised[indices], second: real.astype(np.int32)}, weight
+            return [stamps, strength], {"means": learned, second: real.astype(np.int32)}, weight
         domain = np.column_stack([real.astype(np.float32), strength])
-        return stamps, {"means": standardised[indices], second: domain}, weight
+        return stamps, {"means": learned, second: domain}, weight
 
     return model, arguments
 
@@ -757,8 +1069,8 @@ def finetune(
         raise DatasetError(f"Fine-tuning needs at least 10 labelled galaxies; received {n}.")
     mean, std = np.array(start.card["label_mean"]), np.array(start.card["label_std"])
     shuffled = real.taken(np.random.default_rng(seed).permutation(np.flatnonzero(usable)))
-    encoded = encode(shuffled.targets) if architecture.log else shuffled.targets
-    standardised = ((encoded - mean) / std).astype(np.float32)
+    scaling = Scaling(architecture.log, mean, std)
+    standardised = scaling(shuffled.targets)
     train_rows, valid_rows = (0, n - n // 5), (n - n // 5, n)
     given = _core(start).get_weights()
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
@@ -768,8 +1080,8 @@ def finetune(
         core = architecture.build()
         core.set_weights(origin)
         _freeze(core, body=not body)
-        model, arguments = _plain(core, standardised, recipe)
-        task = _Task(shuffled, train_rows, valid_rows, model, core, arguments, standardised, np.ones(n, bool))
+        model, arguments = _plain(core, recipe)
+        task = _Task(shuffled, train_rows, valid_rows, model, core, arguments, standardised, np.ones(n, bool), scaling)
         config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256(), "road": name}
         state = _fit(
             task, recipe, seed, run / name, config, overwrite, lambda progress: report(progress._replace(road=name))
@@ -786,8 +1098,9 @@ def finetune(
     core = architecture.build()
     core.set_weights(values)
     task = _Task(
-        shuffled, train_rows, valid_rows, core, core, lambda *_: (None, None, None), standardised, np.ones(n, bool)
-    )
+        shuffled, train_rows, valid_rows, core, core, lambda *_: (None, None, None), standardised, np.ones(n, bool),
+        scaling,
+    )  # fmt: skip
     scale = _error_scale(core, task) if architecture.spreads else None
     unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
     out, rows = _predict(unit_model, shuffled, *valid_rows)
@@ -848,13 +1161,20 @@ def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _summary(
-    network: str, simulated: int, real: int, labelled: int, adapt: str | None, base: weights.Weights | None
+    network: str,
+    simulated: int,
+    real: int,
+    labelled: int,
+    adapt: str | None,
+    base: weights.Weights | None,
+    fresh: bool,
 ) -> str:
-    text = f"Network `{network}` trained on simulated galaxies only."
+    kind = "simulated galaxies, drawn afresh in every epoch" if fresh else "simulated galaxies"
+    text = f"Network `{network}` trained on {kind} only."
     if adapt is not None:
         labels = {0: "without labels", real: "with their labels"}.get(labelled, f"{labelled} of them with labels")
         text = (
-            f"Network `{network}` trained on {simulated} simulated galaxies and {real} real ones, {labels}, "
+            f"Network `{network}` trained on {simulated} {kind} and {real} real ones, {labels}, "
             + {"dann": "against a domain classifier.", "daregram": "with aligned inverse Gram matrices (DARE-GRAM)."}[
                 adapt
             ]
@@ -963,19 +1283,19 @@ def _card_base(
     }
 
 
-def _domain(simulated: Dataset, faint_limit: float) -> dict[str, Any]:
+def _domain(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:
     instrument, prior = simulated.config["instrument"], simulated.config["prior"]
     widths = [psf["fwhm"] for psf in simulated.config.get("psfs", [])] or [simulated.config["psf_fwhm"]]
     scatter = simulated.config.get("psf_scatter", 0.0)
     ranges = {name: list(prior[name]) for name in TARGET_NAMES}
-    ranges["mag"][1] = min(ranges["mag"][1], faint_limit)
+    ranges["mag"][1] = min(ranges["mag"][1], recipe.faint_limit)
     return {
         "instrument": instrument["name"],
         "pixel_scale": instrument["pixel_scale"],
         "zero_point": instrument["zero_point"],
         "psf_fwhm": simulated.config["psf_fwhm"],
         "psf_fwhm_range": [min(widths) * (1 - scatter), max(widths) * (1 + scatter)],
-        "rms": [instrument["rms_low"], instrument["rms_high"]],
+        "rms": [instrument["rms_low"], instrument["rms_high"] * math.hypot(1, recipe.noise)],
         "ranges": ranges,
     }
 
@@ -1001,6 +1321,19 @@ def _accelerators() -> list[str]:
 
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [d for d in keras.distribution.list_devices() if not d.startswith("cpu")]
+
+
+def _on_accelerator() -> Callable[[np.ndarray], Any] | None:
+    """What moves arrays to the accelerator that the backend trains on; None without one, or with TensorFlow."""
+    if not _accelerators() or keras.backend.backend() == "tensorflow":
+        return None
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return lambda values: torch.asarray(values, device="cuda")
+    import jax.numpy
+
+    return jax.numpy.asarray
 
 
 def device() -> str:

@@ -116,7 +116,7 @@ def test_seeds_differ():
 
 def test_draws_lie_within_the_prior():
     prior = Prior()
-    truths = [simulate._draw_truth(Simulation(1, 0, prior), i)[0] for i in range(500)]
+    truths = [simulate.draw_truth(Simulation(1, 0, prior), i)[0] for i in range(500)]
     for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity"):
         values = np.array([t[name] for t in truths])
         low, high = getattr(prior, name)
@@ -127,7 +127,7 @@ def test_draws_lie_within_the_prior():
 def test_log_radii_make_small_galaxies_common():
     def small(log_radii):
         simulation = Simulation(1, 0, Prior(log_radii=log_radii))
-        return np.mean([simulate._draw_truth(simulation, i)[0]["r_eff_pix"] < 8 for i in range(500)])
+        return np.mean([simulate.draw_truth(simulation, i)[0]["r_eff_pix"] < 8 for i in range(500)])
 
     assert small(1.0) > 0.45 > 0.2 > small(0.0)
 
@@ -145,7 +145,7 @@ def test_a_simulated_stamp_cut_from_a_mosaic_is_itself(index):
 
 
 def test_centres_of_training_and_cut_stamps_have_the_same_range(field):
-    dithers = [simulate._draw_truth(Simulation(1), i)[0]["x"] for i in range(300)]
+    dithers = [simulate.draw_truth(Simulation(1), i)[0]["x"] for i in range(300)]
     x = np.linspace(150, 152, 41)
     starts = [mosaic.overlap_slices((400, 400), (128, 128), (200, value))[0][1].start for value in x]
     cut = x - np.array(starts)
@@ -373,7 +373,7 @@ def real_like():
 def test_real_like_galaxies_are_labelled_by_a_fit(real_like):
     simulation, images, truth = real_like
     assert set(truth) == {*dataset.TRUTH_COLUMNS, "neighbours", *simulate.FIT_COLUMNS}
-    drawn = [simulate._draw_truth(simulation, i)[0] for i in range(24)]
+    drawn = [simulate.draw_truth(simulation, i)[0] for i in range(24)]
     good = truth["status"] == 0
     assert good.mean() > 0.7
     for name, width in (("mag", 0.5), ("r_eff_pix", 0.35), ("ellipticity", 0.2)):

@@ -1,5 +1,7 @@
+import errno
 import json
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from conftest import tiny_recipe
 from sersicnet import train, weights
 from sersicnet.dataset import Dataset, real_galaxies
 from sersicnet.errors import DatasetError, InputError
+from sersicnet.instrument import F160W
 from sersicnet.networks import keras, ops
+from sersicnet.realsky import correlated_noise
 
 
 def quick(network, **changes):
@@ -123,8 +127,9 @@ def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
     core = tiny_core()
     is_real = np.array([False, True, True, False])
     recipe = train.Recipe(1, 4, 0.1, False, 1, False, alpha=alpha)
-    model, arguments = train._adapting(core, adapt, is_real, standardised, labelled, recipe)
-    x, y, weight = arguments(stamps, np.array([2, 3, 0, 1]), 0.5)
+    model, arguments = train._adapting(core, adapt, is_real, labelled, recipe)
+    rows = np.array([2, 3, 0, 1])
+    x, y, weight = arguments(stamps, standardised[rows], rows, 0.5)
     model.train_on_batch(x, y, sample_weight=weight)
     return core.get_weights()
 
@@ -146,10 +151,8 @@ def test_an_unlabelled_galaxy_does_not_change_the_gradient_of_the_regression(ada
 def test_the_regression_is_a_mean_over_the_labelled_of_a_batch():
     is_real = np.array([False, True, True, False])
     for labelled, expected in ((np.ones(4, bool), [1, 1, 1]), (~is_real, [0, 1.5, 1.5]), (is_real & False, [0, 0, 0])):
-        _, arguments = train._adapting(
-            tiny_core(), "dann", is_real, np.zeros((4, 4), np.float32), labelled, train.RECIPES["dann"]
-        )
-        x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.array([2, 3, 0]), 0.5)
+        _, arguments = train._adapting(tiny_core(), "dann", is_real, labelled, train.RECIPES["dann"])
+        x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.zeros((3, 4)), np.array([2, 3, 0]), 0.5)
         assert list(sample_weight["means"]) == expected
         assert list(y["domain"]) == [1, 0, 0]
         assert 0.9 < x[1][0, 0] < 1
@@ -313,7 +316,7 @@ def test_the_head_alone_learns_while_the_body_is_frozen():
         core = train.networks.fovea()
         names, before = [v.path for v in core.weights], core.get_weights()
         train._freeze(core, body=not body)
-        model, _ = train._plain(core, np.zeros((8, 4)), train.FINETUNE["fovea"])
+        model, _ = train._plain(core, train.FINETUNE["fovea"])
         model.train_on_batch(real, np.ones((8, 4), np.float32))
         changed = {n for n, a, b in zip(names, before, core.get_weights(), strict=True) if not np.array_equal(a, b)}
         assert any("features" in name for name in changed)
@@ -406,3 +409,144 @@ def test_errors_are_calibrated_by_magnitude():
         assert (np.abs(predicted - targets) < known)[part].mean() == pytest.approx(0.683, abs=0.02)
     assert train.calibration(targets[:500], predicted[:500], errors[:500]) is None
     assert weights.calibrated({}, predicted[:, 0], errors) is errors
+
+
+def test_a_run_of_another_network_is_named(small_dataset, tmp_path):
+    def kill(progress):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), report=kill)
+    with pytest.raises(InputError, match="network fovea, now tl"):
+        train.train(small_dataset, tmp_path / "w", network="tl", recipe=tiny_recipe())
+
+
+@pytest.mark.parametrize("name", ["last.weights.h5", "best.weights.h5", "state.json", "log.jsonl"])
+def test_a_full_disk_leaves_a_run_that_continues(small_dataset, tmp_path, monkeypatch, name):
+    recipe = train.replace(tiny_recipe(), epochs=2)
+    writing = train._Run._writing
+    full = [False]
+
+    @contextmanager
+    def failing(self, target):
+        with writing(self, target) as partial:
+            yield partial
+            if full[0] and target.endswith(name):
+                partial.write_bytes(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train._Run, "_writing", failing)
+
+    def fill(progress):
+        full[0] = progress.epoch == 2
+
+    with pytest.raises(InputError, match=f"{name} could not be written: .*No space left.* is intact"):
+        train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=fill)
+    left = {file.name for file in (tmp_path / "w.run").iterdir()}
+    assert {"config.json", "state.json", "best.weights.h5", "log.jsonl"} <= left
+    assert not any(file.startswith("partial") for file in left)
+    full[0] = False
+    records = []
+    report = lambda p: records.append(p.record) if p.record else None  # noqa: E731
+    done = train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=report)
+    assert [record["epoch"] for record in records] == [2]
+    assert done.card["training"]["epochs"] == 2
+
+
+def test_a_damaged_run_is_told(small_dataset, tmp_path):
+    recipe = train.replace(tiny_recipe(), epochs=2)
+
+    def kill(progress):
+        if progress.epoch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train.train(small_dataset, tmp_path / "w", recipe=recipe, report=kill)
+    (kept,) = (tmp_path / "w.run").glob("*-last.weights.h5")
+    kept.write_bytes(kept.read_bytes()[:5000])
+    with pytest.raises(InputError, match="the run is damaged"):
+        train.train(small_dataset, tmp_path / "w", recipe=recipe)
+
+
+def test_stamps_and_targets_that_are_not_finite_are_named(small_dataset, tiny_weights, tmp_path):
+    with Dataset(small_dataset) as data:
+        source = data.selected(99, None)
+    source.stamps(0, 64)[37, 3, 4] = np.nan
+    with pytest.raises(DatasetError, match="row 37 has others"):
+        train.finetune(source, tmp_path / "w", base=tiny_weights, recipe=tiny_recipe(), layers="all")
+
+
+def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
+    rng = np.random.default_rng(0)
+    correlation = F160W.autocorrelation()
+    stamps = np.array([correlated_noise(rng, 128, correlation) for _ in range(64)])
+    stamps /= stamps.std()
+    factors = np.repeat([0.0, 0.5, 1.0, 2.0], 16)
+    source = np.pad(correlation, 1)
+    deep = stamps.copy()
+    deep[:, 64, 64] += 1000
+    out, fainter = train.deepened(deep, factors, source, rng)
+    np.testing.assert_array_equal(out[:16], deep[:16])
+    np.testing.assert_allclose(fainter, 2.5 * np.log10(np.sqrt(1 + factors**2)))
+    np.testing.assert_allclose(out[:, 64, 64], 1000 * 10 ** (-0.4 * fainter), rtol=0.01)
+    out[:, 64, 64] = 0
+    for some in np.split(out, 4):
+        assert some.std() == pytest.approx(1, abs=0.02)
+        for lag in ((0, 1), (1, 1), (2, 0), (3, 0)):
+            product = some[:, lag[0] :, lag[1] :] * some[:, : 128 - lag[0], : 128 - lag[1]]
+            assert product.mean() == pytest.approx(source[3 + lag[0], 3 + lag[1]], abs=0.02)
+
+
+def test_the_correlation_of_the_noise_is_measured(small_dataset):
+    with Dataset(small_dataset) as data:
+        found = train.noise_correlation(data, False)
+    np.testing.assert_allclose(found, np.pad(F160W.autocorrelation(), 1), atol=0.03)
+
+
+def test_targets_follow_the_noise_that_is_added(small_dataset, tmp_path, monkeypatch):
+    seen = {}
+    batches = train._batches
+
+    def spied(task, *rest):
+        for batch in batches(task, *rest):
+            for row, learned in zip(batch.rows, batch.learned, strict=True):
+                seen.setdefault(int(row), []).append(task.scaling.back(learned) - task.source.targets[row])
+            yield batch
+
+    monkeypatch.setattr(train, "_batches", spied)
+    recipe = train.replace(tiny_recipe(noise=1.0), epochs=2)
+    train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2)
+    shifts = np.array(list(seen.values()))  # (rows, epochs, targets)
+    assert shifts.shape == (48, 2, 4)
+    np.testing.assert_allclose(shifts[..., 1:], 0, atol=1e-4)
+    assert 0 < shifts[..., 0].min() < shifts[..., 0].max() < 2.5 * np.log10(np.sqrt(2)) + 1e-4
+    assert (shifts[:, 0, 0] != shifts[:, 1, 0]).all()
+
+
+def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_on_accelerator", lambda: np.asarray)
+    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("sersicnet.fresh.DEVICE_PORTION", 32)
+
+    def kill(progress):
+        if progress.step == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, fresh=True, report=kill)
+    records = []
+    done = train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, fresh=True, report=records.append)
+    whole = train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2, fresh=True)
+    stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    np.testing.assert_allclose(done.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
+    assert "afresh" in whole.card["summary"]
+    assert records[-1].record["error_mag"] > 0
+
+
+def test_fresh_galaxies_train_beside_real_ones(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_on_accelerator", lambda: np.asarray)
+    monkeypatch.setattr("sersicnet.fresh.DEVICE_PORTION", 32)
+    recipe = train.replace(train.ADAPT["fovea"], epochs=1, batch=16)
+    train.train(
+        small_dataset, tmp_path / "w", adapt="dann", real=real_galaxies(small_dataset), recipe=recipe, fresh=True
+    )
