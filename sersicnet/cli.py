@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 import sersicnet
 from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, check_output
+from sersicnet.schema import TARGET_NAMES
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -454,31 +456,78 @@ def _refuse_with(rule: str, options: Mapping[str, Any]) -> None:
         raise InputError(f"{rule}; received {', '.join(given)} with it.")
 
 
+_EPOCH_COLUMNS = (
+    ("epoch", 7), ("loss", 8), ("mag", 6), ("R_e [px]", 8), ("n", 6), ("e", 6), ("rate", 7), ("stamps/s", 8), ("s", 6),
+)  # fmt: skip
+_SETTLED = 20
+"""Steps after which the first, slow ones are over."""
+
+
 @contextmanager
-def _training_progress(quiet: bool) -> Iterator[Callable[[training.Progress], None]]:
-    with _progress(quiet, "training") as update:
+def _training_progress(quiet: bool, network: str, board: Path | None) -> Iterator[Callable[[training.Progress], None]]:
+    """A bar for the steps and a table of the epochs; says first what it runs on, and soon how long it will take."""
+    from sersicnet import train as training
+
+    _say(quiet, f"training on {training.device()}, by Keras with {training.keras.backend.backend()}")
+    first: list[tuple[int, float]] = []
+    roads: list[str] = []
+
+    def estimate(progress: training.Progress) -> None:
+        if len(first) < 2:
+            first.append((progress.step, time.monotonic()))
+        elif len(first) == 2 and progress.step >= first[1][0] + _SETTLED:
+            step, then = first[1]
+            seconds = (time.monotonic() - then) / (progress.step - step) * progress.steps
+            first.append((0, 0.0))
+            _say(quiet, training.estimate(network, progress.stamps_per_second, seconds))
+
+    with training.tensorboard(board) as write, _progress(quiet, "training") as update:
 
         def report(progress: training.Progress) -> None:
-            record = progress.record
-            if record is None:
-                what = f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
-                update(progress.step, progress.steps, what)
-            else:
-                _say(
-                    quiet,
-                    f"{progress.road and progress.road + ', '}epoch {progress.epoch:3d}: loss {record['loss']:.4f}, "
-                    f"validation error {record['valid_mae']:.4f}, {record['seconds']:.0f} s",
-                )
+            write(progress)
+            if progress.record is None:
+                what = f"{progress.road and progress.road + ', '}epoch {progress.epoch}/{progress.epochs}"
+                update(progress.step, progress.steps, f"{what}, loss {progress.loss:.4f}")
+                estimate(progress)
+            elif not quiet:
+                if progress.road not in roads:
+                    roads.append(progress.road)
+                    if progress.road:
+                        _say(quiet, f"{progress.road}:")
+                    stderr.print(_epoch_row(None))
+                stderr.print(_epoch_row(progress))
 
         yield report
 
 
-def _say_device(quiet: bool) -> None:
-    from sersicnet.train import device
+def _epoch_row(progress: training.Progress | None) -> Table:
+    """A row of the table of epochs, or its head; the errors are means on the validation set."""
+    row = Table.grid(padding=(0, 1))
+    for _, width in _EPOCH_COLUMNS:
+        row.add_column(justify="right", width=width, no_wrap=True)
+    if progress is None or progress.record is None:
+        row.add_row(*(name for name, _ in _EPOCH_COLUMNS), style="bold")
+        return row
+    record = progress.record
+    errors = (f"{record[f'error_{name}']:.3f}" for name in TARGET_NAMES)
+    row.add_row(
+        f"{progress.epoch}/{progress.epochs}",
+        f"{record['loss']:.4f}",
+        *errors,
+        f"{record['learning_rate']:.1e}",
+        f"{record['stamps_per_second']:.0f}",
+        f"{record['seconds']:.0f}",
+    )
+    return row
 
-    found = device()
-    hint = "" if "no GPU" not in found else "; a GPU, with `pip install sersicnet[gpu]`, would be far faster"
-    _say(quiet, f"training on {found}{hint}")
+
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="Simulate new galaxies by DATA's recipe in every epoch; DATA itself only validates then."
+    ),
+]
+TensorBoard = Annotated[Path | None, typer.Option(help="Directory for event files of TensorBoard.", show_default=False)]
 
 
 @app.command()
@@ -515,6 +564,8 @@ def train(
     limit: Annotated[
         int | None, typer.Option(help="Use only so many stamps of DATA.", min=1, show_default=False)
     ] = None,
+    fresh: Fresh = False,
+    tensorboard: TensorBoard = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -532,8 +583,7 @@ def train(
     recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
     if recipe is not None and epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    _say_device(quiet)
-    with _training_progress(quiet) as report:
+    with _training_progress(quiet, network, tensorboard) as report:
         done = training.train(
             data,
             output,
@@ -546,6 +596,7 @@ def train(
             adapt=adapt,
             real=None if real is None else dataset.real_galaxies(real),
             real_labels=real_labels,
+            fresh=fresh,
             overwrite=overwrite,
             command=_command_line(),
             report=report,
@@ -577,6 +628,7 @@ def finetune(
     ] = "auto",
     epochs: Annotated[int, typer.Option(help="Epochs; the best validation error is kept.", min=1)] = 15,
     seed: Seed = 0,
+    tensorboard: TensorBoard = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -591,9 +643,9 @@ def finetune(
     from sersicnet.weights import load as loaded
 
     galaxies = dataset.real_galaxies(real, image, zero_point)
-    recipe = training.FINETUNE[loaded(weights).card["network"]]
-    _say_device(quiet)
-    with _training_progress(quiet) as report:
+    network = loaded(weights, to_train=True).card["network"]
+    recipe = training.FINETUNE[network]
+    with _training_progress(quiet, network, tensorboard) as report:
         done = training.finetune(
             galaxies,
             output,
@@ -606,6 +658,22 @@ def finetune(
             report=report,
         )
     _say(quiet, f"wrote {done.path}")
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(help="Weights directory without network.onnx.")],
+    quiet: Quiet = False,
+) -> None:
+    """Make the file that measures, of weights that were trained on a machine without TensorFlow.
+
+    Example: sersicnet export my-weights
+    """
+    from sersicnet.weights import ONNX
+    from sersicnet.weights import export as run
+
+    done = run(weights)
+    _say(quiet, f"wrote {done.path / ONNX}")
 
 
 @app.command()
@@ -653,7 +721,6 @@ def adapt(
     with _progress(quiet, "reading") as update:
         from sersicnet import adapt as adapting
 
-        _say_device(quiet)
         done = adapting.adapt(
             image,
             output,

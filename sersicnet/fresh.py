@@ -93,7 +93,7 @@ class Fresh:
         self._pool: ProcessPoolExecutor | None = None
         self._device = None
         if asarray is not None:
-            self._device = OnDevice(self.simulation, self.simulation.psf_images() if psf is None else psf, asarray)
+            self._device = OnDevice(self.simulation.psf_images() if psf is None else psf, asarray)
         else:
             self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
             self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
@@ -183,19 +183,17 @@ def _targets(simulation: Simulation, truth: dict[str, np.ndarray]) -> np.ndarray
 
 
 class OnDevice:
-    """Draws stamps with the array library, and on the device, of its PSFs.
+    """Draws isolated Sersic galaxies with the array library, and on the device, of its PSFs.
 
     Parameters
     ----------
-    simulation : Simulation
-        Of isolated Sersic galaxies with drawn noise.
     psfs : ndarray, float, (K, P, P)
         See `sersicnet.simulate.Simulation.psf_images`.
     asarray : callable
         As for `Fresh`.
     """
 
-    def __init__(self, simulation: Simulation, psfs: np.ndarray, asarray: Callable[[np.ndarray], Array]) -> None:
+    def __init__(self, psfs: np.ndarray, asarray: Callable[[np.ndarray], Array]) -> None:
         self._asarray = asarray
         self._renderers = [Renderer(asarray(psf.astype(np.float32)), STAMP_SIZE) for psf in psfs]
         example = asarray(psfs[0])
@@ -228,9 +226,9 @@ class OnDevice:
             steps = [scene.centring_step(s, more) for s, more in zip(scales.tolist(), generators, strict=True)]
             rows[:, :2] += steps
             models = self._drawn(rows, which)
-        truth = {name: np.array([t[name] for t in truths], float) for name in simulation.columns}
-        truth["x"], truth["y"] = rows[:, 0], rows[:, 1]
-        return models, truth
+        columns = {name: np.array([t[name] for t in truths], float) for name in simulation.columns}
+        columns["x"], columns["y"] = rows[:, 0], rows[:, 1]
+        return models, columns
 
     def observed(self, models: Array, rms: np.ndarray, simulation: Simulation, seed: int) -> Array:
         """Stamps with noise, in units of it: what `simulate.observe` does, on the device."""

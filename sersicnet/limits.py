@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import linalg, special
 
-from sersicnet.errors import InputError
+from sersicnet.errors import DatasetError, InputError
 from sersicnet.render import Renderer
 from sersicnet.schema import STAMP_SIZE, TARGETS
 
@@ -242,11 +242,11 @@ def of_dataset(
     flux = 10 ** (-0.4 * (truth["mag"] - instrument.zero_point))
     shape = (truth[name] for name in ("r_eff_pix", "sersic_n"))
     galaxies = np.column_stack([truth["x"], truth["y"], flux, *shape, 1 - truth["ellipticity"], truth["theta"]])
-    stretches = truth.get("psf_stretch", np.ones(len(rows)))
+    which = truth.get("psf", truth.get("psf_stretch", np.ones(len(rows))))
     fisher = np.empty((len(rows), 8, 8))
     for i, galaxy in enumerate(galaxies):
         report(i, len(rows))
-        render = render_at(float(stretches[i]))
+        render = render_at(float(which[i]))
         # Beyond the stamp there is noise, but no galaxy: that is how `simulate` draws it.
         image = np.pad(render(galaxy)[0], 1)
         sigma = independent_sigma(image, truth["rms"][i] / (taps**2).sum(), instrument.exposure)
@@ -266,13 +266,13 @@ def of_dataset(
 
 
 def _rebuilt(data: Dataset) -> tuple[Any, Callable[[float], Renderer]]:
-    """The simulation of a dataset, and its renderer by the width of the PSF."""
+    """The simulation of a dataset, and its renderer by the number or else the stretch of the PSF."""
     from sersicnet.simulate import Simulation, effective_psf
 
     try:
-        simulation = Simulation.of_record(data.config, str(data.path))
-    except InputError as error:
-        raise InputError(f"{error} The limit of what its noise allows needs them: leave out --limits.") from error
+        simulation = Simulation.of_record(data.config, data.psf)
+    except DatasetError as error:
+        raise InputError(f"The limit of {data.path} cannot be computed: {error} Leave out --limits.") from error
     if simulation.real_like:
         raise InputError(
             f"{data.path} has labels that were fitted to the very noise of its stamps: no limit is known for "
@@ -280,9 +280,11 @@ def _rebuilt(data: Dataset) -> tuple[Any, Callable[[float], Renderer]]:
         )
     renderers: dict[float, Renderer] = {}
 
-    def render_at(stretch: float) -> Renderer:
-        if stretch not in renderers:
-            renderers[stretch] = Renderer(effective_psf(simulation.instrument, stretch=stretch), STAMP_SIZE)
-        return renderers[stretch]
+    def render_at(which: float) -> Renderer:
+        if which not in renderers:
+            own = simulation.psfs
+            psf = own[int(which)].image if own else effective_psf(simulation.instrument, stretch=which)
+            renderers[which] = Renderer(psf, STAMP_SIZE)
+        return renderers[which]
 
     return simulation, render_at

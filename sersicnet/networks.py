@@ -8,6 +8,7 @@ adds the logarithm of a standard deviation for each.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -330,6 +331,17 @@ def with_units(
             sigma = spreads[:, i : i + 1]
             columns.append(sigma * columns[i] if logarithmic else sigma)
     return keras.Model(stamps, layers.Concatenate()(columns), name="sersicnet")
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Multiplications of a stamp's way through the convolutions and dense layers of a network."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            total += math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
+        elif isinstance(layer, layers.Dense):
+            total += math.prod(layer.kernel.shape)
+    return total
 
 
 def load_model(path: Path) -> keras.Model:

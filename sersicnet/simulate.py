@@ -161,39 +161,6 @@ class Simulation:
     centring: bool = False
     galaxies: str = "sersic"
 
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any], source: str) -> Simulation:
-        """The simulation that a dataset's configuration tells of: what `record` made.
-
-        Parameters
-        ----------
-        record : mapping
-        source : str
-            What to call the dataset in errors.
-
-        Raises
-        ------
-        InputError
-            If PSFs, noise or galaxies came from files, of which only names are known.
-        """
-        prior = dict(record["prior"])
-        joint, candels = prior.pop("joint", None), population.candels_mixture()
-        files = [psf["name"] for psf in record.get("psfs", ())]
-        files += [known["name"] for known in (record.get("sky"), joint) if known and known != candels.record()]
-        if files:
-            raise InputError(f"{source} does not hold the files that it was made with ({', '.join(files)}).")
-        ranges = {name: tuple(prior[name]) for name in TARGET_NAMES}
-        instrument = {**record["instrument"], "pixels": tuple(record["instrument"]["pixels"])}
-        names = ("psf_scatter", "neighbours", "centring", "galaxies")
-        options = {name: record[name] for name in names if name in record}
-        return cls(
-            record["n"],
-            record["seed"],
-            Prior(**ranges, log_radii=prior["log_radii"], joint=None if joint is None else candels),
-            Instrument(**instrument),
-            **options,
-        )
-
     @property
     def real_like(self) -> bool:
         """Whether galaxies are more than one Sersic profile."""

@@ -757,7 +757,7 @@ def train(
         )
     recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
     architecture = networks.ARCHITECTURES[network]
-    base = None if start is None else weights.load(start)
+    base = None if start is None else weights.load(start, to_train=True)
     if base is not None and base.card["network"] != network:
         raise InputError(f"{start} is a network {base.card['network']}: give --network {base.card['network']}.")
     if test is not None:
@@ -1060,7 +1060,7 @@ def finetune(
     run = _prepare(output, overwrite)
     if layers not in LAYERS:
         raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
-    start = weights.load(base)
+    start = weights.load(base, to_train=True)
     network = start.card["network"]
     architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
     usable = np.isfinite(real.targets).all(axis=1) & ~(real.mag > recipe.faint_limit)
@@ -1339,6 +1339,62 @@ def _on_accelerator() -> Callable[[np.ndarray], Any] | None:
 def device() -> str:
     """The device that training runs on, in words."""
     return ", ".join(_accelerators()) or f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def estimate(network: str, stamps_per_second: float, seconds: float) -> str:
+    """How long an epoch takes, and by arithmetic on a GPU if there is none, in words."""
+    operations = 6 * networks.multiply_adds(networks.ARCHITECTURES[network].build())  # there, and twice back
+    speed = stamps_per_second * operations
+    text = f"about {seconds:.0f} s an epoch ({stamps_per_second:.0f} stamps/s, {speed / 1e9:.0f} GFLOP/s)"
+    if _accelerators() or not speed < 1e12:
+        return text
+    return f"{text}; a GPU that does 1 TFLOP/s on this network would take {seconds * speed / 1e12:.0f} s (not measured)"
+
+
+@contextmanager
+def tensorboard(directory: str | Path | None) -> Iterator[Report]:
+    """What writes the record of each epoch for TensorBoard; nothing for None.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed, or the directory cannot be written.
+    """
+    if directory is None:
+        yield _silent
+        return
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError as error:
+        raise InputError(
+            f"--tensorboard needs the package tensorboard ({error}). Run `pip install tensorboard`; "
+            "log.jsonl in the run's directory holds the same numbers."
+        ) from error
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory} cannot hold TensorBoard's files: {error}.") from error
+    writers: dict[str, Any] = {}
+
+    def write(progress: Progress) -> None:
+        if progress.record is None:
+            return
+        if progress.road not in writers:
+            writers[progress.road] = EventFileWriter(str(Path(directory) / progress.road))
+        values = [
+            Summary.Value(tag=tag, simple_value=value) for tag, value in progress.record.items() if tag != "epoch"
+        ]
+        event = Event(step=progress.epoch, wall_time=time.time(), summary=Summary(value=values))
+        writers[progress.road].add_event(event)
+        writers[progress.road].flush()
+
+    try:
+        yield write
+    finally:
+        for writer in writers.values():
+            writer.close()
 
 
 def _finish(

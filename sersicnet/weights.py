@@ -3,14 +3,22 @@
 A directory holds the network twice, ``network.keras`` for training on and
 ``network.onnx`` for measuring, with ``card.json``, a ``README.md`` made from it
 and ``SHA256SUMS``. Nothing in it is unpickled and no code is loaded from it.
+
+``network.onnx`` is made by TensorFlow. Weights that were trained on a machine
+without it lack the file; `export` adds it elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sersicnet.domain import Domain
-from sersicnet.errors import InputError, WeightsError
+from sersicnet.errors import InputError, SersicnetWarning, WeightsError
 from sersicnet.schema import N_TARGETS, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, TARGETS
 
 if TYPE_CHECKING:
@@ -60,7 +68,8 @@ class Weights:
     card : dict
         The content of ``card.json``.
     sha256 : str
-        Of ``network.onnx``: it names the weights in a catalogue.
+        Of ``network.onnx``: it names the weights in a catalogue. Without that file, of
+        ``network.keras``.
     """
 
     path: Path
@@ -187,13 +196,15 @@ def calibrated(card: Mapping[str, Any], mag: np.ndarray, errors: np.ndarray) -> 
     return errors * np.column_stack([np.interp(mag, table["mag"], column) for column in factors.T])
 
 
-def load(name_or_path: str | Path) -> Weights:
+def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
     """Verify and open weights.
 
     Parameters
     ----------
     name_or_path : str or Path
         Name of shipped weights, or the path of a weights directory.
+    to_train : bool
+        Whether ``network.onnx``, which measures, may be missing.
 
     Returns
     -------
@@ -221,6 +232,13 @@ def load(name_or_path: str | Path) -> Weights:
         digest, _, name = line.partition("  ")
         sums[name] = digest
     for name in (KERAS, ONNX, CARD, README):
+        if name == ONNX and name not in sums and not (path / name).exists():
+            if to_train:
+                continue
+            raise WeightsError(
+                f"{path} has no {ONNX} yet, since it was trained without TensorFlow. Where TensorFlow is installed, "
+                f"`sersicnet export {path}` makes it."
+            )
         if not (path / name).is_file():
             raise WeightsError(f"{path} has no {name}. Install or train the weights again.")
         if sha256(path / name) != sums.get(name):
@@ -228,7 +246,7 @@ def load(name_or_path: str | Path) -> Weights:
                 f"{path / name} does not have the SHA-256 that {SUMS} lists: it was changed or damaged. "
                 "Install or train the weights again."
             )
-    return Weights(path, _card(path), sums[ONNX])
+    return Weights(path, _card(path), sums.get(ONNX, sums[KERAS]))
 
 
 def _card(path: Path) -> dict[str, Any]:
@@ -259,7 +277,8 @@ def _card(path: Path) -> dict[str, Any]:
 def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     """Write a weights directory.
 
-    It is written beside its final name and renamed when complete.
+    It is written beside its final name and renamed when complete. Where there is no
+    TensorFlow, ``network.onnx`` is left out; see `export`.
 
     Parameters
     ----------
@@ -275,26 +294,91 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     Weights
         The directory, read back.
     """
-    from sersicnet.networks import export_onnx
-
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save(partial / KERAS)
-    export_onnx(model, partial / ONNX)
-    full = {
-        "schema_version": SCHEMA_VERSION,
-        **card,
-        "targets": [{"name": t.name, "unit": t.unit, "description": t.description} for t in TARGETS],
-    }
-    (partial / CARD).write_text(json.dumps(full, indent=1) + "\n")
-    (partial / README).write_text(readable(full))
-    sums = [f"{sha256(partial / name)}  {name}\n" for name in (KERAS, ONNX, CARD, README)]
-    (partial / SUMS).write_text("".join(sums))
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+    try:
+        partial.mkdir(parents=True)
+        model.save(partial / KERAS)
+        problem = _export(partial, model)
+        full = {
+            "schema_version": SCHEMA_VERSION,
+            **card,
+            "targets": [{"name": t.name, "unit": t.unit, "description": t.description} for t in TARGETS],
+        }
+        rewrite_card(partial, full)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if problem:
+        warnings.warn(
+            f"{path} has no {ONNX}: {problem}. To measure with it, run `sersicnet export {path}` elsewhere.",
+            SersicnetWarning,
+            stacklevel=2,
+        )
+    return load(path, to_train=True)
+
+
+def export(path: str | Path) -> Weights:
+    """Make ``network.onnx`` of weights that were trained without TensorFlow.
+
+    Parameters
+    ----------
+    path : str or Path
+        A weights directory without that file; it is added.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    WeightsError
+        If the directory has the file already, or TensorFlow cannot make it.
+    """
+    found = load(path, to_train=True)
+    if (found.path / ONNX).exists():
+        raise WeightsError(f"{path} has its {ONNX} already: measure with it.")
+    problem = _export(found.path)
+    if problem:
+        raise WeightsError(f"{found.path / ONNX} could not be made: {problem}.")
+    rewrite_card(found.path, found.card)
     return load(path)
+
+
+_EXPORT = """
+import sys
+from sersicnet.networks import export_onnx, load_model
+export_onnx(load_model(sys.argv[1]), sys.argv[2])
+"""
+
+
+def _export(path: Path, model: keras.Model | None = None) -> str:
+    """Make ``network.onnx`` beside ``network.keras``; what is in the way, if anything.
+
+    By TensorFlow in a process of its own if that is not the backend here, so that the file
+    is the same whatever the network was trained with.
+    """
+    missing = [name for name in ("tensorflow", "tf2onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} must be installed"
+    partial = path / f"partial-{ONNX}"
+    try:
+        from sersicnet import networks
+
+        if networks.keras.backend.backend() == "tensorflow":
+            networks.export_onnx(model or networks.load_model(path / KERAS), partial)
+        else:
+            here = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+            arguments = [sys.executable, "-c", _EXPORT, str(path / KERAS), str(partial)]
+            done = subprocess.run(arguments, env=os.environ | here, capture_output=True, text=True)
+            if done.returncode:
+                return f"TensorFlow failed with {(done.stderr.strip().splitlines() or ['no message'])[-1]!r}"
+        partial.replace(path / ONNX)
+    finally:
+        partial.unlink(missing_ok=True)
+    return ""
 
 
 def check_directory(path: Path, mark: str, overwrite: bool) -> None:
@@ -325,7 +409,8 @@ def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:
     """Replace the card of a weights directory, and all that is made from it."""
     (path / CARD).write_text(json.dumps(card, indent=1) + "\n")
     (path / README).write_text(readable(card))
-    sums = [f"{sha256(path / name)}  {name}\n" for name in (KERAS, ONNX, CARD, README)]
+    names = [name for name in (KERAS, ONNX, CARD, README) if name != ONNX or (path / name).exists()]
+    sums = [f"{sha256(path / name)}  {name}\n" for name in names]
     (path / SUMS).write_text("".join(sums))
 
 

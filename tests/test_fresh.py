@@ -13,7 +13,7 @@ SCATTERED = Simulation(20, seed=3, psf_scatter=0.15, centring=True)
 
 def on_device(library, simulation):
     xp = pytest.importorskip(library)
-    return fresh.OnDevice(simulation, simulation.psf_images(), xp.asarray)
+    return fresh.OnDevice(simulation.psf_images(), xp.asarray)
 
 
 @pytest.fixture(scope="module")

@@ -124,17 +124,15 @@ def test_a_simulation_comes_back_from_its_record():
         simulate.Simulation(5, prior=simulate.Prior(log_radii=0.5), neighbours=True),
         simulate.Simulation(5, prior=simulate.Prior.candels(), galaxies="real-like"),
     ):
-        assert simulate.Simulation.of_record(simulation.record(), "set.h5").record() == simulation.record()
+        assert simulate.Simulation.of_record(simulation.record()).record() == simulation.record()
 
 
 def test_a_limit_that_cannot_be_known_is_one_line(small_dataset):
     with Dataset(small_dataset) as data:
-        data.config["psfs"] = [{"name": "star.fits", "sha256": "0", "fwhm": 0.2}]
-        with pytest.raises(
-            InputError, match=r"small.h5 does not hold the files .*\(star.fits\)\. .* leave out --limits"
-        ):
+        data.config["sky"] = {"name": "mosaic.fits"}
+        with pytest.raises(InputError, match=r"small.h5 cannot be computed: Its noise came from .* Leave out --limits"):
             limits.of_dataset(data)
-        del data.config["psfs"]
+        del data.config["sky"]
         data.config["galaxies"] = "real-like"
         with pytest.raises(InputError, match="fitted to the very noise"):
             limits.of_dataset(data)

@@ -14,6 +14,10 @@ def test_size_is_as_documented(name, millions):
     assert model.count_params() / 1e6 == pytest.approx(millions, abs=0.01)
 
 
+def test_fovea_takes_few_multiplications():
+    assert networks.multiply_adds(networks.fovea()) / 1e6 == pytest.approx(68, abs=1)
+
+
 @pytest.mark.parametrize("name", networks.ARCHITECTURES)
 def test_a_few_steps_learn_a_few_stamps(name):
     keras.utils.set_random_seed(1)

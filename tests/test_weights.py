@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sersicnet import reallike, simulate, weights
-from sersicnet.errors import InputError, WeightsError
+from sersicnet.errors import InputError, SersicnetWarning, WeightsError
 from sersicnet.instrument import F160W
 from sersicnet.schema import TARGETS
 from sersicnet.simulate import effective_psf
@@ -224,3 +224,25 @@ def test_no_stamps_give_no_rows(tiny_weights):
 def test_stamps_of_another_size_are_refused(tiny_weights):
     with pytest.raises(InputError, match="128 x 128"):
         weights.load(tiny_weights).predict(np.zeros((1, 64, 64), np.float32))
+
+
+def test_weights_without_tensorflow_are_exported_elsewhere(copy, monkeypatch):
+    found = weights.load(copy)
+    model = found.keras_model()
+    find_spec = weights.importlib.util.find_spec
+    monkeypatch.setattr(
+        weights.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find_spec(name)
+    )
+    with pytest.warns(SersicnetWarning, match="has no network.onnx: tensorflow must be installed.*sersicnet export"):
+        weights.save(copy, model, {k: v for k, v in found.card.items() if k not in ("schema_version", "targets")})
+    with pytest.raises(WeightsError, match=f"trained without TensorFlow.*sersicnet export {copy}"):
+        weights.load(copy)
+    assert weights.load(copy, to_train=True).card == found.card
+    with pytest.raises(WeightsError, match=r"network\.onnx could not be made: tensorflow must be installed"):
+        weights.export(copy)
+    monkeypatch.undo()
+    stamps = np.random.default_rng(0).normal(size=(2, 128, 128)).astype(np.float32)
+    np.testing.assert_allclose(weights.export(copy).predict(stamps)[0], found.predict(stamps)[0], rtol=1e-5)
+    assert {file.name for file in copy.iterdir()} == {file.name for file in found.path.iterdir()}
+    with pytest.raises(WeightsError, match="already"):
+        weights.export(copy)
