@@ -15,6 +15,7 @@ import queue
 import shutil
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -27,13 +28,13 @@ import numpy as np
 import sersicnet
 from sersicnet import networks, weights
 from sersicnet.dataset import BLOCK, Arrays, Dataset
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.evaluate import scores
 from sersicnet.fresh import Fresh
 from sersicnet.networks import keras, ops
 from sersicnet.realsky import correlated_noise
 from sersicnet.render import on_host
-from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, decode, encode
+from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, decode, encode, relative_magnitude
 
 Source = Union[Dataset, Arrays, "Joined"]
 
@@ -452,15 +453,14 @@ class _Run:
         self.path = path
         config = json.loads(json.dumps(config))
         file = path / "config.json"
-        if path.exists():
-            found = self._read(file)
-            if found != config and not overwrite:
+        found = self._read(file)
+        if found is not None and found != config:
+            if not overwrite:
                 raise InputError(
                     f"{path} holds an unfinished run with other options{_unlike(found, config)}. "
                     "Repeat its command, or give --overwrite to start anew."
                 )
-            if found != config:
-                shutil.rmtree(path)
+            shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             with self._writing(file.name) as partial:
@@ -554,11 +554,14 @@ def _first_line(error: BaseException) -> str:
 
 def _check(task: _Task) -> None:
     """Refuse targets that are not finite, before they spoil the weights."""
-    bad = np.flatnonzero(~np.isfinite(task.standardised).all(axis=1))
-    if len(bad):
+    bad = ~np.isfinite(task.standardised).all(axis=1)
+    if bad.any():
+        # One of them spoils the mean, and with it all the others.
+        own = np.flatnonzero(bad & ~np.isfinite(task.source.targets).all(axis=1))
+        row = own[0] if len(own) else int(np.argmax(bad))
         raise DatasetError(
-            f"Every galaxy to learn from needs finite targets; row {bad[0]} has {task.source.targets[bad[0]]}, "
-            f"and {len(bad) - 1} others are like it. Leave them out."
+            f"Every galaxy to learn from needs finite targets that are not all the same; row {row} has "
+            f"{task.source.targets[row]}, and {max(0, len(own) - 1)} others are not finite either. Leave them out."
         )
 
 
@@ -1035,7 +1038,8 @@ def finetune(
     ----------
     real : Arrays
         Stamps and labels; a fifth of them, at random, validates. Galaxies
-        without labels (targets that are not finite) are left out.
+        without labels (targets that are not finite) are left out, and so, with a
+        warning, are those outside of the ranges of `base`.
     output : str or Path
         Weights directory.
     base : str or Path
@@ -1064,6 +1068,7 @@ def finetune(
     network = start.card["network"]
     architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
     usable = np.isfinite(real.targets).all(axis=1) & ~(real.mag > recipe.faint_limit)
+    usable[usable] = _within(start, real.targets[usable])
     n = int(usable.sum())
     if n < 10:
         raise DatasetError(f"Fine-tuning needs at least 10 labelled galaxies; received {n}.")
@@ -1121,6 +1126,27 @@ def finetune(
         },
     }
     return _finish(output, run, unit_model, card, None)
+
+
+def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
+    """Which targets lie within the ranges of weights, bool, (N,); a warning tells of others."""
+    domain = base.card["domain"]
+    ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
+    ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
+    good = (targets >= ranges[:, 0]) & (targets <= ranges[:, 1])
+    inside = good.all(axis=1)
+    if not inside.all():
+        row = int(np.flatnonzero(~inside)[0])
+        which = int(np.flatnonzero(~good[row])[0])
+        value, (low, high) = targets[row, which], ranges[which]
+        warnings.warn(
+            f"{(~inside).sum()} of {len(targets)} labelled galaxies are left out, since {base.name} does not know such "
+            f"ones: the first has {'relative ' * (which == 0)}{TARGET_NAMES[which]} = {value:.4g}, beyond {low:.4g} to "
+            f"{high:.4g}.",
+            SersicnetWarning,
+            stacklevel=3,
+        )
+    return inside
 
 
 _ROADS = {

@@ -1,15 +1,18 @@
 import errno
 import json
+import shutil
+import sys
 import time
 from contextlib import contextmanager
 
+import h5py
 import numpy as np
 import pytest
 from conftest import tiny_recipe
 
 from sersicnet import train, weights
 from sersicnet.dataset import Dataset, real_galaxies
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.instrument import F160W
 from sersicnet.networks import keras, ops
 from sersicnet.realsky import correlated_noise
@@ -550,3 +553,51 @@ def test_fresh_galaxies_train_beside_real_ones(small_dataset, tmp_path, monkeypa
     train.train(
         small_dataset, tmp_path / "w", adapt="dann", real=real_galaxies(small_dataset), recipe=recipe, fresh=True
     )
+
+
+def test_labels_beyond_the_ranges_of_the_weights_are_left_out(small_dataset, tiny_weights, tmp_path):
+    real = real_galaxies(small_dataset)
+    real.targets[5, 2] = 9.1
+    real.targets[9, 0] = 4.0
+    with pytest.warns(SersicnetWarning, match="2 of 64 labelled .* sersic_n = 9.1, beyond 0.3 to 6.2"):
+        assert np.flatnonzero(~train._within(weights.load(tiny_weights), real.targets)).tolist() == [5, 9]
+    real.targets[:60, 2] = 9.1
+    warned, raised = pytest.warns(SersicnetWarning, match="60 of 64"), pytest.raises(DatasetError, match="received 4")
+    with warned, raised:
+        train.finetune(real, tmp_path / "w", base=tiny_weights)
+
+
+def test_datasets_whose_stamps_would_not_be_finite_are_refused(small_dataset, tmp_path):
+    path = shutil.copy(small_dataset, tmp_path / "d.h5")
+    with h5py.File(path, "r+") as file:
+        file["truth/rms"][21] = np.nan
+    with pytest.raises(DatasetError, match=r"row 21: .*rms nan make no finite stamp"):
+        train.train(path, tmp_path / "w")
+    with h5py.File(path, "r+") as file:
+        file["truth/rms"][21], file["truth/sersic_n"][7] = 0.003, np.nan
+    with pytest.raises(DatasetError, match=r"needs finite targets .*; row 7 has"):
+        train.train(path, tmp_path / "w", recipe=tiny_recipe())
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 99
+    with pytest.raises(DatasetError, match="has dataset schema 99"):
+        train.train(path, tmp_path / "w")
+    assert [file.name for file in tmp_path.iterdir()] == ["d.h5"]
+
+
+def test_a_table_of_epochs_is_told_to_tensorboard(tmp_path, monkeypatch):
+    record = {"epoch": 1, "loss": 0.5, "valid_mae": 0.25}
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    with pytest.raises(InputError, match="pip install tensorboard"), train.tensorboard(tmp_path / "t"):
+        pass
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with train.tensorboard(tmp_path / "t") as write:
+        write(train.Progress(1, 2, 1, 3, 0.7, None))
+        write(train.Progress(1, 2, 3, 3, 0.5, record))
+    events = EventAccumulator(str(tmp_path / "t")).Reload()
+    assert events.Scalars("loss")[0].value == 0.5
+    assert events.Scalars("valid_mae")[0].step == 1
+    with train.tensorboard(None) as write:
+        write(train.Progress(1, 2, 3, 3, 0.5, record))
