@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import sersicnet
 from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, check_output
@@ -501,15 +502,15 @@ def _training_progress(quiet: bool, network: str, board: Path | None) -> Iterato
 
 
 def _epoch_row(progress: training.Progress | None) -> Table:
-    """A row of the table of epochs, or its head; the errors are means on the validation set."""
+    """A row of the table of epochs, or its head; the errors are medians on the validation set."""
     row = Table.grid(padding=(0, 1))
     for _, width in _EPOCH_COLUMNS:
         row.add_column(justify="right", width=width, no_wrap=True)
     if progress is None or progress.record is None:
-        row.add_row(*(name for name, _ in _EPOCH_COLUMNS), style="bold")
+        row.add_row(*(Text(name) for name, _ in _EPOCH_COLUMNS), style="bold")
         return row
     record = progress.record
-    errors = (f"{record[f'error_{name}']:.3f}" for name in TARGET_NAMES)
+    errors = (f"{record[f'error_{name}']:.3g}" for name in TARGET_NAMES)
     row.add_row(
         f"{progress.epoch}/{progress.epochs}",
         f"{record['loss']:.4f}",

@@ -8,6 +8,7 @@ by the same generators: the galaxies are the same ones, only their noise differs
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections import deque
@@ -95,6 +96,11 @@ class Fresh:
         if asarray is not None:
             self._device = OnDevice(self.simulation.psf_images() if psf is None else psf, asarray)
         else:
+            if importlib.util.find_spec("galsim") is None:
+                raise DatasetError(
+                    "Galaxies are drawn with GalSim where no accelerator draws them, and it is not installed. "
+                    "Run `pip install galsim`, or train without --fresh."
+                )
             self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
             self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
 

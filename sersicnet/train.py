@@ -549,6 +549,8 @@ def _unlike(found: Any, config: dict[str, Any]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno:  # h5py tells a long story
+        return os.strerror(error.errno)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -653,11 +655,11 @@ def _rate(clock: deque[tuple[float, int]]) -> float:
 
 
 def _validated(task: _Task) -> dict[str, float]:
-    """Mean absolute errors on the validation set: standardised, which choose the epoch, and in physical units."""
+    """Errors on the validation set: standardised means, which choose the epoch, and physical medians."""
     out, rows = _predict(task.predictor, task.source, *task.valid_rows)
     out, rows = out[task.labelled[rows], :N_TARGETS], rows[task.labelled[rows]]
     errors = np.abs(out - task.standardised[rows])
-    physical = np.abs(task.scaling.back(out) - task.source.targets[rows]).mean(axis=0)
+    physical = np.median(np.abs(task.scaling.back(out) - task.source.targets[rows]), axis=0)
     if not np.isfinite(errors).all():
         raise DatasetError("The network answers with numbers that are not finite: training diverged.")
     return {
