@@ -1136,7 +1136,7 @@ def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
     ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
     ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
     good = (targets >= ranges[:, 0]) & (targets <= ranges[:, 1])
-    inside = good.all(axis=1)
+    inside: np.ndarray = np.all(good, axis=1)
     if not inside.all():
         row = int(np.flatnonzero(~inside)[0])
         which = int(np.flatnonzero(~good[row])[0])
