@@ -268,6 +268,8 @@ class Dataset:
         AB magnitudes.
     is_real : ndarray, bool, (N,)
         False throughout.
+    rows : ndarray, int, (N,)
+        Where they stand in the file.
     config, versions : dict
         How the stamps were made, and with which packages.
 
@@ -306,14 +308,15 @@ class Dataset:
                 raise DatasetError(f"{path} has no galaxy with status 0: none of its labels can be trusted.")
             self._quantum = self._quantum[self._rows]
             self.truth = {name: column[self._rows] for name, column in self.truth.items()}
+        self.rows = np.arange(len(self._quantum)) if self._rows is None else self._rows
         scale = self._quantum / self.truth["rms"]
         bad = np.flatnonzero(~(np.isfinite(scale) & (scale > 0)))
         if len(bad):
-            row = bad[0] if self._rows is None else self._rows[bad[0]]
             self._file.close()
             raise DatasetError(
-                f"{path}, row {row}: quantum {self._quantum[bad[0]]:g} and rms {self.truth['rms'][bad[0]]:g} make no "
-                f"finite stamp, and {len(bad) - 1} other rows are like it. Simulate it again."
+                f"{path}, row {self.rows[bad[0]]}: quantum {self._quantum[bad[0]]:g} and rms "
+                f"{self.truth['rms'][bad[0]]:g} make no finite stamp, and {len(bad) - 1} other rows "
+                "are like it. Simulate it again."
             )
         self.mag = self.truth["mag"]
         self.is_real = np.zeros(len(self._quantum), bool)
@@ -372,7 +375,9 @@ class Dataset:
                 block = self.stamps(first, min(first + BLOCK, len(self)))
                 stamps[filled : filled + len(inside)] = block[inside]
                 filled += len(inside)
-        return Arrays(stamps, self.targets[rows], np.zeros(len(rows), bool), self.truth["mag"][rows])
+        return Arrays(
+            stamps, self.targets[rows], np.zeros(len(rows), bool), self.truth["mag"][rows], rows=self.rows[rows]
+        )
 
     def sha256(self) -> str:
         """Hash of truth and quanta, which name the stamps: same recipe, same hash."""
@@ -396,6 +401,8 @@ class Arrays:
         AB magnitudes.
     snr : ndarray, float, (N,), optional
         Signal to noise, where a table of labels tells it.
+    rows : ndarray, int, (N,), optional
+        Where they stood in the set that they were taken from.
     """
 
     def __init__(
@@ -405,8 +412,10 @@ class Arrays:
         is_real: np.ndarray,
         mag: np.ndarray,
         snr: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         self.targets, self.is_real, self.mag, self.snr = targets, is_real, mag, snr
+        self.rows = np.arange(len(stamps)) if rows is None else rows
         self._stamps = stamps
 
     def __len__(self) -> int:
@@ -419,7 +428,7 @@ class Arrays:
     def taken(self, rows: np.ndarray) -> Arrays:
         """Some rows, in the order given."""
         snr = None if self.snr is None else self.snr[rows]
-        return Arrays(self._stamps[rows], self.targets[rows], self.is_real[rows], self.mag[rows], snr)
+        return Arrays(self._stamps[rows], self.targets[rows], self.is_real[rows], self.mag[rows], snr, self.rows[rows])
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None

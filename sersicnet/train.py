@@ -412,7 +412,7 @@ def _batches(
         if step < first:  # done before the interruption
             used += len(simulated)
             continue
-        stamps, learned = _finite(stamps, rows), task.standardised[rows]
+        stamps, learned = _finite(task.source, stamps, rows), task.standardised[rows]
         if task.galaxies is not None:
             fresh = fresh or task.galaxies.galaxies(epoch, used, iter(wanted.popleft, None))
             wanted.append(len(simulated))
@@ -562,17 +562,21 @@ def _check(task: _Task) -> None:
         own = np.flatnonzero(bad & ~np.isfinite(task.source.targets).all(axis=1))
         row = own[0] if len(own) else int(np.argmax(bad))
         raise DatasetError(
-            f"Every galaxy to learn from needs finite targets that are not all the same; row {row} has "
-            f"{task.source.targets[row]}, and {max(0, len(own) - 1)} others are not finite either. Leave them out."
+            f"Every galaxy to learn from needs finite targets that are not all the same; {_named(task.source, row)} "
+            f"has {task.source.targets[row]}, and {max(0, len(own) - 1)} others are not finite either. Leave them out."
         )
 
 
-def _finite(stamps: Any, rows: np.ndarray) -> Any:
+def _finite(source: Source, stamps: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The stamps; refused if any pixel is not finite."""
-    if isinstance(stamps, np.ndarray) and not np.isfinite(stamps).all():
-        bad = rows[~np.isfinite(stamps).all(axis=(1, 2))]
-        raise DatasetError(f"Every stamp needs finite pixels; row {bad[0]} has others. Leave it out.")
+    if not np.isfinite(stamps).all():
+        row = int(rows[np.argmin(np.isfinite(stamps).all(axis=(1, 2)))])
+        raise DatasetError(f"Every stamp needs finite pixels; {_named(source, row)} has others. Leave it out.")
     return stamps
+
+
+def _named(source: Source, row: int) -> str:
+    return f"row {source.rows[row]} of the {'real' if source.is_real[row] else 'simulated'} galaxies (from 0)"
 
 
 def _fit(
@@ -673,7 +677,7 @@ def _predict(model: keras.Model, source: Source, start: int, stop: int) -> tuple
     """Outputs of a model for rows of a source, and the rows in the same order."""
     out, rows = [], []
     for stamps, indices in source.batches(weights.BATCH, start, stop):
-        out.append(ops.convert_to_numpy(model.predict_on_batch(_finite(stamps, indices))))
+        out.append(ops.convert_to_numpy(model.predict_on_batch(_finite(source, stamps, indices))))
         rows.append(indices)
     return np.concatenate(out), np.concatenate(rows)
 
@@ -933,7 +937,7 @@ class Joined:
         if len(real) < JUDGES:
             raise DatasetError(f"Adaptation needs at least {JUDGES} real galaxies; received {len(real)}.")
         order = np.random.default_rng(seed).permutation(len(real))
-        shuffled = Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag).taken(order)
+        shuffled = Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows).taken(order)
         known = np.isfinite(shuffled.targets).all(axis=1) & use_labels
         second = len(real) - (len(real) // 5 if known.any() else 0)
         n = len(simulated)
@@ -947,6 +951,7 @@ class Joined:
         self.is_real = np.repeat([False, True, False, True], [high - low for _, low, high in self._pieces])
         self.targets = np.concatenate([source.targets[low:high] for source, low, high in self._pieces])
         self.mag = np.concatenate([source.mag[low:high] for source, low, high in self._pieces])
+        self.rows = np.concatenate([source.rows[low:high] for source, low, high in self._pieces])
         self.labelled = np.isfinite(self.targets).all(axis=1) & (use_labels | ~self.is_real)
 
     def __len__(self) -> int:
@@ -997,7 +1002,8 @@ def _bright(real: Dataset | Arrays, faint_limit: float) -> Dataset | Arrays:
     faint = real.mag > faint_limit
     if not faint.any():
         return real
-    return Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag).taken(np.flatnonzero(~faint))
+    whole = Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows)
+    return whole.taken(np.flatnonzero(~faint))
 
 
 def _judging(labelled: np.ndarray, is_real: np.ndarray, valid_rows: tuple[int, int]) -> np.ndarray:
@@ -1136,7 +1142,7 @@ def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
     ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
     ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
     good = (targets >= ranges[:, 0]) & (targets <= ranges[:, 1])
-    inside: np.ndarray = np.all(good, axis=1)
+    inside = np.asarray(good.all(axis=1))
     if not inside.all():
         row = int(np.flatnonzero(~inside)[0])
         which = int(np.flatnonzero(~good[row])[0])

@@ -475,7 +475,7 @@ def test_stamps_and_targets_that_are_not_finite_are_named(small_dataset, tiny_we
     with Dataset(small_dataset) as data:
         source = data.selected(99, None)
     source.stamps(0, 64)[37, 3, 4] = np.nan
-    with pytest.raises(DatasetError, match="row 37 has others"):
+    with pytest.raises(DatasetError, match=r"row 37 of the simulated galaxies \(from 0\) has others"):
         train.finetune(source, tmp_path / "w", base=tiny_weights, recipe=tiny_recipe(), layers="all")
 
 
@@ -575,7 +575,7 @@ def test_datasets_whose_stamps_would_not_be_finite_are_refused(small_dataset, tm
         train.train(path, tmp_path / "w")
     with h5py.File(path, "r+") as file:
         file["truth/rms"][21], file["truth/sersic_n"][7] = 0.003, np.nan
-    with pytest.raises(DatasetError, match=r"needs finite targets .*; row 7 has"):
+    with pytest.raises(DatasetError, match=r"needs finite targets .*; row 7 of the simulated galaxies"):
         train.train(path, tmp_path / "w", recipe=tiny_recipe())
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 99
