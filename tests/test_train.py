@@ -13,6 +13,7 @@ from conftest import tiny_recipe
 from sersicnet import train, weights
 from sersicnet.dataset import Dataset, real_galaxies
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
+from sersicnet.fresh import Fresh
 from sersicnet.instrument import F160W
 from sersicnet.networks import keras, ops
 from sersicnet.realsky import correlated_noise
@@ -414,69 +415,103 @@ def test_errors_are_calibrated_by_magnitude():
     assert weights.calibrated({}, predicted[:, 0], errors) is errors
 
 
-def test_a_run_of_another_network_is_named(small_dataset, tmp_path):
-    def kill(progress):
-        raise KilledError
-
-    with pytest.raises(KilledError):
-        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), report=kill)
-    with pytest.raises(InputError, match="network fovea, now tl"):
-        train.train(small_dataset, tmp_path / "w", network="tl", recipe=tiny_recipe())
+def test_a_run_of_another_network_is_named(tmp_path):
+    train._Run(tmp_path / "run", {"network": "fovea", "seed": 1}, overwrite=False)
+    with pytest.raises(InputError, match=r"other options \(network fovea, now tl\)"):
+        train._Run(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=False)
+    train._Run(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["last.weights.h5", "best.weights.h5", "state.json", "log.jsonl"])
-def test_a_full_disk_leaves_a_run_that_continues(small_dataset, tmp_path, monkeypatch, name):
-    recipe = train.replace(tiny_recipe(), epochs=2)
+def tiny_model():
+    stamps = keras.Input((2,))
+    model = keras.Model(stamps, keras.layers.Dense(1)(stamps))
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("name", ["2-0-last.weights.h5", "best.weights.h5", "state.json", "log.jsonl"])
+def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
+    model = tiny_model()
+
+    def epoch(run):
+        run.state["epoch"] += 1
+        run.save(model, "best.weights.h5")
+        run.log({"epoch": run.state["epoch"]})
+        run.keep(model)
+
+    run = train._Run(tmp_path / "run", {"seed": 1}, overwrite=False)
+    epoch(run)
+    before, kept = model.get_weights(), {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    model.set_weights([w + 1 for w in before])
     writing = train._Run._writing
-    full = [False]
 
     @contextmanager
     def failing(self, target):
         with writing(self, target) as partial:
             yield partial
-            if full[0] and target.endswith(name):
+            if target == name:
                 partial.write_bytes(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(train._Run, "_writing", failing)
+    with pytest.raises(InputError, match=f"{name} could not be written: No space left on device. .* is intact"):
+        epoch(run)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / name).exists() == (name in kept)
+    assert not list((tmp_path / "run").glob("partial*"))
+    again = train._Run(tmp_path / "run", {"seed": 1}, overwrite=False)
+    other = tiny_model()
+    again.resume(other)
+    assert again.state["epoch"] == 1
+    for a, b in zip(other.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    epoch(again)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
-    def fill(progress):
-        full[0] = progress.epoch == 2
 
-    with pytest.raises(InputError, match=f"{name} could not be written: .*No space left.* is intact"):
-        train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=fill)
-    left = {file.name for file in (tmp_path / "w.run").iterdir()}
-    assert {"config.json", "state.json", "best.weights.h5", "log.jsonl"} <= left
-    assert not any(file.startswith("partial") for file in left)
-    full[0] = False
-    records = []
-    report = lambda p: records.append(p.record) if p.record else None  # noqa: E731
-    done = train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=report)
-    assert [record["epoch"] for record in records] == [2]
-    assert done.card["training"]["epochs"] == 2
-
-
-def test_a_damaged_run_is_told(small_dataset, tmp_path):
-    recipe = train.replace(tiny_recipe(), epochs=2)
-
-    def kill(progress):
-        if progress.epoch == 2:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        train.train(small_dataset, tmp_path / "w", recipe=recipe, report=kill)
-    (kept,) = (tmp_path / "w.run").glob("*-last.weights.h5")
-    kept.write_bytes(kept.read_bytes()[:5000])
+def test_a_damaged_run_is_told(tmp_path):
+    run = train._Run(tmp_path / "run", {}, overwrite=False)
+    run.keep(tiny_model())
+    kept = tmp_path / "run" / run.state["last"]
+    kept.write_bytes(kept.read_bytes()[:1000])
     with pytest.raises(InputError, match="the run is damaged"):
-        train.train(small_dataset, tmp_path / "w", recipe=recipe)
+        train._Run(tmp_path / "run", {}, overwrite=False).resume(tiny_model())
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        train._Run(tmp_path / "run", {}, overwrite=False)
 
 
-def test_stamps_and_targets_that_are_not_finite_are_named(small_dataset, tiny_weights, tmp_path):
+def a_task(source, galaxies=None):
+    """All but a network, trained on every row but the last 16."""
+    scaling = train.Scaling(True, np.array([-9, 2, 0.5, 0.5]), np.array([3, 1, 0.8, 0.25]))
+    n = len(source)
+    model = tiny_model()
+    standardised = scaling(np.where(np.isfinite(source.targets), source.targets, 1.0))
+    return train._Task(
+        source,
+        (0, n - 16),
+        (n - 16, n),
+        model,
+        model,
+        lambda *_: None,
+        standardised,
+        np.ones(n, bool),
+        scaling,
+        galaxies,
+    )
+
+
+def test_stamps_that_are_not_finite_are_named(small_dataset):
     with Dataset(small_dataset) as data:
         source = data.selected(99, None)
     source.stamps(0, 64)[37, 3, 4] = np.nan
+    shuffled = source.taken(np.random.default_rng(0).permutation(64))
     with pytest.raises(DatasetError, match=r"row 37 of the simulated galaxies \(from 0\) has others"):
-        train.finetune(source, tmp_path / "w", base=tiny_weights, recipe=tiny_recipe(), layers="all")
+        train._finite(shuffled, shuffled.stamps(0, 64), np.arange(64))
+    with pytest.raises(DatasetError, match="row 37 of the"):
+        list(train._batches(a_task(source), tiny_recipe(), 0, 0, 0, {}))
 
 
 def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
@@ -506,24 +541,20 @@ def test_the_correlation_of_the_noise_is_measured(small_dataset):
     np.testing.assert_allclose(found, np.pad(F160W.autocorrelation(), 1), atol=0.03)
 
 
-def test_targets_follow_the_noise_that_is_added(small_dataset, tmp_path, monkeypatch):
-    seen = {}
-    batches = train._batches
-
-    def spied(task, *rest):
-        for batch in batches(task, *rest):
-            for row, learned in zip(batch.rows, batch.learned, strict=True):
-                seen.setdefault(int(row), []).append(task.scaling.back(learned) - task.source.targets[row])
-            yield batch
-
-    monkeypatch.setattr(train, "_batches", spied)
-    recipe = train.replace(tiny_recipe(noise=1.0), epochs=2)
-    train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2)
-    shifts = np.array(list(seen.values()))  # (rows, epochs, targets)
-    assert shifts.shape == (48, 2, 4)
+def test_targets_follow_the_noise_that_is_added(small_dataset):
+    with Dataset(small_dataset) as data:
+        task, recipe = a_task(data), tiny_recipe(noise=1.0)
+        correlations = {False: train.noise_correlation(data, False)}
+        epochs = [list(train._batches(task, recipe, 3, epoch, 0, correlations)) for epoch in (0, 1)]
+        (again,) = list(train._batches(task, recipe, 3, 1, 2, correlations))
+    np.testing.assert_array_equal(again.stamps, epochs[1][2].stamps)
+    shifts = np.empty((2, 48, 4))
+    for seen, batches in zip(shifts, epochs, strict=True):
+        for batch in batches:
+            seen[batch.rows] = task.scaling.back(batch.learned) - data.targets[batch.rows]
     np.testing.assert_allclose(shifts[..., 1:], 0, atol=1e-4)
     assert 0 < shifts[..., 0].min() < shifts[..., 0].max() < 2.5 * np.log10(np.sqrt(2)) + 1e-4
-    assert (shifts[:, 0, 0] != shifts[:, 1, 0]).all()
+    assert (shifts[0, :, 0] != shifts[1, :, 0]).all()
 
 
 def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path, monkeypatch):
@@ -546,13 +577,24 @@ def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path
     assert records[-1].record["error_mag"] > 0
 
 
-def test_fresh_galaxies_train_beside_real_ones(small_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_on_accelerator", lambda: np.asarray)
+def test_fresh_galaxies_stand_in_for_the_simulated_ones_only(small_dataset, monkeypatch):
     monkeypatch.setattr("sersicnet.fresh.DEVICE_PORTION", 32)
-    recipe = train.replace(train.ADAPT["fovea"], epochs=1, batch=16)
-    train.train(
-        small_dataset, tmp_path / "w", adapt="dann", real=real_galaxies(small_dataset), recipe=recipe, fresh=True
-    )
+    real = real_galaxies(small_dataset)
+    with Dataset(small_dataset) as data, Fresh(data, 5, asarray=np.asarray) as galaxies:
+        source = train.Joined(data, real, 48, True, 0)
+        task, recipe = a_task(source, galaxies), tiny_recipe(symmetries=False)
+        batches = list(train._batches(task, recipe, 3, 0, 0, {}))
+        resumed = list(train._batches(task, recipe, 3, 0, 2, {}))
+        stored = list(source.batches(16, *task.train_rows, np.random.default_rng([3, 0, 0])))
+    for batch, (stamps, rows) in zip(batches, stored, strict=True):
+        is_real = source.is_real[rows]
+        np.testing.assert_array_equal(batch.rows, rows)
+        same = (batch.stamps == stamps).all(axis=(1, 2))
+        np.testing.assert_array_equal(same, is_real)
+        np.testing.assert_array_equal((batch.learned == task.standardised[rows]).all(axis=1), is_real)
+    for batch, other in zip(batches[2:], resumed, strict=True):
+        np.testing.assert_array_equal(batch.stamps, other.stamps)
+        np.testing.assert_array_equal(batch.learned, other.learned)
 
 
 def test_labels_beyond_the_ranges_of_the_weights_are_left_out(small_dataset, tiny_weights, tmp_path):
