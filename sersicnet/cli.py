@@ -553,7 +553,7 @@ def train(
     ] = None,
     real: Annotated[
         Path | None,
-        typer.Option(help="Real galaxies for --adapt: a CSV of labels or a dataset.", show_default=False),
+        typer.Option(help="Real galaxies for --adapt: a CSV of labels, a dataset, or a FITS mosaic.", show_default=False),
     ] = None,
     real_labels: Annotated[
         bool, typer.Option(help="Whether labels of the real galaxies train the regression too.")
@@ -611,7 +611,7 @@ def finetune(
         Path,
         typer.Option(
             help="CSV of labelled galaxies: image, x, y (or ra, dec), mag, r_eff_pix (or r_eff, arcsec), "
-            "sersic_n, ellipticity (or q).",
+            "sersic_n, ellipticity (or q); or a dataset.",
             show_default=False,
         ),
     ],
