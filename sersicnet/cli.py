@@ -553,7 +553,9 @@ def train(
     ] = None,
     real: Annotated[
         Path | None,
-        typer.Option(help="Real galaxies for --adapt: a CSV of labels, a dataset, or a FITS mosaic.", show_default=False),
+        typer.Option(
+            help="Real galaxies for --adapt: a CSV of labels, a dataset, or a FITS mosaic.", show_default=False
+        ),
     ] = None,
     real_labels: Annotated[
         bool, typer.Option(help="Whether labels of the real galaxies train the regression too.")
