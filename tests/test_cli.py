@@ -261,7 +261,7 @@ def test_train_and_fine_tune(run, small_dataset, field, tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     code, _, err = run(
         "finetune", "--real", tmp_path / "labels.csv", "--image", field[0], "-w", tmp_path / "w", "-o", tmp_path / "f",
-        "--epochs", "1",
+        "--epochs", "1", "--layers", "all",
     )  # fmt: skip
     assert code == 0
     assert weights.load(tmp_path / "f").card["network"] == "fovea"
