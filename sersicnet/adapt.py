@@ -133,6 +133,7 @@ def adapt(
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
     start = weights.load(base)
+    training._core(start)  # refuses a network of another version now, and not after the simulation
     report("reading", 0, 0)
     frame = mosaic.read_image(image)
     zero = instrument.zero_point(frame.header, zero_point)
