@@ -254,7 +254,7 @@ def test_a_preview_alone_writes_no_set(run, tmp_path, monkeypatch):
 def test_train_and_fine_tune(run, small_dataset, field, tmp_path):
     code, _, err = run("train", small_dataset, "-o", tmp_path / "w", "--epochs", "1")
     assert code == 0
-    assert "epoch   1: loss" in err
+    assert "R_e [px]" in err
     assert "training on" in err
     rows = ["x,y,mag,r_eff_pix,sersic_n,ellipticity"]
     rows += [f"{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']}" for r in field[1]]
