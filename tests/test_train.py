@@ -569,6 +569,7 @@ def test_targets_follow_the_noise_that_is_added(small_dataset):
     assert (shifts[0, :, 0] != shifts[1, :, 0]).all()
 
 
+@pytest.mark.slow
 def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_on_accelerator", lambda: np.asarray)
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
