@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from astropy.wcs import WCS
 
 from sersicnet import mosaic, realsky, simulate
 from sersicnet.errors import InputError, SersicnetWarning
@@ -100,7 +101,7 @@ def test_an_image_without_blank_patches_gives_its_power_spectrum(mosaic_file, bl
 
 
 def test_an_image_of_another_pixel_scale_is_a_warning(tmp_path, blank):
-    header = simulate.WCS(naxis=2)
+    header = WCS(naxis=2)
     header.wcs.ctype, header.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [-1e-4, 1e-4]
     cards = header.to_header()
     cards["MAGZERO"] = 25.0
