@@ -51,7 +51,8 @@ with Dataset(data) as some:
     out = train.ops.convert_to_numpy(found.keras_model()(some.stamps(0, 8)))
 train.keras.utils.set_random_seed(1)
 before, after = train.networks.ARCHITECTURES[network].build(), found.keras_model().get_layer("core")
-moved = [bool((a != b).any()) for a, b in zip(before.get_weights(), after.get_weights(), strict=True)]
+pairs = zip(before.trainable_weights, after.trainable_weights, strict=True)
+moved = [bool((train.ops.convert_to_numpy(a) != train.ops.convert_to_numpy(b)).any()) for a, b in pairs]
 backend = train.keras.backend.backend()
 print(json.dumps({"moved": moved, "backend": backend, "losses": losses, "steps": steps, "out": out.tolist()}))
 """

@@ -14,7 +14,7 @@ from sersicnet import cli, dataset, mosaic, weights
 from sersicnet.instrument import F160W
 from sersicnet.simulate import effective_psf
 
-COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "adapt", "evaluate", "info"]
+COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "adapt", "export", "evaluate", "info"]
 HEAVY = {"tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib"}
 
 
