@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -102,7 +103,7 @@ class Fresh:
                     "Run `pip install galsim`, or train without --fresh."
                 )
             self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _undisturbed)
 
     def __enter__(self) -> Fresh:
         return self
@@ -173,6 +174,11 @@ class Fresh:
 def _epoch_seed(seed: int, epoch: int) -> int:
     """A seed of 64 bits that no user chooses by chance for a test set."""
     return int(np.random.SeedSequence([seed, epoch, 0xF2E5], spawn_key=(1,)).generate_state(1, np.uint64)[0])
+
+
+def _undisturbed() -> None:
+    """Leave Ctrl-C, which reaches every process, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def portion(simulation: Simulation, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
