@@ -522,6 +522,10 @@ def _epoch_row(progress: training.Progress | None) -> Table:
     return row
 
 
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="At its peak, instead of the recipe's own: lower for weights that know much.", show_default=False),
+]
 Fresh = Annotated[
     bool,
     typer.Option(
@@ -567,6 +571,7 @@ def train(
     limit: Annotated[
         int | None, typer.Option(help="Use only so many stamps of DATA.", min=1, show_default=False)
     ] = None,
+    learning_rate: LearningRate = None,
     fresh: Fresh = False,
     tensorboard: TensorBoard = None,
     overwrite: Overwrite = False,
@@ -584,8 +589,9 @@ def train(
     from sersicnet import train as training
 
     recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
-    if recipe is not None and epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
+    given = {"epochs": epochs, "learning_rate": learning_rate}
+    if recipe is not None:
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
     with _training_progress(quiet, network, tensorboard) as report:
         done = training.train(
             data,

@@ -765,6 +765,8 @@ def train(
             "Adaptation needs real galaxies, and they are for nothing else: give both --adapt and --real, or neither."
         )
     recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
+    if not 0 < recipe.learning_rate < math.inf:
+        raise InputError(f"A learning rate is positive; received {recipe.learning_rate}. Try 0.0005.")
     architecture = networks.ARCHITECTURES[network]
     base = None if start is None else weights.load(start, to_train=True)
     if base is not None and base.card["network"] != network:
@@ -833,7 +835,7 @@ def train(
             "limits": _limits(task, adapt),
         }
         if base is not None:
-            card["base"] = {"name": base.name, "sha256": base.sha256}
+            card["base"] = _base_record(base)
         if real is not None:
             card["adaptation"] = {
                 "method": adapt,
@@ -1124,7 +1126,7 @@ def finetune(
         "summary": f"`{start.name}` fine-tuned on {n} labelled real galaxies ({_ROADS[best]}).",
         "calibration": None if scale is None else _calibrated(unit_model, task),
         "recipe": asdict(recipe),
-        "base": {"name": start.name, "sha256": start.sha256},
+        "base": _base_record(start),
         "fine_tuning": {"layers": best, "valid_mae": {name: state["best"] for name, (state, _) in found.items()}},
         "data": {"n": n, "sha256": real.sha256(), "command": command},
         "limits": [f"Errors are calibrated on the {n // 5} galaxies that also chose the epoch and the layers."],
@@ -1315,6 +1317,12 @@ def _card_base(
             "python": platform.python_version(),
         },
     }
+
+
+def _base_record(base: weights.Weights) -> dict[str, Any]:
+    """What training began at, so that it can be made again: its own beginning is in there too."""
+    kept = ("command", "seed", "base", "data")
+    return {"name": base.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
 
 
 def _domain(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:

@@ -41,23 +41,23 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path):
-    recipe = tiny_recipe(patience=9)
-    recipe = train.Recipe(**{**recipe.__dict__, "epochs": 3})
+def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path, tiny_network):
+    recipe = train.replace(tiny_recipe(patience=9), epochs=3)
+    trained = partial(train.train, small_dataset, network=tiny_network, recipe=recipe, seed=2)
 
     def kill(progress):
         if progress.epoch == 3:
             raise KilledError
 
     with pytest.raises(KilledError):
-        train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=kill)
+        trained(tmp_path / "w", report=kill)
     assert not (tmp_path / "w").exists()
     lines = [json.loads(line) for line in (tmp_path / "w.run" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     seen = []
-    train.train(small_dataset, tmp_path / "w", recipe=recipe, seed=2, report=lambda p: seen.append(p.epoch))
+    trained(tmp_path / "w", report=lambda p: seen.append(p.epoch))
     assert set(seen) == {3}
-    train.train(small_dataset, tmp_path / "whole", recipe=recipe, seed=2)
+    trained(tmp_path / "whole")
     with Dataset(small_dataset) as data:
         stamps = data.stamps(0, 16)
     resumed, _ = weights.load(tmp_path / "w").predict(stamps)
@@ -65,8 +65,9 @@ def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path):
     np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_a_run_killed_in_an_epoch_continues_at_the_step(small_dataset, tmp_path, monkeypatch):
+def test_a_run_killed_in_an_epoch_continues_at_the_step(small_dataset, tmp_path, monkeypatch, tiny_network):
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+    trained = partial(train.train, small_dataset, network=tiny_network, recipe=tiny_recipe(), seed=2)
     steps = []
 
     def kill(progress):
@@ -74,24 +75,25 @@ def test_a_run_killed_in_an_epoch_continues_at_the_step(small_dataset, tmp_path,
             raise KilledError
 
     with pytest.raises(KilledError):
-        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=kill)
-    train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=lambda p: steps.append(p.step))
+        trained(tmp_path / "w", report=kill)
+    trained(tmp_path / "w", report=lambda p: steps.append(p.step))
     assert steps[0] == 3
-    train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2)
+    trained(tmp_path / "whole")
     with Dataset(small_dataset) as data:
         stamps = data.stamps(0, 16)
     resumed, whole = (weights.load(tmp_path / name).predict(stamps)[0] for name in ("w", "whole"))
     np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path):
+def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path, tiny_network):
     def kill(progress):
         raise KilledError
 
+    trained = partial(train.train, small_dataset, tmp_path / "w", network=tiny_network, recipe=tiny_recipe())
     with pytest.raises(KilledError):
-        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, report=kill)
+        trained(seed=2, report=kill)
     with pytest.raises(InputError, match="unfinished run with other options"):
-        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=3)
+        trained(seed=3)
     with pytest.raises(DatasetError, match="there is none"):
         train.train("tpyo.h5", tmp_path / "w", overwrite=True)
     assert (tmp_path / "w.run" / "config.json").exists()
@@ -105,8 +107,8 @@ def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
     assert done.predict(np.zeros((2, 128, 128), np.float32))[1] is None
 
 
-def test_the_adversary_trains(small_dataset, tmp_path):
-    done = any_adapted(small_dataset, tmp_path / "w", network="dann")
+def test_the_adversary_trains(small_dataset, tmp_path, tiny_network):
+    done = any_adapted(small_dataset, tmp_path / "w", network=tiny_network)
     assert done.card["data"]["n"] == 128
     assert "64 real ones, with their labels, against a domain classifier" in done.card["summary"]
 
@@ -170,10 +172,10 @@ def test_the_regression_is_a_mean_over_the_labelled_of_a_batch():
         assert 0.9 < x[1][0, 0] < 1
 
 
-def test_galaxies_whose_labels_are_missing_are_unlabelled(small_dataset, tmp_path):
+def test_galaxies_whose_labels_are_missing_are_unlabelled(small_dataset, tmp_path, tiny_network):
     real = real_galaxies(small_dataset)
     real.targets[::2, 2] = np.nan
-    done = any_adapted(small_dataset, tmp_path / "w", real=real, adapt="daregram")
+    done = any_adapted(small_dataset, tmp_path / "w", network=tiny_network, real=real, adapt="daregram")
     assert "64 real ones, 32 of them with labels" in done.card["summary"]
     assert np.isfinite(done.predict(real.stamps(0, 4))[0]).all()
     assert done.card["adaptation"]["labelled"] == 32
@@ -272,7 +274,9 @@ def test_training_begins_from_weights_with_their_label_statistics(small_dataset,
     )
     assert done.card["label_mean"] == base.card["label_mean"]
     assert done.card["label_std"] == base.card["label_std"]
-    assert done.card["base"] == {"name": "base", "sha256": base.sha256}
+    assert done.card["base"] == {
+        "name": "base", "sha256": base.sha256, **{k: base.card[k] for k in ("command", "seed", "data")}
+    }  # fmt: skip
     assert "started from `base`" in done.card["summary"]
     stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
     np.testing.assert_allclose(done.predict(stamps)[0], base.predict(stamps)[0], atol=1e-4)
@@ -356,6 +360,7 @@ def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
         ({"adapt": "mmd"}, "one of dann, daregram; received mmd"),
         ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea: give --network fovea"),
         ({"limit": 30}, "at least 32 stamps; received 30"),
+        ({"recipe": quick("fovea", learning_rate=0.0)}, "learning rate is positive; received 0.0"),
     ],
 )
 def test_bad_options_write_nothing(small_dataset, tmp_path, options, message):
@@ -384,8 +389,9 @@ def test_the_eight_orientations_differ():
     np.testing.assert_array_equal(oriented[0], stamps[0])
 
 
-def test_the_same_seed_gives_the_same_weights(small_dataset, tmp_path):
-    done = [train.train(small_dataset, tmp_path / name, recipe=tiny_recipe(), seed=4) for name in "ab"]
+def test_the_same_seed_gives_the_same_weights(small_dataset, tmp_path, tiny_network):
+    trained = partial(train.train, small_dataset, network=tiny_network, recipe=tiny_recipe(), seed=4)
+    done = [trained(tmp_path / name) for name in "ab"]
     stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
     np.testing.assert_allclose(done[0].predict(stamps)[0], done[1].predict(stamps)[0], rtol=1e-3)
 
