@@ -522,9 +522,12 @@ def _epoch_row(progress: training.Progress | None) -> Table:
     return row
 
 
+TestSet = Annotated[Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)]
 LearningRate = Annotated[
     float | None,
-    typer.Option(help="At its peak, instead of the recipe's own: lower for weights that know much.", show_default=False),
+    typer.Option(
+        help="At its peak, instead of the recipe's own: lower for weights that know much.", show_default=False
+    ),
 ]
 Fresh = Annotated[
     bool,
@@ -540,9 +543,7 @@ def train(
     data: Annotated[Path, typer.Argument(help="Training set from `sersicnet simulate`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("weights-new"),
     network: Annotated[str, typer.Option(help="fovea, tl or dann.")] = "fovea",
-    test: Annotated[
-        Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)
-    ] = None,
+    test: TestSet = None,
     start: Annotated[
         str | None,
         typer.Option(help="Weights of the same network to begin from: a name or a directory.", show_default=False),
@@ -589,9 +590,10 @@ def train(
     from sersicnet import train as training
 
     recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
-    given = {"epochs": epochs, "learning_rate": learning_rate}
-    if recipe is not None:
-        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    if recipe is not None and epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    if recipe is not None and learning_rate is not None:
+        recipe = replace(recipe, learning_rate=learning_rate)
     with _training_progress(quiet, network, tensorboard) as report:
         done = training.train(
             data,
@@ -636,6 +638,7 @@ def finetune(
         ),
     ] = "auto",
     epochs: Annotated[int, typer.Option(help="Epochs; the best validation error is kept.", min=1)] = 15,
+    test: TestSet = None,
     seed: Seed = 0,
     tensorboard: TensorBoard = None,
     overwrite: Overwrite = False,
@@ -662,6 +665,7 @@ def finetune(
             layers=layers,
             recipe=replace(recipe, epochs=epochs),
             seed=seed,
+            test=test,
             overwrite=overwrite,
             command=_command_line(),
             report=report,

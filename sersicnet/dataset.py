@@ -376,7 +376,12 @@ class Dataset:
                 stamps[filled : filled + len(inside)] = block[inside]
                 filled += len(inside)
         return Arrays(
-            stamps, self.targets[rows], np.zeros(len(rows), bool), self.truth["mag"][rows], rows=self.rows[rows]
+            stamps,
+            self.targets[rows],
+            np.zeros(len(rows), bool),
+            self.truth["mag"][rows],
+            rows=self.rows[rows],
+            recipe=self.config,
         )
 
     def sha256(self) -> str:
@@ -403,6 +408,8 @@ class Arrays:
         Signal to noise, where a table of labels tells it.
     rows : ndarray, int, (N,), optional
         Where they stood in the set that they were taken from.
+    recipe : dict, optional
+        `Dataset.config` of the set that they are from; None for those of an image.
     """
 
     def __init__(
@@ -413,8 +420,9 @@ class Arrays:
         mag: np.ndarray,
         snr: np.ndarray | None = None,
         rows: np.ndarray | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> None:
-        self.targets, self.is_real, self.mag, self.snr = targets, is_real, mag, snr
+        self.targets, self.is_real, self.mag, self.snr, self.recipe = targets, is_real, mag, snr, recipe
         self.rows = np.arange(len(stamps)) if rows is None else rows
         self._stamps = stamps
 
@@ -428,7 +436,15 @@ class Arrays:
     def taken(self, rows: np.ndarray) -> Arrays:
         """Some rows, in the order given."""
         snr = None if self.snr is None else self.snr[rows]
-        return Arrays(self._stamps[rows], self.targets[rows], self.is_real[rows], self.mag[rows], snr, self.rows[rows])
+        return Arrays(
+            self._stamps[rows],
+            self.targets[rows],
+            self.is_real[rows],
+            self.mag[rows],
+            snr,
+            self.rows[rows],
+            self.recipe,
+        )
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None

@@ -822,9 +822,7 @@ def train(
         unit_model = networks.with_units(architecture, core, mean, std, error_scale=scale)
         card = {
             **_card_base(output.name, network, core, state, seed, command),
-            "summary": _summary(
-                network, used, len(source) - used, int(labelled[source.is_real].sum()), adapt, base, fresh
-            ),
+            "summary": _summary(network, used, labelled[source.is_real], real, adapt, base, fresh),
             "errors": scale is not None,
             "calibration": None if scale is None else _calibrated(unit_model, task),
             "recipe": asdict(recipe),
@@ -832,16 +830,15 @@ def train(
             "label_std": std.tolist(),
             "domain": _domain(simulated, recipe),
             "data": _data_record(simulated, len(source)),
-            "limits": _limits(task, adapt),
+            "limits": _limits(task, real),
         }
         if base is not None:
             card["base"] = _base_record(base)
         if real is not None:
             card["adaptation"] = {
                 "method": adapt,
-                "real": len(source) - used,
                 "labelled": int(labelled[source.is_real].sum()),
-                "sha256": real.sha256(),
+                "data": _real_record(real, len(source) - used, command),
             }
     return _finish(output, run, unit_model, card, test)
 
@@ -939,7 +936,7 @@ class Joined:
         if len(real) < JUDGES:
             raise DatasetError(f"Adaptation needs at least {JUDGES} real galaxies; received {len(real)}.")
         order = np.random.default_rng(seed).permutation(len(real))
-        shuffled = Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows).taken(order)
+        shuffled = _in_memory(real).taken(order)
         known = np.isfinite(shuffled.targets).all(axis=1) & use_labels
         second = len(real) - (len(real) // 5 if known.any() else 0)
         n = len(simulated)
@@ -1004,8 +1001,26 @@ def _bright(real: Dataset | Arrays, faint_limit: float) -> Dataset | Arrays:
     faint = real.mag > faint_limit
     if not faint.any():
         return real
-    whole = Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows)
-    return whole.taken(np.flatnonzero(~faint))
+    return _in_memory(real).taken(np.flatnonzero(~faint))
+
+
+def _in_memory(real: Dataset | Arrays) -> Arrays:
+    if isinstance(real, Arrays):
+        return real
+    return Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows, recipe=real.config)
+
+
+def _kind(real: Dataset | Arrays) -> str:
+    """What the galaxies of the other domain are, for the card: only those of an image are real."""
+    recipe = real.config if isinstance(real, Dataset) else real.recipe
+    if recipe is None:
+        return "real"
+    return "real-like" if recipe.get("galaxies") == "real-like" else "simulated"
+
+
+def _real_record(real: Dataset | Arrays, n: int, command: str) -> dict[str, Any]:
+    recipe = real.config if isinstance(real, Dataset) else real.recipe
+    return {"n": n, "sha256": real.sha256(), "command": recipe["command"] if recipe else command, "config": recipe}
 
 
 def _judging(labelled: np.ndarray, is_real: np.ndarray, valid_rows: tuple[int, int]) -> np.ndarray:
@@ -1029,6 +1044,7 @@ def finetune(
     layers: str = "auto",
     recipe: Recipe | None = None,
     seed: int = 0,
+    test: str | Path | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = _silent,
@@ -1058,7 +1074,7 @@ def finetune(
         One of the roads, or both.
     recipe : Recipe, optional
         The network's own in `FINETUNE` by default.
-    seed, overwrite, command, report
+    seed, test, overwrite, command, report
         As for `train`.
 
     Returns
@@ -1074,6 +1090,8 @@ def finetune(
     run = _prepare(output, overwrite)
     if layers not in LAYERS:
         raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
+    if test is not None:
+        Dataset(test).close()
     start = weights.load(base, to_train=True)
     network = start.card["network"]
     architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
@@ -1123,19 +1141,22 @@ def finetune(
     card = {
         **start.card,
         **_card_base(output.name, network, core, {**state, "seconds": seconds}, seed, command),
-        "summary": f"`{start.name}` fine-tuned on {n} labelled real galaxies ({_ROADS[best]}).",
+        "summary": f"`{start.name}` fine-tuned on {n:,} labelled {_kind(real)} galaxies ({_ROADS[best]}).",
         "calibration": None if scale is None else _calibrated(unit_model, task),
         "recipe": asdict(recipe),
         "base": _base_record(start),
         "fine_tuning": {"layers": best, "valid_mae": {name: state["best"] for name, (state, _) in found.items()}},
-        "data": {"n": n, "sha256": real.sha256(), "command": command},
-        "limits": [f"Errors are calibrated on the {n // 5} galaxies that also chose the epoch and the layers."],
+        "data": _real_record(real, n, command),
+        "limits": [
+            *([_INVENTED] if real.recipe else []),
+            f"Errors are calibrated on the {n // 5} galaxies that also chose the epoch and the layers.",
+        ],
         "scores": {
             "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
             "samples": scores(shuffled.targets[rows], out[:, :N_TARGETS], mag=shuffled.mag[rows]),
         },
     }
-    return _finish(output, run, unit_model, card, None)
+    return _finish(output, run, unit_model, card, test)
 
 
 def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
@@ -1181,6 +1202,7 @@ _LIMITS = (
     "Errors are calibrated on simulations; real galaxies are no Sersic profiles, and there they are too small.",
     "Stars and galaxies smaller than a pixel are outside of its domain.",
 )
+_INVENTED = "The galaxies of the other domain were invented, by `sersicnet simulate`: no real galaxy was trained on."
 
 
 def _prepare(output: Path, overwrite: bool) -> Path:
@@ -1199,39 +1221,38 @@ def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
 def _summary(
     network: str,
     simulated: int,
-    real: int,
-    labelled: int,
+    labelled: np.ndarray,
+    real: Dataset | Arrays | None,
     adapt: str | None,
     base: weights.Weights | None,
     fresh: bool,
 ) -> str:
+    """In a sentence or two; `labelled` marks the galaxies of the other domain whose labels counted."""
     kind = "simulated galaxies, drawn afresh in every epoch" if fresh else "simulated galaxies"
     text = f"Network `{network}` trained on {kind} only."
-    if adapt is not None:
-        labels = {0: "without labels", real: "with their labels"}.get(labelled, f"{labelled} of them with labels")
+    if real is not None:
+        known = int(labelled.sum())
+        labels = {0: "without labels", len(labelled): "with their labels"}.get(known, f"{known:,} of them with labels")
         text = (
-            f"Network `{network}` trained on {simulated} {kind} and {real} real ones, {labels}, "
+            f"Network `{network}` trained on {simulated:,} {kind} and {len(labelled):,} {_kind(real)} ones, {labels}, "
             + {"dann": "against a domain classifier.", "daregram": "with aligned inverse Gram matrices (DARE-GRAM)."}[
-                adapt
+                str(adapt)
             ]
         )
     return text if base is None else f"{text} It started from `{base.name}`."
 
 
-def _limits(task: _Task, adapt: str | None) -> list[str]:
-    judges = task.labelled[slice(*task.valid_rows)]
+def _limits(task: _Task, real: Dataset | Arrays | None) -> list[str]:
+    if real is None:
+        return list(_LIMITS)
+    judges, kind = task.labelled[slice(*task.valid_rows)], _kind(real)
+    errors = (
+        "Errors are calibrated on simulations, not on the galaxies that it was adapted to without labels; "
+        "nor did these choose the epoch."
+    )
     if task.source.is_real[slice(*task.valid_rows)][judges].any():
-        return [
-            f"Errors are calibrated on the {judges.sum()} labelled real galaxies that also chose the epoch.",
-            _LIMITS[-1],
-        ]
-    if adapt is not None:
-        return [
-            "Errors are calibrated on simulations, not on the real galaxies that it was adapted to without labels; "
-            "nor did these choose the epoch.",
-            _LIMITS[-1],
-        ]
-    return list(_LIMITS)
+        errors = f"Errors are calibrated on the {judges.sum()} labelled {kind} galaxies that also chose the epoch."
+    return [*([] if kind == "real" else [_INVENTED]), errors, _LIMITS[-1]]
 
 
 def _error_scale(core: keras.Model, task: _Task) -> np.ndarray:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -431,7 +431,9 @@ def readable(card: Mapping[str, Any]) -> str:
         f"at zero point {domain['zero_point']} (AB)",
         f"- trained on: {ranges}",
         f"- data: {card['data']['n']:,} stamps, `{card['data']['command']}`",
+        *([f"- adapted to: {found['n']:,} stamps, `{found['command']}`"] if (found := _adapted(card)) else []),
         f"- command: `{card['command']}`, seed {card['seed']}",
+        *[f"- begun at: `{base['name']}`, made by `{base['command']}`" for base in _bases(card)],
         f"- training: {card['training']['epochs']} epochs, {card['training']['seconds'] / 60:.0f} minutes "
         f"on {card['training']['device']} ({card['training']['backend']})",
         "",
@@ -441,6 +443,18 @@ def readable(card: Mapping[str, Any]) -> str:
     lines += ["## Limits", ""]
     lines += [f"- {limit}" for limit in card["limits"]]
     return "\n".join(lines) + "\n"
+
+
+def _adapted(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    return card.get("adaptation", {}).get("data", {})  # type: ignore[no-any-return]
+
+
+def _bases(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What the weights were trained on from, and what that was, back to random ones."""
+    while base := card.get("base"):
+        if "command" in base:
+            yield base
+        card = base
 
 
 def scores_table(samples: Mapping[str, Any]) -> str:

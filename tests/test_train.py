@@ -110,7 +110,7 @@ def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
 def test_the_adversary_trains(small_dataset, tmp_path, tiny_network):
     done = any_adapted(small_dataset, tmp_path / "w", network=tiny_network)
     assert done.card["data"]["n"] == 128
-    assert "64 real ones, with their labels, against a domain classifier" in done.card["summary"]
+    assert "64 simulated ones, with their labels, against a domain classifier" in done.card["summary"]
 
 
 def any_adapted(data, output, network="fovea", adapt="dann", real=None, recipe=None, **options):
@@ -176,7 +176,7 @@ def test_galaxies_whose_labels_are_missing_are_unlabelled(small_dataset, tmp_pat
     real = real_galaxies(small_dataset)
     real.targets[::2, 2] = np.nan
     done = any_adapted(small_dataset, tmp_path / "w", network=tiny_network, real=real, adapt="daregram")
-    assert "64 real ones, 32 of them with labels" in done.card["summary"]
+    assert "64 simulated ones, 32 of them with labels" in done.card["summary"]
     assert np.isfinite(done.predict(real.stamps(0, 4))[0]).all()
     assert done.card["adaptation"]["labelled"] == 32
 
@@ -264,6 +264,7 @@ def test_a_killed_adaptation_continues_to_the_same_end(small_dataset, tmp_path, 
     stamps = real_galaxies(small_dataset).stamps(0, 16)
     np.testing.assert_allclose(resumed.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
     assert resumed.card["adaptation"]["method"] == "dann"
+    assert resumed.card["adaptation"]["data"]["n"] == 64
 
 
 def test_training_begins_from_weights_with_their_label_statistics(small_dataset, tmp_path, tiny_network):
@@ -298,10 +299,14 @@ def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     recipe = train.replace(train.FINETUNE["fovea"], epochs=2, batch=8)
     records = []
     done = train.finetune(
-        real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, layers="all",
+        real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, layers="all", test=small_dataset,
         report=lambda p: records.append(p.record),
     )  # fmt: skip
     assert done.card["base"]["name"] == "tiny"
+    assert "64 labelled simulated galaxies" in done.card["summary"]
+    assert done.card["data"]["command"] == "simulate"
+    assert done.card["scores"]["test_set"] == "64 stamps of `simulate`"
+    assert "- begun at: `tiny`, made by `train`" in (tmp_path / "tuned" / "README.md").read_text()
     assert done.card["data"]["n"] == 64
     assert [r["epoch"] for r in records if r] == [1, 2]
     before, _ = weights.load(tiny_weights).predict(real.stamps(0, 64))
