@@ -66,6 +66,9 @@ class Recipe:
     noise : float
         Noise is added to each stored stamp, of an rms between 0 and this factor times that of the
         stamp: another one in every epoch. Its magnitude relative to the noise follows.
+    keep_norms : bool
+        Batch normalisations stay as they are in the weights that training begins at, moments
+        and all: those of batches of two domains are of neither.
     """
 
     epochs: int
@@ -77,6 +80,7 @@ class Recipe:
     faint_limit: float = 99.0
     alpha: float = 0.9
     noise: float = 0.0
+    keep_norms: bool = False
 
 
 RECIPES = {
@@ -87,7 +91,9 @@ RECIPES = {
     "dann": Recipe(epochs=300, batch=16, learning_rate=1e-4, anneal=False, patience=20, symmetries=False),
 }
 ADAPT = {
-    "fovea": Recipe(epochs=30, batch=64, learning_rate=5e-4, anneal=True, patience=30, symmetries=True),
+    "fovea": Recipe(
+        epochs=30, batch=64, learning_rate=5e-4, anneal=True, patience=30, symmetries=True, keep_norms=True
+    ),
     "tl": RECIPES["tl"],
     "dann": RECIPES["dann"],
 }
@@ -793,6 +799,8 @@ def train(
             mean, std = np.array(base.card["label_mean"]), np.array(base.card["label_std"])
         keras.utils.set_random_seed(seed)
         core = _core(base) if base is not None else architecture.build()
+        if base is not None and recipe.keep_norms:
+            _freeze(core, body=False)
         # Unlabelled galaxies weigh nothing, but a NaN would still be one.
         scaling = Scaling(architecture.log, mean, std)
         standardised = np.where(labelled[:, None], scaling(np.where(labelled[:, None], source.targets, 1.0)), 0)

@@ -294,11 +294,13 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     Weights
         The directory, read back.
     """
+    from sersicnet import networks
+
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        model.save(partial / KERAS)
+        networks.save_model(model, partial / KERAS)
         problem = _export(partial, model)
         full = {
             "schema_version": SCHEMA_VERSION,

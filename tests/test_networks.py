@@ -93,3 +93,19 @@ def test_the_adversary_shares_the_features():
     np.testing.assert_allclose(
         ops.convert_to_numpy(out["means"]), ops.convert_to_numpy(network(STAMPS)), rtol=1e-4, atol=1e-5
     )
+
+
+def test_files_of_a_network_are_compressed_without_loss(tmp_path):
+    import onnxruntime
+
+    keras.utils.set_random_seed(1)
+    model = networks.with_units(networks.ARCHITECTURES["tl"], networks.tl(), np.zeros(4), np.ones(4))
+    networks.save_model(model, tmp_path / "tl.keras")
+    networks.export_onnx(model, tmp_path / "tl.onnx")
+    assert (tmp_path / "tl.onnx").stat().st_size < 2.1 * model.count_params()
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 12e6
+    expected = ops.convert_to_numpy(model(STAMPS))
+    np.testing.assert_array_equal(ops.convert_to_numpy(networks.load_model(tmp_path / "tl.keras")(STAMPS)), expected)
+    session = onnxruntime.InferenceSession(str(tmp_path / "tl.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: STAMPS})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -122,6 +122,26 @@ def any_adapted(data, output, network="fovea", adapt="dann", real=None, recipe=N
     return train.train(data, output, network=network, adapt=adapt, real=real, recipe=recipe, **options)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_batch_normalisations_stay_as_they_began_if_the_recipe_says_so(small_dataset, tmp_path, monkeypatch, kept):
+    def core():
+        stamps = keras.Input((128, 128))
+        x = keras.layers.BatchNormalization()(ops.mean(stamps, axis=1))
+        x = keras.layers.Dense(5, activation="tanh", name="features")(x)
+        return keras.Model(stamps, keras.layers.Dense(4)(x), name="dann")
+
+    def moments(done):
+        layers = done.keras_model().get_layer("core").layers
+        return next(x for x in layers if isinstance(x, keras.layers.BatchNormalization)).get_weights()
+
+    monkeypatch.setitem(networks.ARCHITECTURES, "dann", networks.Architecture(core, log=False, spreads=False))
+    base = train.train(small_dataset, tmp_path / "base", network="dann", recipe=quick("dann"))
+    recipe = quick("dann", keep_norms=kept)
+    done = any_adapted(small_dataset, tmp_path / "w", network="dann", start=base.path, recipe=recipe)
+    before, after = moments(base), moments(done)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)) == kept
+
+
 def tiny_core():
     stamps = keras.Input((128, 128))
     x = keras.layers.Dense(5, activation="tanh", name="features")(ops.mean(stamps, axis=1))
