@@ -25,7 +25,7 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 from matplotlib import pyplot as plt
 
-from sersicnet import mosaic
+from sersicnet import detect, mosaic
 from sersicnet.errors import SersicnetWarning
 from sersicnet.measure import fit, measure
 from sersicnet.schema import TARGET_NAMES, Flag
@@ -87,7 +87,7 @@ def draw(folder, psf, labels, catalogue, figure):
         fit(path, positions=labels[labels["image"] == labels["image"][i]]["x", "y"], zero_point=ZERO_POINT, psf=psf,
             gain=GAIN, residual=residual, overwrite=True)  # fmt: skip
         frame = mosaic.read_image(path)
-        sky, _ = mosaic.Detector()(frame.data, frame.without_data())
+        sky, _ = detect.Detector()(frame.data, frame.without_data())
         ours = fits.getdata(residual)
         residual.unlink()
         with fits.open(path) as file:

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse
 from scipy import ndimage
 
-from sersicnet import mosaic, preview, reallike, realsky, scene, simulate
+from sersicnet import detect, mosaic, preview, reallike, realsky, scene, simulate
 from sersicnet.fit import Fitter, Noise, Status
 from sersicnet.instrument import F160W
 from sersicnet.schema import STAMP_SIZE, Flag
@@ -32,7 +32,7 @@ from sersicnet.schema import STAMP_SIZE, Flag
 def draw(image, catalogue, figure):
     """Write the figure of a catalogue over its image."""
     data = mosaic.read_image(image).data
-    sky, _ = mosaic.Detector()(data, ~np.isfinite(data))
+    sky, _ = detect.Detector()(data, ~np.isfinite(data))
     sources = QTable.read(catalogue)
     height, width = data.shape
     fig = plt.figure(figsize=(8, 8 * height / width))
@@ -112,7 +112,7 @@ def real_galaxies(folder, faintest=23.4):
     for row in labels:
         frame = mosaic.read_image(folder / row["image"])
         bad = frame.without_data()
-        sky, found = mosaic.Detector()(frame.data, bad)
+        sky, found = detect.Detector()(frame.data, bad)
         x, y, mag, r_eff, n, e, angle = (
             float(row[name]) for name in ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity", "pa_deg")
         )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from sersicnet import dataset, instrument, mosaic, realsky, weights
+from sersicnet import dataset, detect, instrument, mosaic, points, realsky, weights
 from sersicnet import simulate as simulations
 from sersicnet import train as training
 from sersicnet.errors import InputError, SersicnetWarning
@@ -273,11 +273,11 @@ def _look(
 ) -> dict[str, Any]:
     """Detect, and measure PSF and noise; the PSF is written into the run."""
     bad = frame.without_data()
-    sky, found = mosaic.Detector()(frame.data, bad)
+    sky, found = detect.Detector()(frame.data, bad)
     if not len(found):
         raise InputError(f"No source was detected in {frame.name}. Is it background-limited?")
-    stars = mosaic.find_stars(frame.data, bad, sky, found)
-    good = mosaic.good_galaxies(frame.data, bad, sky, found, stars)
+    stars = points.find_stars(frame.data, bad, sky, found)
+    good = points.good_galaxies(frame.data, bad, sky, found, stars)
     used = int(stars.used.sum()) if point is None else 0
     if point is not None:
         psf, source = point.image, f"from {point.name}"
@@ -323,10 +323,10 @@ def _look(
 
 
 def _psf_of_weights(
-    frame: mosaic.Image, stars: mosaic.Stars, scale: instrument.Reading, start: weights.Weights
+    frame: mosaic.Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
 ) -> tuple[np.ndarray, str]:
     """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
-    few = f"{frame.name} has fewer than {mosaic.LEAST_STARS} stars of like size, too few to measure its PSF"
+    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars of like size, too few to measure its PSF"
     config = start.card["data"].get("config", {})
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
@@ -334,8 +334,8 @@ def _psf_of_weights(
     theirs = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
     psf = simulations.effective_psf(theirs)
     with np.errstate(invalid="ignore"):
-        narrow = np.where(stars.snr > mosaic.POINT_SNR, stars.size, np.nan)
-    size = mosaic.size_of(psf)
+        narrow = np.where(stars.snr > points.POINT_SNR, stars.size, np.nan)
+    size = points.size_of(psf)
     if not np.isfinite(narrow).any() or not abs(np.nanmin(narrow) / size - 1) < PSF_TOLERANCE:
         smallest = (
             "none is bright" if not np.isfinite(narrow).any() else f"{np.nanmin(narrow) / size:.2f} times as wide"

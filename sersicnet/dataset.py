@@ -496,7 +496,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
 
     Left out are sources with a signal to noise below 10, stamps that reach beyond
     the image or lack more than a tenth of their pixels, and what looks like a star
-    (see `sersicnet.mosaic.find_stars`). Of more than `MOST_GALAXIES`, as many are
+    (see `sersicnet.points.find_stars`). Of more than `MOST_GALAXIES`, as many are
     taken at random, always the same.
 
     Parameters
@@ -519,13 +519,13 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     DatasetError
         If it has no galaxy left.
     """
-    from sersicnet import instrument, mosaic
+    from sersicnet import detect, instrument, mosaic, points
 
     frame = mosaic.read_image(path)
     zero = instrument.zero_point(frame.header, zero_point).value
     bad = frame.without_data()
-    sky, found = mosaic.Detector()(frame.data, bad)
-    good = np.flatnonzero(mosaic.good_galaxies(frame.data, bad, sky, found))
+    sky, found = detect.Detector()(frame.data, bad)
+    good = np.flatnonzero(points.good_galaxies(frame.data, bad, sky, found))
     if not len(good):
         raise DatasetError(
             f"{frame.name} has no galaxy with a signal to noise of {LOW_SNR_LIMIT:g} and a stamp inside of it."
@@ -570,7 +570,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     InputError
         If an image cannot be used.
     """
-    from sersicnet import instrument, mosaic
+    from sersicnet import detect, instrument, mosaic
 
     path = Path(path)
     if not path.is_file():
@@ -604,7 +604,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         frame = mosaic.read_image(file_path)
         zero = instrument.zero_point(frame.header, zero_point).value
         bad = frame.without_data()
-        sky, found = mosaic.Detector()(frame.data, bad)
+        sky, found = detect.Detector()(frame.data, bad)
         claimed = found.claimed()
         for i in members:
             line, row = rows[i]

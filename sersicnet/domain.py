@@ -23,7 +23,7 @@ from sersicnet.schema import DEPTH_TOLERANCE, PSF_TOLERANCE, SCALE_TOLERANCE, TA
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sersicnet import mosaic
+    from sersicnet import detect
     from sersicnet.instrument import Reading
 
 REMEDY = "`sersicnet adapt` makes weights for such an image"
@@ -207,7 +207,7 @@ def width_of_file(path: str | Path, oversampling: int = 1) -> Width:
     return Width(full_width(psf.image) / oversampling, 0.0, psf.name)
 
 
-def width_of_points(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: mosaic.Detections) -> Width:
+def width_of_points(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: detect.Detections) -> Width:
     """Width of the PSF, from the point sources of an image.
 
     Stars share one width and one profile, galaxies are broader and differ: stars
@@ -258,7 +258,7 @@ def _heap(widths: np.ndarray, light: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _profiles(data: np.ndarray, bad: np.ndarray, sky: mosaic.Sky, found: mosaic.Detections) -> np.ndarray:
+def _profiles(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: detect.Detections) -> np.ndarray:
     """Width of the core [pix] and light in units of its own, of round and bright sources, float64, (M, 2)."""
     rows = []
     offset_y, offset_x = np.indices((2 * REACH + 1, 2 * REACH + 1)) - REACH

@@ -17,7 +17,7 @@ from astropy import units
 from astropy.table import Column, QTable, Table
 from scipy.spatial import KDTree
 
-from sersicnet import catalogue, domain, instrument, mosaic, population, realsky, weights
+from sersicnet import catalogue, detect, domain, instrument, mosaic, population, realsky, weights
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.fit import SKY_LEFT, STRUCTURE, Fits, Fitter, Noise, Prior, Status
 from sersicnet.schema import (
@@ -310,8 +310,8 @@ class _Scene(NamedTuple):
     bad: np.ndarray
     zero: instrument.Reading
     scale: instrument.Reading
-    sky: mosaic.Sky
-    found: mosaic.Detections
+    sky: detect.Sky
+    found: detect.Detections
     x: np.ndarray
     y: np.ndarray
     source: np.ndarray  # index of the detection at each place, -1 for none
@@ -352,7 +352,7 @@ class _Scene(NamedTuple):
         if frame.wcs is None:
             _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
         report("detecting", 0, 0)
-        sky, found = mosaic.Detector()(frame.data, bad, noise_map)
+        sky, found = detect.Detector()(frame.data, bad, noise_map)
         if given is None:
             x, y, source = found.x, found.y, np.arange(len(found))
             if not len(found):
@@ -514,7 +514,7 @@ def _start(scene: _Scene, values: _Values, psf_width: float) -> None:
     values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
 
 
-def _moments(found: mosaic.Detections, psf_width: float) -> np.ndarray:
+def _moments(found: detect.Detections, psf_width: float) -> np.ndarray:
     """Rough parameters of all detections, (D, 7): the PSF is taken off in quadrature."""
     a, b = (np.sqrt(np.maximum(axis**2 - (psf_width / 2.355) ** 2, 0.25)) for axis in (found.a, found.b))
     index = np.full(len(found), 1.5)

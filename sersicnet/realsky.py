@@ -125,7 +125,7 @@ class BlankSky:
         Noise of a blank pixel in each patch; without patches, the lowest and
         the highest of the image.
     autocorrelation : ndarray, float64, (7, 7)
-        See `sersicnet.mosaic.Sky`.
+        See `sersicnet.detect.Sky`.
     """
 
     name: str
@@ -189,7 +189,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     """Find blank sky in an image.
 
     The image is searched in windows of 1024 pixels in random order (always the
-    same; they overlap where they do not fit), with the default `sersicnet.mosaic.Detector`. A patch is blank if it has
+    same; they overlap where they do not fit), with the default `sersicnet.detect.Detector`. A patch is blank if it has
     data everywhere and sources, grown by four pixels, cover at most 15 % of it.
     Their pixels are replaced by normal noise with the power spectrum of the
     window's sky and the rms of the place. Neighbouring patches overlap by half.
@@ -220,7 +220,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     """
     from skimage.segmentation import expand_labels
 
-    from sersicnet import mosaic
+    from sersicnet import detect, mosaic
 
     frame = mosaic.read_image(path)
     zero = instruments.zero_point(frame.header, zero_point).value
@@ -240,7 +240,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     for window in _windows(frame.data.shape, rng):
         if bad[window].mean() > 0.5:
             continue
-        sky, found = mosaic.Detector()(frame.data[window], bad[window])
+        sky, found = detect.Detector()(frame.data[window], bad[window])
         covered = expand_labels(found.segmentation, _GROWN) > 0
         autocorrelations.append(sky.autocorrelation)
         weights.append((~(covered | bad[window])).sum())

@@ -15,7 +15,7 @@ from sersicnet.render import Renderer
 from sersicnet.schema import STAMP_SIZE
 
 if TYPE_CHECKING:
-    from sersicnet import mosaic
+    from sersicnet import detect, mosaic
 
 MARGIN = 32
 """Pixels around a stamp that belong to the scene in which sources are detected."""
@@ -70,7 +70,7 @@ class Camera:
 
 
 def centring_error(model: np.ndarray, rms: float) -> float:
-    """How well `sersicnet.mosaic.Detector` finds the centre of a galaxy, in pixels an axis.
+    """How well `sersicnet.detect.Detector` finds the centre of a galaxy, in pixels an axis.
 
     1.4 times the noise over the mean surface brightness within the isophote of
     1.5 rms, and never more than a pixel. Measured on 1,186 detections of single
@@ -137,7 +137,7 @@ def cut_among_neighbours(
     Stamps
         One, in image units; ``x`` and ``y`` are where the galaxy is in it.
     """
-    from sersicnet import mosaic
+    from sersicnet import detect, mosaic
 
     bad = np.zeros(model.shape, bool)
     x, y = float(galaxy[0]), float(galaxy[1])
@@ -149,7 +149,7 @@ def cut_among_neighbours(
             other[:2] -= MARGIN
             _add(scene, other, camera)
         observed = expose(scene)
-        _, found = mosaic.Detector()(observed, bad)
+        _, found = detect.Detector()(observed, bad)
         label = _own_label(found, galaxy, others)
         if label >= 0:
             break
@@ -162,7 +162,7 @@ def cut_among_neighbours(
         step = centring_step(_WORST_CENTRING, rng)
         at = x + step[0], y + step[1]
     # In image units, and without the sky that a scene so small would tell of.
-    unit = mosaic.Sky(np.zeros_like(observed), np.ones_like(observed), np.ones((1, 1)), np.nan)
+    unit = detect.Sky(np.zeros_like(observed), np.ones_like(observed), np.ones((1, 1)), np.nan)
     cut = mosaic.cut(observed, bad, unit, np.array(at[:1]), np.array(at[1:]), found.claimed(), np.array([label]))
     cut.x += x - at[0]
     cut.y += y - at[1]
@@ -183,7 +183,7 @@ def _add(scene: np.ndarray, other: np.ndarray, camera: Camera) -> None:
         scene[low[1] : high[1], low[0] : high[0]] += drawn[inner[1] : outer[1], inner[0] : outer[0]]
 
 
-def _own_label(found: mosaic.Detections, galaxy: np.ndarray, others: list[np.ndarray]) -> int:
+def _own_label(found: detect.Detections, galaxy: np.ndarray, others: list[np.ndarray]) -> int:
     """Label of the detection of a galaxy; 0 if it is not detected, -1 if it is part of another source."""
     x, y, flux, r_eff, *_ = galaxy
     label = int(found.segmentation[round(y), round(x)])

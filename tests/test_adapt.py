@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from sersicnet import adapt, dataset, instrument, mosaic, realsky, simulate, train, weights
+from sersicnet import adapt, dataset, detect, instrument, mosaic, points, realsky, simulate, train, weights
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.instrument import F160W
 from sersicnet.measure import measure
@@ -93,7 +93,7 @@ def adapted(survey, tiny_weights, tmp_path_factory, quick_plan):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*blank patches")
-        for module, name in ((mosaic, "find_stars"), (simulate, "simulate"), (train, "train")):
+        for module, name in ((points, "find_stars"), (simulate, "simulate"), (train, "train")):
             patch.setattr(module, name, spied(module, name))
         for stage, at in (("simulating", 16), ("testing", 0)):
             with contextlib.suppress(KilledError):
@@ -183,9 +183,9 @@ def test_radii_of_the_prior_are_angles():
 def test_the_galaxies_of_a_mosaic_are_unlabelled_and_no_stars(survey):
     frame = mosaic.read_image(survey[0])
     bad = frame.without_data()
-    sky, found = mosaic.Detector()(frame.data, bad)
-    stars = mosaic.find_stars(frame.data, bad, sky, found)
-    good = mosaic.good_galaxies(frame.data, bad, sky, found)
+    sky, found = detect.Detector()(frame.data, bad)
+    stars = points.find_stars(frame.data, bad, sky, found)
+    good = points.good_galaxies(frame.data, bad, sky, found)
     assert not (good & stars.alike).any()
     galaxies = dataset.real_galaxies(survey[0])
     assert 3 < len(galaxies) == good.sum() < len(found) - stars.alike.sum()
@@ -209,7 +209,7 @@ def test_without_stars_a_psf_is_asked_for(field, tiny_weights, tmp_path):
 
 def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weights):
     start = weights.load(tiny_weights)
-    size = mosaic.size_of(simulate.effective_psf(F160W))
+    size = points.size_of(simulate.effective_psf(F160W))
     frame = SimpleNamespace(name="few.fits")
     for factor, fits_in in ((1.03, True), (1.2, False), (0.8, False)):
         stars = SimpleNamespace(size=np.array([np.nan, factor * size]), snr=np.array([0, 99.0]))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sersicnet import mosaic, train, weights
+from sersicnet import detect, train, weights
 from sersicnet.domain import LEAST_POINTS, Domain, Width, width_of_points
 from sersicnet.errors import SersicnetWarning
 from sersicnet.instrument import F160W, Reading
@@ -124,7 +124,7 @@ def sky_with(sources, psf, size=512, seed=0):
 
 def found_in(image, bad=None):
     bad = np.zeros(image.shape, bool) if bad is None else bad
-    sky, found = mosaic.Detector()(image, bad)
+    sky, found = detect.Detector()(image, bad)
     return width_of_points(image, bad, sky, found)
 
 

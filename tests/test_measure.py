@@ -9,8 +9,8 @@ from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
 
+from sersicnet import detect, mosaic, weights
 from sersicnet import measure as module
-from sersicnet import mosaic, weights
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W
 from sersicnet.measure import measure
@@ -444,9 +444,9 @@ def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file
 
 def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_file, monkeypatch):
     frame = mosaic.read_image(field[0])
-    found = mosaic.Detections(np.zeros(frame.data.shape, np.int32), *[np.zeros(0)] * 7, np.zeros(0, bool))
-    detect = mosaic.Detector.__call__
-    monkeypatch.setattr(mosaic.Detector, "__call__", lambda self, *args: (detect(self, *args)[0], found))
+    found = detect.Detections(np.zeros(frame.data.shape, np.int32), *[np.zeros(0)] * 7, np.zeros(0, bool))
+    call = detect.Detector.__call__
+    monkeypatch.setattr(detect.Detector, "__call__", lambda self, *args: (call(self, *args)[0], found))
     table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=table)
     assert cat["fit_status"][0] == 0

@@ -5,8 +5,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from sersicnet.detect import Detector, Sky
 from sersicnet.errors import InputError
-from sersicnet.mosaic import Detector, Sky, cut, read_image
+from sersicnet.mosaic import cut, read_image
 
 
 def flat_sky(data, rms=1.0):
@@ -83,7 +84,7 @@ def test_what_is_no_image(tmp_path, blank):
     with pytest.raises(InputError, match="at least 16"):
         read_image(blank("tiny.fits", data=np.zeros((30, 3))))
     with pytest.raises(InputError, match="no finite pixel"):
-        read_image(blank("nan.fits", data=np.full((30, 30), np.nan)))
+        _ = read_image(blank("nan.fits", data=np.full((30, 30), np.nan))).data
     with pytest.raises(InputError, match="must agree"):
         read_image(blank("small.fits", data=np.zeros((30, 31))), shape=(31, 30))
 

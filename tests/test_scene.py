@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sersicnet import mosaic, scene, simulate
+from sersicnet import detect, scene, simulate
 from sersicnet.instrument import F160W
 from sersicnet.scene import Camera
 
@@ -82,7 +82,7 @@ def test_detections_scatter_as_the_description_says(camera):
     offsets = []
     for _ in range(12):
         observed = simulate.observe(model, 0.003, F160W, rng)
-        _, found = mosaic.Detector()(observed, np.zeros(observed.shape, bool))
+        _, found = detect.Detector()(observed, np.zeros(observed.shape, bool))
         label = found.segmentation[96, 96] - 1
         offsets += [found.x[label] - galaxy[0], found.y[label] - galaxy[1]]
     expected = scene.centring_error(model, 0.003)

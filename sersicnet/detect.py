@@ -1,0 +1,600 @@
+"""What stands out of an image: its sky, its noise and its sources.
+
+The sky and the noise of a whole mosaic are a mesh, estimated strip by strip;
+sources are found in any window of it. What is found at a place does not depend
+on the window: pixels are smoothed one like the other, connected regions are
+taken whole, and each is separated into sources for itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from astropy.stats import SigmaClip, mad_std
+from astropy.utils.exceptions import AstropyUserWarning
+from photutils.background import MADStdBackgroundRMS, SExtractorBackground
+from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources, detect_sources
+from photutils.utils.exceptions import NoDetectionsWarning
+from scipy import ndimage
+from scipy.spatial import KDTree
+from skimage.segmentation import expand_labels
+
+from sersicnet.errors import InputError
+from sersicnet.mosaic import Pixels, Window, grown, within
+
+BOX = 128
+"""Side of a box of the mesh in pixels, about; at least two boxes cover an image along each axis."""
+
+STRIP = 4
+"""Rows of boxes that are estimated at once."""
+
+SAMPLES, SAMPLE = 8, 256
+"""Noise is measured in this many windows along each axis of a large image, and the side of each."""
+
+COVERED = 0.8
+"""Fraction of a box without blank pixels from which on its neighbours speak for it."""
+
+GROWN = 8
+"""Pixels that sources grow by before the sky is estimated between them."""
+
+GROWTH, MOST_GROWTH = 256, 4096
+"""How far a window grows for a source that reaches beyond it, first and at most, pixels."""
+
+REACH = 3
+"""Lags of the noise's autocorrelation along each axis, pixels."""
+
+
+class Source(Protocol):
+    """An image with the maps that belong to it, read window by window."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+
+    def read(self, window: Window) -> Pixels:
+        """The pixels of a window within the image."""
+
+
+class Held(NamedTuple):
+    """An image that is in memory as a `Source`."""
+
+    pixels: Pixels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.data.shape  # type: ignore[return-value]
+
+    def read(self, window: Window) -> Pixels:
+        """Views of a window."""
+        data, bad, noise = self.pixels
+        return Pixels(data[window], bad[window], None if noise is None else noise[window])
+
+
+@dataclass
+class Sky:
+    """Background and noise of an image, or of a window of one.
+
+    Attributes
+    ----------
+    level : ndarray, float32, (H, W)
+        The sky.
+    rms : ndarray, float32, (H, W)
+        Standard deviation of a blank pixel; NaN in pixels without data.
+    autocorrelation : ndarray, float64, (7, 7)
+        Of blank pixels, by lag along y and x; 1 in the middle.
+    map_factor : float
+        What the user's noise map was multiplied with to match the scatter of
+        blank pixels; NaN without a map.
+    """
+
+    level: np.ndarray
+    rms: np.ndarray
+    autocorrelation: np.ndarray
+    map_factor: float
+
+    @property
+    def correlation(self) -> float:
+        """How much larger the noise of a large aperture is than that of independent pixels.
+
+        1 for white noise, about 2 for drizzled images.
+        """
+        return correlation(self.autocorrelation)
+
+
+def correlation(autocorrelation: np.ndarray) -> float:
+    """Noise of a large aperture over that of independent pixels, from an autocorrelation."""
+    return float(np.sqrt(max(autocorrelation.sum(), 1.0)))
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Sky and noise of a whole image.
+
+    Attributes
+    ----------
+    level, rms : ndarray, float64, (h, w)
+        Of boxes that cover the image evenly, smoothed by a median over 3 x 3 of them.
+    shape : (int, int)
+        Height and width of the image.
+    autocorrelation : ndarray, float64, (7, 7)
+        Of blank pixels, by lag along y and x; 1 in the middle.
+    smoothed : float
+        Noise of the smoothed image in units of that of its pixels.
+    map_factor : float
+        See `Sky`.
+    """
+
+    level: np.ndarray
+    rms: np.ndarray
+    shape: tuple[int, int]
+    autocorrelation: np.ndarray
+    smoothed: float
+    map_factor: float
+
+    def at(self, window: Window, pixels: Pixels) -> Sky:
+        """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
+        rms = np.maximum(_interpolated(self.rms, self.shape, window), 1e-3 * np.median(self.rms))
+        if pixels.noise is not None and np.isfinite(self.map_factor):
+            rms = pixels.noise * self.map_factor
+        rms = np.where(pixels.bad, np.nan, rms).astype(np.float32)
+        level = _interpolated(self.level, self.shape, window).astype(np.float32)
+        return Sky(level, rms, self.autocorrelation, self.map_factor)
+
+
+@dataclass
+class Detections:
+    """Sources found in an image, or in a window of one, in order of label.
+
+    Attributes
+    ----------
+    segmentation : ndarray, int32, (H, W)
+        Labels from 1; 0 is sky.
+    x, y : ndarray, float64, (N,)
+        Centroids, zero-based pixels.
+    a, b : ndarray, float64, (N,)
+        1 sigma axes of the moments, pixels.
+    theta : ndarray, float64, (N,)
+        Angle of the major axis, degrees from +x towards +y.
+    flux : ndarray, float64, (N,)
+        Sum over the detected pixels, image units.
+    area : ndarray, float64, (N,)
+        Number of detected pixels.
+    blended : ndarray, bool, (N,)
+        Whether the source was separated from a touching one.
+    """
+
+    segmentation: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    theta: np.ndarray
+    flux: np.ndarray
+    area: np.ndarray
+    blended: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def claimed(self) -> np.ndarray:
+        """The segmentation with every source grown by two pixels, int32, (H, W)."""
+        return expand_labels(self.segmentation, 2)
+
+
+class Found(NamedTuple):
+    """A window of an image with what was found in it; `detections` are in its pixels."""
+
+    window: Window
+    pixels: Pixels
+    sky: Sky
+    detections: Detections
+
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""What applies a function to many things, in their order; `map`, or one that has workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """How sources are found.
+
+    Attributes
+    ----------
+    threshold : float
+        In units of the noise of the smoothed image.
+    smoothing : float
+        FWHM of the Gaussian that the image is smoothed with, pixels.
+    n_pixels : int
+        Least number of connected pixels above the threshold.
+    n_levels, contrast : int, float
+        Of the deblending: see `photutils.segmentation.deblend_sources`.
+    """
+
+    threshold: float = 3.0
+    smoothing: float = 3.0
+    n_pixels: int = 15
+    n_levels: int = 32
+    contrast: float = 0.005
+
+    def __call__(
+        self, data: np.ndarray, bad: np.ndarray, noise_map: np.ndarray | None = None
+    ) -> tuple[Sky, Detections]:
+        """Measure the sky and find the sources of an image in memory.
+
+        Parameters
+        ----------
+        data : ndarray, float32, (H, W)
+            Image, sky included; pixels of `bad` are ignored.
+        bad : ndarray, bool, (H, W)
+            Pixels without data.
+        noise_map : ndarray, float32, (H, W), optional
+            Relative noise of the pixels: its scale is fitted to the image.
+
+        Returns
+        -------
+        Sky, Detections
+
+        Raises
+        ------
+        InputError
+            If the noise of the image is zero.
+        """
+        source = Held(Pixels(data, bad, noise_map))
+        mesh = self.mesh(source)
+        window = slice(0, data.shape[0]), slice(0, data.shape[1])
+        sky = mesh.at(window, source.pixels)
+        return sky, self.find(source.pixels, sky, mesh.smoothed)
+
+    def mesh(self, source: Source, apply: Map = map) -> Mesh:
+        """Estimate sky and noise of an image, strip by strip.
+
+        First from all pixels, clipped; then from those between the sources that
+        stand out of that first sky.
+
+        Parameters
+        ----------
+        source : Source
+        apply : callable
+            Applies a function to the strips.
+
+        Raises
+        ------
+        InputError
+            If no pixel has data, or the noise of the image is zero.
+        """
+        edges = _edges(source.shape)
+        strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
+        mesh = _assembled(apply(_first_boxes, strips), source.shape)
+        smoothed = _sampled(apply, self, source, mesh, 1.0)[0]
+        mesh = _assembled(apply(_boxes_between, [(*strip, self, mesh, smoothed) for strip in strips]), source.shape)
+        smoothed, autocorrelation, factor = _sampled(apply, self, source, mesh, smoothed)
+        return Mesh(*mesh, autocorrelation, smoothed, factor)
+
+    @property
+    def halo(self) -> int:
+        """Pixels beyond a window that what is found in it depends on, besides whole sources."""
+        return len(self._kernel) // 2 + 1
+
+    @property
+    def _kernel(self) -> np.ndarray:
+        sigma = self.smoothing / np.sqrt(8 * np.log(2))
+        reach = int(np.ceil(4 * sigma))
+        line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+        return np.asarray(line / line.sum())
+
+    def smooth(self, clean: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        """An image smoothed for detection, float32; each pixel alike, whatever window it is in."""
+        out = np.where(bad, 0, clean).astype(np.float32)
+        for axis in (0, 1):
+            out = ndimage.correlate1d(out, self._kernel, axis, mode="constant")
+        return out
+
+    def regions(self, smooth: np.ndarray, sky: Sky, bad: np.ndarray, smoothed: float) -> SegmentationImage | None:
+        """Connected regions above the threshold; None if there are none."""
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+            warnings.simplefilter("ignore", NoDetectionsWarning)
+            threshold = np.where(bad, np.inf, self.threshold * smoothed * sky.rms)
+            return detect_sources(smooth, threshold, self.n_pixels, mask=bad)
+
+    def find(self, pixels: Pixels, sky: Sky, smoothed: float) -> Detections:
+        """Find the sources of an image in memory.
+
+        Parameters
+        ----------
+        pixels : Pixels
+        sky : Sky
+        smoothed : float
+            See `Mesh`.
+        """
+        smooth = self.smooth(pixels.data - sky.level, pixels.bad)
+        return self._sources(pixels, sky, smooth, self.regions(smooth, sky, pixels.bad, smoothed))
+
+    def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
+        """Find the sources of a zone of an image, whole.
+
+        The window that is read reaches beyond the zone, and grows until it holds
+        all of each connected region that has a pixel in the zone; other regions are
+        left out. What is found of a region is then the same for every zone.
+
+        Parameters
+        ----------
+        source : Source
+        mesh : Mesh
+            Of the image.
+        zone : Window
+
+        Returns
+        -------
+        Found
+        """
+        shape, more = source.shape, [0, 0, 0, 0]
+        while True:
+            reach = grown(zone, self.halo + 1, shape)
+            window = (
+                slice(max(reach[0].start - more[0], 0), min(reach[0].stop + more[1], shape[0])),
+                slice(max(reach[1].start - more[2], 0), min(reach[1].stop + more[3], shape[1])),
+            )
+            pixels = source.read(window)
+            sky = mesh.at(window, pixels)
+            smooth = self.smooth(pixels.data - sky.level, pixels.bad)
+            found = self.regions(smooth, sky, pixels.bad, mesh.smoothed)
+            kept = np.zeros(0, int)
+            if found is not None:
+                kept = np.unique(found.data[within(zone, window)])
+                kept = kept[kept > 0]
+            if not len(kept):
+                return Found(window, pixels, sky, self._sources(pixels, sky, smooth, None))
+            assert found is not None
+            # Near a side that is not the image's, smoothing lacks what lies beyond.
+            side = self.halo
+            bands = (found.data[:side], found.data[-side:], found.data[:, :side], found.data[:, -side:])
+            open_sides = (
+                window[0].start > 0,
+                window[0].stop < shape[0],
+                window[1].start > 0,
+                window[1].stop < shape[1],
+            )
+            cut = [is_open and bool(np.isin(band, kept).any()) for band, is_open in zip(bands, open_sides, strict=True)]
+            if not any(cut) or max(more) >= MOST_GROWTH:
+                found.keep_labels(kept, relabel=True)
+                return Found(window, pixels, sky, self._sources(pixels, sky, smooth, found))
+            more = [max(2 * m, GROWTH) if is_cut else m for m, is_cut in zip(more, cut, strict=True)]
+
+    def _sources(self, pixels: Pixels, sky: Sky, smooth: np.ndarray, found: SegmentationImage | None) -> Detections:
+        clean = pixels.data - sky.level
+        if found is None:
+            none = np.zeros(0)
+            nothing = np.zeros(clean.shape, np.int32)
+            return Detections(nothing, none, none, none, none, none, none, none, np.zeros(0, bool))
+        parts = self._deblended(smooth, found)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            catalog = SourceCatalog(clean, parts, convolved_data=smooth, mask=pixels.bad)
+            first_parent = np.zeros(parts.max_label + 1, np.int64)
+            first_parent[parts.data[parts.data > 0]] = found.data[parts.data > 0]
+            parent = first_parent[parts.labels]
+            siblings = np.bincount(parent, minlength=parent.max() + 1)
+            return Detections(
+                segmentation=parts.data.astype(np.int32),
+                x=np.atleast_1d(catalog.x_centroid),
+                y=np.atleast_1d(catalog.y_centroid),
+                a=np.atleast_1d(catalog.semimajor_axis.value),
+                b=np.atleast_1d(catalog.semiminor_axis.value),
+                theta=(np.atleast_1d(catalog.orientation.to_value("deg")) + 90) % 180 - 90,
+                flux=np.atleast_1d(catalog.segment_flux),
+                area=np.atleast_1d(catalog.segment_area.value).astype(float),
+                blended=siblings[parent] > 1,
+            )
+
+    def _deblended(self, smooth: np.ndarray, found: SegmentationImage) -> SegmentationImage:
+        # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
+        options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            return deblend_sources(
+                smooth, found, self.n_pixels, n_levels=self.n_levels, contrast=self.contrast, **options
+            )
+
+
+# --- the mesh -----------------------------------------------------------------------------------------
+
+
+class _Boxes(NamedTuple):
+    """Level and rms of boxes, NaN where there are too few blank pixels; and the shape of the image."""
+
+    level: np.ndarray
+    rms: np.ndarray
+    shape: tuple[int, int]
+
+
+Edges = tuple[list[int], list[int]]
+_Strip = tuple[Source, Edges, int]
+"""An image, the edges of its boxes, and the first row of boxes of a strip."""
+
+
+def _edges(shape: tuple[int, int]) -> Edges:
+    rows, columns = (np.linspace(0, n, max(2, round(n / BOX)) + 1).round().astype(int).tolist() for n in shape)
+    return rows, columns
+
+
+def _rows_of(edges: Edges, first: int) -> tuple[list[int], slice]:
+    """The edges of a strip's boxes along y, and its rows."""
+    own = edges[0][first : first + STRIP + 1]
+    return own, slice(own[0], own[-1])
+
+
+def _first_boxes(strip: _Strip) -> _Boxes:
+    source, edges, first = strip
+    own, rows = _rows_of(edges, first)
+    data, bad, _ = source.read((rows, slice(0, source.shape[1])))
+    return _boxes(data, bad, (own, edges[1]), source.shape)
+
+
+def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) -> _Boxes:
+    source, edges, first, detector, mesh, smoothed = strip
+    own, rows = _rows_of(edges, first)
+    strip_window = rows, slice(0, source.shape[1])
+    window = grown(strip_window, GROWN + detector.halo, source.shape)
+    pixels = source.read(window)
+    sources = _covered(detector, pixels, window, mesh, smoothed)
+    inner = within(strip_window, window)
+    return _boxes(pixels.data[inner], (pixels.bad | sources)[inner], (own, edges[1]), source.shape)
+
+
+def _covered(detector: Detector, pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> np.ndarray:
+    """Pixels of sources and what is near them, bool, (H, W)."""
+    sky = Mesh(*mesh, np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
+    smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
+    found = detector.regions(smooth, sky, pixels.bad, smoothed)
+    if found is None:
+        return np.zeros(pixels.bad.shape, bool)
+    return np.asarray(expand_labels(found.data, GROWN) > 0)
+
+
+def _boxes(data: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int]) -> _Boxes:
+    """Sigma-clipped sky and noise of the boxes of a strip, whose first row is that of the first edge."""
+    rows, columns = ([slice(a, b) for a, b in itertools.pairwise(line)] for line in edges)
+    first = rows[0].start
+    values = np.where(ignore, np.nan, data).astype(np.float32)
+    parts = [values[y.start - first : y.stop - first, x].ravel() for y in rows for x in columns]
+    level, rms = np.full(len(parts), np.nan), np.full(len(parts), np.nan)
+    padded = np.full((len(parts), max(len(part) for part in parts)), np.nan, np.float32)
+    for row, part in zip(padded, parts, strict=True):
+        row[: len(part)] = part
+    enough = np.isfinite(padded).mean(axis=1) > 1 - COVERED
+    if enough.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)  # of the NaNs that are meant to be left out
+            clipped = SigmaClip(3.0, maxiters=10)(padded[enough], axis=1, masked=False)
+        level[enough] = SExtractorBackground(sigma_clip=None).calc_background(clipped, axis=1)
+        rms[enough] = MADStdBackgroundRMS(sigma_clip=None).calc_background_rms(clipped, axis=1)
+    form = len(rows), len(columns)
+    return _Boxes(level.reshape(form), rms.reshape(form), shape)
+
+
+def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
+    """The mesh of all strips: gaps filled from around, and outliers taken out."""
+    parts = list(strips)
+    level, rms = (np.concatenate(maps) for maps in ([p.level for p in parts], [p.rms for p in parts]))
+    known = np.isfinite(level)
+    if not known.any():
+        raise InputError(
+            "The image has no sky to speak of: every part is covered by sources, or has no data. Give a larger image."
+        )
+    if not np.median(rms[known]) > 0:
+        raise InputError(
+            "The image has no noise: its blank pixels all have the same value, so nothing can be measured."
+        )
+    if not known.all():
+        distance, near = KDTree(np.argwhere(known)).query(np.argwhere(~known), k=min(10, int(known.sum())))
+        distance, near = distance.reshape(len(near), -1), near.reshape(len(near), -1)
+        weight = 1 / distance
+        for values in (level, rms):
+            values[~known] = (values[known][near] * weight).sum(axis=1) / weight.sum(axis=1)
+    level, rms = (ndimage.median_filter(values, 3, mode="nearest") for values in (level, rms))
+    return _Boxes(level, rms, shape)
+
+
+def _interpolated(mesh: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
+    """A mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres, float64.
+
+    Summed term by term, so that a pixel has the same value in every window.
+    """
+    pad = 3
+    values = np.pad(mesh, pad, mode="reflect", reflect_type="odd")
+    values = ndimage.spline_filter(values, order=3, mode="mirror")
+    for axis, part in enumerate(window):
+        place = (np.arange(part.start, part.stop) + 0.5) * mesh.shape[axis] / shape[axis] - 0.5 + pad
+        first = np.floor(place).astype(int)
+        t = place - first
+        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        form = (-1, 1) if axis == 0 else (1, -1)
+        values = sum(
+            (weight / 6).reshape(form) * np.take(values, first + k, axis)
+            for k, weight in zip((-1, 0, 1, 2), weights, strict=True)
+        )
+    return values
+
+
+# --- the noise ----------------------------------------------------------------------------------------
+
+
+def _windows(shape: tuple[int, int]) -> Iterator[Window]:
+    """Windows that noise is measured in: all of a small image, many small ones spread over a large one."""
+    if max(shape) <= SAMPLES * SAMPLE:
+        yield slice(0, shape[0]), slice(0, shape[1])
+        return
+    starts = [np.linspace(0, max(n - SAMPLE, 0), min(SAMPLES, -(-n // SAMPLE))).astype(int) for n in shape]
+    for y in starts[0].tolist():
+        for x in starts[1].tolist():
+            yield slice(y, min(y + SAMPLE, shape[0])), slice(x, min(x + SAMPLE, shape[1]))
+
+
+def _sampled(
+    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float
+) -> tuple[float, np.ndarray, float]:
+    """Noise of the smoothed image, autocorrelation, and the factor on a noise map, from blank pixels."""
+    found = list(apply(_noise, [(detector, source, window, mesh, smoothed) for window in _windows(source.shape)]))
+    weight = np.array([n for n, *_ in found], float)
+    known = weight > 0
+    if not known.any():
+        return 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
+    ratios, factors = (np.array([row[k] for row in found])[known] for k in (1, 3))
+    products = sum(row[2] for row in found)
+    lags = products[0] / np.maximum(products[1], 1e-30)
+    autocorrelation = lags / lags[REACH, REACH] if lags[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
+    return float(np.median(ratios)), autocorrelation, float(np.median(factors))
+
+
+def _noise(
+    job: tuple[Detector, Source, Window, _Boxes, float],
+) -> tuple[int, float, np.ndarray, float]:
+    """Blank pixels of a window, the noise of its smoothed image, `_products`, and the factor on a noise map."""
+    detector, source, window, mesh, smoothed = job
+    pixels = source.read(window)
+    ignore = pixels.bad | _covered(detector, pixels, window, mesh, smoothed)
+    blank = ~ignore
+    nothing = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
+    if not blank.any():
+        blank = ~pixels.bad  # one source covers all of it
+        if not blank.any():
+            return 0, np.nan, nothing, np.nan
+    factor = np.nan
+    flat = Mesh(*mesh, np.ones((1, 1)), smoothed, np.nan)
+    sky = flat.at(window, pixels)
+    clean = pixels.data - sky.level
+    if pixels.noise is not None:
+        factor = float(mad_std((clean / pixels.noise)[blank]))
+        sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
+    smooth = detector.smooth(clean, pixels.bad)
+    ratio = float(mad_std((smooth / sky.rms)[blank]))
+    return int(blank.sum()), ratio, _products(clean / sky.rms, blank), factor
+
+
+def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Sums of products of blank pixels by lag, and how many there are, float64, (2, 7, 7)."""
+    out = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
+    if not used.any():
+        return out
+    values = np.where(used, np.clip(normalised - np.median(normalised[used]), -5, 5), 0).astype(np.float32)
+    inside = used.astype(np.float32)
+    for dy in range(REACH + 1):
+        for dx in range(-REACH, REACH + 1):
+            if (dy, dx) >= (0, 0):
+                for plane, array in zip(out, (values, inside), strict=True):
+                    plane[REACH + dy, REACH + dx] = plane[REACH - dy, REACH - dx] = _shifted_sum(array, dx, dy)
+    return out
+
+
+def _shifted_sum(values: np.ndarray, dx: int, dy: int) -> float:
+    h, w = values.shape
+    a = values[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
+    b = values[max(0, -dy) : h + min(0, -dy), max(0, -dx) : w + min(0, -dx)]
+    return float(np.einsum("ij,ij->", a, b, dtype=np.float64))

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from sersicnet.detect import Detector, Held, Mesh
+from sersicnet.mosaic import Pixels, grown, read_image
+
+
+@pytest.fixture(scope="module")
+def held(field):
+    image = read_image(field[0])
+    return Held(Pixels(image.data, image.without_data()))
+
+
+@pytest.fixture(scope="module")
+def mesh(held):
+    return Detector().mesh(held)
+
+
+def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):
+    detector = Detector()
+    everything = (slice(0, 512), slice(0, 512))
+    whole = detector.find(held.pixels, mesh.at(everything, held.pixels), mesh.smoothed)
+    seen = np.zeros(len(whole), int)
+    for zone in ((slice(0, 300), slice(0, 210)), (slice(300, 512), slice(0, 210)), (slice(0, 512), slice(210, 512))):
+        window, pixels, _sky, found = detector.around(held, mesh, zone)
+        np.testing.assert_array_equal(pixels.data, held.pixels.data[window])
+        for i in range(len(found)):
+            x, y = found.x[i] + window[1].start, found.y[i] + window[0].start
+            j = int(np.argmin(np.hypot(whole.x - x, whole.y - y)))
+            assert (x, y) == pytest.approx((whole.x[j], whole.y[j]), abs=1e-9)
+            for name in ("flux", "area", "a", "b", "theta", "blended"):
+                assert getattr(found, name)[i] == getattr(whole, name)[j]
+            seen[j] += zone[1].start <= round(x) < zone[1].stop and zone[0].start <= round(y) < zone[0].stop
+    assert (seen == 1).all()
+
+
+def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):
+    everything, part = (slice(0, 512), slice(0, 512)), (slice(101, 307), slice(33, 350))
+    whole, inner = (mesh.at(window, held.read(window)) for window in (everything, part))
+    np.testing.assert_array_equal(inner.level, whole.level[part])
+    np.testing.assert_array_equal(inner.rms, whole.rms[part])
+    smooth = Detector().smooth
+    wide = grown(part, Detector().halo, held.shape)
+    np.testing.assert_array_equal(
+        smooth(held.pixels.data[wide], held.pixels.bad[wide])[7:-7, 7:-7],
+        smooth(held.pixels.data, held.pixels.bad)[wide][7:-7, 7:-7],
+    )
+
+
+def test_a_mesh_follows_a_sloping_sky():
+    rng = np.random.default_rng(0)
+    y, x = np.indices((700, 900))
+    slope = (0.004 * x - 0.002 * y + 5).astype(np.float32)
+    data = slope + rng.normal(0, 1 + x / 900, x.shape).astype(np.float32)
+    held = Held(Pixels(data, np.zeros(data.shape, bool)))
+    window = slice(0, 700), slice(0, 900)
+    sky = Detector().mesh(held).at(window, held.pixels)
+    inner = slice(150, -150), slice(150, -150)
+    assert np.abs(sky.level - slope)[inner].max() < 0.12
+    assert np.abs(sky.rms / (1 + x / 900) - 1)[inner].max() < 0.06
+    assert np.abs(sky.level - slope).max() < 0.6  # half a box's step of the slope, in the corners
+
+
+def test_a_box_full_of_a_source_takes_the_sky_from_around():
+    rng = np.random.default_rng(0)
+    data = rng.normal(3, 1, (640, 640)).astype(np.float32)
+    y, x = np.indices(data.shape) - 320.0
+    data += (200 * np.exp(-np.hypot(x, y) / 25)).astype(np.float32)
+    held = Held(Pixels(data, np.zeros(data.shape, bool)))
+    mesh = Detector().mesh(held)
+    assert isinstance(mesh, Mesh)
+    assert mesh.level == pytest.approx(3, abs=0.25)
+    assert mesh.rms == pytest.approx(1, abs=0.1)
