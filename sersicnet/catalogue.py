@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import astropy
@@ -88,26 +91,63 @@ def write(table: QTable, path: Path) -> None:
         _whole(path, lambda partial: table.write(partial, format=kind, overwrite=True))
 
 
-def write_image(data: np.ndarray, frame: mosaic.Image, path: Path) -> None:
-    """Write an image that lies on another one; it appears whole or not at all."""
+@contextmanager
+def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray | None]:
+    """An image that lies on another one, to be filled part by part; it appears whole or not at all.
+
+    Yields
+    ------
+    ndarray, float32, (H, W) or None
+        On disk; None without a path.
+    """
+    if path is None:
+        yield None
+        return
     header = fits.Header() if frame.wcs is None else frame.wcs.to_header()
     for key in ("BUNIT", *instrument.KEYWORDS):
         if key in frame.header:
             header[key] = frame.header[key]
     header["IMAGE"] = frame.name if len(frame.name) < 60 else Path(frame.name).name
     header["SNETVER"] = sersicnet.__version__
-    hdu = fits.PrimaryHDU(data.astype(np.float32), header)
-    _whole(path, lambda partial: hdu.writeto(partial, overwrite=True))
+    full = fits.PrimaryHDU(header=header).header
+    full["BITPIX"], full["NAXIS"] = -32, 2
+    full.set("NAXIS1", frame.shape[1], after="NAXIS")
+    full.set("NAXIS2", frame.shape[0], after="NAXIS1")
+    start = full.tostring().encode("ascii")
+    size = 4 * frame.shape[0] * frame.shape[1]
+    with _partial(path) as partial:
+        with partial.open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + -(-size // 2880) * 2880)
+        pixels = np.memmap(partial, ">f4", "r+", len(start), frame.shape)
+        yield pixels
+        pixels.flush()
+        del pixels
+        if path.suffix == ".gz":
+            packed = partial.with_suffix(".packed")
+            try:
+                with partial.open("rb") as plain, gzip.open(packed, "wb") as file:
+                    shutil.copyfileobj(plain, file)
+                packed.replace(partial)
+            finally:
+                packed.unlink(missing_ok=True)
 
 
 def _whole(path: Path, write_to: Callable[[Path], None]) -> None:
     """Let something be written beside `path`, then rename it."""
+    with _partial(path) as partial:
+        write_to(partial)
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file beside `path` that gets its name in the end."""
     suffix = "".join(path.suffixes[-2:])
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=suffix, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
-        write_to(partial)
+        yield partial
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -138,6 +138,23 @@ class Mesh:
     smoothed: float
     map_factor: float
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays, to be kept; `of` is the inverse."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Mesh:
+        """From `arrays`."""
+        height, width = arrays["shape"].tolist()
+        return cls(
+            arrays["level"],
+            arrays["rms"],
+            (height, width),
+            arrays["autocorrelation"],
+            float(arrays["smoothed"]),
+            float(arrays["map_factor"]),
+        )
+
     def at(self, window: Window, pixels: Pixels) -> Sky:
         """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
         rms = np.maximum(_interpolated(self.rms, self.shape, window), 1e-3 * np.median(self.rms))
@@ -189,7 +206,11 @@ class Detections:
 
 
 class Found(NamedTuple):
-    """A window of an image with what was found in it; `detections` are in its pixels."""
+    """A window of an image with what was found in it.
+
+    The segmentation of `detections` is that of the window; their x and y are pixels
+    of the image, in whole millionths, so that they are the same from every window.
+    """
 
     window: Window
     pixels: Pixels
@@ -275,7 +296,7 @@ class Detector:
         smoothed = _sampled(apply, self, source, mesh, 1.0)[0]
         mesh = _assembled(apply(_boxes_between, [(*strip, self, mesh, smoothed) for strip in strips]), source.shape)
         smoothed, autocorrelation, factor = _sampled(apply, self, source, mesh, smoothed)
-        return Mesh(*mesh, autocorrelation, smoothed, factor)
+        return Mesh(*mesh[:3], autocorrelation, smoothed, factor)
 
     @property
     def halo(self) -> int:
@@ -364,7 +385,10 @@ class Detector:
             cut = [is_open and bool(np.isin(band, kept).any()) for band, is_open in zip(bands, open_sides, strict=True)]
             if not any(cut) or max(more) >= MOST_GROWTH:
                 found.keep_labels(kept, relabel=True)
-                return Found(window, pixels, sky, self._sources(pixels, sky, smooth, found))
+                detections = self._sources(pixels, sky, smooth, found)
+                detections.x = np.round(detections.x + window[1].start, 6)
+                detections.y = np.round(detections.y + window[0].start, 6)
+                return Found(window, pixels, sky, detections)
             more = [max(2 * m, GROWTH) if is_cut else m for m, is_cut in zip(more, cut, strict=True)]
 
     def _sources(self, pixels: Pixels, sky: Sky, smooth: np.ndarray, found: SegmentationImage | None) -> Detections:
@@ -407,11 +431,12 @@ class Detector:
 
 
 class _Boxes(NamedTuple):
-    """Level and rms of boxes, NaN where there are too few blank pixels; and the shape of the image."""
+    """Level and rms of boxes, NaN where there are too few blank pixels; the shape of the image; pixels with data."""
 
     level: np.ndarray
     rms: np.ndarray
     shape: tuple[int, int]
+    usable: int
 
 
 Edges = tuple[list[int], list[int]]
@@ -434,7 +459,7 @@ def _first_boxes(strip: _Strip) -> _Boxes:
     source, edges, first = strip
     own, rows = _rows_of(edges, first)
     data, bad, _ = source.read((rows, slice(0, source.shape[1])))
-    return _boxes(data, bad, (own, edges[1]), source.shape)
+    return _boxes(data, bad, bad, (own, edges[1]), source.shape)
 
 
 def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) -> _Boxes:
@@ -445,12 +470,13 @@ def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) ->
     pixels = source.read(window)
     sources = _covered(detector, pixels, window, mesh, smoothed)
     inner = within(strip_window, window)
-    return _boxes(pixels.data[inner], (pixels.bad | sources)[inner], (own, edges[1]), source.shape)
+    bad = pixels.bad[inner]
+    return _boxes(pixels.data[inner], bad, bad | sources[inner], (own, edges[1]), source.shape)
 
 
 def _covered(detector: Detector, pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> np.ndarray:
     """Pixels of sources and what is near them, bool, (H, W)."""
-    sky = Mesh(*mesh, np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
+    sky = Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
     smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
     found = detector.regions(smooth, sky, pixels.bad, smoothed)
     if found is None:
@@ -458,7 +484,7 @@ def _covered(detector: Detector, pixels: Pixels, window: Window, mesh: _Boxes, s
     return np.asarray(expand_labels(found.data, GROWN) > 0)
 
 
-def _boxes(data: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int]) -> _Boxes:
+def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int]) -> _Boxes:
     """Sigma-clipped sky and noise of the boxes of a strip, whose first row is that of the first edge."""
     rows, columns = ([slice(a, b) for a, b in itertools.pairwise(line)] for line in edges)
     first = rows[0].start
@@ -476,14 +502,19 @@ def _boxes(data: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int,
         level[enough] = SExtractorBackground(sigma_clip=None).calc_background(clipped, axis=1)
         rms[enough] = MADStdBackgroundRMS(sigma_clip=None).calc_background_rms(clipped, axis=1)
     form = len(rows), len(columns)
-    return _Boxes(level.reshape(form), rms.reshape(form), shape)
+    return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()))
 
 
 def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
     """The mesh of all strips: gaps filled from around, and outliers taken out."""
     parts = list(strips)
     level, rms = (np.concatenate(maps) for maps in ([p.level for p in parts], [p.rms for p in parts]))
-    known = np.isfinite(level)
+    known, usable = np.isfinite(level), sum(p.usable for p in parts)
+    if not usable:
+        raise InputError(
+            "The image has no pixel left that is finite, exposed, not masked and has a positive noise. "
+            "Check the image and its maps."
+        )
     if not known.any():
         raise InputError(
             "The image has no sky to speak of: every part is covered by sources, or has no data. Give a larger image."
@@ -499,7 +530,7 @@ def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
         for values in (level, rms):
             values[~known] = (values[known][near] * weight).sum(axis=1) / weight.sum(axis=1)
     level, rms = (ndimage.median_filter(values, 3, mode="nearest") for values in (level, rms))
-    return _Boxes(level, rms, shape)
+    return _Boxes(level, rms, shape, usable)
 
 
 def _interpolated(mesh: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
@@ -567,7 +598,7 @@ def _noise(
         if not blank.any():
             return 0, np.nan, nothing, np.nan
     factor = np.nan
-    flat = Mesh(*mesh, np.ones((1, 1)), smoothed, np.nan)
+    flat = Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan)
     sky = flat.at(window, pixels)
     clean = pixels.data - sky.level
     if pixels.noise is not None:

@@ -232,7 +232,13 @@ def width_of_points(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: d
     Width
         NaN where there are too few point sources to tell.
     """
-    chosen = _heap(*_profiles(data, bad, sky, found).T)
+    return width_of_profiles(profiles(data, bad, sky, found))
+
+
+def width_of_profiles(found: np.ndarray) -> Width:
+    """Width of the PSF, from the `profiles` of all parts of an image; see `width_of_points`."""
+    brightest = np.argsort(-found[:, 2], kind="stable")[:MOST_SOURCES]
+    chosen = _heap(*found[brightest, :2].T)
     if not len(chosen):
         return Width(np.nan, np.nan, "too few point sources")
     value, scatter = float(np.median(chosen)), float(np.std(chosen))
@@ -258,15 +264,43 @@ def _heap(widths: np.ndarray, light: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _profiles(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: detect.Detections) -> np.ndarray:
-    """Width of the core [pix] and light in units of its own, of round and bright sources, float64, (M, 2)."""
+def profiles(
+    data: np.ndarray,
+    bad: np.ndarray,
+    sky: detect.Sky,
+    found: detect.Detections,
+    which: np.ndarray | None = None,
+    origin: tuple[int, int] = (0, 0),
+) -> np.ndarray:
+    """What tells whether bright and round sources are points.
+
+    Parameters
+    ----------
+    data, bad, sky, found
+        As for `width_of_points`, of an image or a window of it.
+    which : ndarray, bool, (N,), optional
+        Which detections to look at.
+    origin : (int, int)
+        x and y of the first pixel of the arrays.
+
+    Returns
+    -------
+    ndarray, float64, (M, 3)
+        Width of the core [pix], light in units of its own, and mean surface brightness.
+    """
     rows = []
     offset_y, offset_x = np.indices((2 * REACH + 1, 2 * REACH + 1)) - REACH
     distance = np.hypot(offset_x, offset_y)
     with np.errstate(invalid="ignore", divide="ignore"):
-        brightest = np.argsort(-found.flux / found.area)[:MOST_SOURCES]
-    for x, y in zip(found.x[brightest], found.y[brightest], strict=True):
-        column, row = _peak(data, round(float(x)), round(float(y)))
+        brightness = found.flux / found.area
+    brightest = np.argsort(-brightness, kind="stable")
+    if which is not None:
+        brightest = brightest[which[brightest]]
+    for i in brightest[:MOST_SOURCES]:
+        x, y = float(found.x[i]) - origin[0], float(found.y[i]) - origin[1]
+        if not (np.isfinite(x) and np.isfinite(y)):
+            continue
+        column, row = _peak(data, round(x), round(y))
         part = slice(row - REACH, row + REACH + 1), slice(column - REACH, column + REACH + 1)
         if min(row, column) < REACH or data[part].shape != distance.shape or bad[part].any():
             continue
@@ -284,8 +318,8 @@ def _profiles(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: detect.
             radius = np.hypot(offset_x - core.x, offset_y - core.y) / core.fwhm
             light = float(box[radius < 1.5].sum()) / (peak * core.height * core.fwhm**2)
             if light > 0:
-                rows.append((core.fwhm, light))
-    return np.array(rows).reshape(-1, 2)
+                rows.append((core.fwhm, light, brightness[i]))
+    return np.array(rows).reshape(-1, 3)
 
 
 def _peak(data: np.ndarray, column: int, row: int) -> tuple[int, int]:

@@ -6,9 +6,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +21,8 @@ from astropy import units
 from astropy.table import Column, QTable, Table
 from scipy.spatial import KDTree
 
-from sersicnet import catalogue, detect, domain, instrument, mosaic, population, realsky, weights
+import sersicnet
+from sersicnet import catalogue, detect, domain, instrument, mosaic, population, realsky, weights, work
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.fit import SKY_LEFT, STRUCTURE, Fits, Fitter, Noise, Prior, Status
 from sersicnet.schema import (
@@ -34,6 +39,9 @@ from sersicnet.schema import (
 
 STAMPS_AT_ONCE = 512
 """Stamps cut before they go through the network: 32 MB."""
+
+TILE = 2048
+"""Side of the pieces that a large image is worked on in, pixels."""
 
 PRIOR_SAMPLE = 4000
 """Galaxies drawn from a distribution to make a prior of it."""
@@ -68,6 +76,8 @@ def measure(
     robust: bool = False,
     model: str | Path | None = None,
     residual: str | Path | None = None,
+    tile: int = TILE,
+    workers: int | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = lambda stage, done, total: None,
@@ -125,8 +135,14 @@ def measure(
     model, residual : str or Path, optional
         FITS images to write: all fitted galaxies as drawn, and the image minus
         its sky and them.
+    tile : int
+        Side of the pieces that a large image is worked on in, pixels. The catalogue does
+        not depend on it.
+    workers : int, optional
+        Processes that work on the pieces; as many as there are cores by default.
     overwrite : bool
-        Whether to replace what is written.
+        Whether to replace what is written, and to drop an unfinished run with other
+        options.
     command : str
         The command line, for the catalogue's header.
     report : callable
@@ -158,31 +174,44 @@ def measure(
     _check_noise(gain, structure)
     network = weights.load(weights_name)
     width = None if psf is None else domain.width_of_file(psf, psf_oversampling)
-    scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
-    if width is None:
-        width = domain.width_of_points(scene.frame.data, scene.bad, scene.sky, scene.found)
-    fitter, source_of_psf = None, ""
-    if refine:
-        point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
-        if gain is None:
-            gain = _gain_of_weights(network, scene.zero.value)
-        noise = Noise(scene.sky.autocorrelation, gain, SKY_LEFT, structure)
-        fitter = Fitter(point, noise, prior=_prior(prior, scene), robust=robust, psf_oversampling=psf_oversampling)
-    values = _Values.empty(scene)
-    _predict(scene, values, network, report)
-    if fitter is not None:
-        _fit(scene, values, fitter, _width(point, psf_oversampling), report, keep=False)
-    verdict = network.domain.compare(scene.zero, scene.scale, width, values.rms)
-    values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
-    values.flags[network.domain.out_of_range(values.targets)] |= Flag.OUT_OF_RANGE
-    table = _table(scene, values, network, fitted=refine)
-    table.meta.update(_provenance(scene, network, command))
-    table.meta.update(PSFSRC=width.source, OUTSIDE=", ".join(verdict.reasons) or "nothing")
-    if np.isfinite(width.value):
-        table.meta["PSFFWHM"] = width.value
-    if fitter is not None:
-        table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior), STRUCTUR=structure)
-    files.write(table, scene, values, fitter)
+    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    fitter, source_of_psf, point_width = None, "", 0.0
+    config = {
+        "command": "measure",
+        "weights": network.sha256,
+        "refine": refine,
+        "psf": None if psf is None else str(psf),
+        "gain": gain,
+        "prior": str(prior),
+        "structure": structure,
+        "robust": robust,
+    }
+    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, tile) as apply:
+        mesh = plan.mesh(kept, apply, report)
+        if refine:
+            point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
+            if gain is None:
+                gain = _gain_of_weights(network, plan.zero.value)
+            noise = Noise(mesh.autocorrelation, gain, SKY_LEFT, structure)
+            fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
+            point_width = _width(point, psf_oversampling)
+        setting = _Setting(
+            plan.exposure, plan.zero.value, mesh, plan.places, {}, network.path, fitter, point_width, width is None
+        )
+        values, profiles = _all_tiles(setting, plan, tile, kept, apply, report)
+        if width is None:
+            width = domain.width_of_profiles(profiles)
+        verdict = network.domain.compare(plan.zero, plan.scale, width, values.rms)
+        values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
+        values.flags[network.domain.out_of_range(values.targets)] |= Flag.OUT_OF_RANGE
+        table = _table(plan, values, network, fitted=refine)
+        table.meta.update(_provenance(plan, mesh, network, command))
+        table.meta.update(PSFSRC=width.source, OUTSIDE=", ".join(verdict.reasons) or "nothing")
+        if np.isfinite(width.value):
+            table.meta["PSFFWHM"] = width.value
+        if fitter is not None:
+            table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior), STRUCTUR=structure)
+        files.write(table, plan, mesh, values, fitter, tile)
     return table
 
 
@@ -205,6 +234,8 @@ def fit(
     robust: bool = False,
     model: str | Path | None = None,
     residual: str | Path | None = None,
+    tile: int = TILE,
+    workers: int | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = lambda stage, done, total: None,
@@ -226,7 +257,7 @@ def fit(
     prior : str or Path
         As for `measure`, here none by default: labels should not know what to expect.
     image, output, hdu, zero_point, pixel_scale, rms, wht, mask, psf_oversampling, \
-structure, robust, model, residual, overwrite, command, report
+structure, robust, model, residual, tile, workers, overwrite, command, report
         As for `measure`.
 
     Returns
@@ -250,18 +281,30 @@ structure, robust, model, residual, overwrite, command, report
     if gain is None:
         _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
     point, source_of_psf = _psf_of_file(psf)
-    scene = _Scene.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
-    noise = Noise(scene.sky.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
-    fitter = Fitter(point, noise, prior=_prior(prior, scene), robust=robust, psf_oversampling=psf_oversampling)
-    values = _Values.empty(scene)
-    _start(scene, values, _width(point, psf_oversampling))
-    _fit(scene, values, fitter, _width(point, psf_oversampling), report, keep=True)
-    table = _table(scene, values, None, fitted=True)
-    table.meta.update(_provenance(scene, None, command))
-    table.meta.update(PSF=source_of_psf, PRIOR=str(prior), STRUCTUR=structure)
-    if gain is not None:
-        table.meta["GAIN"] = gain
-    files.write(table, scene, values, fitter)
+    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    point_width = _width(point, psf_oversampling)
+    config = {
+        "command": "fit",
+        "psf": str(psf),
+        "psf_oversampling": psf_oversampling,
+        "gain": gain,
+        "prior": str(prior),
+        "structure": structure,
+        "robust": robust,
+    }
+    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, tile) as apply:
+        mesh = plan.mesh(kept, apply, report)
+        noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
+        fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
+        starts = {} if plan.table is None else _columns(plan.table, plan.scale)
+        setting = _Setting(plan.exposure, plan.zero.value, mesh, plan.places, starts, None, fitter, point_width, False)
+        values, _ = _all_tiles(setting, plan, tile, kept, apply, report)
+        table = _table(plan, values, None, fitted=True)
+        table.meta.update(_provenance(plan, mesh, None, command))
+        table.meta.update(PSF=source_of_psf, PRIOR=str(prior), STRUCTUR=structure)
+        if gain is not None:
+            table.meta["GAIN"] = gain
+        files.write(table, plan, mesh, values, fitter, tile)
     return table
 
 
@@ -292,30 +335,34 @@ class _Files(NamedTuple):
             raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in given)}.")
         return cls(*paths)
 
-    def write(self, table: QTable, scene: _Scene, values: _Values, fitter: Fitter | None) -> None:
+    def write(
+        self, table: QTable, plan: _Plan, mesh: detect.Mesh, values: _Values, fitter: Fitter | None, tile: int
+    ) -> None:
         if fitter is not None and (self.model is not None or self.residual is not None):
-            drawn = _drawn(scene, values, fitter)
-            left = scene.frame.data - scene.sky.level - drawn
-            for path, data in ((self.model, drawn), (self.residual, left)):
-                if path is not None:
-                    catalogue.write_image(data, scene.frame, path)
+            with (
+                catalogue.writing_image(plan.frame, self.model) as model,
+                catalogue.writing_image(plan.frame, self.residual) as residual,
+            ):
+                for core in _cores(plan.frame.shape, tile):
+                    drawn = _drawn(core, values, plan.zero.value, fitter)
+                    if model is not None:
+                        model[core] = drawn
+                    if residual is not None:
+                        pixels = plan.exposure.read(core)
+                        residual[core] = pixels.data - mesh.at(core, pixels).level - drawn
         if self.catalogue is not None:
             catalogue.write(table, self.catalogue)
 
 
-class _Scene(NamedTuple):
-    """An image, its sky, what was detected, and the places to be measured."""
+class _Plan(NamedTuple):
+    """What is to be measured: an image with its maps, what its header tells, and the places if they are given."""
 
-    frame: mosaic.Image
-    bad: np.ndarray
+    exposure: mosaic.Exposure
     zero: instrument.Reading
     scale: instrument.Reading
-    sky: detect.Sky
-    found: detect.Detections
-    x: np.ndarray
-    y: np.ndarray
-    source: np.ndarray  # index of the detection at each place, -1 for none
     table: Table | None  # what the user gave
+    places: np.ndarray | None  # x and y of its rows, (N, 2)
+    detector: detect.Detector
 
     @classmethod
     def of(
@@ -329,41 +376,129 @@ class _Scene(NamedTuple):
         mask: str | Path | None,
         positions: str | Path | Table | None,
         report: Report,
-    ) -> _Scene:
+    ) -> _Plan:
         if rms is not None and wht is not None:
             raise InputError("Give either --rms or --wht; received both.")
         report("reading", 0, 0)
         frame = mosaic.read_image(image, hdu)
         zero = instrument.zero_point(frame.header, zero_point)
         scale = instrument.pixel_scale(frame.scales, pixel_scale)
-        bad = frame.without_data()
-        noise_map = None
-        if rms is not None or wht is not None:
-            noise_map, no_data = _noise_map(rms, wht, frame.data.shape)
-            bad |= no_data
-        if mask is not None:
-            bad |= mosaic.read_image(mask, prefer=("MASK", "DQ"), shape=frame.data.shape).data != 0
-        if bad.all():
-            raise InputError(f"{image} has no pixel left that is finite, not masked and has noise.")
-        table, given = None, None
+        noise, kind = None, "rms"
+        if rms is not None:
+            noise = mosaic.read_image(rms, prefer=("RMS", "ERR"), shape=frame.shape)
+        elif wht is not None:
+            noise, kind = mosaic.read_image(wht, prefer=("WHT", "IVM"), shape=frame.shape), "wht"
+        hidden = None if mask is None else mosaic.read_image(mask, prefer=("MASK", "DQ"), shape=frame.shape)
+        table, places = None, None
         if positions is not None:
             table = positions if isinstance(positions, Table) else catalogue.read_table(positions)
-            given = _positions(table, frame)
+            places = np.column_stack(_positions(table, frame))
         if frame.wcs is None:
             _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
-        report("detecting", 0, 0)
-        sky, found = detect.Detector()(frame.data, bad, noise_map)
-        if given is None:
-            x, y, source = found.x, found.y, np.arange(len(found))
-            if not len(found):
-                _warn(
-                    f"No source was detected in {frame.name}: the catalogue has no rows. "
-                    "Is the image background-limited?"
-                )
+        return cls(mosaic.Exposure(frame, noise, kind, hidden), zero, scale, table, places, detect.Detector())
+
+    @property
+    def frame(self) -> mosaic.Image:
+        """The image."""
+        return self.exposure.image
+
+    @contextmanager
+    def kept(self, files: _Files, config: dict[str, Any], tile: int, overwrite: bool) -> Iterator[work.Kept]:
+        """What holds finished tiles, where there are several; dropped in the end."""
+        path = None
+        if files.catalogue is not None and len(_cores(self.frame.shape, tile)) > 1:
+            path = files.catalogue.with_name(files.catalogue.name + ".run")
+        stamp = {
+            image.name: [image.path.stat().st_size, image.path.stat().st_mtime_ns]
+            for image in (self.exposure.image, self.exposure.noise, self.exposure.mask)
+            if image is not None
+        }
+        places = None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest()
+        full = {
+            **config, "images": stamp, "kind": self.exposure.kind, "zero_point": self.zero.value,
+            "pixel_scale": self.scale.value, "positions": places, "tile": tile, "version": sersicnet.__version__,
+        }  # fmt: skip
+        kept = work.Kept(path, full, overwrite)
+        try:
+            yield kept
+        finally:
+            self.exposure.close()
+        kept.remove()
+
+    @contextmanager
+    def workers(self, n: int | None, tile: int) -> Iterator[work.Apply]:
+        """Processes that work on the tiles; this one alone where there is a single tile."""
+        most = min(n or os.cpu_count() or 1, len(_cores(self.frame.shape, tile)))
+        held = [image for image in self.exposure if isinstance(image, mosaic.Image) and image.is_held]
+        if held and most > 1:
+            _warn(f"{held[0].name} is compressed as a whole: it is held in memory, and one process does the work.")
+            most = 1
+        with work.workers(most, weights.use_one_thread) as apply:
+            yield apply
+
+    def mesh(self, kept: work.Kept, apply: work.Apply, report: Report) -> detect.Mesh:
+        """Sky and noise of the image, or what was kept of them."""
+        found = kept.get("mesh")
+        if found is None:
+            report("measuring the sky", 0, 0)
+            mesh = self.detector.mesh(self.exposure, work.in_order(apply))
+            kept.put("mesh", mesh.arrays())
+            return mesh
+        return detect.Mesh.of(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """All that work on a tile needs to know."""
+
+    exposure: mosaic.Exposure
+    zero_point: float
+    mesh: detect.Mesh
+    places: np.ndarray | None
+    starts: dict[str, np.ndarray]
+    network: Path | None
+    fitter: Fitter | None
+    psf_width: float
+    profiles: bool
+
+
+class _Scene(NamedTuple):
+    """A tile with what was detected in it, and the places to be measured; all positions are of the image."""
+
+    setting: _Setting
+    window: mosaic.Window
+    pixels: mosaic.Pixels
+    sky: detect.Sky
+    found: detect.Detections
+    x: np.ndarray
+    y: np.ndarray
+    source: np.ndarray  # index of the detection at each place, -1 for none
+    place: np.ndarray  # number of the place, if places were given
+
+    @classmethod
+    def of(cls, setting: _Setting, core: mosaic.Window) -> tuple[_Scene, np.ndarray]:
+        """The scene of a tile, and which of its places are the tile's own."""
+        shape = setting.exposure.shape
+        near = mosaic.grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
+        zone = mosaic.grown(near, _STAMP_REACH, shape)
+        if setting.places is not None:
+            place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
+            if not len(place):
+                zone = slice(0, 0), slice(0, 0)
+        window, pixels, sky, found = detect.Detector().around(setting.exposure, setting.mesh, zone)
+        if setting.places is None:
+            chosen = np.flatnonzero(_inside(found.x, found.y, near, shape))
+            x, y, source, place = found.x[chosen], found.y[chosen], chosen, np.full(len(chosen), -1)
         else:
-            x, y = given
-            source = _source_at(found.segmentation, x, y)
-        return cls(frame, bad, zero, scale, sky, found, x, y, source, table)
+            x, y = setting.places[place].T
+            source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
+        scene = cls(setting, window, pixels, sky, found, x.copy(), y.copy(), source, place)
+        return scene, _inside(x, y, core, shape)
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Column and row of the first pixel of the window."""
+        return self.window[1].start, self.window[0].start
 
     def of_source(self, values: np.ndarray) -> np.ndarray:
         """Values of the detection at each place, NaN where there is none."""
@@ -373,16 +508,103 @@ class _Scene(NamedTuple):
         return np.where(detected, values[np.where(detected, self.source, 0)], np.nan)
 
 
-def _noise_map(rms: str | Path | None, wht: str | Path | None, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    if rms is not None:
-        values = mosaic.read_image(rms, prefer=("RMS", "ERR"), shape=shape).data
-    elif wht is not None:
-        values = mosaic.read_image(wht, prefer=("WHT", "IVM"), shape=shape).data
-    no_data = ~(np.isfinite(values) & (values > 0))
-    if no_data.all():
-        raise InputError(f"{rms or wht} has no positive pixel. A noise map is positive where there is data.")
-    values = np.where(no_data, np.median(values[~no_data]), values)
-    return (values if rms is not None else 1 / np.sqrt(values)), no_data
+def _inside(x: np.ndarray, y: np.ndarray, window: mosaic.Window, shape: tuple[int, int]) -> np.ndarray:
+    """Which positions belong to a window, bool, (N,); those beyond the image to the nearest one, NaN to the first."""
+    out = np.ones(len(x), bool)
+    for values, part, n in ((x, window[1], shape[1]), (y, window[0], shape[0])):
+        nearest = np.clip(np.rint(np.nan_to_num(values, nan=0.0)), 0, n - 1)
+        out &= (nearest >= part.start) & (nearest < part.stop)
+    return out
+
+
+def _cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
+    """The tiles of an image, row by row; they do not overlap."""
+    if tile < STAMP_SIZE:
+        raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
+    starts = [range(0, max(n - tile // 2, 1), tile) for n in shape]
+    ends = [[*list(line)[1:], n] for line, n in zip(starts, shape, strict=True)]
+    return [
+        (slice(y, y_end), slice(x, x_end))
+        for y, y_end in zip(starts[0], ends[0], strict=True)
+        for x, x_end in zip(starts[1], ends[1], strict=True)
+    ]
+
+
+def _all_tiles(
+    setting: _Setting, plan: _Plan, tile: int, kept: work.Kept, apply: work.Apply, report: Report
+) -> tuple[_Values, np.ndarray]:
+    """The values of all tiles in an order that does not depend on them, and the profiles of sources."""
+    cores = _cores(plan.frame.shape, tile)
+    found: list[dict[str, np.ndarray]] = []
+    missing = []
+    for core in cores:
+        done = kept.get(_tile_name(core))
+        if done is None:
+            missing.append(core)
+        else:
+            found.append(done)
+    alone = len(cores) == 1
+    if not alone:
+        report("measuring tiles", len(found), len(cores))
+    inner = report if alone else _silent
+    for number, arrays in apply(functools.partial(_tile, setting, report=inner), missing):
+        kept.put(_tile_name(missing[number]), arrays)
+        found.append(arrays)
+        if not alone:
+            report("measuring tiles", len(found), len(cores))
+    joined = {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+    profiles = joined.pop("profiles")
+    if plan.places is None:
+        order = np.lexsort((joined["x0"], joined["y0"]))
+        if not len(order):
+            _warn(
+                f"No source was detected in {plan.frame.name}: the catalogue has no rows. "
+                "Is the image background-limited?"
+            )
+    else:
+        order = np.argsort(joined["place"])
+    return _Values(**{name: values[order] for name, values in joined.items()}), profiles
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _tile_name(core: mosaic.Window) -> str:
+    return f"tile-{core[0].start}-{core[1].start}"
+
+
+_NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
+"""Pixels within which neighbours are fitted together with a galaxy."""
+
+_STAMP_REACH = STAMP_SIZE // 2 + 4
+"""Pixels around a place that its stamp, and the sources in it, take."""
+
+
+def _tile(setting: _Setting, core: mosaic.Window, report: Report = _silent) -> dict[str, np.ndarray]:
+    """Measure the places of a tile."""
+    try:
+        report("detecting", 0, 0)
+        scene, own = _Scene.of(setting, core)
+        values = _Values.empty(scene)
+        if setting.network is not None:
+            _predict(scene, values, _network(setting.network), report)
+        else:
+            _start(scene, values)
+        if setting.fitter is not None:
+            _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
+        profiles = np.zeros((0, 3))
+        if setting.profiles:
+            mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
+            profiles = domain.profiles(scene.pixels.data, scene.pixels.bad, scene.sky, scene.found, mine, scene.origin)
+        return {**{name: array[own] for name, array in values._asdict().items()}, "profiles": profiles}
+    finally:
+        setting.exposure.close()
+
+
+@functools.lru_cache(1)
+def _network(path: Path) -> weights.Weights:
+    return weights.load(path)
 
 
 def _positions(table: Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -420,6 +642,9 @@ def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
 class _Values(NamedTuple):
     """What is known of each place so far; magnitudes are AB."""
 
+    place: np.ndarray  # number of the place given, -1 for a detection
+    x0: np.ndarray  # of the detection or the place, which a fit does not change
+    y0: np.ndarray
     x: np.ndarray
     y: np.ndarray
     targets: np.ndarray
@@ -437,6 +662,9 @@ class _Values(NamedTuple):
         n = len(scene.x)
         signal = scene.of_source(scene.found.flux) / np.sqrt(scene.of_source(scene.found.area))
         out = cls(
+            place=scene.place,
+            x0=scene.x.copy(),
+            y0=scene.y.copy(),
             x=scene.x.copy(),
             y=scene.y.copy(),
             targets=np.full((n, len(TARGET_NAMES)), np.nan),
@@ -471,13 +699,17 @@ class _Values(NamedTuple):
         return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
 
 
-def _stamps(scene: _Scene, labels: np.ndarray) -> Iterator[tuple[slice, mosaic.Stamps]]:
-    """Stamps of all places, some at a time; `labels` as for `sersicnet.mosaic.cut`."""
-    claimed, n = scene.found.claimed(), len(scene.x)
+def _stamps(
+    scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None
+) -> Iterator[tuple[slice, mosaic.Stamps]]:
+    """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.mosaic.cut`."""
+    which = np.arange(len(scene.x)) if which is None else which
+    claimed, n = scene.found.claimed(), len(which)
     for first in range(0, n, STAMPS_AT_ONCE):
         rows = slice(first, min(first + STAMPS_AT_ONCE, n))
-        x, y = scene.x[rows], scene.y[rows]
-        yield rows, mosaic.cut(scene.frame.data, scene.bad, scene.sky, x, y, claimed, labels[rows])
+        x, y = scene.x[which[rows]], scene.y[which[rows]]
+        data, bad, _ = scene.pixels
+        yield rows, mosaic.cut(data, bad, scene.sky, x, y, claimed, labels[which[rows]], scene.origin)
 
 
 def _predict(scene: _Scene, values: _Values, network: weights.Weights, report: Report) -> None:
@@ -490,20 +722,20 @@ def _predict(scene: _Scene, values: _Values, network: weights.Weights, report: R
         if errors is not None:
             values.errors[rows] = errors
         values.note(rows, stamps)
-        values.targets[rows, 0] += absolute_magnitude_of_rms(scene.zero.value, stamps.rms)
+        values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
         report("measuring", rows.stop, n)
 
 
-def _start(scene: _Scene, values: _Values, psf_width: float) -> None:
+def _start(scene: _Scene, values: _Values) -> None:
     """Take what fits start from out of the user's table, and from moments for the rest."""
-    moments = _moments(scene.found, psf_width)
+    moments = _moments(scene.found, scene.setting.psf_width)
     flux, r_eff, n, q = (scene.of_source(moments[:, k]) for k in (2, 3, 4, 5))
     with np.errstate(invalid="ignore", divide="ignore"):
-        mag = scene.zero.value - 2.5 * np.log10(flux)
+        mag = scene.setting.zero_point - 2.5 * np.log10(flux)
     guesses = {"mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - q, "theta": values.theta}
-    if scene.table is not None:
-        for name, given in _columns(scene.table, scene.scale).items():
-            guesses[name] = np.where(np.isfinite(given), given, guesses[name])
+    for name, column in scene.setting.starts.items():
+        given = column[scene.place]
+        guesses[name] = np.where(np.isfinite(given), given, guesses[name])
     for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
         guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
     for k, name in enumerate(TARGET_NAMES):
@@ -549,33 +781,35 @@ def _overlapping(scene: _Scene) -> list[np.ndarray]:
     return out
 
 
-def _fit(scene: _Scene, values: _Values, fitter: Fitter, psf_width: float, report: Report, *, keep: bool) -> None:
-    """Fit a Sersic profile at each place; `keep` results that did not converge, else what was there before."""
-    own = values.parameters(scene.zero.value)
-    starts = _moments(scene.found, psf_width)
-    known = (scene.source >= 0) & np.isfinite(own).all(axis=1)
-    starts[scene.source[known]] = own[known]
+def _fit(scene: _Scene, values: _Values, own: np.ndarray, fitter: Fitter, report: Report, *, keep: bool) -> None:
+    """Fit a Sersic profile at the tile's own places; `keep` results that did not converge, else what was there."""
+    zero_point = scene.setting.zero_point
+    parameters = values.parameters(zero_point)
+    starts = _moments(scene.found, scene.setting.psf_width)
+    known = (scene.source >= 0) & np.isfinite(parameters).all(axis=1)
+    starts[scene.source[known]] = parameters[known]
     neighbours = _overlapping(scene)
-    labels = np.zeros((len(own), 1 + MOST_NEIGHBOURS), int)
+    labels = np.zeros((len(parameters), 1 + MOST_NEIGHBOURS), int)
     for row, source, near in zip(labels, scene.source, neighbours, strict=True):
         row[: 1 + len(near)] = source + 1, *(near + 1)
-    n = len(own)
+    mine = np.flatnonzero(own)
+    n = len(mine)
     report("fitting", 0, n)
-    for part, stamps in _stamps(scene, labels):
-        rows = np.arange(part.start, part.stop)
+    for part, stamps in _stamps(scene, labels, mine):
+        rows = mine[part]
         to_stamp = np.zeros((len(rows), 7))
         to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
         stamps.replaced[stamps.empty] = True
         fits = fitter(
             stamps.pixels * stamps.rms[:, None, None].astype(np.float32),
             stamps.noise,
-            own[rows] + to_stamp,
+            parameters[rows] + to_stamp,
             stamps.replaced,
             [starts[neighbours[row]] + shift for row, shift in zip(rows, to_stamp, strict=True)],
-            workers=os.cpu_count() or 1,
+            workers=1 if report is _silent else os.cpu_count() or 1,
             report=lambda done, first=part.start: report("fitting", first + done, n),  # type: ignore[misc]
         )
-        _take(values, rows, fits, to_stamp, scene.zero.value, keep=keep)
+        _take(values, rows, fits, to_stamp, zero_point, keep=keep)
 
 
 def _take(
@@ -601,19 +835,19 @@ def _take(
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
 
 
-def _drawn(scene: _Scene, values: _Values, fitter: Fitter) -> np.ndarray:
-    """All galaxies as the fits see them, float32, (H, W)."""
-    canvas = np.zeros(scene.frame.data.shape, np.float32)
-    parameters = values.parameters(scene.zero.value)
+def _drawn(core: mosaic.Window, values: _Values, zero_point: float, fitter: Fitter) -> np.ndarray:
+    """All galaxies of a tile as the fits see them, float32, (H, W)."""
+    canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
+    parameters = values.parameters(zero_point)
     for row in parameters[np.isfinite(parameters).all(axis=1)]:
         size = next((s for s in (STAMP_SIZE, 2 * STAMP_SIZE) if s > 16 * row[3]), 4 * STAMP_SIZE)
         corner = np.rint(row[:2]).astype(int) - size // 2
-        local = row - np.array([*corner, 0, 0, 0, 0, 0])
-        stamp = fitter.draw(local, size)
-        x0, y0 = np.maximum(corner, 0)
-        x1, y1 = np.minimum(corner + size, canvas.shape[::-1])
+        x0, y0 = np.maximum(corner, (core[1].start, core[0].start))
+        x1, y1 = np.minimum(corner + size, (core[1].stop, core[0].stop))
         if x1 > x0 and y1 > y0:
-            canvas[y0:y1, x0:x1] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+            stamp = fitter.draw(row - np.array([*corner, 0, 0, 0, 0, 0]), size)
+            inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
+            canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
     return canvas
 
 
@@ -657,14 +891,14 @@ def _width(psf: np.ndarray, oversampling: int = 1) -> float:
     return float(2 * np.sqrt((psf > psf.max() / 2).sum() / np.pi) / oversampling)
 
 
-def _prior(prior: str | Path, scene: _Scene) -> Prior | None:
+def _prior(prior: str | Path, plan: _Plan) -> Prior | None:
     """What to assume of galaxies, in pixels and units of an image."""
     if str(prior) == "none":
         return None
-    scale = scene.scale.value
+    scale = plan.scale.value
     if not np.isfinite(scale):
         raise InputError(
-            f"{scene.frame.name} has no pixel scale, which the prior of radii needs: "
+            f"{plan.frame.name} has no pixel scale, which the prior of radii needs: "
             "give --pixel-scale, or --prior none."
         )
     if str(prior) == "candels":
@@ -676,9 +910,7 @@ def _prior(prior: str | Path, scene: _Scene) -> Prior | None:
     rng = np.random.default_rng(0)
     drawn = [mixture.draw(rng, ranges) for _ in range(PRIOR_SAMPLE)]
     mag, r_eff, n, e = (np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES)
-    return Prior.of(
-        np.column_stack([10 ** (-0.4 * (mag - scene.zero.value)), r_eff * scale_of_prior / scale, n, 1 - e])
-    )
+    return Prior.of(np.column_stack([10 ** (-0.4 * (mag - plan.zero.value)), r_eff * scale_of_prior / scale, n, 1 - e]))
 
 
 def _columns(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
@@ -696,24 +928,24 @@ def _columns(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
     return out
 
 
-def _table(scene: _Scene, values: _Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
+def _table(plan: _Plan, values: _Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
     """Columns with units and descriptions, and the flags that need the whole catalogue."""
     n = len(values.x)
     targets, flags = values.targets, values.flags
     with np.errstate(invalid="ignore"):
         flags[targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
     columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": values.x, "y": values.y}
-    if scene.frame.wcs is not None:
-        columns["ra"], columns["dec"] = scene.frame.sky(values.x, values.y) if n else (np.zeros(0), np.zeros(0))
+    if plan.frame.wcs is not None:
+        columns["ra"], columns["dec"] = plan.frame.sky(values.x, values.y) if n else (np.zeros(0), np.zeros(0))
     for i, name in enumerate(TARGET_NAMES):
         columns[name] = targets[:, i]
         if fitted or (network is not None and network.card["errors"]):
             columns[f"{name}_err"] = values.errors[:, i]
-    if np.isfinite(scene.scale.value):
+    if np.isfinite(plan.scale.value):
         for name in ("r_eff", "r_eff_err"):
             pixels = columns.get(name.replace("r_eff", "r_eff_pix"))
             if pixels is not None:
-                columns[name] = pixels * scene.scale.value
+                columns[name] = pixels * plan.scale.value
     columns.update(theta=values.theta, snr=values.snr, flags=flags)
     if fitted:
         columns.update(sky=values.sky, chi2=values.chi2, fit_status=values.status)
@@ -726,25 +958,27 @@ def _table(scene: _Scene, values: _Values, network: weights.Weights | None, *, f
     return table
 
 
-def _provenance(scene: _Scene, network: weights.Weights | None, command: str) -> dict[str, str | float]:
+def _provenance(
+    plan: _Plan, mesh: detect.Mesh, network: weights.Weights | None, command: str
+) -> dict[str, str | float]:
     """What the catalogue was made from, as FITS cards of at most eight characters."""
     meta: dict[str, str | float] = {
-        "IMAGE": scene.frame.name,
+        "IMAGE": plan.frame.name,
         "MAGSYS": "AB",
-        "ZEROPT": scene.zero.value,
-        "ZPSOURCE": scene.zero.source,
-        "PIXSRC": scene.scale.source,
-        "SKYRMS": float(np.nanmedian(scene.sky.rms)),
-        "NOISECOR": scene.sky.correlation,
+        "ZEROPT": plan.zero.value,
+        "ZPSOURCE": plan.zero.source,
+        "PIXSRC": plan.scale.source,
+        "SKYRMS": float(np.median(mesh.rms)),
+        "NOISECOR": detect.correlation(mesh.autocorrelation),
         "STAMPSIZ": STAMP_SIZE,
         **catalogue.origin(),
     }
     if network is not None:
         meta.update(WEIGHTS=network.name, WTSHA256=network.sha256)
-    if np.isfinite(scene.scale.value):
-        meta["PIXSCALE"] = scene.scale.value
-    if np.isfinite(scene.sky.map_factor):
-        meta["MAPFACT"] = scene.sky.map_factor
+    if np.isfinite(plan.scale.value):
+        meta["PIXSCALE"] = plan.scale.value
+    if np.isfinite(mesh.map_factor):
+        meta["MAPFACT"] = mesh.map_factor
     if command:
         meta["COMMAND"] = command
     return meta

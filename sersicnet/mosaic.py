@@ -404,6 +404,7 @@ def cut(
     y: np.ndarray,
     claimed: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    origin: tuple[int, int] = (0, 0),
 ) -> Stamps:
     """Cut stamps about positions.
 
@@ -425,6 +426,9 @@ def cut(
     labels : ndarray, int, (N,) or (N, M), optional
         The source's own label at each position, 0 for none; or several, of
         sources that stay in its stamp.
+    origin : (int, int)
+        x and y of the first pixel of the arrays, where they are a window of the image
+        that positions refer to.
 
     Returns
     -------
@@ -447,7 +451,8 @@ def cut(
         if not (np.isfinite(x[i]) and np.isfinite(y[i])):
             continue
         try:
-            image_part, stamp_part = overlap_slices(data.shape, (size, size), (y[i], x[i]), mode="partial")
+            at = y[i] - origin[1], x[i] - origin[0]
+            image_part, stamp_part = overlap_slices(data.shape, (size, size), at, mode="partial")
         except ValueError:  # no overlap at all
             continue
         usable = np.zeros((size, size), bool)
@@ -469,8 +474,8 @@ def cut(
         out.neighbours[i] = other.mean()
         middle = slice(size // 2 - 3, size // 2 + 2)
         out.empty[i] = not usable[middle, middle].any()
-        out.x[i] = x[i] - image_part[1].start + stamp_part[1].start
-        out.y[i] = y[i] - image_part[0].start + stamp_part[0].start
+        out.x[i] = x[i] - (origin[0] + image_part[1].start - stamp_part[1].start)
+        out.y[i] = y[i] - (origin[1] + image_part[0].start - stamp_part[0].start)
         out.replaced[i] = ~usable | other
         _fill(values, ~out.replaced[i], (out.x[i], out.y[i]))
         values /= out.rms[i]

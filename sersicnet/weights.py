@@ -39,6 +39,15 @@ BATCH = 64
 """Stamps a call of ONNX Runtime: larger is no faster on a CPU, and takes memory."""
 
 
+_one_thread = False
+
+
+def use_one_thread() -> None:
+    """Let networks of this process take one core: others work beside it."""
+    global _one_thread
+    _one_thread = True
+
+
 def providers() -> list[str]:
     """What ONNX Runtime may compute with on this machine, fastest first."""
     import onnxruntime
@@ -97,6 +106,8 @@ class Weights:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if _one_thread:
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
             session = onnxruntime.InferenceSession(str(self.path / ONNX), options, providers=providers())
         except Exception as error:  # ONNX Runtime raises several kinds of its own
@@ -139,11 +150,14 @@ class Weights:
             raise InputError(f"Stamps are {STAMP_SIZE} x {STAMP_SIZE} pixels; received shape {stamps.shape}.")
         out = np.full((len(stamps), self._width), np.nan)
         name = self._session.get_inputs()[0].name
+        # Batches of one size: the last bits of a result depend on the size, and on nothing else of its batch.
+        batch = np.zeros((BATCH, STAMP_SIZE, STAMP_SIZE), np.float32)
         for first in range(0, len(stamps), BATCH):
-            batch = np.ascontiguousarray(stamps[first : first + BATCH], dtype=np.float32)
-            good = np.isfinite(batch).all(axis=(1, 2))
-            if good.any():
-                out[first : first + BATCH][good] = self._session.run(None, {name: batch[good]})[0]
+            part = stamps[first : first + BATCH]
+            good = np.flatnonzero(np.isfinite(part).all(axis=(1, 2)))
+            if len(good):
+                batch[: len(good)] = part[good]
+                out[first + good] = self._session.run(None, {name: batch})[0][: len(good)]
         errors = calibrated(self.card, out[:, 0], out[:, N_TARGETS:]) if self.card["errors"] else None
         return out[:, :N_TARGETS], errors
 

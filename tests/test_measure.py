@@ -1,5 +1,7 @@
+import functools
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
 
-from sersicnet import detect, mosaic, weights
+from sersicnet import detect, mosaic, simulate, weights
 from sersicnet import measure as module
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W
@@ -508,7 +510,7 @@ def test_a_name_that_is_not_ascii_reaches_the_header_escaped(field, tmp_path):
 def test_bad_maps_are_refused(field, tmp_path):
     zero = write(tmp_path / "zero.fits", np.zeros((512, 512), np.float32))
     small = write(tmp_path / "small.fits", np.ones((100, 512), np.float32))
-    with pytest.raises(InputError, match="no positive pixel"):
+    with pytest.raises(InputError, match="no pixel left that is finite, exposed, not masked and has a positive noise"):
         measure(field[0], rms=zero)
     with pytest.raises(InputError, match="must agree"):
         measure(field[0], wht=small)
@@ -541,3 +543,63 @@ def test_overwriting_is_possible_when_asked(field, tmp_path):
 
 def test_descriptions_say_where_pixels_begin():
     assert "0 = centre of first" in COLUMN["x"].description
+
+
+def sorted_columns(table):
+    return {name: np.asarray(getattr(table[name], "value", table[name])) for name in table.colnames}
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A mosaic with a slope in its sky, a hole and a bright galaxy that is larger than a small tile's margin."""
+    folder = tmp_path_factory.mktemp("crowded")
+    image, _ = simulate.simulate_field(folder / "field.fits", simulate.Field(700, n=40, seed=3, mag=(18.0, 24.0)))
+    data, header = fits.getdata(image), fits.getheader(image, 1)
+    y, x = np.indices(data.shape)
+    data += 2e-5 * x + np.exp(-np.hypot(x - 300, (y - 350) * 2) / 25)
+    data[100:130, 500:640] = np.nan
+    return write(folder / "crowded.fits", data.astype(np.float32), header)
+
+
+@pytest.mark.parametrize("refine", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_catalogue_does_not_depend_on_the_tiles(crowded, tiny_weights, refine):
+    options = {"weights_name": tiny_weights, "refine": refine}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SersicnetWarning)
+        whole = measure(crowded, tile=2048, **options)
+        for tile in (256, 211):
+            tiled = measure(crowded, tile=tile, workers=1, **options)
+            for name, values in sorted_columns(whole).items():
+                np.testing.assert_array_equal(sorted_columns(tiled)[name], values, err_msg=name)
+    assert len(whole) > 25
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_weights, tmp_path, monkeypatch):
+    def kill(stage, done, total):
+        if stage == "measuring tiles" and done == 3:
+            raise KilledError
+
+    run = functools.partial(measure, crowded, tmp_path / "cat.fits", weights_name=tiny_weights, tile=256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SersicnetWarning)
+        with pytest.raises(KilledError):
+            run(workers=1, report=kill)
+        assert not (tmp_path / "cat.fits").exists()
+        with pytest.raises(InputError, match="unfinished run with other options"):
+            run(zero_point=20.0)
+        worked = []
+        tile = module._tile
+        monkeypatch.setattr(module, "_tile", lambda *args, **named: worked.append(args[1]) or tile(*args, **named))
+        run(workers=1)
+        monkeypatch.undo()
+        assert len(worked) == 9 - 3
+        measure(crowded, tmp_path / "whole.fits", weights_name=tiny_weights, tile=256, workers=2)
+    files = [fits.open(tmp_path / name) for name in ("cat.fits", "whole.fits")]
+    assert files[0][1].data.tobytes() == files[1][1].data.tobytes()
+    for file in files:
+        file.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.fits", "whole.fits"]

@@ -1,0 +1,175 @@
+"""Work on many pieces: on the cores of this machine, and kept until all of it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sersicnet.errors import InputError
+
+Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
+"""Applies a function to jobs; yields their numbers and results, in the order in which they are done."""
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def in_order(apply: Apply) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
+    """What applies functions like `map`, by means of `apply`."""
+
+    def ordered(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        early: dict[int, Any] = {}
+        expected = 0
+        for number, result in apply(function, jobs):
+            early[number] = result
+            while expected in early:
+                yield early.pop(expected)
+                expected += 1
+
+    return ordered
+
+
+def here(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Apply a function in this process."""
+    for number, job in enumerate(jobs):
+        yield number, function(job)
+
+
+@contextmanager
+def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
+    """Processes that do jobs, each with one thread.
+
+    Parameters
+    ----------
+    n : int
+        How many; with 1, this process does them itself.
+    prepare : callable
+        What each of the processes does first.
+
+    Yields
+    ------
+    Apply
+
+    Raises
+    ------
+    InputError
+        When a process was killed from outside.
+    """
+    if n <= 1:
+        yield here
+        return
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=prepare)
+
+    def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        running: dict[Future[Any], int] = {}
+        waiting = enumerate(jobs)
+        try:
+            while True:
+                while len(running) < 2 * n and (following := next(waiting, None)) is not None:
+                    running[pool.submit(function, following[1])] = following[0]
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A worker process was killed; perhaps there was too little memory. What was finished is kept, and "
+                "the same command continues; --workers 1 needs least memory."
+            ) from error
+
+    try:
+        yield apply
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Kept:
+    """A directory beside an output that holds the finished pieces of a run.
+
+    Every piece is written beside its name and renamed, so that a run can be killed
+    at any moment.
+
+    Parameters
+    ----------
+    path : Path or None
+        None keeps nothing.
+    config : dict
+        Options that another run in the same place must share.
+    overwrite : bool
+        Whether to drop a run with other options.
+
+    Raises
+    ------
+    InputError
+        If there is a run with other options, or the directory cannot be used.
+    """
+
+    def __init__(self, path: Path | None, config: Mapping[str, Any], overwrite: bool) -> None:
+        self.path = path
+        if path is None:
+            return
+        text = json.dumps(config, indent=1, sort_keys=True)
+        file = path / "config.json"
+        try:
+            if file.exists() and file.read_text() != text:
+                if not overwrite:
+                    raise InputError(
+                        f"{path} holds an unfinished run with other options or another image. Repeat its command, or "
+                        "give --overwrite to start anew."
+                    )
+                shutil.rmtree(path)
+            path.mkdir(exist_ok=True)
+            if not file.exists():
+                partial = path / "partial-config.json"
+                partial.write_text(text)
+                partial.replace(file)
+        except OSError as error:
+            raise InputError(f"{path} cannot keep what is finished: {error}.") from error
+
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a finished piece; None if it is not finished."""
+        if self.path is None or not (file := self.path / f"{name}.npz").exists():
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as found:
+                return dict(found)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return None  # damaged by the file system: it is done again
+
+    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Keep a finished piece."""
+        if self.path is None:
+            return
+        partial = self.path / f"partial-{name}.npz"
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            partial.replace(self.path / f"{name}.npz")
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot keep what is finished: {error}. What was kept before is intact; when the disk is "
+                "well again, the same command continues."
+            ) from error
+
+    def remove(self) -> None:
+        """Drop all of it: the run is done."""
+        if self.path is not None:
+            shutil.rmtree(self.path)
