@@ -132,6 +132,15 @@ Residual = Annotated[
 ]
 
 
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that work; all cores by default.", min=1, show_default=False)
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a Dask scheduler whose workers do it instead, tcp://HOST:PORT.", show_default=False),
+]
+
+
 @app.command()
 def measure(
     image: Image,
@@ -181,6 +190,8 @@ def measure(
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -213,6 +224,8 @@ def measure(
             robust=robust,
             model=model,
             residual=residual,
+            workers=workers,
+            scheduler=scheduler,
             overwrite=overwrite,
             command=_command_line(),
             report=lambda stage, done, total: update(done, total or None, stage),
@@ -257,6 +270,8 @@ def fit(
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -287,6 +302,8 @@ def fit(
             robust=robust,
             model=model,
             residual=residual,
+            workers=workers,
+            scheduler=scheduler,
             overwrite=overwrite,
             command=_command_line(),
             report=lambda stage, done, total: update(done, total or None, stage),

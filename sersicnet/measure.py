@@ -78,6 +78,7 @@ def measure(
     residual: str | Path | None = None,
     tile: int = TILE,
     workers: int | None = None,
+    scheduler: str | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = lambda stage, done, total: None,
@@ -140,6 +141,8 @@ def measure(
         not depend on it.
     workers : int, optional
         Processes that work on the pieces; as many as there are cores by default.
+    scheduler : str, optional
+        Address of a Dask scheduler whose workers do it instead.
     overwrite : bool
         Whether to replace what is written, and to drop an unfinished run with other
         options.
@@ -186,7 +189,7 @@ def measure(
         "structure": structure,
         "robust": robust,
     }
-    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, tile) as apply:
+    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
         mesh = plan.mesh(kept, apply, report)
         if refine:
             point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
@@ -236,6 +239,7 @@ def fit(
     residual: str | Path | None = None,
     tile: int = TILE,
     workers: int | None = None,
+    scheduler: str | None = None,
     overwrite: bool = False,
     command: str = "",
     report: Report = lambda stage, done, total: None,
@@ -257,7 +261,7 @@ def fit(
     prior : str or Path
         As for `measure`, here none by default: labels should not know what to expect.
     image, output, hdu, zero_point, pixel_scale, rms, wht, mask, psf_oversampling, \
-structure, robust, model, residual, tile, workers, overwrite, command, report
+structure, robust, model, residual, tile, workers, scheduler, overwrite, command, report
         As for `measure`.
 
     Returns
@@ -292,7 +296,7 @@ structure, robust, model, residual, tile, workers, overwrite, command, report
         "structure": structure,
         "robust": robust,
     }
-    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, tile) as apply:
+    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
         mesh = plan.mesh(kept, apply, report)
         noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
         fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
@@ -426,8 +430,12 @@ class _Plan(NamedTuple):
         kept.remove()
 
     @contextmanager
-    def workers(self, n: int | None, tile: int) -> Iterator[work.Apply]:
-        """Processes that work on the tiles; this one alone where there is a single tile."""
+    def workers(self, n: int | None, scheduler: str | None, tile: int) -> Iterator[work.Apply]:
+        """What works on the tiles; this process alone where there is a single one."""
+        if scheduler is not None:
+            with work.cluster(scheduler) as apply:
+                yield apply
+            return
         most = min(n or os.cpu_count() or 1, len(_cores(self.frame.shape, tile)))
         held = [image for image in self.exposure if isinstance(image, mosaic.Image) and image.is_held]
         if held and most > 1:

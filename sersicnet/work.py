@@ -101,6 +101,49 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
                 os.environ[name] = value
 
 
+@contextmanager
+def cluster(address: str) -> Iterator[Apply]:
+    """The workers of a Dask cluster; a job whose worker dies is given to another one.
+
+    Parameters
+    ----------
+    address : str
+        Of the scheduler, such as ``tcp://10.0.0.5:8786``. Its workers need
+        sersicnet, and the image under the same path.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed, nobody answers, or a job's workers die again
+        and again.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise InputError(
+            f"--scheduler needs the package distributed ({error}): `pip install 'sersicnet[cluster]'`."
+        ) from error
+    try:
+        client = Client(address, timeout="10s", set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(f"No scheduler answers at {address}: {error}. Check the address, or leave it out.") from error
+
+    def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        numbers = {client.submit(function, job, pure=False): number for number, job in enumerate(jobs)}
+        try:
+            for future in as_completed(list(numbers), loop=client.loop):
+                yield numbers.pop(future), future.result()
+                future.release()
+        except KilledWorker as error:
+            raise InputError(
+                f"Workers of {address} died again and again at the same piece; perhaps they have too little memory. "
+                "What was finished is kept, and the same command continues."
+            ) from error
+
+    with client:
+        yield apply
+
+
 class Kept:
     """A directory beside an output that holds the finished pieces of a run.
 
@@ -149,9 +192,9 @@ class Kept:
         if self.path is None or not (file := self.path / f"{name}.npz").exists():
             return None
         try:
-            with np.load(file, allow_pickle=False) as found:
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
                 return dict(found)
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None  # damaged by the file system: it is done again
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:

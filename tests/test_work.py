@@ -1,0 +1,94 @@
+import functools
+import os
+import signal
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from sersicnet import work
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.measure import measure
+
+
+def square(number):
+    return number * number
+
+
+def die(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def nothing():
+    pass
+
+
+def test_jobs_are_done_once_on_every_kind_of_worker():
+    for n in (1, 2):
+        with work.workers(n, nothing) as apply:
+            assert sorted(apply(square, range(7))) == [(i, i * i) for i in range(7)]
+            assert list(work.in_order(apply)(square, range(7))) == [i * i for i in range(7)]
+
+
+def test_a_worker_that_was_killed_is_told():
+    with work.workers(2, nothing) as apply, pytest.raises(InputError, match=r"A worker process was killed; .* is kept"):
+        list(apply(die, range(7)))
+
+
+def test_what_is_kept_is_found_again(tmp_path):
+    kept = work.Kept(tmp_path / "run", {"a": 1}, False)
+    assert kept.get("tile") is None
+    kept.put("tile", {"x": np.arange(3)})
+    again = work.Kept(tmp_path / "run", {"a": 1}, False)
+    np.testing.assert_array_equal(again.get("tile")["x"], [0, 1, 2])
+    with pytest.raises(InputError, match="unfinished run with other options"):
+        work.Kept(tmp_path / "run", {"a": 2}, False)
+    assert work.Kept(tmp_path / "run", {"a": 2}, True).get("tile") is None
+    again.remove()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_piece_is_done_again(tmp_path):
+    kept = work.Kept(tmp_path / "run", {}, False)
+    kept.put("tile", {"x": np.arange(3)})
+    file = tmp_path / "run" / "tile.npz"
+    file.write_bytes(file.read_bytes()[:50])
+    assert kept.get("tile") is None
+
+
+def test_no_scheduler_is_told():
+    with (
+        pytest.raises(InputError, match="No scheduler answers at"),
+        work.cluster("tcp://127.0.0.1:1"),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::Warning:distributed")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weights, tmp_path):
+    from distributed import LocalCluster
+
+    run = functools.partial(measure, field[0], weights_name=tiny_weights, tile=128)
+    killed = []
+    with (
+        warnings.catch_warnings(),
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+    ):
+        warnings.simplefilter("ignore", SersicnetWarning)
+
+        def kill(stage, done, total):
+            if stage == "measuring tiles" and done == 2 and not killed:
+                killed.append(next(iter(cluster.workers.values())).process.pid)
+                os.kill(killed[0], signal.SIGKILL)
+                time.sleep(0.5)
+
+        on_cluster = run(scheduler=cluster.scheduler_address, report=kill)
+        alone = run(workers=1)
+    assert len(killed) == 1
+    for name in alone.colnames:
+        np.testing.assert_array_equal(on_cluster[name], alone[name])
