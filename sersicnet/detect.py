@@ -8,6 +8,7 @@ taken whole, and each is separated into sources for itself.
 
 from __future__ import annotations
 
+import heapq
 import inspect
 import itertools
 import warnings
@@ -236,6 +237,10 @@ class Detector:
         Least number of connected pixels above the threshold.
     n_levels, contrast : int, float
         Of the deblending: see `photutils.segmentation.deblend_sources`.
+    prominence, relief : float
+        What the peak of a deblended source must rise by above the saddle to a higher
+        one: in units of the noise of the smoothed image, and as a fraction of the
+        saddle's height. Others are structure, or noise on its wings, and join it.
     """
 
     threshold: float = 3.0
@@ -243,6 +248,8 @@ class Detector:
     n_pixels: int = 15
     n_levels: int = 32
     contrast: float = 0.005
+    prominence: float = 4.0
+    relief: float = 0.1
 
     def __call__(
         self, data: np.ndarray, bad: np.ndarray, noise_map: np.ndarray | None = None
@@ -335,7 +342,7 @@ class Detector:
             See `Mesh`.
         """
         smooth = self.smooth(pixels.data - sky.level, pixels.bad)
-        return self._sources(pixels, sky, smooth, self.regions(smooth, sky, pixels.bad, smoothed))
+        return self._sources(pixels, sky, smooth, self.regions(smooth, sky, pixels.bad, smoothed), smoothed)
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
         """Find the sources of a zone of an image, whole.
@@ -371,7 +378,7 @@ class Detector:
                 kept = np.unique(found.data[within(zone, window)])
                 kept = kept[kept > 0]
             if not len(kept):
-                return Found(window, pixels, sky, self._sources(pixels, sky, smooth, None))
+                return Found(window, pixels, sky, self._sources(pixels, sky, smooth, None, mesh.smoothed))
             assert found is not None
             # Near a side that is not the image's, smoothing lacks what lies beyond.
             side = self.halo
@@ -385,19 +392,21 @@ class Detector:
             cut = [is_open and bool(np.isin(band, kept).any()) for band, is_open in zip(bands, open_sides, strict=True)]
             if not any(cut) or max(more) >= MOST_GROWTH:
                 found.keep_labels(kept, relabel=True)
-                detections = self._sources(pixels, sky, smooth, found)
+                detections = self._sources(pixels, sky, smooth, found, mesh.smoothed)
                 detections.x = np.round(detections.x + window[1].start, 6)
                 detections.y = np.round(detections.y + window[0].start, 6)
                 return Found(window, pixels, sky, detections)
             more = [max(2 * m, GROWTH) if is_cut else m for m, is_cut in zip(more, cut, strict=True)]
 
-    def _sources(self, pixels: Pixels, sky: Sky, smooth: np.ndarray, found: SegmentationImage | None) -> Detections:
+    def _sources(
+        self, pixels: Pixels, sky: Sky, smooth: np.ndarray, found: SegmentationImage | None, smoothed: float
+    ) -> Detections:
         clean = pixels.data - sky.level
         if found is None:
             none = np.zeros(0)
             nothing = np.zeros(clean.shape, np.int32)
             return Detections(nothing, none, none, none, none, none, none, none, np.zeros(0, bool))
-        parts = self._deblended(smooth, found)
+        parts = self._prominent(smooth, self._deblended(smooth, found), sky.rms * smoothed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
             catalog = SourceCatalog(clean, parts, convolved_data=smooth, mask=pixels.bad)
@@ -425,6 +434,81 @@ class Detector:
             return deblend_sources(
                 smooth, found, self.n_pixels, n_levels=self.n_levels, contrast=self.contrast, **options
             )
+
+    def _prominent(self, smooth: np.ndarray, parts: SegmentationImage, noise: np.ndarray) -> SegmentationImage:
+        """Let sources that do not rise above their surroundings join these."""
+        labels = parts.data
+        joins: dict[int, int] = {}
+        peaks = dict(zip(parts.labels.tolist(), ndimage.maximum(smooth, labels, parts.labels).tolist(), strict=True))
+        saddles = _saddles(labels, smooth, noise)
+        queue = [(self._rise(peaks, label, saddles), label) for label in saddles]
+        heapq.heapify(queue)
+        while queue:
+            rise, label = heapq.heappop(queue)
+            if label in joins or rise != self._rise(peaks, label, saddles):
+                continue  # out of date
+            if rise >= 1:
+                break
+            other = _higher(peaks, label, saddles)
+            assert other is not None
+            joins[label] = other
+            for third, saddle in saddles.pop(label).items():
+                del saddles[third][label]
+                if third == other:
+                    continue
+                best = max(saddle, saddles[other].get(third, saddle))
+                saddles[other][third] = saddles[third][other] = best
+                heapq.heappush(queue, (self._rise(peaks, third, saddles), third))
+            heapq.heappush(queue, (self._rise(peaks, other, saddles), other))
+        if not joins:
+            return parts
+        final = np.arange(parts.max_label + 1)
+        for label in joins:
+            other = label
+            while other in joins:
+                other = joins[other]
+            final[label] = other
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            merged = SegmentationImage(final[labels].astype(np.int32))
+            merged.relabel_consecutive()
+        return merged
+
+    def _rise(self, peaks: dict[int, float], label: int, saddles: _Saddles) -> float:
+        """How far a peak rises above its saddle to a higher one, in units of what it must; infinite for the highest."""
+        other = _higher(peaks, label, saddles)
+        if other is None:
+            return np.inf
+        height, noise = saddles[label][other]
+        return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, 1e-30)
+
+
+_Saddles = dict[int, dict[int, tuple[float, float]]]
+"""Height of the saddle between touching sources and the noise there, by their labels, both ways."""
+
+
+def _higher(peaks: dict[int, float], label: int, saddles: _Saddles) -> int | None:
+    """The higher neighbour beyond the highest saddle; of equal peaks, that with the smaller label is higher."""
+    own = peaks[label], -label
+    higher = [(saddle, other) for other, saddle in saddles[label].items() if (peaks[other], -other) > own]
+    return max(higher)[1] if higher else None
+
+
+def _saddles(labels: np.ndarray, smooth: np.ndarray, noise: np.ndarray) -> _Saddles:
+    out: _Saddles = {}
+    h, w = labels.shape
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        here = slice(0, h - dy), slice(max(0, -dx), w - max(0, dx))
+        there = slice(dy, h), slice(max(0, dx), w + min(0, dx))
+        a, b = labels[here], labels[there]
+        touching = (a != b) & (a > 0) & (b > 0)
+        heights = np.minimum(smooth[here], smooth[there])[touching]
+        for one, two, height, sigma in zip(
+            a[touching].tolist(), b[touching].tolist(), heights.tolist(), noise[here][touching].tolist(), strict=True
+        ):
+            found = max((height, sigma), out.get(one, {}).get(two, (-np.inf, 0.0)))
+            out.setdefault(one, {})[two] = out.setdefault(two, {})[one] = found
+    return out
 
 
 # --- the mesh -----------------------------------------------------------------------------------------
