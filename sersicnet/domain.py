@@ -117,7 +117,7 @@ class Domain:
         return cls(str(card["name"]), scale, widths, float(domain["zero_point"]), noise, *ranges.T)
 
     def out_of_range(self, targets: np.ndarray) -> np.ndarray:
-        """Which galaxies have a parameter outside of its range, bool, (N,); not those with NaN.
+        """Which parameters are outside of their range, bool, (N, 4); none of a galaxy with NaN.
 
         Parameters
         ----------
@@ -125,7 +125,7 @@ class Domain:
             With AB magnitudes.
         """
         outside = (targets < self.low) | (targets > self.high)
-        return np.isfinite(targets).all(axis=1) & outside.any(axis=1)
+        return outside & np.isfinite(targets).all(axis=1, keepdims=True)
 
     def compare(self, zero: Reading, scale: Reading, width: Width, rms: np.ndarray) -> Verdict:
         """Compare an image with the domain.
@@ -232,13 +232,19 @@ def width_of_points(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: d
     Width
         NaN where there are too few point sources to tell.
     """
-    return width_of_profiles(profiles(data, bad, sky, found))
+    looked_at = profiles(data, bad, sky, found)
+    return width_of_profiles(looked_at[points_among(looked_at)])
+
+
+def points_among(found: np.ndarray) -> np.ndarray:
+    """Which of the `profiles` of an image are those of points: their rows, int, (M,); see `width_of_points`."""
+    brightest = np.argsort(-found[:, 2], kind="stable")[:MOST_SOURCES]
+    return brightest[_heap(*found[brightest, :2].T)]
 
 
 def width_of_profiles(found: np.ndarray) -> Width:
-    """Width of the PSF, from the `profiles` of all parts of an image; see `width_of_points`."""
-    brightest = np.argsort(-found[:, 2], kind="stable")[:MOST_SOURCES]
-    chosen = _heap(*found[brightest, :2].T)
+    """Width of the PSF, from the `profiles` of points."""
+    chosen = found[:, 0]
     if not len(chosen):
         return Width(np.nan, np.nan, "too few point sources")
     value, scatter = float(np.median(chosen)), float(np.std(chosen))
@@ -246,11 +252,11 @@ def width_of_profiles(found: np.ndarray) -> Width:
 
 
 def _heap(widths: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """The widths of sources that are points, of all widths."""
+    """Which sources are points, by their widths and light: their rows, int, (M,)."""
     order = np.argsort(widths)
     width, light = np.log(widths[order]), np.log(light[order])
     ends = np.searchsorted(width, width + _SAME_WIDTH, side="right")
-    best, chosen = 0.0, np.zeros(0)
+    best, chosen = 0.0, np.zeros(0, int)
     for first, end in enumerate(ends):
         if end - first < LEAST_POINTS:
             continue
@@ -260,7 +266,7 @@ def _heap(widths: np.ndarray, light: np.ndarray) -> np.ndarray:
         expected = (near.sum() - n) * _SAME_WIDTH / (2 * _NEARBY)
         alone = n >= LEAST_POINTS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
         if alone and n - expected > best:
-            best, chosen = n - expected, np.exp(width[first:end][alike[first:end]])
+            best, chosen = n - expected, order[first:end][alike[first:end]]
     return chosen
 
 
@@ -285,8 +291,9 @@ def profiles(
 
     Returns
     -------
-    ndarray, float64, (M, 3)
-        Width of the core [pix], light in units of its own, and mean surface brightness.
+    ndarray, float64, (M, 4)
+        Width of the core [pix], light in units of its own, mean surface brightness, and
+        the number of the detection.
     """
     rows = []
     offset_y, offset_x = np.indices((2 * REACH + 1, 2 * REACH + 1)) - REACH
@@ -318,8 +325,8 @@ def profiles(
             radius = np.hypot(offset_x - core.x, offset_y - core.y) / core.fwhm
             light = float(box[radius < 1.5].sum()) / (peak * core.height * core.fwhm**2)
             if light > 0:
-                rows.append((core.fwhm, light, brightness[i]))
-    return np.array(rows).reshape(-1, 3)
+                rows.append((core.fwhm, light, brightness[i], i))
+    return np.array(rows).reshape(-1, 4)
 
 
 def _peak(data: np.ndarray, column: int, row: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from astropy.table import Column, QTable, Table
 from scipy.spatial import KDTree
 
 import sersicnet
-from sersicnet import catalogue, detect, domain, instrument, mosaic, population, realsky, weights, work
+from sersicnet import catalogue, detect, domain, instrument, mosaic, points, population, realsky, weights, work
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.fit import SKY_LEFT, STRUCTURE, Fits, Fitter, Noise, Prior, Status
 from sersicnet.schema import (
@@ -31,6 +31,7 @@ from sersicnet.schema import (
     LARGE_LIMIT,
     LOW_SNR_LIMIT,
     MASKED_LIMIT,
+    RANGE_FLAGS,
     STAMP_SIZE,
     TARGET_NAMES,
     Flag,
@@ -199,14 +200,32 @@ def measure(
             fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
             point_width = _width(point, psf_oversampling)
         setting = _Setting(
-            plan.exposure, plan.zero.value, mesh, plan.places, {}, network.path, fitter, point_width, width is None
+            plan.exposure,
+            plan.zero.value,
+            mesh,
+            plan.places,
+            {},
+            network.path,
+            fitter,
+            point_width,
+            width is None,
+            plan.saturation,
         )
         values, profiles = _all_tiles(setting, plan, tile, kept, apply, report)
         if width is None:
-            width = domain.width_of_profiles(profiles)
+            stars = profiles[domain.points_among(profiles)]
+            width = domain.width_of_profiles(stars)
+            sizes = stars[np.isfinite(stars[:, 3]), 3]
+            largest = float(np.quantile(sizes, 0.9)) if len(sizes) else np.nan
+        else:
+            assert psf is not None
+            largest = 1.05 * points.size_of(realsky.read_psf(psf).image) / psf_oversampling
+        with np.errstate(invalid="ignore"):
+            values.flags[values.size <= largest * (1 + 2 / values.size_snr)] |= Flag.POINT_LIKE
         verdict = network.domain.compare(plan.zero, plan.scale, width, values.rms)
         values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
-        values.flags[network.domain.out_of_range(values.targets)] |= Flag.OUT_OF_RANGE
+        for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):
+            values.flags[outside] |= flag
         table = _table(plan, values, network, fitted=refine)
         table.meta.update(_provenance(plan, mesh, network, command))
         table.meta.update(PSFSRC=width.source, OUTSIDE=", ".join(verdict.reasons) or "nothing")
@@ -301,7 +320,9 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
         noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
         fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
         starts = {} if plan.table is None else _columns(plan.table, plan.scale)
-        setting = _Setting(plan.exposure, plan.zero.value, mesh, plan.places, starts, None, fitter, point_width, False)
+        setting = _Setting(
+            plan.exposure, plan.zero.value, mesh, plan.places, starts, None, fitter, point_width, False, plan.saturation
+        )
         values, _ = _all_tiles(setting, plan, tile, kept, apply, report)
         table = _table(plan, values, None, fitted=True)
         table.meta.update(_provenance(plan, mesh, None, command))
@@ -406,6 +427,14 @@ class _Plan(NamedTuple):
         """The image."""
         return self.exposure.image
 
+    @property
+    def saturation(self) -> float:
+        """Value from which on a pixel is saturated; infinite if the header does not tell."""
+        try:
+            return float(self.frame.header.get("SATURATE", np.inf))
+        except (TypeError, ValueError):
+            return np.inf
+
     @contextmanager
     def kept(self, files: _Files, config: dict[str, Any], tile: int, overwrite: bool) -> Iterator[work.Kept]:
         """What holds finished tiles, where there are several; dropped in the end."""
@@ -468,6 +497,7 @@ class _Setting:
     fitter: Fitter | None
     psf_width: float
     profiles: bool
+    saturation: float
 
 
 class _Scene(NamedTuple):
@@ -601,13 +631,26 @@ def _tile(setting: _Setting, core: mosaic.Window, report: Report = _silent) -> d
             _start(scene, values)
         if setting.fitter is not None:
             _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
-        profiles = np.zeros((0, 3))
+        profiles = np.zeros((0, 4))
         if setting.profiles:
             mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
-            profiles = domain.profiles(scene.pixels.data, scene.pixels.bad, scene.sky, scene.found, mine, scene.origin)
+            profiles = _profiles(scene, mine)
         return {**{name: array[own] for name, array in values._asdict().items()}, "profiles": profiles}
     finally:
         setting.exposure.close()
+
+
+def _profiles(scene: _Scene, which: np.ndarray) -> np.ndarray:
+    """The `sersicnet.domain.profiles` of detections, with their size in place of their number."""
+    (data, bad, _), found = scene.pixels, scene.found
+    out = domain.profiles(data, bad, scene.sky, found, which, scene.origin)
+    claimed = found.claimed()
+    for first in range(0, len(out), STAMPS_AT_ONCE):
+        part = slice(first, first + STAMPS_AT_ONCE)
+        i = out[part, 3].astype(int)
+        stamps = mosaic.cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
+        out[part, 3] = points.sizes(stamps)[0]
+    return out
 
 
 @functools.lru_cache(1)
@@ -663,6 +706,8 @@ class _Values(NamedTuple):
     status: np.ndarray
     rms: np.ndarray
     snr: np.ndarray
+    size: np.ndarray  # of the Gaussian that the source is most like; NaN if it cannot be trusted
+    size_snr: np.ndarray
     flags: np.ndarray
 
     @classmethod
@@ -682,16 +727,20 @@ class _Values(NamedTuple):
             chi2=np.full(n, np.nan),
             status=np.full(n, -1),
             rms=np.full(n, np.nan),
+            size=np.full(n, np.nan),
+            size_snr=np.full(n, np.nan),
             snr=signal / scene.sky.correlation,
             flags=np.zeros(n, int),
         )
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
         return out
 
-    def note(self, rows: slice, stamps: mosaic.Stamps) -> None:
+    def note(self, rows: slice, stamps: mosaic.Stamps, saturation: float) -> None:
         """Noise and flags that stamps tell."""
         flags = self.flags[rows]
         self.rms[rows] = stamps.rms
+        self.size[rows], self.size_snr[rows], _ = points.sizes(stamps)
+        flags |= Flag.SATURATED * points.saturated(stamps, saturation)
         self.snr[rows] /= stamps.rms
         flags |= Flag.NO_DATA * stamps.empty
         flags |= Flag.EDGE * stamps.edge
@@ -729,7 +778,7 @@ def _predict(scene: _Scene, values: _Values, network: weights.Weights, report: R
         values.targets[rows], errors = network.predict(stamps.pixels)
         if errors is not None:
             values.errors[rows] = errors
-        values.note(rows, stamps)
+        values.note(rows, stamps, scene.setting.saturation)
         values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
         report("measuring", rows.stop, n)
 
@@ -750,7 +799,7 @@ def _start(scene: _Scene, values: _Values) -> None:
         values.targets[:, k] = guesses[name]
     values.theta[:] = guesses["theta"]
     for rows, stamps in _stamps(scene, scene.source + 1):
-        values.note(rows, stamps)
+        values.note(rows, stamps, scene.setting.saturation)
     values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
 
 

@@ -92,7 +92,7 @@ def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -
     for first in range(0, n, MOST_STARS):
         part = slice(first, min(first + MOST_STARS, n))
         stamps = cut(data, bad, sky, found.x[part], found.y[part], claimed, np.arange(part.start, part.stop) + 1)
-        size[part], snr[part], round_[part] = _sizes(stamps)
+        size[part], snr[part], round_[part] = sizes(stamps)
     size[found.blended] = np.nan
     clump = _clump(np.where(round_, size, np.nan), snr)
     if clump is None:
@@ -103,9 +103,9 @@ def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -
         members = np.sort(members[np.argsort(-snr[members], kind="stable")][:MOST_STARS])
     stamps = cut(data, bad, sky, found.x[members], found.y[members], claimed, members + 1)
     psf, kept = _stacked(stamps, sky.correlation)
-    sizes = size[members[kept]]
+    own = size[members[kept]]
     # The size of an undersampled star depends on where in a pixel it lies.
-    if psf is None or np.log(sizes).std() > _STAR_SCATTER * max(1, 1.2 / np.median(sizes)):
+    if psf is None or np.log(own).std() > _STAR_SCATTER * max(1, 1.2 / np.median(own)):
         return Stars(None, nobody, nobody, size, snr)
     used = nobody.copy()
     used[members[kept]] = True
@@ -123,7 +123,34 @@ def size_of(psf: np.ndarray) -> float:
     stamp[0, outer, outer] = 1e6 * psf[inner, inner]
     here, no, one = np.array([float(at)]), np.zeros(stamp.shape, bool), np.ones(1)
     star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), no[:, 0, 0], 0 * one, 0 * one, no[:, 0, 0])
-    return float(_sizes(star)[0][0])
+    return float(sizes(star)[0][0])
+
+
+PLATEAU = 4
+"""Pixels of the same highest value in a centre that tell that it was cut off."""
+
+
+def saturated(stamps: Stamps, level: float = np.inf) -> np.ndarray:
+    """Which sources lost light where their centre is brightest, bool, (N,).
+
+    Those with a pixel of `level` or more among the central 9 x 9, and those whose
+    brightest pixels there all have the very same value.
+
+    Parameters
+    ----------
+    stamps : Stamps
+    level : float
+        Image units above the sky.
+    """
+    middle = slice(STAMP_SIZE // 2 - 5, STAMP_SIZE // 2 + 4)
+    centre = np.where(stamps.replaced[:, middle, middle], -np.inf, stamps.pixels[:, middle, middle])
+    centre = centre.reshape(len(centre), -1)
+    highest = centre.max(axis=1, initial=-np.inf, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        reached = highest[:, 0] * stamps.rms >= level
+        # The sky that was subtracted may slope.
+        flat = np.isclose(centre, highest, rtol=1e-4, atol=0.02).sum(axis=1) >= PLATEAU
+    return reached | (flat & (highest[:, 0] > LOW_SNR_LIMIT))
 
 
 def good_galaxies(
@@ -155,8 +182,8 @@ def good_galaxies(
     return good
 
 
-def _sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Size and S/N of sources as Gaussians see them, and which may be stars.
+def sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Size [pix] and S/N of sources as Gaussians see them, float64, (N,), and which may be stars, bool, (N,).
 
     The size is that of the round Gaussian whose weight makes the second moment
     half of its own variance; it does not care for noise far out, as a plain

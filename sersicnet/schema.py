@@ -140,9 +140,19 @@ class Flag(enum.IntFlag):
     CROWDED = 16
     LOW_SNR = 32
     LARGE = 64
-    OUT_OF_RANGE = 128
-    OUT_OF_DOMAIN = 256
-    NOT_REFINED = 512
+    RANGE_MAG = 128
+    RANGE_R_EFF = 256
+    RANGE_N = 512
+    RANGE_E = 1024
+    OUT_OF_DOMAIN = 2048
+    NOT_REFINED = 4096
+    SATURATED = 8192
+    POINT_LIKE = 16384
+    OUT_OF_RANGE = RANGE_MAG | RANGE_R_EFF | RANGE_N | RANGE_E
+
+
+RANGE_FLAGS = (Flag.RANGE_MAG, Flag.RANGE_R_EFF, Flag.RANGE_N, Flag.RANGE_E)
+"""For each target, that it is outside of the range of the weights."""
 
 
 MASKED_LIMIT = 0.1
@@ -161,12 +171,17 @@ FLAG_MEANING = {
     Flag.CROWDED: f"neighbours cover more than {CROWDED_LIMIT:.0%} of the stamp; they were replaced",
     Flag.LOW_SNR: f"snr below {LOW_SNR_LIMIT:g}, or not detected: the training prior weighs heavily",
     Flag.LARGE: f"effective radius above {LARGE_LIMIT:g} pixels: much of the light is outside the stamp",
-    Flag.OUT_OF_RANGE: "a parameter lies outside the range that the network was trained on",
+    **{
+        flag: f"{target.name} lies outside the range that the network was trained on"
+        for flag, target in zip(RANGE_FLAGS, TARGETS, strict=True)
+    },
     Flag.OUT_OF_DOMAIN: f"pixel scale differs by more than {SCALE_TOLERANCE:.0%} from what the network was "
     f"trained on, the width of the PSF by more than {PSF_TOLERANCE:.0%}, or depth by more than a factor "
     f"{DEPTH_TOLERANCE:g}",
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
+    Flag.SATURATED: "the centre is flat, or reaches the header's SATURATE: too little light was counted",
+    Flag.POINT_LIKE: "no larger than the stars of the image, or than --psf: a star, a nucleus, or an unresolved galaxy",
 }
 """What each bit means; the table in the documentation is made from it."""
 

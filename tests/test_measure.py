@@ -17,7 +17,7 @@ from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W
 from sersicnet.measure import measure
 from sersicnet.render import Renderer
-from sersicnet.schema import COLUMN, COLUMNS, TARGET_NAMES, Flag
+from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
 from sersicnet.simulate import effective_psf, observe
 
 PLAIN = [column for column in COLUMNS if column.name not in ("sky", "chi2", "fit_status")]
@@ -240,7 +240,8 @@ def test_flag_out_of_range(field, isolated, tmp_path, name):
     card = json.loads((copy / "card.json").read_text())
     card["domain"]["ranges"][name][1] = card["domain"]["ranges"][name][0] + 1e-3
     weights.rewrite_card(copy, card)
-    assert flags_at(field, *isolated, weights_name=copy) & Flag.OUT_OF_RANGE
+    flags = flags_at(field, *isolated, weights_name=copy)
+    assert flags & Flag.OUT_OF_RANGE == RANGE_FLAGS[TARGET_NAMES.index(name)]
 
 
 def test_flag_out_of_range_is_not_set_inside(field, isolated):
@@ -288,10 +289,36 @@ def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
     assert len(caught) == 2  # no WCS
     assert "point sources), fovea-sim was trained at 2.70 to 3.66" in str(caught[1].message)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
+    assert table["flags"][0] & Flag.POINT_LIKE
     header = fits.getheader(tmp_path / "cat.fits", 1)
     assert int(header["PSFSRC"].removesuffix(" point sources")) >= 15
     assert header["OUTSIDE"] == "PSF"
     assert header["PSFFWHM"] == pytest.approx(4.4, rel=0.03)
+
+
+def test_flag_point_like_by_the_psf_of_a_file(field, isolated, tmp_path):
+    image, header = fits.getdata(field[0]), fits.getheader(field[0], 1)
+    star = Renderer(effective_psf(F160W), 64)(np.array([31.6, 31.7, 60.0, 0.02, 1.0, 1.0, 0.0]))[0]
+    place = 300, 60
+    image[place[1] - 32 : place[1] + 32, place[0] - 32 : place[0] + 32] = star
+    image += np.random.default_rng(0).normal(0, 1e-3, image.shape)
+    path, psf = write(tmp_path / "star.fits", image, header), write(tmp_path / "psf.fits", effective_psf(F160W))
+    wanted = Table({"x": [place[0] - 0.4, isolated[0]], "y": [place[1] - 0.3, isolated[1]]})
+    flags = measure(path, positions=wanted, psf=psf, zero_point=25.9463)["flags"]
+    assert flags[0] & Flag.POINT_LIKE
+    assert not flags[1] & Flag.POINT_LIKE
+
+
+def test_flag_saturated(field, isolated, tmp_path):
+    image, header = fits.getdata(field[0]), fits.getheader(field[0], 1)
+    wanted = Table({"x": [isolated[0]], "y": [isolated[1]]})
+    options = {"positions": wanted, "zero_point": 25.9463}
+    peak = image[round(isolated[1]) - 3 : round(isolated[1]) + 4, round(isolated[0]) - 3 : round(isolated[0]) + 4].max()
+    clipped = write(tmp_path / "clipped.fits", np.minimum(image, 0.6 * peak), header)
+    assert measure(clipped, **options)["flags"][0] & Flag.SATURATED
+    told = write(tmp_path / "told.fits", image, fits.Header([*header.cards, ("SATURATE", 0.9 * float(peak))]))
+    assert measure(told, **options)["flags"][0] & Flag.SATURATED
+    assert not measure(write(tmp_path / "as_it_is.fits", image, header), **options)["flags"][0] & Flag.SATURATED
 
 
 def test_an_image_without_point_sources_tells_no_psf(catalogue):
