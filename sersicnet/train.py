@@ -1247,7 +1247,7 @@ def _summary(
                 str(adapt)
             ]
         )
-    return text if base is None else f"{text} It started from `{base.name}`."
+    return text if base is None else f"{text} It started from `{base.path.name}`."
 
 
 def _limits(task: _Task, real: Dataset | Arrays | None) -> list[str]:
@@ -1351,7 +1351,7 @@ def _card_base(
 def _base_record(base: weights.Weights) -> dict[str, Any]:
     """What training began at, so that it can be made again: its own beginning is in there too."""
     kept = ("command", "seed", "base", "data")
-    return {"name": base.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
+    return {"name": base.path.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
 
 
 def _domain(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:
