@@ -309,7 +309,7 @@ def test_without_labels_nothing_depends_on_the_labels(small_dataset, tmp_path, t
         real = real_galaxies(small_dataset)
         real.targets += shift
         done = any_adapted(small_dataset, tmp_path / f"{i}", network=tiny_network, real=real, real_labels=False)
-        assert "not on the real galaxies" in done.card["limits"][0]
+        assert any("not on the galaxies that it was adapted to without" in limit for limit in done.card["limits"])
         outputs.append(done.predict(real.stamps(0, 4))[0])
     np.testing.assert_allclose(*outputs, rtol=1e-4)
 
