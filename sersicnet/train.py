@@ -773,6 +773,8 @@ def train(
     recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
     if not 0 < recipe.learning_rate < math.inf:
         raise InputError(f"A learning rate is positive; received {recipe.learning_rate}. Try 0.0005.")
+    if not 0 <= recipe.alpha <= 1:
+        raise InputError(f"The weight of the regression is from 0 to 1; received {recipe.alpha}. Try 0.9.")
     architecture = networks.ARCHITECTURES[network]
     base = None if start is None else weights.load(start, to_train=True)
     if base is not None and base.card["network"] != network:
