@@ -582,6 +582,13 @@ def train(
     real_labels: Annotated[
         bool, typer.Option(help="Whether labels of the real galaxies train the regression too.")
     ] = True,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="For --adapt: weight of the regression against the alignment, from 0 to 1; 0.9 as in the study.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     epochs: Annotated[
         int | None, typer.Option(help="At most this many; the recipe's own by default.", min=1, show_default=False)
@@ -609,6 +616,8 @@ def train(
     recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
     if recipe is not None and epochs is not None:
         recipe = replace(recipe, epochs=epochs)
+    if recipe is not None and alpha is not None:
+        recipe = replace(recipe, alpha=alpha)
     if recipe is not None and learning_rate is not None:
         recipe = replace(recipe, learning_rate=learning_rate)
     with _training_progress(quiet, network, tensorboard) as report:

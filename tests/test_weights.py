@@ -71,7 +71,9 @@ def test_keras_and_onnx_agree(name, stamps):
     theirs = np.asarray(found.keras_model()(stamps))
     assert np.isfinite(theirs).all()
     tolerance = np.array([1e-4 * (target.high - target.low) for target in TARGETS])
-    assert (np.abs(targets - theirs[:, :4]) <= tolerance).all()
+    # The stamp of negative pixels gives radii sixty times beyond the range, where single precision is coarser.
+    beyond = np.where(theirs[:, :4] > [target.high for target in TARGETS], 1e-5 * np.abs(theirs[:, :4]), 0)
+    assert (np.abs(targets - theirs[:, :4]) <= tolerance + beyond).all()
     if errors is not None:
         assert (np.abs(errors - theirs[:, 4:]) <= tolerance + 1e-4 * theirs[:, 4:]).all()
 
