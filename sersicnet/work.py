@@ -124,7 +124,7 @@ def cluster(address: str) -> Iterator[Apply]:
             f"--scheduler needs the package distributed ({error}): `pip install 'sersicnet[cluster]'`."
         ) from error
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"No scheduler answers at {address}: {error}. Check the address, or leave it out.") from error
 

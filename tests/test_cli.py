@@ -142,7 +142,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         ((*measure, "table.fits"), "holds no image"),
         ((*measure, "table.fits", "--hdu", "1"), "is a table, not an image"),
         ((*measure, "cube.fits"), "has 3 axes"),
-        ((*measure, "nan.fits"), "no finite pixel"),
+        ((*measure, "nan.fits"), "no pixel left that is finite"),
         ((*measure, "nozp.fits"), "tells no zero point"),
         (("measure", field[0], "-o", "old.fits"), "exists already"),
         (("measure", field[0], "-o", "."), "is a directory"),
