@@ -7,22 +7,33 @@ import gzip
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import astropy
 import numpy as np
 import photutils
+from astropy import units
 from astropy.io import fits
-from astropy.table import QTable, Table
+from astropy.io.votable import from_table
+from astropy.io.votable.tree import Info, VOTableFile
+from astropy.table import Column, QTable, Table
 
 import sersicnet
 from sersicnet import instrument, mosaic
 from sersicnet.errors import InputError
 from sersicnet.schema import COLUMN
 
-FORMATS = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet"}
+FORMATS = {
+    ".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet",
+    ".vot": "votable", ".xml": "votable"}  # fmt: skip
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a catalogue whose name does not tell its format."""
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {path.name}.")
 
 
 def read_table(path: str | Path) -> Table:
@@ -52,6 +63,7 @@ def origin() -> dict[str, str]:
 
 _CARD_COMMENTS = {
     "IMAGE": "image measured",
+    "IMAGES": "number of images measured",
     "DATE": "UTC date of this catalogue",
     "MAGSYS": "magnitude system",
     "ZEROPT": "magnitude of one image unit",
@@ -87,8 +99,56 @@ def write(table: QTable, path: Path) -> None:
     kind = FORMATS[path.suffix.lower()]
     if kind == "fits":
         _whole(path, lambda partial: _hdu(table).writeto(partial, overwrite=True, checksum=True))
+    elif kind == "votable":
+        _whole(path, lambda partial: _votable(table).to_xml(str(partial)))
     else:
         _whole(path, lambda partial: table.write(partial, format=kind, overwrite=True))
+
+
+def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
+    """Those of `sersicnet.schema.COLUMNS` that are given, with units and descriptions."""
+    table = QTable()
+    for name, column in COLUMN.items():
+        if name in columns:
+            content = np.asarray(columns[name]).astype(column.dtype)
+            table[name] = content * units.Unit(column.unit) if column.unit else content
+            table[name].info.description = column.description
+    return table
+
+
+def joined(tables: Sequence[QTable]) -> QTable:
+    """One catalogue of many images: a column tells the image, and ids count through all of them.
+
+    Columns that an image lacks are NaN, or 0 for whole numbers. What the images do not
+    share in their headers goes into the history, a line for each.
+    """
+    given = {name for table in tables for name in table.colnames}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMN if name in given or name == "image"}
+    before = 0
+    for table in tables:
+        for name, values in parts.items():
+            kind = COLUMN[name].dtype
+            if name == "image":
+                part = np.full(len(table), str(table.meta["IMAGE"]))
+            elif name in table.colnames:
+                part = np.array(getattr(table[name], "value", table[name]))
+            else:
+                part = np.full(len(table), 0 if kind == "i4" else np.nan)
+            if name in ("id", "parent"):
+                part[part > 0] += before
+            values.append(part)
+        before += len(table)
+    out = assembled({name: np.concatenate(values) for name, values in parts.items()})
+    keys = dict.fromkeys(key for table in tables for key in table.meta if key != "DATE")
+    shared = {key for key in keys if len({str(table.meta.get(key)) for table in tables}) == 1}
+    out.meta.update({key: tables[0].meta[key] for key in keys if key in shared})
+    out.meta.update(origin())
+    out.meta["IMAGES"] = len(tables)
+    out.meta["HISTORY"] = [
+        "; ".join(f"{key} {table.meta[key]}" for key in keys if key not in shared and key in table.meta)
+        for table in tables
+    ]
+    return out
 
 
 @contextmanager
@@ -156,12 +216,32 @@ def _partial(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def _ascii(text: str) -> str:
+    """What a FITS header can hold."""
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _votable(table: QTable) -> VOTableFile:
+    file = from_table(Table(table))
+    resource = file.resources[0]
+    for key, value in table.meta.items():
+        resource.infos.append(Info(name=key, value=str(value)))
+    for field in resource.tables[0].fields:
+        field.ucd = COLUMN[field.name].ucd
+    return file
+
+
+def _format(column: Column) -> str:
+    kind = np.asarray(column).dtype
+    return f"{kind.itemsize // 4}A" if kind.kind == "U" else {"i4": "J", "f4": "E", "f8": "D"}[kind.str[1:]]
+
+
 def _hdu(table: QTable) -> fits.HDUList:
     unit = fits.BinTableHDU.from_columns(
         [
             fits.Column(
                 name=name,
-                format={"i4": "J", "f4": "E", "f8": "D"}[COLUMN[name].dtype],
+                format=_format(table[name]),
                 unit=COLUMN[name].unit or None,
                 array=np.asarray(getattr(table[name], "value", table[name])),
             )
@@ -173,10 +253,11 @@ def _hdu(table: QTable) -> fits.HDUList:
         unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
         unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")
     for key, value in table.meta.items():
-        if isinstance(value, str):  # headers hold nothing but ASCII
-            value = value.encode("ascii", "backslashreplace").decode()
-        if key == "COMMAND":
-            unit.header.add_history(value)
-        else:
-            unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
+        if key in ("COMMAND", "HISTORY"):
+            for line in value if isinstance(value, list) else [value]:
+                unit.header.add_history(_ascii(line))
+            continue
+        if isinstance(value, str):
+            value = _ascii(value)
+        unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
     return fits.HDUList([fits.PrimaryHDU(), unit])

@@ -7,13 +7,16 @@ that help comes at once.
 
 from __future__ import annotations
 
-import re
+import glob
+import json
+import logging
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
 
     from sersicnet import train as training
+    from sersicnet.measure import Outlook
 
 app = typer.Typer(
     name="sersicnet",
@@ -135,6 +139,8 @@ Residual = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes that work; all cores by default.", min=1, show_default=False)
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is being done.")]
 Scheduler = Annotated[
     str | None,
     typer.Option(help="Address of a Dask scheduler whose workers do it instead, tcp://HOST:PORT.", show_default=False),
@@ -143,13 +149,20 @@ Scheduler = Annotated[
 
 @app.command()
 def measure(
-    image: Image,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="FITS image, sky-subtracted or not, in any linear unit; or several, also as a pattern.",
+            metavar="IMAGE...",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Catalogue: .fits, .ecsv, .csv or .parquet. By default IMAGE_cat.fits here.",
+            help="Catalogue: .fits, .ecsv, .csv, .parquet or .vot. By default IMAGE_cat.fits here. Of several images, "
+            "one catalogue, or one each in a directory.",
             show_default=False,
         ),
     ] = None,
@@ -192,45 +205,74 @@ def measure(
     residual: Residual = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the inputs, and tell what would be done.")
+    ] = False,
+    as_json: Json = False,
     overwrite: Overwrite = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the galaxies of an image and write a catalogue.
+    """Measure the galaxies of images and write a catalogue.
 
     Example: sersicnet measure mosaic.fits -o cat.fits
+
+    Example: sersicnet measure 'field-*.fits' -o all.fits
+
+    Example: sersicnet measure mosaic.fits --dry-run
     """
-    from sersicnet.measure import measure as run
+    from sersicnet import measure as measuring
 
     started = time.monotonic()
-    output = output or Path(_stem(image) + "_cat.fits")
-    with _progress(quiet, "reading") as update:
-        table = run(
-            image,
-            output,
-            hdu=hdu,
-            zero_point=zero_point,
-            pixel_scale=pixel_scale,
-            rms=rms,
-            wht=wht,
-            mask=mask,
-            positions=positions,
-            weights_name=weights,
-            refine=refine,
-            psf=psf,
-            psf_oversampling=psf_oversampling,
-            gain=gain,
-            prior=prior,
-            structure=structure,
-            robust=robust,
-            model=model,
-            residual=residual,
-            workers=workers,
-            scheduler=scheduler,
-            overwrite=overwrite,
-            command=_command_line(),
-            report=lambda stage, done, total: update(done, total or None, stage),
+    _log_to_stderr(verbose)
+    paths = _images(images)
+    single: dict[str, Any] = {
+        "positions": positions,
+        "rms": rms,
+        "wht": wht,
+        "mask": mask,
+        "model": model,
+        "residual": residual,
+    }
+    if len(paths) > 1:
+        _refuse_with(
+            "Several images take no option that belongs to one of them", {f"--{k}": v for k, v in single.items()}
         )
-    _say_catalogue(quiet, table, output, time.monotonic() - started)
+        if output is None:
+            raise InputError("Several images need a name for their catalogue, or a directory for one each: give -o.")
+    output = output or Path(measuring.stem(paths[0]) + "_cat.fits")
+    shared: dict[str, Any] = {
+        "hdu": hdu,
+        "zero_point": zero_point,
+        "pixel_scale": pixel_scale,
+        "weights_name": weights,
+        "workers": workers,
+        "overwrite": overwrite,
+    }
+    if dry_run:
+        maps = {name: single[name] for name in ("positions", "rms", "wht", "mask")}
+        to = output if len(paths) == 1 else None
+        _say_outlook([measuring.foresee(path, to, **maps, **shared) for path in paths], as_json)
+        return
+    options: dict[str, Any] = {
+        **shared,
+        "refine": refine,
+        "psf": psf,
+        "psf_oversampling": psf_oversampling,
+        "gain": gain,
+        "prior": prior,
+        "structure": structure,
+        "robust": robust,
+        "scheduler": scheduler,
+        "command": _command_line(),
+    }
+    with _progress(quiet, "reading") as update:
+        options["report"] = lambda stage, done, total: update(done, total or None, stage)
+        if len(paths) == 1:
+            done = [(measuring.measure(paths[0], output, **single, **options), output)]
+        else:
+            done = measuring.measure_many(paths, output, **options)
+    _say_catalogues(quiet, as_json, done, time.monotonic() - started)
 
 
 @app.command()
@@ -272,19 +314,22 @@ def fit(
     residual: Residual = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    as_json: Json = False,
     overwrite: Overwrite = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Fit Sersic profiles without a network: labels for `finetune`, or a check.
 
     Example: sersicnet fit mosaic.fits --psf psf.fits --gain 3200 --positions targets.csv -o labels.csv
     """
-    from sersicnet.measure import fit as run
+    from sersicnet import measure as measuring
 
     started = time.monotonic()
-    output = output or Path(_stem(image) + "_fit.fits")
+    _log_to_stderr(verbose)
+    output = output or Path(measuring.stem(image) + "_fit.fits")
     with _progress(quiet, "reading") as update:
-        table = run(
+        table = measuring.fit(
             image,
             output,
             psf=psf,
@@ -308,20 +353,87 @@ def fit(
             command=_command_line(),
             report=lambda stage, done, total: update(done, total or None, stage),
         )
-    _say_catalogue(quiet, table, output, time.monotonic() - started)
+    _say_catalogues(quiet, as_json, [(table, output)], time.monotonic() - started)
 
 
-def _stem(image: Path) -> str:
-    return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
+def _images(patterns: list[str]) -> list[Path]:
+    """Paths of images; a pattern that the shell left alone is looked up here."""
+    paths = []
+    for pattern in patterns:
+        found = [pattern]
+        if "*" in pattern or "?" in pattern:
+            found = sorted(glob.glob(pattern))  # noqa: PTH207 -- Path.glob takes no absolute patterns
+        if not found:
+            raise InputError(f"No file matches {pattern}.")
+        paths += [Path(path) for path in found]
+    return paths
 
 
-def _say_catalogue(quiet: bool, table: QTable, output: Path, seconds: float) -> None:
-    clean = int((table["flags"] == 0).sum())
-    _say(
-        quiet,
-        f"{len(table)} sources, {clean} without flags, in {seconds:.1f} s; "
-        f"zero point {table.meta['ZEROPT']:.4f} from {table.meta['ZPSOURCE']}; wrote {output}",
-    )
+def _log_to_stderr(verbose: bool) -> None:
+    if verbose:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=stderr, show_path=False, show_level=False, markup=False, highlighter=None)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+        logging.getLogger("sersicnet").setLevel(logging.INFO)
+
+
+def _say_outlook(outlooks: list[Outlook], as_json: bool) -> None:
+    """What a run would do: on stdout, for that is what was asked for."""
+    if as_json:
+        typer.echo(json.dumps([asdict(outlook) for outlook in outlooks], indent=1))
+        return
+    for outlook in outlooks:
+        height, width = outlook.shape
+        typer.echo(f"{outlook.image}: {width} x {height} pixels")
+        typer.echo(f"  zero point   {outlook.zero_point.value:.4f} AB, from {outlook.zero_point.source}")
+        typer.echo(f"  pixel scale  {outlook.pixel_scale.value:.4f} arcsec, from {outlook.pixel_scale.source}")
+        typer.echo(
+            f"  weights      {outlook.weights}; outside of their domain: {', '.join(outlook.outside) or 'nothing'}"
+        )
+        typer.echo(
+            f"  work         {outlook.tiles} tiles by {outlook.workers} processes, about {outlook.memory:.1f} GB"
+        )
+
+
+def _say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]], seconds: float) -> None:
+    """A summary of catalogues: a table for people on stderr, or JSON on stdout."""
+    from sersicnet.schema import Flag
+
+    facts: list[dict[str, Any]] = []
+    for table, path in written:
+        flags = table["flags"]
+        facts.append(
+            {
+                "catalogue": str(path),
+                "sources": len(table),
+                "without_flags": int((flags == 0).sum()),
+                "flags": {flag.name: int((flags & flag.value != 0).sum()) for flag in Flag if flags.size},
+                "header": {key: value for key, value in table.meta.items() if key != "HISTORY"},
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"seconds": round(seconds, 1), "catalogues": facts}, indent=1))
+    if quiet:
+        return
+    for fact in facts:
+        grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        header = fact["header"]
+        grid.add_row("sources", f"{fact['sources']:,}, {fact['without_flags']:,} without flags")
+        raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
+        grid.add_row("flags", ", ".join(raised) or "none")
+        if "ZEROPT" in header:
+            grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB, from {header['ZPSOURCE']}")
+        if "PIXSCALE" in header:
+            grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec, from {header['PIXSRC']}")
+        if "PSFFWHM" in header:
+            grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
+        if "OUTSIDE" in header:
+            grid.add_row("outside of the weights' domain", header["OUTSIDE"])
+        stderr.print(grid)
+        _say(quiet, f"wrote {fact['catalogue']}")
+    rows = sum(fact["sources"] for fact in facts)
+    _say(quiet, f"{rows:,} sources in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} a second")
 
 
 @app.command()

@@ -186,6 +186,8 @@ class Detections:
         Number of detected pixels.
     blended : ndarray, bool, (N,)
         Whether the source was separated from a touching one.
+    parent : ndarray, int, (N,)
+        Index of the brightest source of the same connected region; its own if it is alone.
     """
 
     segmentation: np.ndarray
@@ -197,6 +199,7 @@ class Detections:
     flux: np.ndarray
     area: np.ndarray
     blended: np.ndarray
+    parent: np.ndarray
 
     def __len__(self) -> int:
         return len(self.x)
@@ -398,6 +401,42 @@ class Detector:
                 return Found(window, pixels, sky, detections)
             more = [max(2 * m, GROWTH) if is_cut else m for m, is_cut in zip(more, cut, strict=True)]
 
+    def photometry(self, pixels: Pixels, sky: Sky, found: Detections, which: np.ndarray) -> Photometry:
+        """Measure sources in apertures; pixels of neighbours count as those opposite to them.
+
+        Errors are those of the sky's noise, with its correlation, and not of the light itself.
+
+        Parameters
+        ----------
+        pixels, sky
+            Of a window.
+        found : Detections
+            In that window; their positions are not used.
+        which : ndarray, int, (N,)
+            Indices of the sources to measure, at least one.
+        """
+        clean = pixels.data - sky.level
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)
+            catalog = SourceCatalog(
+                clean,
+                SegmentationImage(found.segmentation),
+                convolved_data=self.smooth(clean, pixels.bad),
+                error=sky.rms,
+                mask=pixels.bad,
+                aperture_mask_method="correct",
+            )[which]
+            aperture, aperture_error = catalog.circular_photometry(APERTURE)
+            values = catalog.kron_radius.value, catalog.kron_flux, catalog.kron_flux_err, aperture, aperture_error
+            out = Photometry(*(np.array(np.atleast_1d(value), dtype=float) for value in values))
+            wild = ~(KRON * out.kron_radius <= KRON_REACH)
+        for value in out[:3]:
+            value[wild] = np.nan
+        for error in (out.kron_error, out.aperture_error):
+            error *= sky.correlation
+        return out
+
     def _sources(
         self, pixels: Pixels, sky: Sky, smooth: np.ndarray, found: SegmentationImage | None, smoothed: float
     ) -> Detections:
@@ -405,7 +444,8 @@ class Detector:
         if found is None:
             none = np.zeros(0)
             nothing = np.zeros(clean.shape, np.int32)
-            return Detections(nothing, none, none, none, none, none, none, none, np.zeros(0, bool))
+            no = np.zeros(0, int)
+            return Detections(nothing, none, none, none, none, none, none, none, no.astype(bool), no)
         parts = self._prominent(smooth, self._deblended(smooth, found), sky.rms * smoothed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
@@ -414,6 +454,10 @@ class Detector:
             first_parent[parts.data[parts.data > 0]] = found.data[parts.data > 0]
             parent = first_parent[parts.labels]
             siblings = np.bincount(parent, minlength=parent.max() + 1)
+            flux = np.atleast_1d(catalog.segment_flux)
+            faint_first = np.argsort(flux, kind="stable")
+            brightest = np.zeros(len(siblings), int)
+            brightest[parent[faint_first]] = faint_first  # the last one written stays
             return Detections(
                 segmentation=parts.data.astype(np.int32),
                 x=np.atleast_1d(catalog.x_centroid),
@@ -421,9 +465,10 @@ class Detector:
                 a=np.atleast_1d(catalog.semimajor_axis.value),
                 b=np.atleast_1d(catalog.semiminor_axis.value),
                 theta=(np.atleast_1d(catalog.orientation.to_value("deg")) + 90) % 180 - 90,
-                flux=np.atleast_1d(catalog.segment_flux),
+                flux=flux,
                 area=np.atleast_1d(catalog.segment_area.value).astype(float),
                 blended=siblings[parent] > 1,
+                parent=brightest[parent],
             )
 
     def _deblended(self, smooth: np.ndarray, found: SegmentationImage) -> SegmentationImage:
@@ -509,6 +554,43 @@ def _saddles(labels: np.ndarray, smooth: np.ndarray, noise: np.ndarray) -> _Sadd
             found = max((height, sigma), out.get(one, {}).get(two, (-np.inf, 0.0)))
             out.setdefault(one, {})[two] = out.setdefault(two, {})[one] = found
     return out
+
+
+# --- light in apertures ---------------------------------------------------------------------------------
+
+APERTURE = 5.0
+"""Radius of the fixed circular aperture, pixels."""
+
+
+KRON, KRON_MEASURED, KRON_REACH = 2.5, 6.0, 10.0
+"""In units of the semi-major axis: the ellipse per Kron radius, the one in which that is measured, and the largest."""
+
+
+def reach(a: np.ndarray, kron_radius: np.ndarray) -> np.ndarray:
+    """Pixels that the apertures of sources reach; NaN where the Kron radius is."""
+    return np.maximum(KRON_MEASURED, KRON * kron_radius) * a + 2
+
+
+class Photometry(NamedTuple):
+    """Light of sources in apertures, float64, (N,); NaN where it cannot be measured.
+
+    Attributes
+    ----------
+    kron_radius : ndarray
+        Kron's first moment in units of the 1 sigma axes: the ellipse is 2.5 times as large
+        (Kron 1980; as SExtractor's AUTO). NaN, with its flux, where that would be more than
+        10 times the axes: noise, then.
+    kron_flux, kron_error : ndarray
+        In that ellipse, image units.
+    aperture_flux, aperture_error : ndarray
+        In a circle of `APERTURE`, image units.
+    """
+
+    kron_radius: np.ndarray
+    kron_flux: np.ndarray
+    kron_error: np.ndarray
+    aperture_flux: np.ndarray
+    aperture_error: np.ndarray
 
 
 # --- the mesh -----------------------------------------------------------------------------------------

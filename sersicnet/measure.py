@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
+import re
+import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,41 +23,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy import units
 from astropy.table import Column, QTable, Table
-from scipy.spatial import KDTree
 
 import sersicnet
-from sersicnet import catalogue, detect, domain, instrument, mosaic, points, population, realsky, weights, work
+from sersicnet import catalogue, detect, domain, instrument, mosaic, points, population, realsky, tiles, weights, work
 from sersicnet.errors import InputError, SersicnetWarning, check_output
-from sersicnet.fit import SKY_LEFT, STRUCTURE, Fits, Fitter, Noise, Prior, Status
+from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise, Prior
 from sersicnet.schema import (
-    COLUMNS,
-    CROWDED_LIMIT,
     LARGE_LIMIT,
-    LOW_SNR_LIMIT,
-    MASKED_LIMIT,
     RANGE_FLAGS,
     STAMP_SIZE,
     TARGET_NAMES,
     Flag,
-    absolute_magnitude_of_rms,
 )
-
-STAMPS_AT_ONCE = 512
-"""Stamps cut before they go through the network: 32 MB."""
 
 TILE = 2048
 """Side of the pieces that a large image is worked on in, pixels."""
 
+_log = logging.getLogger(__name__)
+
+PROCESS_MEMORY, PIXEL_MEMORY = 3e8, 100.0
+"""Bytes that a process takes, and besides for each pixel of its tile; about, for `foresee`."""
+
 PRIOR_SAMPLE = 4000
 """Galaxies drawn from a distribution to make a prior of it."""
-
-MOST_NEIGHBOURS = 3
-"""Overlapping neighbours that are fitted together with a galaxy; others are masked."""
-
-NEIGHBOUR_FLUX = 0.1
-"""Least flux of such a neighbour, as a fraction of the galaxy's."""
-
-Report = Callable[[str, int, int], None]
 
 
 def measure(
@@ -80,9 +72,10 @@ def measure(
     tile: int = TILE,
     workers: int | None = None,
     scheduler: str | None = None,
+    run: Path | None = None,
     overwrite: bool = False,
     command: str = "",
-    report: Report = lambda stage, done, total: None,
+    report: tiles.Report = tiles.silent,
 ) -> QTable:
     """Measure the galaxies of an image.
 
@@ -144,6 +137,9 @@ def measure(
         Processes that work on the pieces; as many as there are cores by default.
     scheduler : str, optional
         Address of a Dask scheduler whose workers do it instead.
+    run : Path, optional
+        Directory that keeps the finished tiles, and is left when all is done. By default
+        one beside `output`, where there are several tiles, which is dropped in the end.
     overwrite : bool
         Whether to replace what is written, and to drop an unfinished run with other
         options.
@@ -190,7 +186,7 @@ def measure(
         "structure": structure,
         "robust": robust,
     }
-    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
+    with plan.kept(files, run, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
         mesh = plan.mesh(kept, apply, report)
         if refine:
             point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
@@ -199,7 +195,7 @@ def measure(
             noise = Noise(mesh.autocorrelation, gain, SKY_LEFT, structure)
             fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
             point_width = _width(point, psf_oversampling)
-        setting = _Setting(
+        setting = tiles.Setting(
             plan.exposure,
             plan.zero.value,
             mesh,
@@ -210,6 +206,7 @@ def measure(
             point_width,
             width is None,
             plan.saturation,
+            plan.threads(tile),
         )
         values, profiles = _all_tiles(setting, plan, tile, kept, apply, report)
         if width is None:
@@ -237,6 +234,154 @@ def measure(
     return table
 
 
+def measure_many(
+    images: Sequence[Path],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    report: tiles.Report = tiles.silent,
+    **options: Any,
+) -> list[tuple[QTable, Path]]:
+    """Measure the galaxies of many images, into one catalogue or into one for each.
+
+    An image that cannot be used does not stop the others; finished ones are kept, and
+    the same command continues.
+
+    Parameters
+    ----------
+    images : sequence of Path
+        At least two.
+    output : Path
+        A directory, for one catalogue ``IMAGE_cat.fits`` a mosaic, or the name of one
+        catalogue of all, which gets a column ``image``. Sources on two images have two
+        rows in it.
+    overwrite, report, **options
+        As for `measure`, but for what belongs to a single image.
+
+    Returns
+    -------
+    list of (QTable, Path)
+        The catalogues that were written.
+
+    Raises
+    ------
+    InputError
+        In the end, if an image could not be used: then there is no common catalogue.
+    """
+    names = [f"{stem(path)}_cat.fits" for path in images]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"Each image needs a name of its own; two would be {twice}. Measure them one by one.")
+    together = not output.is_dir()
+    keep = output.with_name(output.name + ".run")
+    if together:
+        check_output(output, overwrite)
+        catalogue.check_ending(output)
+        keep.mkdir(exist_ok=True)
+    done, failed = [], []
+    for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
+
+        def tell(stage: str, at: int, total: int, prefix: str = f"{number}/{len(images)} {path.name}: ") -> None:
+            report(prefix + stage, at, total)
+
+        to = None if together else output / name
+        try:
+            table = measure(
+                path, to, run=keep / name if together else None, overwrite=overwrite, report=tell, **options
+            )
+        except InputError as error:
+            failed.append(str(error))
+            continue
+        done.append((table, to or output))
+    if failed:
+        kept = f"What is finished is kept in {keep}: mend" if together else "The others are written. Mend"
+        raise InputError(
+            f"{len(failed)} of {len(images)} images could not be measured: {' '.join(failed)} {kept} or leave out "
+            "these, and repeat the command."
+        )
+    if together:
+        table = catalogue.joined([table for table, _ in done])
+        catalogue.write(table, output)
+        shutil.rmtree(keep)
+        return [(table, output)]
+    return done
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would do.
+
+    Attributes
+    ----------
+    image : str
+    shape : (int, int)
+        Height and width, pixels.
+    zero_point, pixel_scale : Reading
+    weights : str
+    tiles, workers : int
+    memory : float
+        That all processes take together, GB, about.
+    outside : tuple of str
+        What is known to lie outside of the weights' domain.
+    """
+
+    image: str
+    shape: tuple[int, int]
+    zero_point: instrument.Reading
+    pixel_scale: instrument.Reading
+    weights: str
+    tiles: int
+    workers: int
+    memory: float
+    outside: tuple[str, ...]
+
+
+def foresee(
+    image: str | Path,
+    output: str | Path | None = None,
+    *,
+    hdu: int | str | None = None,
+    zero_point: float | None = None,
+    pixel_scale: float | None = None,
+    rms: str | Path | None = None,
+    wht: str | Path | None = None,
+    mask: str | Path | None = None,
+    positions: str | Path | Table | None = None,
+    weights_name: str | Path = weights.DEFAULT,
+    tile: int = TILE,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Outlook:
+    """Check the inputs of `measure`, and tell what it would do; nothing is measured or written.
+
+    Parameters, errors and warnings are those of `measure`.
+
+    Returns
+    -------
+    Outlook
+    """
+    _Files.checked(image, output, None, None, overwrite)
+    network = weights.load(weights_name)
+    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, tiles.silent)
+    unknown = domain.Width(np.nan, np.nan, "")
+    verdict = network.domain.compare(plan.zero, plan.scale, unknown, np.zeros(0))
+    pieces = tiles.cores(plan.frame.shape, tile)
+    n = min(workers or os.cpu_count() or 1, len(pieces))
+    largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in pieces)
+    held = sum(image.shape[0] * image.shape[1] * 4 for image in plan.exposure.images if image.is_held)
+    memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY + held
+    plan.exposure.close()
+    return Outlook(
+        plan.frame.name, plan.frame.shape, plan.zero, plan.scale, network.name, len(pieces), n, memory / 1e9,
+        verdict.reasons,
+    )  # fmt: skip
+
+
+def stem(image: Path) -> str:
+    """Name of an image without its directory and endings."""
+    return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
+
+
 def fit(
     image: str | Path,
     output: str | Path | None = None,
@@ -261,7 +406,7 @@ def fit(
     scheduler: str | None = None,
     overwrite: bool = False,
     command: str = "",
-    report: Report = lambda stage, done, total: None,
+    report: tiles.Report = tiles.silent,
 ) -> QTable:
     """Fit Sersic profiles to the galaxies of an image, without a network.
 
@@ -315,13 +460,23 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
         "structure": structure,
         "robust": robust,
     }
-    with plan.kept(files, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
+    with plan.kept(files, None, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
         mesh = plan.mesh(kept, apply, report)
         noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
         fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
         starts = {} if plan.table is None else _columns(plan.table, plan.scale)
-        setting = _Setting(
-            plan.exposure, plan.zero.value, mesh, plan.places, starts, None, fitter, point_width, False, plan.saturation
+        setting = tiles.Setting(
+            plan.exposure,
+            plan.zero.value,
+            mesh,
+            plan.places,
+            starts,
+            None,
+            fitter,
+            point_width,
+            False,
+            plan.saturation,
+            plan.threads(tile),
         )
         values, _ = _all_tiles(setting, plan, tile, kept, apply, report)
         table = _table(plan, values, None, fitted=True)
@@ -333,7 +488,8 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
     return table
 
 
-class _Files(NamedTuple):
+@dataclass(frozen=True)
+class _Files:
     """What a run writes."""
 
     catalogue: Path | None
@@ -350,8 +506,8 @@ class _Files(NamedTuple):
         overwrite: bool,
     ) -> _Files:
         paths = [None if path is None else check_output(path, overwrite) for path in (output, model, residual)]
-        if paths[0] is not None and paths[0].suffix.lower() not in catalogue.FORMATS:
-            raise InputError(f"A catalogue ends in {', '.join(catalogue.FORMATS)}; received {paths[0].name}.")
+        if paths[0] is not None:
+            catalogue.check_ending(paths[0])
         for path in paths[1:]:
             if path is not None and not path.name.endswith((".fits", ".fit", ".fits.gz")):
                 raise InputError(f"An image ends in .fits or .fits.gz; received {path.name}.")
@@ -361,22 +517,32 @@ class _Files(NamedTuple):
         return cls(*paths)
 
     def write(
-        self, table: QTable, plan: _Plan, mesh: detect.Mesh, values: _Values, fitter: Fitter | None, tile: int
+        self, table: QTable, plan: _Plan, mesh: detect.Mesh, values: tiles.Values, fitter: Fitter | None, tile: int
     ) -> None:
-        if fitter is not None and (self.model is not None or self.residual is not None):
+        """Write the catalogue, and then what goes with it: this must not cost that."""
+        if self.catalogue is not None:
+            catalogue.write(table, self.catalogue)
+        if fitter is None or (self.model is None and self.residual is None):
+            return
+        try:
             with (
                 catalogue.writing_image(plan.frame, self.model) as model,
                 catalogue.writing_image(plan.frame, self.residual) as residual,
             ):
-                for core in _cores(plan.frame.shape, tile):
-                    drawn = _drawn(core, values, plan.zero.value, fitter)
+                for core in tiles.cores(plan.frame.shape, tile):
+                    drawn = tiles.drawn(core, values, plan.zero.value, fitter)
                     if model is not None:
                         model[core] = drawn
                     if residual is not None:
                         pixels = plan.exposure.read(core)
                         residual[core] = pixels.data - mesh.at(core, pixels).level - drawn
-        if self.catalogue is not None:
-            catalogue.write(table, self.catalogue)
+        except InputError as error:
+            if self.catalogue is None:
+                raise
+            raise InputError(
+                f"{error} {self.catalogue} is written, and the tiles are kept: the same command with --overwrite "
+                "writes the rest."
+            ) from error
 
 
 class _Plan(NamedTuple):
@@ -400,7 +566,7 @@ class _Plan(NamedTuple):
         wht: str | Path | None,
         mask: str | Path | None,
         positions: str | Path | Table | None,
-        report: Report,
+        report: tiles.Report,
     ) -> _Plan:
         if rms is not None and wht is not None:
             raise InputError("Give either --rms or --wht; received both.")
@@ -418,6 +584,8 @@ class _Plan(NamedTuple):
         if positions is not None:
             table = positions if isinstance(positions, Table) else catalogue.read_table(positions)
             places = np.column_stack(_positions(table, frame))
+        _log.info("%s: %d x %d pixels", frame.name, *frame.shape[::-1])
+        _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *zero, *scale)
         if frame.wcs is None:
             _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
         return cls(mosaic.Exposure(frame, noise, kind, hidden), zero, scale, table, places, detect.Detector())
@@ -435,16 +603,20 @@ class _Plan(NamedTuple):
         except (TypeError, ValueError):
             return np.inf
 
+    def threads(self, tile: int) -> int:
+        """Of the fits of a tile: all cores where there is one tile, and where many are worked on at once one."""
+        return (os.cpu_count() or 1) if len(tiles.cores(self.frame.shape, tile)) == 1 else 1
+
     @contextmanager
-    def kept(self, files: _Files, config: dict[str, Any], tile: int, overwrite: bool) -> Iterator[work.Kept]:
-        """What holds finished tiles, where there are several; dropped in the end."""
-        path = None
-        if files.catalogue is not None and len(_cores(self.frame.shape, tile)) > 1:
+    def kept(
+        self, files: _Files, run: Path | None, config: dict[str, Any], tile: int, overwrite: bool
+    ) -> Iterator[work.Kept]:
+        """What holds finished tiles: in `run`, or where there are several, beside the catalogue until all is done."""
+        path = run
+        if run is None and files.catalogue is not None and len(tiles.cores(self.frame.shape, tile)) > 1:
             path = files.catalogue.with_name(files.catalogue.name + ".run")
         stamp = {
-            image.name: [image.path.stat().st_size, image.path.stat().st_mtime_ns]
-            for image in (self.exposure.image, self.exposure.noise, self.exposure.mask)
-            if image is not None
+            image.name: [image.path.stat().st_size, image.path.stat().st_mtime_ns] for image in self.exposure.images
         }
         places = None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest()
         full = {
@@ -454,9 +626,14 @@ class _Plan(NamedTuple):
         kept = work.Kept(path, full, overwrite)
         try:
             yield kept
+        except KeyboardInterrupt:
+            if path is not None:
+                _warn(f"Interrupted: what is finished is kept in {path}, and the same command continues.")
+            raise
         finally:
             self.exposure.close()
-        kept.remove()
+        if run is None:
+            kept.remove()
 
     @contextmanager
     def workers(self, n: int | None, scheduler: str | None, tile: int) -> Iterator[work.Apply]:
@@ -465,114 +642,31 @@ class _Plan(NamedTuple):
             with work.cluster(scheduler) as apply:
                 yield apply
             return
-        most = min(n or os.cpu_count() or 1, len(_cores(self.frame.shape, tile)))
-        held = [image for image in self.exposure if isinstance(image, mosaic.Image) and image.is_held]
+        most = min(n or os.cpu_count() or 1, len(tiles.cores(self.frame.shape, tile)))
+        held = [image for image in self.exposure.images if image.is_held]
         if held and most > 1:
             _warn(f"{held[0].name} is compressed as a whole: it is held in memory, and one process does the work.")
             most = 1
         with work.workers(most, weights.use_one_thread) as apply:
             yield apply
 
-    def mesh(self, kept: work.Kept, apply: work.Apply, report: Report) -> detect.Mesh:
+    def mesh(self, kept: work.Kept, apply: work.Apply, report: tiles.Report) -> detect.Mesh:
         """Sky and noise of the image, or what was kept of them."""
         found = kept.get("mesh")
         if found is None:
             report("measuring the sky", 0, 0)
             mesh = self.detector.mesh(self.exposure, work.in_order(apply))
+            _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.put("mesh", mesh.arrays())
             return mesh
         return detect.Mesh.of(found)
 
 
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """All that work on a tile needs to know."""
-
-    exposure: mosaic.Exposure
-    zero_point: float
-    mesh: detect.Mesh
-    places: np.ndarray | None
-    starts: dict[str, np.ndarray]
-    network: Path | None
-    fitter: Fitter | None
-    psf_width: float
-    profiles: bool
-    saturation: float
-
-
-class _Scene(NamedTuple):
-    """A tile with what was detected in it, and the places to be measured; all positions are of the image."""
-
-    setting: _Setting
-    window: mosaic.Window
-    pixels: mosaic.Pixels
-    sky: detect.Sky
-    found: detect.Detections
-    x: np.ndarray
-    y: np.ndarray
-    source: np.ndarray  # index of the detection at each place, -1 for none
-    place: np.ndarray  # number of the place, if places were given
-
-    @classmethod
-    def of(cls, setting: _Setting, core: mosaic.Window) -> tuple[_Scene, np.ndarray]:
-        """The scene of a tile, and which of its places are the tile's own."""
-        shape = setting.exposure.shape
-        near = mosaic.grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
-        zone = mosaic.grown(near, _STAMP_REACH, shape)
-        if setting.places is not None:
-            place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
-            if not len(place):
-                zone = slice(0, 0), slice(0, 0)
-        window, pixels, sky, found = detect.Detector().around(setting.exposure, setting.mesh, zone)
-        if setting.places is None:
-            chosen = np.flatnonzero(_inside(found.x, found.y, near, shape))
-            x, y, source, place = found.x[chosen], found.y[chosen], chosen, np.full(len(chosen), -1)
-        else:
-            x, y = setting.places[place].T
-            source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
-        scene = cls(setting, window, pixels, sky, found, x.copy(), y.copy(), source, place)
-        return scene, _inside(x, y, core, shape)
-
-    @property
-    def origin(self) -> tuple[int, int]:
-        """Column and row of the first pixel of the window."""
-        return self.window[1].start, self.window[0].start
-
-    def of_source(self, values: np.ndarray) -> np.ndarray:
-        """Values of the detection at each place, NaN where there is none."""
-        detected = self.source >= 0
-        if not len(values):
-            return np.full(len(self.x), np.nan)
-        return np.where(detected, values[np.where(detected, self.source, 0)], np.nan)
-
-
-def _inside(x: np.ndarray, y: np.ndarray, window: mosaic.Window, shape: tuple[int, int]) -> np.ndarray:
-    """Which positions belong to a window, bool, (N,); those beyond the image to the nearest one, NaN to the first."""
-    out = np.ones(len(x), bool)
-    for values, part, n in ((x, window[1], shape[1]), (y, window[0], shape[0])):
-        nearest = np.clip(np.rint(np.nan_to_num(values, nan=0.0)), 0, n - 1)
-        out &= (nearest >= part.start) & (nearest < part.stop)
-    return out
-
-
-def _cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
-    """The tiles of an image, row by row; they do not overlap."""
-    if tile < STAMP_SIZE:
-        raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
-    starts = [range(0, max(n - tile // 2, 1), tile) for n in shape]
-    ends = [[*list(line)[1:], n] for line, n in zip(starts, shape, strict=True)]
-    return [
-        (slice(y, y_end), slice(x, x_end))
-        for y, y_end in zip(starts[0], ends[0], strict=True)
-        for x, x_end in zip(starts[1], ends[1], strict=True)
-    ]
-
-
 def _all_tiles(
-    setting: _Setting, plan: _Plan, tile: int, kept: work.Kept, apply: work.Apply, report: Report
-) -> tuple[_Values, np.ndarray]:
+    setting: tiles.Setting, plan: _Plan, tile: int, kept: work.Kept, apply: work.Apply, report: tiles.Report
+) -> tuple[tiles.Values, np.ndarray]:
     """The values of all tiles in an order that does not depend on them, and the profiles of sources."""
-    cores = _cores(plan.frame.shape, tile)
+    cores = tiles.cores(plan.frame.shape, tile)
     found: list[dict[str, np.ndarray]] = []
     missing = []
     for core in cores:
@@ -582,14 +676,23 @@ def _all_tiles(
         else:
             found.append(done)
     alone = len(cores) == 1
-    if not alone:
-        report("measuring tiles", len(found), len(cores))
-    inner = report if alone else _silent
-    for number, arrays in apply(functools.partial(_tile, setting, report=inner), missing):
+    if found:
+        _log.info("%d of %d tiles were finished before", len(found), len(cores))
+    before, started = sum(len(arrays["x"]) for arrays in found), time.monotonic()
+
+    def tell() -> None:
+        if not alone:
+            n = sum(len(arrays["x"]) for arrays in found)
+            rate = (n - before) / max(time.monotonic() - started, 1e-9)
+            report(f"measuring tiles: {n:,} sources, {rate:.0f}/s", len(found), len(cores))
+
+    tell()
+    inner = report if alone else tiles.silent
+    for number, arrays in apply(functools.partial(tiles.measure_tile, setting, report=inner), missing):
         kept.put(_tile_name(missing[number]), arrays)
         found.append(arrays)
-        if not alone:
-            report("measuring tiles", len(found), len(cores))
+        _log.info("%s: %d sources", _tile_name(missing[number]), len(arrays["x"]))
+        tell()
     joined = {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
     profiles = joined.pop("profiles")
     if plan.places is None:
@@ -601,61 +704,11 @@ def _all_tiles(
             )
     else:
         order = np.argsort(joined["place"])
-    return _Values(**{name: values[order] for name, values in joined.items()}), profiles
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
+    return tiles.Values(**{name: values[order] for name, values in joined.items()}), profiles
 
 
 def _tile_name(core: mosaic.Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
-
-
-_NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
-"""Pixels within which neighbours are fitted together with a galaxy."""
-
-_STAMP_REACH = STAMP_SIZE // 2 + 4
-"""Pixels around a place that its stamp, and the sources in it, take."""
-
-
-def _tile(setting: _Setting, core: mosaic.Window, report: Report = _silent) -> dict[str, np.ndarray]:
-    """Measure the places of a tile."""
-    try:
-        report("detecting", 0, 0)
-        scene, own = _Scene.of(setting, core)
-        values = _Values.empty(scene)
-        if setting.network is not None:
-            _predict(scene, values, _network(setting.network), report)
-        else:
-            _start(scene, values)
-        if setting.fitter is not None:
-            _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
-        profiles = np.zeros((0, 4))
-        if setting.profiles:
-            mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
-            profiles = _profiles(scene, mine)
-        return {**{name: array[own] for name, array in values._asdict().items()}, "profiles": profiles}
-    finally:
-        setting.exposure.close()
-
-
-def _profiles(scene: _Scene, which: np.ndarray) -> np.ndarray:
-    """The `sersicnet.domain.profiles` of detections, with their size in place of their number."""
-    (data, bad, _), found = scene.pixels, scene.found
-    out = domain.profiles(data, bad, scene.sky, found, which, scene.origin)
-    claimed = found.claimed()
-    for first in range(0, len(out), STAMPS_AT_ONCE):
-        part = slice(first, first + STAMPS_AT_ONCE)
-        i = out[part, 3].astype(int)
-        stamps = mosaic.cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
-        out[part, 3] = points.sizes(stamps)[0]
-    return out
-
-
-@functools.lru_cache(1)
-def _network(path: Path) -> weights.Weights:
-    return weights.load(path)
 
 
 def _positions(table: Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -678,234 +731,6 @@ def _coordinate(column: Column, unit: str | None = None) -> np.ndarray:
     except (TypeError, ValueError, units.UnitConversionError) as error:
         raise InputError(f"Column {column.name} of --positions must hold numbers: {error}.") from error
     return np.ma.filled(values, np.nan)
-
-
-def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Index of the detection under each position, -1 for none."""
-    inside = np.isfinite(x) & np.isfinite(y)
-    column, row = np.rint(np.where(inside, x, -1)).astype(int), np.rint(np.where(inside, y, -1)).astype(int)
-    inside &= (column >= 0) & (column < segmentation.shape[1]) & (row >= 0) & (row < segmentation.shape[0])
-    out = np.full(len(x), -1)
-    out[inside] = segmentation[row[inside], column[inside]] - 1
-    return out
-
-
-class _Values(NamedTuple):
-    """What is known of each place so far; magnitudes are AB."""
-
-    place: np.ndarray  # number of the place given, -1 for a detection
-    x0: np.ndarray  # of the detection or the place, which a fit does not change
-    y0: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    targets: np.ndarray
-    errors: np.ndarray
-    theta: np.ndarray
-    sky: np.ndarray
-    chi2: np.ndarray
-    status: np.ndarray
-    rms: np.ndarray
-    snr: np.ndarray
-    size: np.ndarray  # of the Gaussian that the source is most like; NaN if it cannot be trusted
-    size_snr: np.ndarray
-    flags: np.ndarray
-
-    @classmethod
-    def empty(cls, scene: _Scene) -> _Values:
-        n = len(scene.x)
-        signal = scene.of_source(scene.found.flux) / np.sqrt(scene.of_source(scene.found.area))
-        out = cls(
-            place=scene.place,
-            x0=scene.x.copy(),
-            y0=scene.y.copy(),
-            x=scene.x.copy(),
-            y=scene.y.copy(),
-            targets=np.full((n, len(TARGET_NAMES)), np.nan),
-            errors=np.full((n, len(TARGET_NAMES)), np.nan),
-            theta=scene.of_source(scene.found.theta),
-            sky=np.full(n, np.nan),
-            chi2=np.full(n, np.nan),
-            status=np.full(n, -1),
-            rms=np.full(n, np.nan),
-            size=np.full(n, np.nan),
-            size_snr=np.full(n, np.nan),
-            snr=signal / scene.sky.correlation,
-            flags=np.zeros(n, int),
-        )
-        out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
-        return out
-
-    def note(self, rows: slice, stamps: mosaic.Stamps, saturation: float) -> None:
-        """Noise and flags that stamps tell."""
-        flags = self.flags[rows]
-        self.rms[rows] = stamps.rms
-        self.size[rows], self.size_snr[rows], _ = points.sizes(stamps)
-        flags |= Flag.SATURATED * points.saturated(stamps, saturation)
-        self.snr[rows] /= stamps.rms
-        flags |= Flag.NO_DATA * stamps.empty
-        flags |= Flag.EDGE * stamps.edge
-        flags |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
-        flags |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
-        with np.errstate(invalid="ignore"):
-            flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
-
-    def parameters(self, zero_point: float) -> np.ndarray:
-        """What `sersicnet.render.Renderer` draws, in pixels of the image, (N, 7)."""
-        mag, r_eff, n, e = self.targets.T
-        flux = 10 ** (-0.4 * (mag - zero_point))
-        return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
-
-
-def _stamps(
-    scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None
-) -> Iterator[tuple[slice, mosaic.Stamps]]:
-    """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.mosaic.cut`."""
-    which = np.arange(len(scene.x)) if which is None else which
-    claimed, n = scene.found.claimed(), len(which)
-    for first in range(0, n, STAMPS_AT_ONCE):
-        rows = slice(first, min(first + STAMPS_AT_ONCE, n))
-        x, y = scene.x[which[rows]], scene.y[which[rows]]
-        data, bad, _ = scene.pixels
-        yield rows, mosaic.cut(data, bad, scene.sky, x, y, claimed, labels[which[rows]], scene.origin)
-
-
-def _predict(scene: _Scene, values: _Values, network: weights.Weights, report: Report) -> None:
-    """Cut the stamps, and ask the network."""
-    n = len(scene.x)
-    report("measuring", 0, n)
-    for rows, stamps in _stamps(scene, scene.source + 1):
-        stamps.pixels[stamps.empty] = np.nan
-        values.targets[rows], errors = network.predict(stamps.pixels)
-        if errors is not None:
-            values.errors[rows] = errors
-        values.note(rows, stamps, scene.setting.saturation)
-        values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
-        report("measuring", rows.stop, n)
-
-
-def _start(scene: _Scene, values: _Values) -> None:
-    """Take what fits start from out of the user's table, and from moments for the rest."""
-    moments = _moments(scene.found, scene.setting.psf_width)
-    flux, r_eff, n, q = (scene.of_source(moments[:, k]) for k in (2, 3, 4, 5))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mag = scene.setting.zero_point - 2.5 * np.log10(flux)
-    guesses = {"mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - q, "theta": values.theta}
-    for name, column in scene.setting.starts.items():
-        given = column[scene.place]
-        guesses[name] = np.where(np.isfinite(given), given, guesses[name])
-    for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
-        guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
-    for k, name in enumerate(TARGET_NAMES):
-        values.targets[:, k] = guesses[name]
-    values.theta[:] = guesses["theta"]
-    for rows, stamps in _stamps(scene, scene.source + 1):
-        values.note(rows, stamps, scene.setting.saturation)
-    values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
-
-
-def _moments(found: detect.Detections, psf_width: float) -> np.ndarray:
-    """Rough parameters of all detections, (D, 7): the PSF is taken off in quadrature."""
-    a, b = (np.sqrt(np.maximum(axis**2 - (psf_width / 2.355) ** 2, 0.25)) for axis in (found.a, found.b))
-    index = np.full(len(found), 1.5)
-    return np.column_stack([found.x, found.y, 1.2 * found.flux, 1.2 * a, index, np.clip(b / a, 0.1, 0.95), found.theta])
-
-
-def _overlapping(scene: _Scene) -> list[np.ndarray]:
-    """For each place, the detections that are fitted together with it: bright, and touching.
-
-    Two sources touch when the circles with the area of their detected pixels do;
-    of those with a tenth of the galaxy's flux or more, the ones with the most
-    light at the galaxy count.
-    """
-    found, nobody = scene.found, np.zeros(0, int)
-    if not len(found):
-        return [nobody] * len(scene.x)
-    reach = np.sqrt(found.area / np.pi)
-    tree = KDTree(np.column_stack([found.x, found.y]))
-    out = []
-    for source in scene.source:
-        if source < 0:
-            out.append(nobody)
-            continue
-        near = np.array(tree.query_ball_point((found.x[source], found.y[source]), 0.7 * STAMP_SIZE), int)
-        near = near[near != source]
-        distance = np.hypot(found.x[near] - found.x[source], found.y[near] - found.y[source])
-        touching = (distance < reach[near] + reach[source] + 2) & (
-            found.flux[near] > NEIGHBOUR_FLUX * found.flux[source]
-        )
-        near, distance = near[touching], distance[touching]
-        out.append(near[np.argsort(-found.flux[near] / distance**2)][:MOST_NEIGHBOURS])
-    return out
-
-
-def _fit(scene: _Scene, values: _Values, own: np.ndarray, fitter: Fitter, report: Report, *, keep: bool) -> None:
-    """Fit a Sersic profile at the tile's own places; `keep` results that did not converge, else what was there."""
-    zero_point = scene.setting.zero_point
-    parameters = values.parameters(zero_point)
-    starts = _moments(scene.found, scene.setting.psf_width)
-    known = (scene.source >= 0) & np.isfinite(parameters).all(axis=1)
-    starts[scene.source[known]] = parameters[known]
-    neighbours = _overlapping(scene)
-    labels = np.zeros((len(parameters), 1 + MOST_NEIGHBOURS), int)
-    for row, source, near in zip(labels, scene.source, neighbours, strict=True):
-        row[: 1 + len(near)] = source + 1, *(near + 1)
-    mine = np.flatnonzero(own)
-    n = len(mine)
-    report("fitting", 0, n)
-    for part, stamps in _stamps(scene, labels, mine):
-        rows = mine[part]
-        to_stamp = np.zeros((len(rows), 7))
-        to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
-        stamps.replaced[stamps.empty] = True
-        fits = fitter(
-            stamps.pixels * stamps.rms[:, None, None].astype(np.float32),
-            stamps.noise,
-            parameters[rows] + to_stamp,
-            stamps.replaced,
-            [starts[neighbours[row]] + shift for row, shift in zip(rows, to_stamp, strict=True)],
-            workers=1 if report is _silent else os.cpu_count() or 1,
-            report=lambda done, first=part.start: report("fitting", first + done, n),  # type: ignore[misc]
-        )
-        _take(values, rows, fits, to_stamp, zero_point, keep=keep)
-
-
-def _take(
-    values: _Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool
-) -> None:
-    """Put the results of fits into their rows."""
-    # What is left beyond the noise is taken for more noise of the same kind.
-    worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
-    with np.errstate(invalid="ignore"):
-        errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
-    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
-    values.status[rows] = fits.status
-    values.flags[rows[~good]] |= Flag.NOT_REFINED
-    taken = np.isfinite(fits.parameters).all(axis=1) if keep else good
-    if keep:
-        values.targets[rows[~taken]] = np.nan
-    at = rows[taken]
-    x, y, flux, r_eff, n, q, theta = (fits.parameters - to_stamp)[taken].T
-    errors = errors[taken]
-    values.x[at], values.y[at], values.theta[at] = x, y, theta
-    values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
-    values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
-    values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
-
-
-def _drawn(core: mosaic.Window, values: _Values, zero_point: float, fitter: Fitter) -> np.ndarray:
-    """All galaxies of a tile as the fits see them, float32, (H, W)."""
-    canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
-    parameters = values.parameters(zero_point)
-    for row in parameters[np.isfinite(parameters).all(axis=1)]:
-        size = next((s for s in (STAMP_SIZE, 2 * STAMP_SIZE) if s > 16 * row[3]), 4 * STAMP_SIZE)
-        corner = np.rint(row[:2]).astype(int) - size // 2
-        x0, y0 = np.maximum(corner, (core[1].start, core[0].start))
-        x1, y1 = np.minimum(corner + size, (core[1].stop, core[0].stop))
-        if x1 > x0 and y1 > y0:
-            stamp = fitter.draw(row - np.array([*corner, 0, 0, 0, 0, 0]), size)
-            inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
-            canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
-    return canvas
 
 
 def _check_noise(gain: float | None, structure: float) -> None:
@@ -985,7 +810,7 @@ def _columns(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
     return out
 
 
-def _table(plan: _Plan, values: _Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
+def _table(plan: _Plan, values: tiles.Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
     """Columns with units and descriptions, and the flags that need the whole catalogue."""
     n = len(values.x)
     targets, flags = values.targets, values.flags
@@ -994,25 +819,39 @@ def _table(plan: _Plan, values: _Values, network: weights.Weights | None, *, fit
     columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": values.x, "y": values.y}
     if plan.frame.wcs is not None:
         columns["ra"], columns["dec"] = plan.frame.sky(values.x, values.y) if n else (np.zeros(0), np.zeros(0))
+        columns["pa"] = plan.frame.position_angle(values.x, values.y, values.theta) if n else np.zeros(0)
     for i, name in enumerate(TARGET_NAMES):
         columns[name] = targets[:, i]
         if fitted or (network is not None and network.card["errors"]):
             columns[f"{name}_err"] = values.errors[:, i]
+    with np.errstate(invalid="ignore"):
+        columns["r_circ_pix"] = targets[:, 1] * np.sqrt(1 - targets[:, 3])
     if np.isfinite(plan.scale.value):
-        for name in ("r_eff", "r_eff_err"):
-            pixels = columns.get(name.replace("r_eff", "r_eff_pix"))
+        for name in ("r_eff", "r_eff_err", "r_circ"):
+            pixels = columns.get(name.replace("r_eff", "r_eff_pix").replace("r_circ", "r_circ_pix"))
             if pixels is not None:
                 columns[name] = pixels * plan.scale.value
     columns.update(theta=values.theta, snr=values.snr, flags=flags)
+    columns.update(_detected(plan, values))
     if fitted:
         columns.update(sky=values.sky, chi2=values.chi2, fit_status=values.status)
-    table = QTable()
-    for column in COLUMNS:
-        if column.name in columns:
-            content = np.asarray(columns[column.name]).astype(column.dtype)
-            table[column.name] = content * units.Unit(column.unit) if column.unit else content
-            table[column.name].info.description = column.description
-    return table
+    return catalogue.assembled(columns)
+
+
+def _detected(plan: _Plan, values: tiles.Values) -> dict[str, np.ndarray]:
+    """Columns that tell what the detection saw, without a network or a fit."""
+    found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
+    out = {"a_image": found["a"], "b_image": found["b"], "kron_radius": found["kron_radius"]}
+    for name, kind in (("auto", "kron"), ("aper", "aperture")):
+        flux = np.where(found[f"{kind}_flux"] > 0, found[f"{kind}_flux"], np.nan)
+        out[f"mag_{name}"] = plan.zero.value - 2.5 * np.log10(flux)
+        out[f"mag_{name}_err"] = 2.5 / np.log(10) * found[f"{kind}_error"] / flux
+    out["area"] = np.nan_to_num(found["area"])
+    if plan.places is None:
+        row = {place: i for i, place in enumerate(zip(values.x0.tolist(), values.y0.tolist(), strict=True), start=1)}
+        parents = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
+        out["parent"] = np.array([row.get(place, 0) for place in parents], int)
+    return out
 
 
 def _provenance(

@@ -160,6 +160,15 @@ class Image:
         coordinates = self.wcs.pixel_to_world(x, y).icrs
         return coordinates.ra.deg, coordinates.dec.deg
 
+    def position_angle(self, x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """Angle east of north (ICRS), degrees in [0, 180), of a direction from +x towards +y."""
+        ra, dec = (np.radians(v) for v in self.sky(x, y))
+        step = 0.5 * np.cos(np.radians(theta)), 0.5 * np.sin(np.radians(theta))
+        there_ra, there_dec = (np.radians(v) for v in self.sky(x + step[0], y + step[1]))
+        east = np.sin(there_ra - ra) * np.cos(there_dec)
+        north = np.cos(dec) * np.sin(there_dec) - np.sin(dec) * np.cos(there_dec) * np.cos(there_ra - ra)
+        return np.degrees(np.arctan2(east, north)) % 180
+
     def pixels(self, ra: ArrayLike, dec: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Zero-based pixels of ICRS coordinates in degrees."""
         from astropy.coordinates import SkyCoord
@@ -217,6 +226,11 @@ class Exposure(NamedTuple):
         """Height and width."""
         return self.image.shape
 
+    @property
+    def images(self) -> list[Image]:
+        """The image and its maps, as far as there are any."""
+        return [image for image in (self.image, self.noise, self.mask) if image is not None]
+
     def read(self, window: Window) -> Pixels:
         """The pixels of a window. What is not finite, unexposed, masked, or has no noise, is bad."""
         wide = grown(window, ZERO_REACH, self.shape)
@@ -238,9 +252,8 @@ class Exposure(NamedTuple):
 
     def close(self) -> None:
         """Close all files."""
-        for image in (self.image, self.noise, self.mask):
-            if image is not None:
-                image.close()
+        for image in self.images:
+            image.close()
 
 
 @contextmanager

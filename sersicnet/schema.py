@@ -198,6 +198,7 @@ class Column:
 
 
 COLUMNS = (
+    Column("image", "U", "", "meta.id;meta.dataset", "image that the row is from; where there are several"),
     Column("id", "i4", "", "meta.id;meta.main", "row number, or row of --positions, from 1"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
@@ -220,7 +221,19 @@ COLUMNS = (
     Column("ellipticity", "f4", "", "src.ellipticity", "1 - q, with the axis ratio q = b/a"),
     Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
     Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y; moments, or the fit"),
+    Column("pa", "f4", "deg", "pos.posAng;pos.eq", "position angle of the major axis, east of north, ICRS"),
+    Column("r_circ", "f4", "arcsec", "phys.angSize", "circularised effective radius, r_eff sqrt(1 - ellipticity)"),
+    Column("r_circ_pix", "f4", "pix", "phys.angSize", "circularised effective radius"),
     Column("snr", "f4", "", "stat.snr", "signal to noise in the detected area"),
+    Column("mag_auto", "f4", "mag", "phot.mag", "AB magnitude in the Kron ellipse, 2.5 Kron radii"),
+    Column("mag_auto_err", "f4", "mag", "stat.error;phot.mag", "its error from the noise of the sky"),
+    Column("kron_radius", "f4", "", "phys.size", "Kron radius in units of a_image"),
+    Column("mag_aper", "f4", "mag", "phot.mag", "AB magnitude in a circle of 10 pixels diameter"),
+    Column("mag_aper_err", "f4", "mag", "stat.error;phot.mag", "its error from the noise of the sky"),
+    Column("a_image", "f4", "pix", "phys.angSize.smajAxis", "1 sigma of the moments along the major axis, as seen"),
+    Column("b_image", "f4", "pix", "phys.angSize.sminAxis", "1 sigma of the moments along the minor axis, as seen"),
+    Column("area", "i4", "", "phys.angArea", "number of detected pixels; 0 for none"),
+    Column("parent", "i4", "", "meta.id.parent", "id of the brightest source that touches; its own if none does"),
     Column("sky", "f4", "", "instr.background", "fitted level under the galaxy, sky subtracted, image units"),
     Column("chi2", "f4", "", "stat.fit.chi2", "reduced chi-square of the fit"),
     Column(

@@ -12,7 +12,7 @@ def table():
     return QTable({"id": np.arange(3, dtype=np.int32), "mag": np.array([20.0, 21.5, np.nan], np.float32) * units.mag})
 
 
-@pytest.mark.parametrize("ending", [".ecsv", ".csv", ".parquet", ".fits"])
+@pytest.mark.parametrize("ending", [".ecsv", ".csv", ".parquet", ".fits", ".vot"])
 def test_every_format_holds_the_same_numbers(table, tmp_path, ending):
     path = tmp_path / f"cat{ending}"
     catalogue.write(table, path)
@@ -20,6 +20,17 @@ def test_every_format_holds_the_same_numbers(table, tmp_path, ending):
     assert read.colnames == table.colnames
     np.testing.assert_allclose(read["mag"], table["mag"].value, rtol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_votables_carry_units_ucds_and_the_header(table, tmp_path):
+    table.meta["ZPSOURCE"] = "MAGZERO"
+    table["mag"].info.description = "total"
+    catalogue.write(table, tmp_path / "cat.vot")
+    text = (tmp_path / "cat.vot").read_text()
+    assert 'ucd="phot.mag"' in text
+    assert 'unit="mag"' in text
+    assert 'name="ZPSOURCE" value="MAGZERO"' in text
+    assert "<DESCRIPTION>" in text
 
 
 def test_unreadable_tables(tmp_path):

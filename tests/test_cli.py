@@ -1,5 +1,7 @@
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,47 @@ def test_fit_writes_labels_that_finetune_reads(run, field, tmp_path):
     assert code == 0, err
     galaxies = dataset.real_galaxies(tmp_path / "labels.csv", field[0])
     assert len(galaxies.mag) == 2
+
+
+def test_scripts_get_json(run, field, tmp_path):
+    code, out, err = run("measure", field[0], "-o", tmp_path / "cat.fits", "--json", "--quiet")
+    assert (code, err) == (0, "")
+    [fact] = json.loads(out)["catalogues"]
+    assert fact["sources"] == len(QTable.read(tmp_path / "cat.fits"))
+    assert fact["header"]["ZPSOURCE"] == "MAGZERO"
+    assert fact["flags"]["EDGE"] > 0
+
+
+def test_a_dry_run_tells_what_would_be_done_and_does_nothing(run, field, tmp_path):
+    code, out, _ = run("measure", field[0], "-o", tmp_path / "cat.fits", "--dry-run")
+    assert code == 0
+    assert "zero point   25.9463 AB, from MAGZERO" in out
+    assert "512 x 512 pixels" in out
+    code, out, _ = run("measure", field[0], "--dry-run", "--json")
+    assert json.loads(out)[0]["tiles"] == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_verbose_tells_what_is_done(run, field, tmp_path):
+    _, _, err = run("measure", field[0], "-o", tmp_path / "cat.fits", "-v")
+    assert "tile-0-0" in err
+    assert "without flags" in err
+
+
+def test_patterns_name_images(run, field, tmp_path):
+    for name in ("one.fits", "two.fits"):
+        shutil.copy(field[0], tmp_path / name)
+    code, _, err = run("measure", tmp_path / "*.fits", "-o", tmp_path / "all.ecsv")
+    assert code == 0, err
+    assert len(set(QTable.read(tmp_path / "all.ecsv")["image"])) == 2
+    for arguments, message in (
+        ((tmp_path / "none-*.fits",), "No file matches"),
+        ((tmp_path / "*.fits",), "give -o"),
+        ((tmp_path / "*.fits", "--rms", field[0], "-o", tmp_path), "belongs to one"),
+    ):
+        code, _, err = run("measure", *arguments)
+        assert code == 1
+        assert message in err
 
 
 def test_the_default_output_is_named_after_the_image(run, field, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
 
-from sersicnet import detect, mosaic, simulate, weights
+from sersicnet import detect, mosaic, simulate, tiles, weights
 from sersicnet import measure as module
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W
@@ -20,7 +20,7 @@ from sersicnet.render import Renderer
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
 from sersicnet.simulate import effective_psf, observe
 
-PLAIN = [column for column in COLUMNS if column.name not in ("sky", "chi2", "fit_status")]
+PLAIN = [column for column in COLUMNS if column.name not in ("image", "sky", "chi2", "fit_status")]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,35 @@ def test_coordinates_in_other_units_and_unknown_ones(catalogue, field):
 def test_bad_positions_are_refused(field, table, message):
     with pytest.raises(InputError, match=message):
         measure(field[0], positions=table)
+
+
+def test_detection_quantities_agree_with_the_truth(catalogue, field):
+    truth = field[1]
+    rows, found = matched(catalogue, truth)
+    alone = (catalogue["flags"][found] & (Flag.BLENDED | Flag.CROWDED | Flag.EDGE)) == 0
+    rows, found = rows[alone], found[alone]
+    assert len(rows) >= 5
+    # A Kron ellipse of 2.5 radii holds 90 to 97 % of the light (Graham & Driver 2005).
+    missing = catalogue["mag_auto"].value[found] - truth["mag"][rows]
+    assert -0.05 < np.median(missing) < 0.2
+    assert (catalogue["mag_aper"].value[found] > catalogue["mag_auto"].value[found] - 0.02).all()
+    assert (catalogue["mag_auto_err"].value[found] > 0).all()
+    assert (catalogue["a_image"] >= catalogue["b_image"]).all()
+
+
+def test_the_circularised_radius_is_the_geometric_mean_of_the_axes(catalogue):
+    expected = catalogue["r_eff_pix"] * np.sqrt(1 - catalogue["ellipticity"])
+    np.testing.assert_allclose(catalogue["r_circ_pix"].value, expected.value, rtol=1e-5)
+    np.testing.assert_allclose(catalogue["r_circ"].value, 0.06 * expected.value, rtol=1e-5)
+
+
+def test_the_parent_is_the_brightest_source_that_touches(catalogue):
+    ids, parents = np.asarray(catalogue["id"]), np.asarray(catalogue["parent"])
+    blended = (catalogue["flags"] & Flag.BLENDED) != 0
+    np.testing.assert_array_equal(parents[~blended], ids[~blended])
+    assert np.isin(parents, ids).all()
+    siblings = [np.flatnonzero(parents == parent) for parent in np.unique(parents[blended])]
+    assert all(len(group) > 1 for group in siblings)
 
 
 def test_an_empty_sky_gives_every_column_and_no_row(field, tmp_path, blank):
@@ -375,7 +404,7 @@ def test_sources_that_are_not_fitted_keep_the_values_of_the_network(catalogue, r
 
 
 def test_flag_not_refined(field, isolated, monkeypatch):
-    monkeypatch.setattr(module, "Status", type("Never", (), {"CONVERGED": -1}))
+    monkeypatch.setattr(tiles, "Status", type("Never", (), {"CONVERGED": -1}))
     with pytest.warns(SersicnetWarning, match="No --psf"):
         assert flags_at(field, *isolated, refine=True) & Flag.NOT_REFINED
 
@@ -474,10 +503,7 @@ def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file
 
 
 def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_file, monkeypatch):
-    frame = mosaic.read_image(field[0])
-    found = detect.Detections(np.zeros(frame.data.shape, np.int32), *[np.zeros(0)] * 7, np.zeros(0, bool))
-    call = detect.Detector.__call__
-    monkeypatch.setattr(detect.Detector, "__call__", lambda self, *args: (call(self, *args)[0], found))
+    monkeypatch.setattr(detect.Detector, "regions", lambda self, *args: None)
     table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=table)
     assert cat["fit_status"][0] == 0
@@ -609,7 +635,7 @@ class KilledError(Exception):
 
 def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_weights, tmp_path, monkeypatch):
     def kill(stage, done, total):
-        if stage == "measuring tiles" and done == 3:
+        if stage.startswith("measuring tiles") and done == 3:
             raise KilledError
 
     run = functools.partial(measure, crowded, tmp_path / "cat.fits", weights_name=tiny_weights, tile=256)
@@ -621,8 +647,10 @@ def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_we
         with pytest.raises(InputError, match="unfinished run with other options"):
             run(zero_point=20.0)
         worked = []
-        tile = module._tile
-        monkeypatch.setattr(module, "_tile", lambda *args, **named: worked.append(args[1]) or tile(*args, **named))
+        tile = tiles.measure_tile
+        monkeypatch.setattr(
+            tiles, "measure_tile", lambda *args, **named: worked.append(args[1]) or tile(*args, **named)
+        )
         run(workers=1)
         monkeypatch.undo()
         assert len(worked) == 9 - 3
@@ -632,3 +660,87 @@ def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_we
     for file in files:
         file.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.fits", "whole.fits"]
+
+
+# --- several images -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pieces(field, tmp_path_factory):
+    """Two halves of the field, each an image of its own."""
+    folder = tmp_path_factory.mktemp("pieces")
+    data, header = fits.getdata(field[0]), fits.getheader(field[0], 1)
+    lower, upper = header.copy(), header.copy()
+    upper["CRPIX2"] -= 256
+    upper["MAGZERO"] += 1
+    return [write(folder / "lower.fits", data[:256], lower), write(folder / "upper.fits", data[256:], upper)]
+
+
+def test_many_images_in_one_catalogue(pieces, tmp_path):
+    [(joined, path)] = module.measure_many(pieces, tmp_path / "all.fits")
+    alone = [measure(piece) for piece in pieces]
+    assert len(joined) == sum(len(part) for part in alone)
+    assert list(joined["id"]) == list(range(1, len(joined) + 1))
+    np.testing.assert_array_equal(joined["mag"].value, np.concatenate([part["mag"].value for part in alone]))
+    second = joined[len(alone[0]) :]
+    np.testing.assert_array_equal(second["parent"], alone[1]["parent"] + len(alone[0]))
+    assert set(second["image"]) == {alone[1].meta["IMAGE"]}
+    read = QTable.read(path)
+    assert str(read["image"][-1]) == alone[1].meta["IMAGE"]
+    header = fits.getheader(path, 1)
+    assert "ZEROPT" not in header
+    assert "ZEROPT 26.9463" in "".join(header["HISTORY"])
+    assert [item.name for item in tmp_path.iterdir()] == ["all.fits"]
+
+
+def test_many_images_in_a_catalogue_each(pieces, tmp_path):
+    written = module.measure_many(pieces, tmp_path)
+    assert [path.name for _, path in written] == ["lower_cat.fits", "upper_cat.fits"]
+    assert len(QTable.read(tmp_path / "upper_cat.fits")) == len(written[1][0])
+
+
+def test_a_bad_image_among_many_costs_no_finished_work(pieces, tmp_path, monkeypatch):
+    bad = tmp_path / "bad.fits"
+    bad.write_text("no image")
+    with pytest.raises(InputError, match=r"1 of 3 images could not be measured: .*bad.fits.* is kept in"):
+        module.measure_many([pieces[0], bad, pieces[1]], tmp_path / "all.fits")
+    assert not (tmp_path / "all.fits").exists()
+    monkeypatch.setattr(tiles, "measure_tile", lambda *args, **named: pytest.fail("measured again"))
+    [(joined, _)] = module.measure_many(pieces, tmp_path / "all.fits")
+    assert len(joined) > 10
+
+
+def test_images_of_one_name_are_refused(pieces, tmp_path):
+    with pytest.raises(InputError, match="needs a name of its own"):
+        module.measure_many([pieces[0], pieces[0]], tmp_path)
+
+
+def test_what_is_foreseen_is_what_happens(field, catalogue):
+    outlook = module.foresee(field[0], tile=256)
+    assert outlook.zero_point.value == catalogue.meta["ZEROPT"]
+    assert outlook.pixel_scale.value == pytest.approx(0.06)
+    assert (outlook.shape, outlook.tiles) == ((512, 512), 4)
+    assert 0.2 < outlook.memory < 3
+    assert outlook.outside == ()
+    with pytest.warns(SersicnetWarning, match="arcsec per pixel"):
+        assert module.foresee(field[0], pixel_scale=0.1).outside == ("pixel scale",)
+
+
+def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):
+    def interrupt(stage, done, total):
+        if stage.startswith("measuring tiles") and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.warns(SersicnetWarning, match="same command continues"), pytest.raises(KeyboardInterrupt):
+        measure(crowded, tmp_path / "cat.fits", weights_name=tiny_weights, tile=256, workers=1, report=interrupt)
+    assert len(list((tmp_path / "cat.fits.run").glob("tile-*.npz"))) == 2
+
+
+def test_a_side_product_that_fails_does_not_cost_the_catalogue(field, psf_file, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise InputError("model.fits could not be written: no space left on device.")
+
+    monkeypatch.setattr(module.catalogue, "writing_image", full)
+    with pytest.raises(InputError, match=r"no space left.*cat.fits is written"):
+        fit_quietly(field[0], tmp_path / "cat.fits", psf=psf_file, model=tmp_path / "model.fits")
+    assert len(QTable.read(tmp_path / "cat.fits")) > 10
