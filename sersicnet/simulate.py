@@ -52,6 +52,9 @@ PSF_STRETCHES = 9
 FIT_COLUMNS = ("status", *(f"{name}_err" for name in TARGET_NAMES))
 """Truth columns of real-like galaxies: how their fit ended, and its formal errors."""
 
+_STRIP = 256
+"""Rows of a mosaic that get their noise at once."""
+
 OUT_OF_RANGE = 10
 """Status of a fit that converged outside of the ranges that networks learn."""
 
@@ -400,6 +403,33 @@ def observe(model: np.ndarray, rms: float, instrument: Instrument, rng: np.rando
     white = rng.standard_normal((height + 2, width + 2), dtype=np.float32)
     sky = float(rng.normal(0, instrument.sky_residual * rms))
     return exposed(model, float(rms), instrument, white, sky).astype(np.float32)
+
+
+def _observe_in_place(canvas: np.ndarray, rms: float, instrument: Instrument, rng: np.random.Generator) -> None:
+    """What `observe` does, to an image that is so large that nothing else of its size should be made.
+
+    Parameters
+    ----------
+    canvas : ndarray, float32, (H, W)
+        Noiseless image, electrons/s; overwritten by the same values that `observe` returns.
+    rms, instrument, rng
+        As for `observe`.
+    """
+    height, width = canvas.shape
+    white = rng.standard_normal((2, width + 2), dtype=np.float32)  # of the rows around the next one to be done
+    above = canvas[:0]  # its neighbour, as it was without noise
+    for first in range(0, height, _STRIP):
+        last = min(first + _STRIP, height)
+        white = np.concatenate([white, rng.standard_normal((last - first, width + 2), dtype=np.float32)])
+        model = np.concatenate([above, canvas[first : last + 1]])
+        # A margin of model needs one more row of noise, which does not reach what is kept.
+        margins = len(above), len(model) - len(above) - (last - first)
+        noise = np.pad(white, [margins, (0, 0)])
+        above = canvas[last - 1 : last].copy()
+        observed = exposed(model, float(rms), instrument, noise, 0.0)
+        canvas[first:last] = observed[margins[0] : margins[0] + last - first]
+        white = white[-2:]
+    canvas += float(rng.normal(0, instrument.sky_residual * rms))
 
 
 def exposed(model: Any, rms: Any, instrument: Instrument, white: Any, sky: Any) -> Any:
@@ -802,7 +832,7 @@ def simulate_field(
         x1, y1 = (min(sky.size, c + drawn) for c in corner)
         canvas[y0:y1, x0:x1] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
         progress(done)
-    image = observe(canvas, sky.rms, sky.instrument, np.random.default_rng([sky.seed, 1]))
+    _observe_in_place(canvas, sky.rms, sky.instrument, np.random.default_rng([sky.seed, 1]))
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     wcs.wcs.crval = [150.1, 2.2]
@@ -814,7 +844,7 @@ def simulate_field(
     header["SEED"] = sky.seed
     if command:
         header.add_history(command)
-    hdu = fits.CompImageHDU(image, header, name="SCI", quantize_level=16)
+    hdu = fits.CompImageHDU(canvas, header, name="SCI", quantize_level=16)
     truth["ra"], truth["dec"] = wcs.wcs_pix2world(truth["x"], truth["y"], 0)
     truth.meta["instrument"] = sky.instrument.name
     partial = output.with_name(output.name + ".partial")

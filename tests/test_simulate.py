@@ -45,6 +45,14 @@ def test_sources_add_their_poisson_noise():
     assert sums.std() == pytest.approx(np.sqrt(400 * 50 / F160W.exposure), rel=0.1)
 
 
+@pytest.mark.parametrize("height", [255, 256, 257, 700])
+def test_a_large_image_is_observed_strip_by_strip_to_the_same_values(height):
+    model = (np.random.default_rng(0).random((height, 30)) ** 20 * 30).astype(np.float32)
+    expected = simulate.observe(model, 0.0035, F160W, np.random.default_rng(1))
+    simulate._observe_in_place(model, 0.0035, F160W, np.random.default_rng(1))
+    np.testing.assert_array_equal(model, expected)
+
+
 def test_the_file_does_not_depend_on_the_workers(tmp_path):
     simulation = Simulation(40, seed=3)
     paths = [simulate.simulate(tmp_path / f"{w}.h5", simulation, workers=w) for w in (1, 2)]
