@@ -161,13 +161,35 @@ class Image:
         return coordinates.ra.deg, coordinates.dec.deg
 
     def position_angle(self, x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """Angle east of north (ICRS), degrees in [0, 180), of a direction from +x towards +y."""
-        ra, dec = (np.radians(v) for v in self.sky(x, y))
-        step = 0.5 * np.cos(np.radians(theta)), 0.5 * np.sin(np.radians(theta))
-        there_ra, there_dec = (np.radians(v) for v in self.sky(x + step[0], y + step[1]))
-        east = np.sin(there_ra - ra) * np.cos(there_dec)
-        north = np.cos(dec) * np.sin(there_dec) - np.sin(dec) * np.cos(there_dec) * np.cos(there_ra - ra)
-        return np.degrees(np.arctan2(east, north)) % 180
+        """Directions in the image as position angles on the sky.
+
+        Parameters
+        ----------
+        x, y : ndarray, float, (N,)
+            Zero-based pixels.
+        theta : ndarray, float, (N,)
+            Degrees from +x towards +y.
+
+        Returns
+        -------
+        ndarray, float64, (N,)
+            Degrees east of north (ICRS) there, from 0 to below 180; NaN where an input is.
+        """
+        x, y, theta = (np.asarray(values, dtype=float) for values in (x, y, theta))
+        ahead = np.cos(np.radians(theta)), np.sin(np.radians(theta))
+        here, before, after = (
+            np.radians(self.sky(x + step * ahead[0], y + step * ahead[1])) for step in (0.0, -0.5, 0.5)
+        )
+        # As vectors, for right ascensions jump at 0 and crowd at the poles.
+        (x0, y0, z0), (x1, y1, z1) = (
+            (np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)) for ra, dec in (before, after)
+        )
+        dx, dy, dz = x1 - x0, y1 - y0, z1 - z0
+        ra, dec = here
+        east = dy * np.cos(ra) - dx * np.sin(ra)
+        north = dz * np.cos(dec) - (dx * np.cos(ra) + dy * np.sin(ra)) * np.sin(dec)
+        angle = np.degrees(np.arctan2(east, north)) % 180
+        return np.where(angle < 180, angle, np.where(np.isnan(angle), np.nan, 0.0))
 
     def pixels(self, ra: ArrayLike, dec: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Zero-based pixels of ICRS coordinates in degrees."""

@@ -220,3 +220,40 @@ def test_world_coordinates_come_back(field):
     np.testing.assert_allclose(x, [10.0, 400.3], atol=1e-6)
     np.testing.assert_allclose(y, [7.0, 123.4], atol=1e-6)
     assert image.scales == pytest.approx([0.06, 0.06])
+
+
+def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):
+    """An image whose +y is at `angle` east of north, and whose pixels are 0.06 arcsec; its Image."""
+    a, scale = np.radians(angle), 0.06 / 3600
+    matrix = scale * np.array([[parity * np.cos(a), np.sin(a)], [-parity * np.sin(a), np.cos(a)]])
+    cards = {
+        "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 0.0, "CRVAL2": dec, "CRPIX1": 100.0, "CRPIX2": 100.0,
+        "CD1_1": matrix[0, 0], "CD1_2": matrix[0, 1], "CD2_1": matrix[1, 0], "CD2_2": matrix[1, 1],
+    }  # fmt: skip
+    fits.PrimaryHDU(np.zeros((200, 200), np.float32), fits.Header(cards)).writeto(tmp_path / name)
+    return read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("angle", [0.0, 30.0, -75.0, 170.0])
+def test_position_angles_of_both_parities(tmp_path, angle):
+    theta = np.array([0.0, 20.0, 90.0, -70.0, np.nan])
+    x, y = np.array([50.0, 99.0, 120.0, 180.0, 99.0]), np.array([99.0, 30.0, 99.0, 150.0, 99.0])
+    for parity in (-1, 1):  # east to the left of north, and to the right
+        image = turned(tmp_path, parity, angle, name=f"{parity}.fits")
+        expected = (angle - parity * (theta - 90)) % 180
+        off = (image.position_angle(x, y, theta) - expected + 90) % 180 - 90
+        assert np.nanmax(np.abs(off)) < 1e-3
+        assert np.isnan(off).tolist() == [False] * 4 + [True]
+
+
+def test_position_angles_turn_with_the_meridians_at_the_pole(tmp_path):
+    image = turned(tmp_path, -1, 0.0, dec=89.9999)
+    x, y = np.array([99.0, 20.0, 180.0]), np.array([99.0, 105.0, 107.0])
+    found = image.position_angle(x, y, np.full(3, 35.0))
+    # Towards the pole is north, wherever one stands.
+    pole = np.array(image.pixels(0.0, 90.0))
+    north = np.degrees(np.arctan2(pole[1] - y, pole[0] - x))
+    assert (found >= 0).all()
+    assert (found < 180).all()
+    np.testing.assert_allclose(found, (35 - north) % 180, atol=0.01)
+    assert np.ptp(found) > 80
