@@ -113,6 +113,7 @@ Hdu = Annotated[
 ]
 Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)]
 Wht = Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)]
+Var = Annotated[Path | None, typer.Option(help="FITS map of the variance.", show_default=False)]
 Mask = Annotated[
     Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
 ]
@@ -163,6 +164,7 @@ def measure(
     ] = None,
     rms: Rms = None,
     wht: Wht = None,
+    var: Var = None,
     mask: Mask = None,
     refine: Annotated[
         bool, typer.Option("--refine", help="Fit each source with a Sersic profile, from the network's answer on.")
@@ -212,6 +214,7 @@ def measure(
             pixel_scale=pixel_scale,
             rms=rms,
             wht=wht,
+            var=var,
             mask=mask,
             positions=positions,
             weights_name=weights,
@@ -259,6 +262,7 @@ def fit(
     hdu: Hdu = None,
     rms: Rms = None,
     wht: Wht = None,
+    var: Var = None,
     mask: Mask = None,
     psf_oversampling: Oversampling = 1,
     gain: Annotated[
@@ -293,6 +297,7 @@ def fit(
             pixel_scale=pixel_scale,
             rms=rms,
             wht=wht,
+            var=var,
             mask=mask,
             positions=positions,
             psf_oversampling=psf_oversampling,
