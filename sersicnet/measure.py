@@ -414,7 +414,7 @@ class _Plan(NamedTuple):
             raise InputError(f"Give only one noise map; received {' and '.join(f'--{kind}' for kind in maps)}.")
         report("reading", 0, 0)
         frame = mosaic.read_image(image, hdu)
-        zero = instrument.zero_point(frame.header, zero_point)
+        zero = instrument.zero_point(frame.header, zero_point, frame.scales)
         scale = instrument.pixel_scale(frame.scales, pixel_scale)
         noise, kind = None, "rms"
         for kind, path in maps.items():
