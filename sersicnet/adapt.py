@@ -136,7 +136,7 @@ def adapt(
     training._core(start)  # refuses a network of another version now, and not after the simulation
     report("reading", 0, 0)
     frame = mosaic.read_image(image)
-    zero = instrument.zero_point(frame.header, zero_point)
+    zero = instrument.zero_point(frame.header, zero_point, frame.scales)
     scale = instrument.pixel_scale(frame.scales, pixel_scale)
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give --pixel-scale.")

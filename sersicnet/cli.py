@@ -117,6 +117,7 @@ Hdu = Annotated[
 ]
 Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)]
 Wht = Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)]
+Var = Annotated[Path | None, typer.Option(help="FITS map of the variance.", show_default=False)]
 Mask = Annotated[
     Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
 ]
@@ -176,6 +177,7 @@ def measure(
     ] = None,
     rms: Rms = None,
     wht: Wht = None,
+    var: Var = None,
     mask: Mask = None,
     refine: Annotated[
         bool, typer.Option("--refine", help="Fit each source with a Sersic profile, from the network's answer on.")
@@ -230,6 +232,7 @@ def measure(
         "positions": positions,
         "rms": rms,
         "wht": wht,
+        "var": var,
         "mask": mask,
         "model": model,
         "residual": residual,
@@ -250,7 +253,7 @@ def measure(
         "overwrite": overwrite,
     }
     if dry_run:
-        maps = {name: single[name] for name in ("positions", "rms", "wht", "mask")}
+        maps = {name: single[name] for name in ("positions", "rms", "wht", "var", "mask")}
         to = output if len(paths) == 1 else None
         _say_outlook([measuring.foresee(path, to, **maps, **shared) for path in paths], as_json)
         return
@@ -301,6 +304,7 @@ def fit(
     hdu: Hdu = None,
     rms: Rms = None,
     wht: Wht = None,
+    var: Var = None,
     mask: Mask = None,
     psf_oversampling: Oversampling = 1,
     gain: Annotated[
@@ -338,6 +342,7 @@ def fit(
             pixel_scale=pixel_scale,
             rms=rms,
             wht=wht,
+            var=var,
             mask=mask,
             positions=positions,
             psf_oversampling=psf_oversampling,

@@ -522,7 +522,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     from sersicnet import detect, instrument, mosaic, points
 
     frame = mosaic.read_image(path)
-    zero = instrument.zero_point(frame.header, zero_point).value
+    zero = instrument.zero_point(frame.header, zero_point, frame.scales).value
     bad = frame.without_data()
     sky, found = detect.Detector()(frame.data, bad)
     good = np.flatnonzero(points.good_galaxies(frame.data, bad, sky, found))
@@ -602,7 +602,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     targets, mags = np.empty((len(rows), len(TARGET_NAMES))), np.empty(len(rows))
     for file_path, members in by_image.items():
         frame = mosaic.read_image(file_path)
-        zero = instrument.zero_point(frame.header, zero_point).value
+        zero = instrument.zero_point(frame.header, zero_point, frame.scales).value
         bad = frame.without_data()
         sky, found = detect.Detector()(frame.data, bad)
         claimed = found.claimed()

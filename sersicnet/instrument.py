@@ -7,6 +7,7 @@ which keyword they came from.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -105,16 +106,41 @@ class Reading(NamedTuple):
 ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZPT", "ZEROPNT", "ZP", "MAG_ZP", "PHOTZP")
 
 
-KEYWORDS = ("PHOTFLAM", "PHOTPLAM", "BUNIT", "EXPTIME", "PIXAR_SR", *ZERO_POINT_KEYWORDS)
+FLUX_UNITS = {
+    "jy": 8.9,
+    "jansky": 8.9,
+    "ujy": 23.9,
+    "microjansky": 23.9,
+    "njy": 31.4,
+    "nanojansky": 31.4,
+    "nanomaggy": 22.5,
+    "nanomaggies": 22.5,
+    "nmgy": 22.5,
+}
+"""AB magnitude of units of flux, in lower case."""
+
+COUNTS = ("electrons", "electron", "e-", "e", "counts", "count", "adu", "dn")
+"""Units that are no rates."""
+
+KEYWORDS = (
+    "PHOTFLAM", "PHOTPLAM", "BUNIT", "EXPTIME", "PIXAR_SR", "PIXAR_A2", "FLUXMAG0", *ZERO_POINT_KEYWORDS,
+)  # fmt: skip
 """All that `zero_point` reads; where an extension lacks one, the primary header's counts."""
 
+AREA_TOLERANCE = 0.1
+"""How far the pixel area in a header may be off that of its WCS, as a fraction: distortion makes a few per cent."""
 
-def zero_point(header: Mapping, given: float | None = None) -> Reading:
+STERADIAN = (180 * 3600 / np.pi) ** 2
+"""Square arcseconds."""
+
+
+def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarray | None = None) -> Reading:
     """AB magnitude of one image unit.
 
-    In this order: the value given; ``BUNIT`` of MJy/sr with ``PIXAR_SR`` (JWST),
-    or of nJy or uJy (Rubin and others); ``PHOTFLAM`` and ``PHOTPLAM`` (HST); one
-    of ``MAGZERO, MAGZPT, ZEROPNT, ZP, MAG_ZP, PHOTZP``. A unit of flux goes before
+    In this order: the value given; ``BUNIT`` of MJy/sr with ``PIXAR_SR`` or
+    ``PIXAR_A2`` (JWST), or of a flux such as nJy, uJy or nanomaggy (Rubin, SDSS);
+    ``PHOTFLAM`` and ``PHOTPLAM`` (HST); ``FLUXMAG0`` (HSC); one of
+    ``MAGZERO, MAGZPT, ZEROPNT, ZP, MAG_ZP, PHOTZP``. A unit of flux goes before
     PHOTFLAM, which speaks of electrons and outlives a conversion in the header.
 
     Parameters
@@ -123,6 +149,9 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
         FITS header of the image.
     given : float, optional
         The user's own value, which goes before everything.
+    wcs_scales : ndarray, float, (2,), optional
+        Sizes of a pixel along both axes from the image's WCS, in arcsec, which the pixel
+        area in the header is checked with.
 
     Returns
     -------
@@ -143,17 +172,45 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
         if not np.isfinite(given):
             raise InputError(f"A zero point is a finite AB magnitude; received {given}.")
         return Reading(float(given), "option --zero-point")
-    unit = str(header.get("BUNIT", "")).strip().replace(" ", "").lower()
-    if unit == "mjy/sr":
-        if "PIXAR_SR" not in header or not _number(header, "PIXAR_SR") > 0:
+    found = _of_unit(header, wcs_scales) or _of_keywords(header)
+    if not 0 < found.value < 60:
+        received = ", ".join(f"{key} {header[key]}" for key in found.source.split(", "))
+        raise InputError(
+            f"The zero point should be an AB magnitude from 0 to 60; received {found.value:g} from {received}. "
+            "Give it with --zero-point."
+        )
+    return found
+
+
+def _of_unit(header: Mapping, wcs_scales: np.ndarray | None) -> Reading | None:
+    """The zero point of an image in units of flux, or of flux per solid angle; None for others."""
+    unit = _unit(header)
+    if unit in ("MJy/sr", "MJysr-1", "MJy.sr-1", "MJY/SR"):  # mJy/sr is something else
+        keyword, unit_area = ("PIXAR_A2", STERADIAN) if "PIXAR_SR" not in header else ("PIXAR_SR", 1.0)
+        area = _number(header, keyword) / unit_area
+        if not area > 0:
             raise InputError(
-                "An image in MJy/sr needs a positive PIXAR_SR (pixel area in steradian) in its header; "
-                f"received {header.get('PIXAR_SR')}. Give the zero point with --zero-point."
+                "An image in MJy/sr needs a positive PIXAR_SR (pixel area in steradian) or PIXAR_A2 (in arcsec2) in "
+                f"its header; received {header.get(keyword)}. Give the zero point with --zero-point."
             )
-        return Reading(-6.10 - 2.5 * float(np.log10(_number(header, "PIXAR_SR"))), "BUNIT, PIXAR_SR")
-    if unit in ("njy", "ujy"):
-        return Reading({"njy": 31.4, "ujy": 23.9}[unit], "BUNIT")
-    if "PHOTFLAM" in header:
+        if wcs_scales is not None and not abs(area * STERADIAN / np.prod(wcs_scales) - 1) < AREA_TOLERANCE:
+            raise InputError(
+                f"{keyword} must agree with the WCS; received pixels of {area * STERADIAN:.4g} and "
+                f"{np.prod(wcs_scales):.4g} arcsec2. Was the image resampled? Correct {keyword}, or give the zero "
+                "point with --zero-point."
+            )
+        return Reading(-6.10 - 2.5 * float(np.log10(area)), f"BUNIT, {keyword}")
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\*?)?([a-z]+)(?:/pix(?:el)?)?", unit.lower())
+    if parts and parts[2] in FLUX_UNITS and float(parts[1] or 1) > 0:
+        return Reading(FLUX_UNITS[parts[2]] - 2.5 * float(np.log10(float(parts[1] or 1))), "BUNIT")
+    return None
+
+
+def _of_keywords(header: Mapping) -> Reading:
+    """The zero point that keywords tell."""
+    unit = _unit(header).lower()
+    is_flux = re.search("jy|jansky|maggy|maggies|erg|/sr|arcsec", unit) is not None
+    if "PHOTFLAM" in header and not is_flux:
         photflam, photplam = _number(header, "PHOTFLAM"), _number(header, "PHOTPLAM")
         if not (photflam > 0 and photplam > 0):
             raise InputError(
@@ -161,26 +218,33 @@ def zero_point(header: Mapping, given: float | None = None) -> Reading:
                 "Give the zero point with --zero-point."
             )
         exposure = _number(header, "EXPTIME") if "EXPTIME" in header else np.nan
-        if unit in ("electrons", "electron", "counts", "count", "adu", "dn") and exposure != 1:
+        if unit in COUNTS and exposure != 1:
             raise InputError(
                 f"PHOTFLAM is for electrons per second, but BUNIT is {header['BUNIT']!r} and EXPTIME {exposure:g}. "
                 "Divide the image by its exposure time, or give the zero point of its own unit with --zero-point."
             )
         value = -2.5 * np.log10(photflam) - 21.10 - 5 * np.log10(photplam) + 18.6921
         return Reading(float(value), "PHOTFLAM, PHOTPLAM")
+    if "FLUXMAG0" in header:
+        flux = _number(header, "FLUXMAG0")
+        if not flux > 0:
+            raise InputError(
+                f"FLUXMAG0, the flux of magnitude 0, must be positive; received {header['FLUXMAG0']}. "
+                "Give the zero point with --zero-point."
+            )
+        return Reading(2.5 * float(np.log10(flux)), "FLUXMAG0")
     for keyword in ZERO_POINT_KEYWORDS:
         if keyword in header:
-            value = _number(header, keyword)
-            if not 0 < value < 60:
-                raise InputError(
-                    f"{keyword} should be an AB magnitude; received {header[keyword]}. "
-                    "Give the zero point with --zero-point."
-                )
-            return Reading(value, keyword)
+            return Reading(_number(header, keyword), keyword)
     raise InputError(
-        "The header tells no zero point (looked for PHOTFLAM and PHOTPLAM, BUNIT, "
-        f"{', '.join(ZERO_POINT_KEYWORDS)}). Give the AB magnitude of one image unit with --zero-point."
+        "The header tells no zero point (looked for PHOTFLAM and PHOTPLAM, FLUXMAG0, "
+        f"{', '.join(ZERO_POINT_KEYWORDS)}, and BUNIT of MJy/sr or a flux; received "
+        f"{header.get('BUNIT', 'no BUNIT')}). Give the AB magnitude of one image unit with --zero-point."
     )
+
+
+def _unit(header: Mapping) -> str:
+    return str(header.get("BUNIT", "")).replace(" ", "")
 
 
 def pixel_scale(wcs_scales: np.ndarray | None, given: float | None = None) -> Reading:

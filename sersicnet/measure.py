@@ -47,6 +47,9 @@ PROCESS_MEMORY, PIXEL_MEMORY = 3e8, 100.0
 PRIOR_SAMPLE = 4000
 """Galaxies drawn from a distribution to make a prior of it."""
 
+MAP_LIMIT = 3.0
+"""Factor on a noise map from which on, up or down, the user is told."""
+
 
 def measure(
     image: str | Path,
@@ -57,6 +60,7 @@ def measure(
     pixel_scale: float | None = None,
     rms: str | Path | None = None,
     wht: str | Path | None = None,
+    var: str | Path | None = None,
     mask: str | Path | None = None,
     positions: str | Path | Table | None = None,
     weights_name: str | Path = weights.DEFAULT,
@@ -90,10 +94,10 @@ def measure(
     zero_point, pixel_scale : float, optional
         AB magnitude of one image unit, and arcsec per pixel; from the header
         by default.
-    rms, wht : str or Path, optional
-        FITS map of the noise, or of its inverse variance; only one of them. In a
-        file of several extensions, RMS or ERR is taken, WHT or IVM, else the
-        first image; ``file.fits[NAME]`` chooses another. Its
+    rms, wht, var : str or Path, optional
+        FITS map of the noise, of its inverse variance, or of its variance; only one
+        of them. In a file of several extensions, RMS or ERR is taken, WHT or IVM,
+        VAR or VARIANCE, else the first image; ``file.fits[NAME]`` chooses another. Its
         scale is fitted to the scatter of blank pixels. Pixels that are not
         finite or not positive have no data.
     mask : str or Path, optional
@@ -163,8 +167,8 @@ def measure(
     Warns
     -----
     SersicnetWarning
-        When nothing is detected, there is no WCS, or the image is outside of
-        what the weights were trained on.
+        When nothing is detected, there is no WCS, the image is outside of what the
+        weights were trained on, or a noise map is far from the scatter of its sky.
     """
     if not refine:
         for name, value in (("gain", gain), ("model", model), ("residual", residual)):
@@ -174,7 +178,7 @@ def measure(
     _check_noise(gain, structure)
     network = weights.load(weights_name)
     width = None if psf is None else domain.width_of_file(psf, psf_oversampling)
-    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
     fitter, source_of_psf, point_width = None, "", 0.0
     config = {
         "command": "measure",
@@ -345,6 +349,7 @@ def foresee(
     pixel_scale: float | None = None,
     rms: str | Path | None = None,
     wht: str | Path | None = None,
+    var: str | Path | None = None,
     mask: str | Path | None = None,
     positions: str | Path | Table | None = None,
     weights_name: str | Path = weights.DEFAULT,
@@ -362,7 +367,7 @@ def foresee(
     """
     _Files.checked(image, output, None, None, overwrite)
     network = weights.load(weights_name)
-    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, tiles.silent)
+    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, tiles.silent)
     unknown = domain.Width(np.nan, np.nan, "")
     verdict = network.domain.compare(plan.zero, plan.scale, unknown, np.zeros(0))
     pieces = tiles.cores(plan.frame.shape, tile)
@@ -392,6 +397,7 @@ def fit(
     pixel_scale: float | None = None,
     rms: str | Path | None = None,
     wht: str | Path | None = None,
+    var: str | Path | None = None,
     mask: str | Path | None = None,
     positions: str | Path | Table | None = None,
     psf_oversampling: int = 1,
@@ -424,7 +430,7 @@ def fit(
         it they have none, and the cores of bright galaxies weigh too much.
     prior : str or Path
         As for `measure`, here none by default: labels should not know what to expect.
-    image, output, hdu, zero_point, pixel_scale, rms, wht, mask, psf_oversampling, \
+    image, output, hdu, zero_point, pixel_scale, rms, wht, var, mask, psf_oversampling, \
 structure, robust, model, residual, tile, workers, scheduler, overwrite, command, report
         As for `measure`.
 
@@ -442,14 +448,15 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
     Warns
     -----
     SersicnetWarning
-        When nothing is detected, there is no WCS, or no gain.
+        When nothing is detected, there is no WCS or no gain, or a noise map is far
+        from the scatter of the image's sky.
     """
     files = _Files.checked(image, output, model, residual, overwrite)
     _check_noise(gain, structure)
     if gain is None:
         _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
     point, source_of_psf = _psf_of_file(psf)
-    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, mask, positions, report)
+    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
     point_width = _width(point, psf_oversampling)
     config = {
         "command": "fit",
@@ -564,22 +571,22 @@ class _Plan(NamedTuple):
         pixel_scale: float | None,
         rms: str | Path | None,
         wht: str | Path | None,
+        var: str | Path | None,
         mask: str | Path | None,
         positions: str | Path | Table | None,
         report: tiles.Report,
     ) -> _Plan:
-        if rms is not None and wht is not None:
-            raise InputError("Give either --rms or --wht; received both.")
+        maps = {kind: path for kind, path in (("rms", rms), ("wht", wht), ("var", var)) if path is not None}
+        if len(maps) > 1:
+            raise InputError(f"Give only one noise map; received {' and '.join(f'--{kind}' for kind in maps)}.")
         report("reading", 0, 0)
         frame = mosaic.read_image(image, hdu)
-        zero = instrument.zero_point(frame.header, zero_point)
+        zero = instrument.zero_point(frame.header, zero_point, frame.scales)
         scale = instrument.pixel_scale(frame.scales, pixel_scale)
         noise, kind = None, "rms"
-        if rms is not None:
-            noise = mosaic.read_image(rms, prefer=("RMS", "ERR"), shape=frame.shape)
-        elif wht is not None:
-            noise, kind = mosaic.read_image(wht, prefer=("WHT", "IVM"), shape=frame.shape), "wht"
-        hidden = None if mask is None else mosaic.read_image(mask, prefer=("MASK", "DQ"), shape=frame.shape)
+        for kind, path in maps.items():
+            noise = mosaic.read_map(path, kind, frame)
+        hidden = None if mask is None else mosaic.read_map(mask, "mask", frame)
         table, places = None, None
         if positions is not None:
             table = positions if isinstance(positions, Table) else catalogue.read_table(positions)
@@ -658,8 +665,17 @@ class _Plan(NamedTuple):
             mesh = self.detector.mesh(self.exposure, work.in_order(apply))
             _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.put("mesh", mesh.arrays())
-            return mesh
-        return detect.Mesh.of(found)
+        else:
+            mesh = detect.Mesh.of(found)
+        if self.exposure.noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
+            _warn(
+                f"{self.exposure.noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
+                "the scatter of blank pixels: only its relative values are used. Is it what "
+                f"--{self.exposure.kind} takes, in units of the image? Weights of drizzled images often are exposure "
+                "times, not inverse variances. Correlated noise makes pixels scatter less than a map says; NOISECOR, "
+                f"by which the noise of an aperture exceeds theirs, is {detect.correlation(mesh.autocorrelation):.2f}."
+            )
+        return mesh
 
 
 def _all_tiles(

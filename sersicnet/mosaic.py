@@ -365,6 +365,41 @@ def read_image(
     return Image(path, chosen, header, found, held)
 
 
+MAPS = {
+    "rms": ("RMS", "ERR"),
+    "wht": ("WHT", "IVM"),
+    "var": ("VAR", "VARIANCE"),
+    "mask": ("MASK", "DQ"),
+}
+"""Extensions that hold each kind of map, where a file has several."""
+
+
+def read_map(path: str | Path, kind: str, image: Image) -> Image:
+    """Read a map that belongs to an image; see `read_image`.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind : str
+        One of `MAPS`.
+    image : Image
+        What it belongs to, of the same shape.
+
+    Raises
+    ------
+    InputError
+        As from `read_image`, and if it is the image itself, which is what a file without
+        an extension of that kind begins with.
+    """
+    found = read_image(path, prefer=MAPS[kind], shape=image.shape)
+    if found.hdu == image.hdu and found.path.samefile(image.path):
+        raise InputError(
+            f"--{kind} needs a map of its own; received {found.name}, the image itself. "
+            f"Name the extension of the map, as in {found.path.name}[{MAPS[kind][0]}]."
+        )
+    return found
+
+
 def _choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], path: Path) -> int:
     if hdu is not None:
         key: int | str = int(hdu) if str(hdu).lstrip("-").isdigit() else str(hdu)

@@ -223,7 +223,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     from sersicnet import detect, mosaic
 
     frame = mosaic.read_image(path)
-    zero = instruments.zero_point(frame.header, zero_point).value
+    zero = instruments.zero_point(frame.header, zero_point, frame.scales).value
     scale = instruments.pixel_scale(frame.scales).value
     if abs(scale / instrument.pixel_scale - 1) > SCALE_TOLERANCE:
         _warn(

@@ -540,11 +540,13 @@ def test_fits_without_a_gain_warn(field, isolated, psf_file):
 # --- maps and bad input ---------------------------------------------------------------------
 
 
-def test_noise_and_weight_maps_agree(catalogue, field, tmp_path):
+def test_maps_of_noise_weight_and_variance_agree(catalogue, field, tmp_path):
     rms = write(tmp_path / "rms.fits", np.full((512, 512), 0.01, np.float32))
     wht = write(tmp_path / "wht.fits", np.full((512, 512), 1e4, np.float32))
-    one, two = measure(field[0], rms=rms), measure(field[0], wht=wht)
+    var = write(tmp_path / "var.fits", np.full((512, 512), 1e-4, np.float32))
+    one, two, three = measure(field[0], rms=rms), measure(field[0], wht=wht), measure(field[0], var=var)
     np.testing.assert_array_equal(one["mag"], two["mag"])
+    np.testing.assert_array_equal(one["mag"], three["mag"])
     np.testing.assert_allclose(one["mag"].value[:5], catalogue["mag"].value[:5], atol=0.1)
     assert one.meta["MAPFACT"] == pytest.approx(0.35, rel=0.05)
 
@@ -553,7 +555,38 @@ def test_pixels_without_weight_have_no_data(field, tmp_path, isolated):
     wht = np.ones((512, 512), np.float32)
     x, y = (round(v) for v in isolated)
     wht[y - 5 : y + 6, x - 5 : x + 6] = 0
-    assert flags_at(field, *isolated, wht=write(tmp_path / "wht.fits", wht)) & Flag.NO_DATA
+    with pytest.warns(SersicnetWarning, match=r"wht.fits\[0\] was multiplied by 0.00"):
+        assert flags_at(field, *isolated, wht=write(tmp_path / "wht.fits", wht)) & Flag.NO_DATA
+
+
+@pytest.mark.parametrize("run", [measure, functools.partial(module.fit, gain=F160W.exposure)])
+def test_a_map_far_from_the_scatter_of_the_sky_is_told_once(field, isolated, psf_file, tmp_path, run):
+    times = write(tmp_path / "times.fits", np.full((512, 512), 3200.0, np.float32))
+    place = Table({"x": [isolated[0]], "y": [isolated[1]]})
+    with pytest.warns(SersicnetWarning) as caught:
+        table = run(field[0], positions=place, psf=psf_file, wht=times)
+    assert len(caught) == 1
+    factor, correlation = table.meta["MAPFACT"], table.meta["NOISECOR"]
+    assert factor == pytest.approx(0.0035 * np.sqrt(3200), rel=0.05)
+    for part in (f"multiplied by {factor:.3g}", "what --wht takes", f"is {correlation:.2f}.", "only its relative"):
+        assert part in str(caught[0].message)
+
+
+def test_a_variance_is_found_by_its_name(field, tmp_path):
+    image, noise = mosaic.read_image(field[0]), np.full((512, 512), 1e-5, np.float32)
+    planes = [fits.ImageHDU(image.data, image.header), fits.ImageHDU(noise, name="VARIANCE")]
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "rubin.fits")
+    table = measure(tmp_path / "rubin.fits", var=tmp_path / "rubin.fits")
+    assert table.meta["MAPFACT"] == pytest.approx(0.0035 / np.sqrt(1e-5), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["rms", "wht", "var", "mask"])
+def test_an_image_is_not_its_own_map(field, tmp_path, kind):
+    image = mosaic.read_image(field[0])
+    planes = [fits.ImageHDU(image.data, image.header), fits.ImageHDU(np.abs(image.data), name="VAR_POISSON")]
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "jwst.fits")
+    with pytest.raises(InputError, match=rf"--{kind} needs a map of its own; .*jwst.fits\[1\], the image itself"):
+        measure(tmp_path / "jwst.fits", **{kind: tmp_path / "jwst.fits"})
 
 
 def test_a_name_that_is_not_ascii_reaches_the_header_escaped(field, tmp_path):
@@ -569,8 +602,8 @@ def test_bad_maps_are_refused(field, tmp_path):
         measure(field[0], rms=zero)
     with pytest.raises(InputError, match="must agree"):
         measure(field[0], wht=small)
-    with pytest.raises(InputError, match="Give either --rms or --wht"):
-        measure(field[0], rms=zero, wht=small)
+    with pytest.raises(InputError, match="Give only one noise map; received --rms and --var"):
+        measure(field[0], rms=zero, var=small)
     with pytest.raises(InputError, match="no pixel left"):
         measure(field[0], mask=write(tmp_path / "mask.fits", np.ones((512, 512), np.uint8)))
 
