@@ -1,11 +1,14 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from sersicnet import work
 from sersicnet.errors import InputError, SersicnetWarning
@@ -82,7 +85,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
         warnings.simplefilter("ignore", SersicnetWarning)
 
         def kill(stage, done, total):
-            if stage == "measuring tiles" and done == 2 and not killed:
+            if stage.startswith("measuring tiles") and done == 2 and not killed:
                 killed.append(next(iter(cluster.workers.values())).process.pid)
                 os.kill(killed[0], signal.SIGKILL)
                 time.sleep(0.5)
@@ -92,3 +95,42 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
     assert len(killed) == 1
     for name in alone.colnames:
         np.testing.assert_array_equal(on_cluster[name], alone[name])
+
+
+_MEASURE = """
+import sys, warnings
+from sersicnet.measure import measure
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    measure(sys.argv[1], sys.argv[3], weights_name=sys.argv[2], tile=128, workers=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_moments_gives_the_same_catalogue(field, tiny_weights, tmp_path):
+    script, whole, cat = tmp_path / "run.py", tmp_path / "whole.fits", tmp_path / "cat.fits"
+    script.write_text(_MEASURE)
+    command = [sys.executable, script, field[0], tiny_weights]
+    started = time.monotonic()
+    subprocess.run([*command, whole], check=True)
+    length = time.monotonic() - started
+    rng = np.random.default_rng(0)
+
+    def finished():
+        same = [fits.getdata(path).tobytes() for path in (cat, whole)]
+        cat.unlink()
+        return same[0] == same[1]
+
+    killed, completed = 0, 0
+    while killed < 20 or not completed:
+        process = subprocess.Popen([*command, cat])
+        try:
+            assert process.wait(rng.uniform(0.1, 0.9) * length) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+        if cat.exists():  # killed while it tidied up, or not at all
+            assert finished()
+            completed += 1
+    assert completed
