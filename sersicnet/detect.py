@@ -13,7 +13,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sou
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 from scipy.spatial import KDTree
+from skimage.morphology import local_maxima
 from skimage.segmentation import expand_labels
 
 from sersicnet.errors import InputError
@@ -200,13 +201,16 @@ class Detections:
     area: np.ndarray
     blended: np.ndarray
     parent: np.ndarray
+    _claimed: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def claimed(self) -> np.ndarray:
-        """The segmentation with every source grown by two pixels, int32, (H, W)."""
-        return expand_labels(self.segmentation, 2)
+        """The segmentation with every source grown by two pixels, int32, (H, W); made once."""
+        if self._claimed is None:
+            self._claimed = expand_labels(self.segmentation, 2)
+        return self._claimed
 
 
 class Found(NamedTuple):
@@ -244,6 +248,8 @@ class Detector:
         What the peak of a deblended source must rise by above the saddle to a higher
         one: in units of the noise of the smoothed image, and as a fraction of the
         saddle's height. Others are structure, or noise on its wings, and join it.
+    least_snr : float
+        Signal to noise in its area that a connected region needs.
     """
 
     threshold: float = 3.0
@@ -253,6 +259,7 @@ class Detector:
     contrast: float = 0.005
     prominence: float = 4.0
     relief: float = 0.1
+    least_snr: float = 5.0
 
     def __call__(
         self, data: np.ndarray, bad: np.ndarray, noise_map: np.ndarray | None = None
@@ -441,6 +448,7 @@ class Detector:
         self, pixels: Pixels, sky: Sky, smooth: np.ndarray, found: SegmentationImage | None, smoothed: float
     ) -> Detections:
         clean = pixels.data - sky.level
+        found = self._significant(clean, sky, found)
         if found is None:
             none = np.zeros(0)
             nothing = np.zeros(clean.shape, np.int32)
@@ -471,20 +479,52 @@ class Detector:
                 parent=brightest[parent],
             )
 
+    def _significant(self, clean: np.ndarray, sky: Sky, found: SegmentationImage | None) -> SegmentationImage | None:
+        """Regions that stand out as a whole, and not by a few pixels; None if there are none."""
+        if found is None:
+            return None
+        flux = ndimage.sum_labels(clean, found.data, found.labels)
+        variance = ndimage.sum_labels(np.square(sky.rms, dtype=float), found.data, found.labels)
+        good = found.labels[flux >= self.least_snr * sky.correlation * np.sqrt(variance)]
+        if not len(good):
+            return None
+        found = found.copy()
+        found.keep_labels(good, relabel=True)
+        return found
+
     def _deblended(self, smooth: np.ndarray, found: SegmentationImage) -> SegmentationImage:
         # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
+        several = self._of_several_peaks(smooth, found)
+        if not len(several):
+            return found
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
             return deblend_sources(
-                smooth, found, self.n_pixels, n_levels=self.n_levels, contrast=self.contrast, **options
+                smooth, found, self.n_pixels, labels=several, n_levels=self.n_levels, contrast=self.contrast, **options
             )
+
+    def _of_several_peaks(self, smooth: np.ndarray, found: SegmentationImage) -> np.ndarray:
+        """Labels of regions with more than one peak: others need not go through all levels of the deblending."""
+        several = []
+        for label, part in zip(found.labels.tolist(), found.slices, strict=True):
+            inside = found.data[part] == label
+            if np.count_nonzero(inside) < 2 * self.n_pixels:
+                continue
+            heights = np.full((inside.shape[0] + 2, inside.shape[1] + 2), -np.inf, smooth.dtype)
+            np.copyto(heights[1:-1, 1:-1], smooth[part], where=inside)
+            if ndimage.label(local_maxima(heights, connectivity=2), _AROUND)[1] > 1:
+                several.append(label)
+        return np.array(several, int)
 
     def _prominent(self, smooth: np.ndarray, parts: SegmentationImage, noise: np.ndarray) -> SegmentationImage:
         """Let sources that do not rise above their surroundings join these."""
         labels = parts.data
         joins: dict[int, int] = {}
-        peaks = dict(zip(parts.labels.tolist(), ndimage.maximum(smooth, labels, parts.labels).tolist(), strict=True))
+        highest = np.full(parts.max_label + 1, -np.inf, smooth.dtype)
+        inside = np.flatnonzero(labels)
+        np.maximum.at(highest, labels.ravel()[inside], smooth.ravel()[inside])
+        peaks = dict(zip(parts.labels.tolist(), highest[parts.labels].tolist(), strict=True))
         saddles = _saddles(labels, smooth, noise)
         queue = [(self._rise(peaks, label, saddles), label) for label in saddles]
         heapq.heapify(queue)
@@ -527,6 +567,9 @@ class Detector:
         height, noise = saddles[label][other]
         return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, 1e-30)
 
+
+_AROUND = np.ones((3, 3), bool)
+"""A pixel with its eight neighbours."""
 
 _Saddles = dict[int, dict[int, tuple[float, float]]]
 """Height of the saddle between touching sources and the noise there, by their labels, both ways."""
@@ -634,20 +677,41 @@ def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) ->
     strip_window = rows, slice(0, source.shape[1])
     window = grown(strip_window, GROWN + detector.halo, source.shape)
     pixels = source.read(window)
-    sources = _covered(detector, pixels, window, mesh, smoothed)
+    sources = _covered(detector, pixels, _flat_sky(pixels, window, mesh, smoothed), smoothed)
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
     return _boxes(pixels.data[inner], bad, bad | sources[inner], (own, edges[1]), source.shape)
 
 
-def _covered(detector: Detector, pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> np.ndarray:
+def _flat_sky(pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> Sky:
+    """The sky of a window before anything is known of the correlation of its noise, or of a noise map."""
+    return Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
+
+
+def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> np.ndarray:
     """Pixels of sources and what is near them, bool, (H, W)."""
-    sky = Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
     smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
     found = detector.regions(smooth, sky, pixels.bad, smoothed)
     if found is None:
         return np.zeros(pixels.bad.shape, bool)
-    return np.asarray(expand_labels(found.data, GROWN) > 0)
+    return _dilated(found.data > 0, GROWN)
+
+
+def _dilated(inside: np.ndarray, reach: int) -> np.ndarray:
+    """A mask grown by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
+    out, wide = inside.copy(), inside.copy()
+    width = 0
+    for dy in range(reach, -1, -1):  # from the shortest chord of the disc to the longest
+        while (width + 1) ** 2 + dy**2 <= reach**2:
+            width += 1
+            wide[:, width:] |= inside[:, :-width]
+            wide[:, :-width] |= inside[:, width:]
+        if dy:
+            out[dy:] |= wide[:-dy]
+            out[:-dy] |= wide[dy:]
+        else:
+            out |= wide
+    return out
 
 
 def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int]) -> _Boxes:
@@ -711,13 +775,23 @@ def _interpolated(mesh: np.ndarray, shape: tuple[int, int], window: Window) -> n
         place = (np.arange(part.start, part.stop) + 0.5) * mesh.shape[axis] / shape[axis] - 0.5 + pad
         first = np.floor(place).astype(int)
         t = place - first
-        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-        form = (-1, 1) if axis == 0 else (1, -1)
-        values = sum(
-            (weight / 6).reshape(form) * np.take(values, first + k, axis)
-            for k, weight in zip((-1, 0, 1, 2), weights, strict=True)
-        )
+        weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+        values = _weighted(values, first - 1, weights, axis)
     return values
+
+
+def _weighted(values: np.ndarray, first: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of four rows, or columns, in turn, from number `first` on, with weights (4, N); float64."""
+    out = np.empty((len(first), values.shape[1]) if axis == 0 else (len(values), len(first)))
+    parts = np.moveaxis(out, axis, -1)
+    lines = np.moveaxis(values, axis, 0)[..., None]
+    ends = np.flatnonzero(np.diff(first, append=-1)) + 1
+    for start, end in itertools.pairwise([0, *ends.tolist()]):
+        part, begin = parts[:, start:end], int(first[start])
+        np.multiply(lines[begin], weights[0, start:end], out=part)
+        for k in (1, 2, 3):
+            part += lines[begin + k] * weights[k, start:end]
+    return out
 
 
 # --- the noise ----------------------------------------------------------------------------------------
@@ -756,7 +830,8 @@ def _noise(
     """Blank pixels of a window, the noise of its smoothed image, `_products`, and the factor on a noise map."""
     detector, source, window, mesh, smoothed = job
     pixels = source.read(window)
-    ignore = pixels.bad | _covered(detector, pixels, window, mesh, smoothed)
+    sky = _flat_sky(pixels, window, mesh, smoothed)
+    ignore = pixels.bad | _covered(detector, pixels, sky, smoothed)
     blank = ~ignore
     nothing = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
     if not blank.any():
@@ -764,8 +839,6 @@ def _noise(
         if not blank.any():
             return 0, np.nan, nothing, np.nan
     factor = np.nan
-    flat = Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan)
-    sky = flat.at(window, pixels)
     clean = pixels.data - sky.level
     if pixels.noise is not None:
         factor = float(mad_std((clean / pixels.noise)[blank]))

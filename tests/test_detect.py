@@ -1,7 +1,12 @@
+import warnings
+
 import numpy as np
 import pytest
+from photutils.segmentation import deblend_sources, detect_sources
+from scipy import ndimage
+from skimage.segmentation import expand_labels
 
-from sersicnet.detect import Detector, Held, Mesh
+from sersicnet.detect import Detector, Held, Mesh, _dilated
 from sersicnet.mosaic import Pixels, grown, read_image
 
 
@@ -71,3 +76,21 @@ def test_a_box_full_of_a_source_takes_the_sky_from_around():
     assert isinstance(mesh, Mesh)
     assert mesh.level == pytest.approx(3, abs=0.25)
     assert mesh.rms == pytest.approx(1, abs=0.1)
+
+
+def test_a_mask_grows_by_a_disc():
+    inside = np.random.default_rng(0).random((60, 50)) > 0.995
+    for reach in (1, 2, 8):
+        np.testing.assert_array_equal(_dilated(inside, reach), expand_labels(inside.astype(int), reach) > 0)
+
+
+def test_what_has_one_peak_need_not_be_deblended():
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 300)), 2.5).astype(np.float32)
+    found = detect_sources(smooth, 0.02, 15)
+    detector = Detector()
+    several = detector._of_several_peaks(smooth, found)
+    assert 0 < len(several) < len(found.labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        all_of_them = deblend_sources(smooth, found, 15, n_levels=32, contrast=0.005)
+    np.testing.assert_array_equal(detector._deblended(smooth, found).data, all_of_them.data)

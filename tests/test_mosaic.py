@@ -7,7 +7,7 @@ from astropy.table import Table
 
 from sersicnet.detect import Detector, Sky
 from sersicnet.errors import InputError
-from sersicnet.mosaic import cut, read_image
+from sersicnet.mosaic import cut, read_image, without_data
 
 
 def flat_sky(data, rms=1.0):
@@ -257,3 +257,39 @@ def test_position_angles_turn_with_the_meridians_at_the_pole(tmp_path):
     assert (found < 180).all()
     np.testing.assert_allclose(found, (35 - north) % 180, atol=0.01)
     assert np.ptp(found) > 80
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "i4", "f4", "f8"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_parts_of_a_plain_image_are_read_as_astropy_reads_them(tmp_path, kind, scaled):
+    hdu = fits.ImageHDU(np.random.default_rng(0).uniform(0, 200, (30, 40)).astype(kind))
+    if scaled:
+        hdu.scale("int16", bzero=100, bscale=0.01)
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "image.fits")
+    image = read_image(tmp_path / "image.fits")
+    window = slice(3, 30), slice(7, 31)
+    with fits.open(tmp_path / "image.fits") as hdus:
+        expected = hdus[1].data.astype(np.float32)
+    np.testing.assert_array_equal(image.read(window), expected[window])
+    np.testing.assert_array_equal(image.data, expected)
+    assert image.read(window).dtype.isnative
+    image.close()
+
+
+def test_an_image_that_lost_its_end_meanwhile_is_told(tmp_path):
+    fits.writeto(tmp_path / "image.fits", np.ones((60, 60), np.float32))
+    image = read_image(tmp_path / "image.fits")
+    image.read((slice(0, 20), slice(0, 60)))
+    with (tmp_path / "image.fits").open("r+b") as file:
+        file.truncate(2880 + 50 * 60 * 4)
+    with pytest.raises(InputError, match="its data end too early"):
+        image.read((slice(20, 60), slice(0, 60)))
+    image.close()
+
+
+def test_blocks_of_zeros_are_seen():
+    data = np.ones((40, 40), np.float32)
+    data[3:7, 3:30] = data[10:40, 5:9] = 0
+    assert not without_data(data).any()
+    data[7, 10:15] = 0
+    assert without_data(data)[7, 10:15].all()
