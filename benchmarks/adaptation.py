@@ -93,7 +93,7 @@ def main():
     for name in ("simulated", "real", "test_simulated", "test_real"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--matched", type=Path)
-    parser.add_argument("--start", default=weights.DEFAULT, help="weights that every road begins at")
+    parser.add_argument("--start", default=weights.BASE, help="weights that every road begins at")
     parser.add_argument("--limit", type=int, help="stamps of SIMULATED and MATCHED to use")
     parser.add_argument("--epochs", type=int, default=10, help="of dann without labels; all take as many steps")
     parser.add_argument("--seed", type=int, default=0)

@@ -52,7 +52,7 @@ def adapt(
     image: str | Path,
     output: str | Path,
     *,
-    base: str | Path = weights.DEFAULT,
+    base: str | Path = weights.BASE,
     how: str = HOW,
     n: int = N,
     epochs: int = EPOCHS,

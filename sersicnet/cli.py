@@ -167,7 +167,7 @@ def measure(
             show_default=False,
         ),
     ] = None,
-    weights: WeightsName = "fovea-sim",
+    weights: WeightsName = "fovea-dann",
     zero_point: ZeroPoint = None,
     pixel_scale: PixelScale = None,
     hdu: Hdu = None,
@@ -914,7 +914,7 @@ def evaluate(
         typer.Option(
             "--weights",
             "-w",
-            help="Name of shipped weights, or a directory; repeat it to compare several. fovea-sim by default.",
+            help="Name of shipped weights, or a directory; repeat it to compare several. fovea-dann by default.",
             show_default=False,
         ),
     ] = None,
@@ -973,7 +973,7 @@ def evaluate(
         with _progress(quiet, "reading") as update:
             result = evaluation.evaluate(
                 data,
-                weights or ["fovea-sim"],
+                weights or ["fovea-dann"],
                 output,
                 image=image,
                 zero_point=zero_point,

@@ -1050,7 +1050,7 @@ def finetune(
     real: Arrays,
     output: str | Path,
     *,
-    base: str | Path = weights.DEFAULT,
+    base: str | Path = weights.BASE,
     layers: str = "auto",
     recipe: Recipe | None = None,
     seed: int = 0,

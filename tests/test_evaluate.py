@@ -90,7 +90,7 @@ def test_a_report_holds_scores_and_figures(small_dataset, tmp_path):
     assert {p.name for p in (tmp_path / "scores").iterdir()} == FILES
     kept = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert kept == result
-    assert kept["scores"]["fovea-sim"]["samples"]["all"]["n"] == 64
+    assert kept["scores"][weights.DEFAULT]["samples"]["all"]["n"] == 64
     page = (tmp_path / "scores" / "scores.md").read_text()
     assert "| all | 64 | R² |" in page
     assert "| 1000 and more | " in page
@@ -99,33 +99,33 @@ def test_a_report_holds_scores_and_figures(small_dataset, tmp_path):
 
 def copied(path, **changes):
     """The shipped weights in another directory, with another card."""
-    shutil.copytree(weights.shipped_directory() / "fovea-sim", path)
+    shutil.copytree(weights.shipped_directory() / weights.DEFAULT, path)
     weights.rewrite_card(path, {**weights.load(path).card, **changes})
     return path
 
 
 def test_several_weights_stand_side_by_side(small_dataset, tmp_path):
-    result = evaluate.evaluate(small_dataset, ["fovea-sim", copied(tmp_path / "copy", name="other")])
-    assert list(result["scores"]) == ["fovea-sim", "other"]
-    assert result["scores"]["fovea-sim"] == result["scores"]["other"]
+    result = evaluate.evaluate(small_dataset, [weights.DEFAULT, copied(tmp_path / "copy", name="other")])
+    assert list(result["scores"]) == [weights.DEFAULT, "other"]
+    assert result["scores"][weights.DEFAULT] == result["scores"]["other"]
     lines = evaluate.as_markdown(result).splitlines()
     rows = [line for line in lines if line.startswith("| mag <= 23 | R² |")]
-    assert [row.split("|")[3].strip() for row in rows] == ["fovea-sim", "other"]
+    assert [row.split("|")[3].strip() for row in rows] == [weights.DEFAULT, "other"]
     assert "`other`:" in lines
 
 
 def test_the_same_weights_twice_are_refused(small_dataset):
-    with pytest.raises(InputError, match="scored once; received fovea-sim, fovea-sim"):
-        evaluate.evaluate(small_dataset, ["fovea-sim", "fovea-sim"])
+    with pytest.raises(InputError, match=f"scored once; received {weights.DEFAULT}, {weights.DEFAULT}"):
+        evaluate.evaluate(small_dataset, [weights.DEFAULT, weights.DEFAULT])
 
 
 def test_weights_of_one_name_are_told_apart_by_their_paths(small_dataset, tmp_path):
-    found = evaluate.evaluate(small_dataset, ["fovea-sim", copied(tmp_path / "copy")])["scores"]
-    assert list(found) == ["fovea-sim", str(tmp_path / "copy")]
+    found = evaluate.evaluate(small_dataset, [weights.DEFAULT, copied(tmp_path / "copy")])["scores"]
+    assert list(found) == [weights.DEFAULT, str(tmp_path / "copy")]
 
 
 def test_shipped_weights_beat_a_guess_on_bright_galaxies(small_dataset):
-    found = evaluate.evaluate(small_dataset)["scores"]["fovea-sim"]["samples"]["mag <= 23"]
+    found = evaluate.evaluate(small_dataset)["scores"][weights.DEFAULT]["samples"]["mag <= 23"]
     assert min(found["r2"].values()) > 0.9
 
 
@@ -146,7 +146,7 @@ def test_labelled_galaxies_can_be_scored(field, tmp_path):
     rows += [f"{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']},50" for r in field[1]]
     rows[1] = rows[1].removesuffix("50")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    found = evaluate.evaluate(tmp_path / "labels.csv", image=field[0])["scores"]["fovea-sim"]
+    found = evaluate.evaluate(tmp_path / "labels.csv", image=field[0])["scores"][weights.DEFAULT]
     assert found["samples"]["all"]["n"] == len(field[1])
     assert abs(found["samples"]["all"]["bias"]["mag"]) < 0.1
     assert [(row["range"], row["n"]) for row in found["by_snr"]] == [([30, 100], len(field[1]) - 1)]
@@ -159,7 +159,7 @@ def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch):
     result = evaluate.evaluate(small_dataset, limits=True)
     assert result["limits"]["n"] == 6
     assert list(result["limits"]["estimates"]) == ["sky free", "sky known", "sky known to 0.03 rms"]
-    for found in (*result["limits"]["estimates"].values(), result["limits"]["weights"]["fovea-sim"]):
+    for found in (*result["limits"]["estimates"].values(), result["limits"]["weights"][weights.DEFAULT]):
         assert found["samples"]["all"]["n"] == 6
     assert "| all | R² | limit, sky free | 6 |" in evaluate.as_markdown(result)
 
@@ -269,9 +269,9 @@ def test_domains_are_told_apart_by_the_features_of_each_network(small_dataset, t
     faint = simulate.simulate(tmp_path / "faint.h5", simulation, workers=1)
     found = evaluate.evaluate(small_dataset, domains=faint)
     assert found["domains"]["n"] == [64, 32]
-    assert list(found["domains"]["accuracy"]) == ["the true parameters", "fovea-sim"]
+    assert list(found["domains"]["accuracy"]) == ["the true parameters", weights.DEFAULT]
     assert min(one["accuracy"] for one in found["domains"]["accuracy"].values()) > 0.7
-    assert "| features of `fovea-sim` | " in evaluate.as_markdown(found)
+    assert f"| features of `{weights.DEFAULT}` | " in evaluate.as_markdown(found)
 
 
 @pytest.mark.parametrize("name", sorted(networks.ARCHITECTURES))
