@@ -5,7 +5,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from sersicnet import simulate
+from sersicnet import mosaic, simulate
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +54,15 @@ def tiny_recipe(**changes):
     from sersicnet import train
 
     return replace(train.RECIPES["fovea"], epochs=1, batch=16, **changes)
+
+
+def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):
+    """An image whose +y is at `angle` east of north, and whose pixels are 0.06 arcsec; its Image."""
+    a, scale = np.radians(angle), 0.06 / 3600
+    matrix = scale * np.array([[parity * np.cos(a), np.sin(a)], [-parity * np.sin(a), np.cos(a)]])
+    cards = {
+        "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 0.0, "CRVAL2": dec, "CRPIX1": 100.0, "CRPIX2": 100.0,
+        "CD1_1": matrix[0, 0], "CD1_2": matrix[0, 1], "CD2_1": matrix[1, 0], "CD2_2": matrix[1, 1],
+    }  # fmt: skip
+    fits.PrimaryHDU(np.zeros((200, 200), np.float32), fits.Header(cards)).writeto(tmp_path / name)
+    return mosaic.read_image(tmp_path / name)

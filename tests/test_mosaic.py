@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from conftest import turned
 
 from sersicnet.detect import Detector, Sky
 from sersicnet.errors import InputError
@@ -220,18 +221,6 @@ def test_world_coordinates_come_back(field):
     np.testing.assert_allclose(x, [10.0, 400.3], atol=1e-6)
     np.testing.assert_allclose(y, [7.0, 123.4], atol=1e-6)
     assert image.scales == pytest.approx([0.06, 0.06])
-
-
-def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):
-    """An image whose +y is at `angle` east of north, and whose pixels are 0.06 arcsec; its Image."""
-    a, scale = np.radians(angle), 0.06 / 3600
-    matrix = scale * np.array([[parity * np.cos(a), np.sin(a)], [-parity * np.sin(a), np.cos(a)]])
-    cards = {
-        "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 0.0, "CRVAL2": dec, "CRPIX1": 100.0, "CRPIX2": 100.0,
-        "CD1_1": matrix[0, 0], "CD1_2": matrix[0, 1], "CD2_1": matrix[1, 0], "CD2_2": matrix[1, 1],
-    }  # fmt: skip
-    fits.PrimaryHDU(np.zeros((200, 200), np.float32), fits.Header(cards)).writeto(tmp_path / name)
-    return read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("angle", [0.0, 30.0, -75.0, 170.0])
