@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import inspect
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from skimage.morphology import local_maxima
 from skimage.segmentation import expand_labels
 
 from sersicnet.errors import InputError
-from sersicnet.mosaic import Pixels, Window, grown, within
+from sersicnet.mosaic import HUGE, Pixels, Window, grown, within
 
 BOX = 128
 """Side of a box of the mesh in pixels, about; at least two boxes cover an image along each axis."""
@@ -41,6 +42,9 @@ SAMPLES, SAMPLE = 8, 256
 
 COVERED = 0.8
 """Fraction of a box without blank pixels from which on its neighbours speak for it."""
+
+HUGE_LIMIT = 0.05
+"""Fraction of pixels with absurd values from which on an image is refused."""
 
 GROWN = 8
 """Pixels that sources grow by before the sky is estimated between them."""
@@ -565,7 +569,7 @@ class Detector:
         if other is None:
             return np.inf
         height, noise = saddles[label][other]
-        return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, 1e-30)
+        return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
 
 
 _AROUND = np.ones((3, 3), bool)
@@ -640,12 +644,13 @@ class Photometry(NamedTuple):
 
 
 class _Boxes(NamedTuple):
-    """Level and rms of boxes, NaN where there are too few blank pixels; the shape of the image; pixels with data."""
+    """Level and rms of boxes, NaN where there are too few blank pixels; shape of the image; numbers of pixels."""
 
     level: np.ndarray
     rms: np.ndarray
     shape: tuple[int, int]
     usable: int
+    huge: int
 
 
 Edges = tuple[list[int], list[int]]
@@ -732,14 +737,20 @@ def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, 
         level[enough] = SExtractorBackground(sigma_clip=None).calc_background(clipped, axis=1)
         rms[enough] = MADStdBackgroundRMS(sigma_clip=None).calc_background_rms(clipped, axis=1)
     form = len(rows), len(columns)
-    return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()))
+    huge = np.isfinite(data) & (np.abs(data) >= HUGE)
+    return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()), int(huge.sum()))
 
 
 def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
     """The mesh of all strips: gaps filled from around, and outliers taken out."""
     parts = list(strips)
     level, rms = (np.concatenate(maps) for maps in ([p.level for p in parts], [p.rms for p in parts]))
-    known, usable = np.isfinite(level), sum(p.usable for p in parts)
+    known, usable, huge = np.isfinite(level), sum(p.usable for p in parts), sum(p.huge for p in parts)
+    if huge > HUGE_LIMIT * np.prod(shape):
+        raise InputError(
+            f"{huge / np.prod(shape):.0%} of the image's pixels have values beyond {HUGE:g}. "
+            "Are its bytes in the wrong order (FITS has the most significant one first), or is its unit too small?"
+        )
     if not usable:
         raise InputError(
             "The image has no pixel left that is finite, exposed, not masked and has a positive noise. "
@@ -760,7 +771,7 @@ def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
         for values in (level, rms):
             values[~known] = (values[known][near] * weight).sum(axis=1) / weight.sum(axis=1)
     level, rms = (ndimage.median_filter(values, 3, mode="nearest") for values in (level, rms))
-    return _Boxes(level, rms, shape, usable)
+    return _Boxes(level, rms, shape, usable, huge)
 
 
 def _interpolated(mesh: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:

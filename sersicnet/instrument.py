@@ -285,4 +285,7 @@ def _number(header: Mapping, keyword: str) -> float:
     except KeyError:
         return float("nan")
     except (TypeError, ValueError) as error:
-        raise InputError(f"{keyword} in the header should be a number; received {header[keyword]!r}.") from error
+        raise InputError(
+            f"{keyword} in the header should be a number; received {header[keyword]!r}. "
+            "Give the zero point with --zero-point."
+        ) from error

@@ -180,6 +180,11 @@ def measure(
     width = None if psf is None else domain.width_of_file(psf, psf_oversampling)
     plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
     fitter, source_of_psf, point_width = None, "", 0.0
+    if refine:  # all that may be refused, before anything is kept
+        point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
+        assumed = _prior(prior, plan)
+        if gain is None:
+            gain = _gain_of_weights(network, plan.zero.value)
     config = {
         "command": "measure",
         "weights": network.sha256,
@@ -193,11 +198,9 @@ def measure(
     with plan.kept(files, run, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
         mesh = plan.mesh(kept, apply, report)
         if refine:
-            point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
-            if gain is None:
-                gain = _gain_of_weights(network, plan.zero.value)
+            assert gain is not None
             noise = Noise(mesh.autocorrelation, gain, SKY_LEFT, structure)
-            fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
+            fitter = Fitter(point, noise, prior=assumed, robust=robust, psf_oversampling=psf_oversampling)
             point_width = _width(point, psf_oversampling)
         setting = tiles.Setting(
             plan.exposure,
@@ -458,6 +461,8 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
     point, source_of_psf = _psf_of_file(psf)
     plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
     point_width = _width(point, psf_oversampling)
+    assumed = _prior(prior, plan)
+    starts = {} if plan.table is None else _columns(plan.table, plan.scale)
     config = {
         "command": "fit",
         "psf": str(psf),
@@ -470,8 +475,7 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
     with plan.kept(files, None, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
         mesh = plan.mesh(kept, apply, report)
         noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
-        fitter = Fitter(point, noise, prior=_prior(prior, plan), robust=robust, psf_oversampling=psf_oversampling)
-        starts = {} if plan.table is None else _columns(plan.table, plan.scale)
+        fitter = Fitter(point, noise, prior=assumed, robust=robust, psf_oversampling=psf_oversampling)
         setting = tiles.Setting(
             plan.exposure,
             plan.zero.value,
@@ -716,7 +720,7 @@ def _all_tiles(
         if not len(order):
             _warn(
                 f"No source was detected in {plan.frame.name}: the catalogue has no rows. "
-                "Is the image background-limited?"
+                "Is the image background-limited, with light positive?"
             )
     else:
         order = np.argsort(joined["place"])

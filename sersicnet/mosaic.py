@@ -7,9 +7,9 @@ this module.
 from __future__ import annotations
 
 import functools
+import gzip
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from astropy.io import fits
 from astropy.nddata import overlap_slices
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
-from astropy.wcs.utils import proj_plane_pixel_scales
+from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
@@ -69,6 +69,12 @@ def within(window: Window, outer: Window) -> Window:
     return rows, columns
 
 
+HUGE = 1e18
+"""Value from which on a pixel holds no data; the square of ten times as much is beyond single precision."""
+
+LEAST_SHEAR = 0.1
+"""Area of a pixel on the sky over the product of its sides; less is a line, not an area."""
+
 ZERO_BLOCK = 5
 """Side of a block of zeros that tells that an image was not exposed there."""
 
@@ -102,7 +108,7 @@ class Image:
     ) -> None:
         self.path, self.hdu, self.header, self.shape = path, hdu, header, shape
         self.name = f"{path}[{hdu}]"
-        self.wcs = _celestial(header)
+        self.wcs = _celestial(header, shape)
         self._held = held
         self._open: tuple[fits.HDUList, Any] | None = None
 
@@ -124,7 +130,7 @@ class Image:
         """A part of the image, float32 in native byte order; NaN where the file says so."""
         if self._held is not None:
             return self._held[window].copy()
-        with _readable(self.path):
+        with _readable(self.path), np.errstate(over="ignore"):  # beyond single precision is infinite
             if self._plain is not None:
                 kind, start = self._plain
                 # Mapped anew each time, so that pages read before are not held.
@@ -225,12 +231,12 @@ class Image:
 def without_data(data: np.ndarray) -> np.ndarray:
     """Pixels that hold no data, bool, (H, W).
 
-    Those that are not finite, and zeros of blocks of 5 x 5, with the zeros within
-    five pixels of them: drizzled mosaics are 0 outside of their footprint. Other
-    zeros are data; quantised images are full of them. Whether a pixel holds data
-    depends on nothing that is farther than 10 pixels away.
+    Those that are not finite or beyond `HUGE`, and zeros of blocks of 5 x 5, with
+    the zeros within five pixels of them: drizzled mosaics are 0 outside of their
+    footprint. Other zeros are data; quantised images are full of them. Whether a
+    pixel holds data depends on nothing that is farther than 10 pixels away.
     """
-    bad = ~np.isfinite(data)
+    bad = ~(np.abs(data) < HUGE)
     zero = data == 0
     if _has_block(zero):
         blocks = ndimage.binary_opening(zero, np.ones((ZERO_BLOCK, ZERO_BLOCK)))
@@ -318,8 +324,9 @@ def _readable(path: Path) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except (OSError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
+    except Exception as error:  # astropy and cfitsio raise nearly anything on damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason.partition(" If this is really a FITS file")[0]
         raise InputError(f"{path} is not a readable FITS file, or it is cut short: {reason}") from error
 
 
@@ -375,10 +382,10 @@ def read_image(
             unit = hdus[chosen]
             if not unit.is_image:
                 raise InputError(f"{name} is a table, not an image. Choose another extension with --hdu.")
-            header = unit.header.copy()
+            header, primary = _legible(unit.header), _legible(hdus[0].header)
             for keyword in instrument.KEYWORDS:
-                if keyword in hdus[0].header:
-                    header.setdefault(keyword, hdus[0].header[keyword])
+                if keyword in primary:
+                    header.setdefault(keyword, primary[keyword])
             found = unit.shape
             if not found:
                 raise InputError(f"{name} holds no data. Choose another extension with --hdu.")
@@ -391,7 +398,11 @@ def read_image(
                     f"{name} is {found[1]} x {found[0]} pixels, the image {shape[1]} x {shape[0]}: they must agree."
                 )
             if compressed:
-                held = np.ascontiguousarray(unit.data, dtype=np.float32)
+                with np.errstate(over="ignore"):
+                    held = np.ascontiguousarray(unit.data, dtype=np.float32)
+                with gzip.open(path) as whole:
+                    while whole.read(1 << 24):
+                        pass  # the checksum stands at the end
     return Image(path, chosen, header, found, held)
 
 
@@ -447,15 +458,51 @@ def _choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], 
     raise InputError(f"{path} holds no image, only {', '.join(type(unit).__name__ for unit in hdus)}.")
 
 
-def _celestial(header: fits.Header) -> WCS | None:
-    with warnings.catch_warnings():
+def _legible(header: fits.Header) -> fits.Header:
+    """A copy of a header in which all that is read of it has one value.
+
+    What is damaged, or stands there twice with different values, becomes a text that
+    tells so; whoever needs a number then refuses it.
+    """
+    out = header.copy()
+    for keyword in (*instrument.KEYWORDS, "SATURATE"):
+        values, damaged = [], False
+        for i in range(header.count(keyword) if keyword in header else 0):
+            try:
+                values.append(header[keyword, i])
+            except fits.VerifyError:
+                values.append(header.cards[keyword, i].image.strip())
+                damaged = True
+        if damaged or len(set(values)) > 1:
+            out.remove(keyword, remove_all=True)
+            out[keyword] = " and ".join(dict.fromkeys(str(value) for value in values))
+    return out
+
+
+_WCS_CARD = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE|RADESYS|EQUINOX")
+_WCS_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE")
+
+
+def _celestial(header: fits.Header, shape: tuple[int, int]) -> WCS | None:
+    """The celestial WCS of a header; None where there is none, or it does not lead from pixels to the sky and back."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", FITSFixedWarning)
         warnings.simplefilter("ignore", AstropyWarning)
         try:
+            # wcslib takes its defaults for what it cannot read, and those look right.
+            cards = {keyword: header[keyword] for keyword in header if _WCS_CARD.fullmatch(keyword)}
+            numbers = [value for keyword, value in cards.items() if _WCS_NUMBER.fullmatch(keyword)]
+            if not np.isfinite(numbers).all():
+                return None
             wcs = WCS(header, naxis=2)
+            if not (wcs.has_celestial and wcs.pixel_n_dim == 2) or np.abs(wcs.wcs.crval).max() > 360:
+                return None
+            middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+            there_and_back = wcs.world_to_pixel(wcs.pixel_to_world(*middle).icrs)
+            shear = proj_plane_pixel_area(wcs) / np.prod(proj_plane_pixel_scales(wcs))
         except Exception:  # wcslib raises several kinds of its own; all mean: no usable WCS
             return None
-    return wcs if wcs.has_celestial and wcs.pixel_n_dim == 2 else None
+    return wcs if np.hypot(*np.subtract(there_and_back, middle)) < 0.1 and shear > LEAST_SHEAR else None
 
 
 @dataclass

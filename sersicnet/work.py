@@ -148,7 +148,8 @@ class Kept:
     """A directory beside an output that holds the finished pieces of a run.
 
     Every piece is written beside its name and renamed, so that a run can be killed
-    at any moment.
+    at any moment. The directory is made with the first one: an input that cannot be
+    used leaves none.
 
     Parameters
     ----------
@@ -169,8 +170,10 @@ class Kept:
         self.path = path
         if path is None:
             return
-        text = json.dumps(config, indent=1, sort_keys=True)
+        self._config = text = json.dumps(config, indent=1, sort_keys=True)
         file = path / "config.json"
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} should be a directory for what is finished, and is a file. Move it away.")
         try:
             if file.exists() and file.read_text() != text:
                 if not overwrite:
@@ -179,11 +182,6 @@ class Kept:
                         "give --overwrite to start anew."
                     )
                 shutil.rmtree(path)
-            path.mkdir(exist_ok=True)
-            if not file.exists():
-                partial = path / "partial-config.json"
-                partial.write_text(text)
-                partial.replace(file)
         except OSError as error:
             raise InputError(f"{path} cannot keep what is finished: {error}.") from error
 
@@ -201,8 +199,13 @@ class Kept:
         """Keep a finished piece."""
         if self.path is None:
             return
-        partial = self.path / f"partial-{name}.npz"
+        config, partial = self.path / "config.json", self.path / f"partial-{name}.npz"
         try:
+            self.path.mkdir(exist_ok=True)
+            if not config.exists():
+                partial_config = self.path / "partial-config.json"
+                partial_config.write_text(self._config)
+                partial_config.replace(config)
             with partial.open("wb") as file:
                 np.savez(file, **arrays)
             partial.replace(self.path / f"{name}.npz")
@@ -214,5 +217,5 @@ class Kept:
 
     def remove(self) -> None:
         """Drop all of it: the run is done."""
-        if self.path is not None:
+        if self.path is not None and self.path.exists():
             shutil.rmtree(self.path)
