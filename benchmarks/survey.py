@@ -231,7 +231,9 @@ def stages_alone(path, output):
 
 def print_stages(side, spent):
     total = sum(spent.values())
-    print(f"\nCPU time of {side} x {side} pixels, one thread: {total:.1f} s, {1e6 * total / side**2:.2f} s a million.\n")
+    print(
+        f"\nCPU time of {side} x {side} pixels, one thread: {total:.1f} s, {1e6 * total / side**2:.2f} s a million.\n"
+    )
     print("| stage | s | % |\n|---|---|---|")
     for stage, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"| {stage} | {seconds:.1f} | {100 * seconds / total:.1f} |")
