@@ -9,7 +9,8 @@ to detected electrons; ``correlation``, the autocorrelation of the noise; ``psf`
 odd square image of unit sum; and ``start`` (N, 7): x, y (zero-based pixels), flux,
 effective radius along the major axis, Sersic index, axis ratio, angle in degrees from
 +x towards +y; and ``ranges`` (4, 2) of flux, radius, index and ellipticity, for the
-fits with a prior. The output holds ``parameters`` in the same order, NaN where a tool gave
+fits with a prior. There may be ``masks`` (N, S, S) of pixels that pyimfit leaves
+out. The output holds ``parameters`` in the same order, NaN where a tool gave
 none, ``failed`` (N,), what else the tool tells, and the seconds that it took.
 """
 
@@ -55,7 +56,8 @@ def pyimfit(task):
     import pyimfit
 
     parameters, failed, iterations = [], [], []
-    for stamp, sigma, start in zip(task["stamps"], _sigma_maps(task), task["start"], strict=True):
+    masks = task.get("masks", [None] * len(task["stamps"]))
+    for stamp, sigma, start, mask in zip(task["stamps"], _sigma_maps(task), task["start"], masks, strict=True):
         x, y, flux, r_eff, n, q, theta = start
         sersic = pyimfit.make_imfit_function("Sersic")
         sersic.PA.setValue(theta - 90, [theta - 360, theta + 180])
@@ -68,7 +70,7 @@ def pyimfit(task):
         model.y0.setValue(y + 1, [y - 9, y + 11])
         model.addFunction(sersic)
         fit = pyimfit.Imfit(model, psf=task["psf"], maxThreads=1)
-        fit.loadData(stamp.astype(float), error=sigma)
+        fit.loadData(stamp.astype(float), error=sigma, mask=mask)
         fit.doFit("LM")
         x, y, angle, ell, n, intensity, r_eff = fit.getRawParameters()
         flux = intensity * _light_per_intensity(r_eff, n, 1 - ell)
@@ -144,7 +146,7 @@ def source_extractor(task):
         folder = Path(folder)
         for name, images in (("image", stamps), ("rms", np.full_like(stamps, task["rms"]))):
             fits.HDUList([fits.PrimaryHDU(), *map(fits.ImageHDU, images)]).writeto(folder / f"{name}.fits")
-        _psfex_file(task["psf"], len(stamps)).writeto(folder / "image.psf")
+        psfex_file(task["psf"], len(stamps)).writeto(folder / "image.psf")
         (folder / "columns.param").write_text("\n".join(columns) + "\n")
         rows = "\n".join(" ".join(f"{value:.6f}" for value in row) for row in smoothing)
         (folder / "smoothing.conv").write_text(f"CONV NORM\n{rows}\n")
@@ -196,7 +198,7 @@ def _light_per_intensity(r_eff, n, q):
     return 2 * np.pi * n * q * r_eff**2 * np.exp(b - 2 * n * np.log(b) + special.gammaln(2 * n))
 
 
-def _psfex_file(psf, extensions):
+def psfex_file(psf, extensions):
     """The PSF as PSFEx writes it for each extension: constant over the field, one sample a pixel."""
     from astropy.io import fits
 
@@ -220,7 +222,7 @@ def cpu_seconds():
 def main(tool, source, target):
     task = dict(np.load(source))
     # Imports, and tables made once, are not the cost of a galaxy.
-    TOOLS[tool]({**task, **{name: task[name][:1] for name in ("stamps", "start")}})
+    TOOLS[tool]({**task, **{name: task[name][:1] for name in ("stamps", "start", "masks") if name in task}})
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = TOOLS[tool](task)
     np.savez(target, **result, wall=time.perf_counter() - wall, cpu=cpu_seconds() - cpu)

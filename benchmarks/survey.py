@@ -31,7 +31,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from multiprocessing import get_context
@@ -237,6 +236,232 @@ def print_stages(side, spent):
     print("| stage | s | % |\n|---|---|---|")
     for stage, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"| {stage} | {seconds:.1f} | {100 * seconds / total:.1f} |")
+
+
+# --- other tools -----------------------------------------------------------------------------------------
+
+
+def known_psf(size):
+    """The middle of the simulations' PSF, of unit sum, and the fraction of its light."""
+    from sersicnet import simulate
+    from sersicnet.instrument import F160W
+
+    whole = simulate.effective_psf(F160W)
+    cut = (len(whole) - size) // 2
+    part = whole[cut : len(whole) - cut, cut : len(whole) - cut]
+    return part / part.sum(), float(part.sum())
+
+
+def ours(path, output, *options):
+    """Our catalogue as columns of `compare`, and what it took."""
+    took = measure(path, output, *options)
+    table = Table.read(output)
+    return {name: np.asarray(table[name], float) for name in ("x", "y", *TARGETS)}, took
+
+
+def source_extractor(path, work, psf, held, zero_point, gain):
+    """Its detections with the SPHEROID model, from two halves of the mosaic that overlap by 128 pixels."""
+    data = fits.getdata(path)
+    names = ["X_IMAGE", "Y_IMAGE", "MAG_SPHEROID", "SPHEROID_REFF_IMAGE", "SPHEROID_SERSICN", "SPHEROID_ASPECT_IMAGE"]
+    smoothing = np.exp(-4 * np.log(2) * np.hypot(*np.mgrid[-3:4, -3:4]) ** 2 / 3.0**2)
+    lines = "\n".join(" ".join(f"{value:.6f}" for value in row) for row in smoothing)
+    (work / "smoothing.conv").write_text(f"CONV NORM\n{lines}\n")
+    (work / "columns.param").write_text("\n".join(names) + "\n")
+    peers.psfex_file(psf, 1).writeto(work / "image.psf", overwrite=True)
+    half, margin = len(data) // 2, 64
+    starts, commands = [], []
+    for k, rows in enumerate((slice(0, half + margin), slice(half - margin, len(data)))):
+        fits.writeto(work / f"half{k}.fits", data[rows], overwrite=True)
+        settings = {
+            "CATALOG_NAME": f"half{k}.cat",
+            "CATALOG_TYPE": "ASCII",
+            "PARAMETERS_NAME": "columns.param",
+            "FILTER_NAME": "smoothing.conv",
+            "DETECT_MINAREA": 15,
+            "DETECT_THRESH": 1.5,
+            "ANALYSIS_THRESH": 1.5,
+            "GAIN": gain,
+            "GAIN_KEY": "NONE",
+            "SATUR_LEVEL": 1e9,
+            "SATUR_KEY": "NONE",
+            "MAG_ZEROPOINT": zero_point,
+            "PIXEL_SCALE": 1,
+            "PSF_NAME": "image.psf",
+            "NTHREADS": 1,
+            "VERBOSE_TYPE": "QUIET",
+        }
+        (work / f"half{k}.sex").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        program = peers.source_extractor_program()
+        commands.append([program, f"half{k}.fits", "-c", f"half{k}.sex"])
+        starts.append(rows.start)
+    took = together(commands, cwd=work)
+    parts = []
+    for k, start in enumerate(starts):
+        found = np.loadtxt(work / f"half{k}.cat", ndmin=2)
+        took["rows"] = took.get("rows", 0) + len(found)  # those in both halves are measured twice
+        found[:, 1] += start
+        parts.append(found[(found[:, 1] - 1 < half) == (k == 0)])
+    x, y, mag, r_eff, n, aspect = np.concatenate(parts).T
+    mag = np.where(mag < 90, mag + 2.5 * np.log10(held), np.nan)
+    table = {"x": x - 1, "y": y - 1, "mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - aspect}
+    return table, took
+
+
+def pyimfit(path, work, psf, held, zero_point, gain, known, limit, python):
+    """Its fits of our detections that are brighter than a magnitude of ours."""
+    from sersicnet import detect, mosaic
+
+    image = mosaic.read_image(path)
+    bad = image.without_data()
+    sky, found = detect.Detector()(image.data, bad)
+    distance, row = KDTree(np.column_stack([known["x"], known["y"]])).query(np.column_stack([found.x, found.y]))
+    bright = np.flatnonzero((distance < 0.01) & (known["mag"][row] < limit))
+    stamps = mosaic.cut(image.data, bad, sky, found.x[bright], found.y[bright], found.claimed(), bright + 1)
+    q = np.clip(found.b / found.a, 0.15, 0.95)[bright]
+    radius = np.maximum(1.2 * found.a[bright], 1)
+    theta, index = found.theta[bright], np.full(len(bright), 2.0)
+    task = {
+        "stamps": stamps.pixels * stamps.rms[:, None, None].astype(np.float32),
+        "masks": stamps.replaced,
+        "start": np.column_stack([stamps.x, stamps.y, 1.2 * found.flux[bright], radius, index, q, theta]),
+        "rms": np.median(stamps.rms),
+        "gain": np.array(gain),
+        "correlation": np.ones((1, 1)),
+        "psf": psf,
+    }
+    commands = []
+    for k in range(PROCESSES):
+        names = [work / f"pyimfit{k}_{name}.npz" for name in ("in", "out")]
+        part = {key: a[k::PROCESSES] if np.shape(a)[:1] == (len(bright),) else a for key, a in task.items()}
+        np.savez(names[0], **part)
+        commands.append([python, "-W", "ignore", peers.__file__, "pyimfit", *names])
+    together(commands)
+    parameters = np.empty((len(bright), 7))
+    took = {"rows": len(bright), "wall": 0.0, "cpu": 0.0}
+    for k in range(PROCESSES):
+        out = np.load(work / f"pyimfit{k}_out.npz")
+        parameters[k::PROCESSES] = out["parameters"]
+        took["wall"] = max(took["wall"], float(out["wall"]))  # without its start, and without ours
+        took["cpu"] += float(out["cpu"])
+    _, _, flux, r_eff, n, q, _ = parameters.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mag = zero_point - 2.5 * np.log10(flux / held)
+    table = {"x": found.x[bright], "y": found.y[bright], "mag": mag, "r_eff_pix": r_eff, "sersic_n": n}
+    return {**table, "ellipticity": 1 - q}, took
+
+
+def together(commands, **options):
+    """Run commands at the same time, each with one thread; wall and CPU seconds."""
+    cpu, wall = children_seconds(), time.perf_counter()
+    running = [
+        subprocess.Popen([str(part) for part in command], env={**os.environ, **ONE_THREAD}, **options)
+        for command in commands
+    ]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit(f"{commands[0][0]} ended with an error; see above.")
+    return {"wall": time.perf_counter() - wall, "cpu": children_seconds() - cpu}
+
+
+def matches(table, truth):
+    """For each galaxy, the row of its source, -1 for none: the other's nearest, both ways, within `MATCHED`."""
+    sources, galaxies = (np.column_stack([t["x"], t["y"]]) for t in (table, truth))
+    distance, row = KDTree(sources).query(galaxies)
+    back = KDTree(galaxies).query(sources)[1]
+    return np.where((distance < MATCHED) & (back[row] == np.arange(len(galaxies))), row, -1)
+
+
+def compare(options):
+    """Speed, completeness, purity and accuracy of all tools; a dict."""
+    from sersicnet.instrument import F160W
+
+    work = options.work
+    path, truth = mosaic_of(options.peers_size, work, options.seed)
+    truth = {name: np.asarray(truth[name], float) for name in ("x", "y", *TARGETS)}
+    psf, held = known_psf(options.peers_psf)
+    gain = F160W.exposure * F160W.autocorrelation().sum()  # of a pixel: drizzling averages noise
+    tables, took = {}, {}
+    tables["sersicnet"], took["sersicnet"] = ours(path, work / "ours.fits")
+    tables["sersicnet --refine"], took["sersicnet --refine"] = ours(path, work / "refined.fits", "--refine")
+    zero_point = F160W.zero_point
+    if peers.source_extractor_program():
+        found = source_extractor(path, work, psf, held, zero_point, gain)
+        tables["source-extractor"], took["source-extractor"] = found
+    if subprocess.run([options.peers_python, "-c", "import pyimfit"], capture_output=True, check=False).returncode == 0:
+        known, limit = tables["sersicnet"], options.peers_limit
+        found = pyimfit(path, work, psf, held, zero_point, gain, known, limit, options.peers_python)
+        tables["pyimfit"], took["pyimfit"] = found
+    rows = {tool: matches(table, truth) for tool, table in tables.items()}
+    edges = np.arange(18, 26.01, 0.5)
+    report = {"tools": {}, "galaxies": len(truth["mag"]), "limit": options.peers_limit, "edges": edges.tolist()}
+    common = np.all([row >= 0 for row in rows.values()], axis=0)
+    values = {}
+    for tool, table in tables.items():
+        values[tool] = {name: np.where(rows[tool] >= 0, table[name][rows[tool]], np.nan) for name in TARGETS}
+        common &= np.all([np.isfinite(column) for column in values[tool].values()], axis=0)
+    for tool, table in tables.items():
+        real = np.isin(np.arange(len(table["mag"])), rows[tool])
+        report["tools"][tool] = {
+            **took[tool],
+            "completeness": share(truth["mag"], rows[tool] >= 0, edges),
+            "purity": share(table["mag"], real, edges),
+            "accuracy": {
+                f"{low}-{high}": accuracy(values[tool], truth, common & (truth["mag"] >= low) & (truth["mag"] < high))
+                for low, high in RANGES
+            },
+        }
+    return report
+
+
+def share(mag, good, edges):
+    """Fraction of those in bins of magnitude that are good; NaN for empty bins."""
+    total, those = (np.histogram(part, edges)[0] for part in (mag, mag[good]))
+    return [float(a / b) if b else float("nan") for a, b in zip(those, total, strict=True)]
+
+
+def accuracy(values, truth, chosen):
+    """R2, R2 without the worst 2 %, bias and half of the 16-84 % range; of R_e and n relative."""
+    out = {"n": int(chosen.sum())}
+    for name in TARGETS:
+        t, error = truth[name][chosen], (values[name] - truth[name])[chosen]
+        best = np.argsort(np.abs(error))[: int(0.98 * len(error))]
+        relative = error / t if name in ("r_eff_pix", "sersic_n") else error
+        low, middle, high = np.quantile(relative, [0.16, 0.5, 0.84]) if len(error) else [np.nan] * 3
+        out[name] = {
+            "r2": 1 - (error**2).sum() / ((t - t.mean()) ** 2).sum(),
+            "r2_98": 1 - (error[best] ** 2).sum() / ((t[best] - t[best].mean()) ** 2).sum(),
+            "bias": middle,
+            "scatter": (high - low) / 2,
+        }
+    return out
+
+
+def print_peers(report):
+    tools = report["tools"]
+    first = tools["sersicnet"]
+    print("\n| tool | sources | wall | sources/s | CPU ms a source | time a source over ours, wall | CPU |")
+    print("|---|---|---|---|---|---|---|")
+    for tool, row in tools.items():
+        wall, cpu = ((row[kind] / row["rows"]) / (first[kind] / first["rows"]) for kind in ("wall", "cpu"))
+        print(
+            f"| {tool} | {row['rows']} | {row['wall']:.1f} s | {row['rows'] / row['wall']:.1f} "
+            f"| {1e3 * row['cpu'] / row['rows']:.0f} | {wall:.2f} | {cpu:.2f} |"
+        )
+    whole = [tool for tool in tools if tool != "pyimfit"]  # which does not look for sources itself
+    print("\nCompleteness / purity, by true / measured magnitude:\n")
+    print("| mag | " + " | ".join(whole) + " |\n|---|" + "---|" * len(whole))
+    for k, (low, high) in enumerate(zip(report["edges"], report["edges"][1:], strict=False)):
+        cells = [f"{tools[tool]['completeness'][k]:.2f} / {tools[tool]['purity'][k]:.2f}" for tool in whole]
+        print(f"| {low}-{high} | " + " | ".join(cells) + " |")
+    for part, found in first["accuracy"].items():
+        print(f"\nmag {part}, {found['n']} galaxies that all have: R2 / R2 without the worst 2 % / scatter (bias)\n")
+        print("| tool | " + " | ".join(TARGETS.values()) + " |\n|---|" + "---|" * len(TARGETS))
+        for tool, row in tools.items():
+            cells = [
+                f"{s['r2']:.3f} / {s['r2_98']:.3f} / {s['scatter']:.3f} ({s['bias']:+.3f})"
+                for s in (row["accuracy"][part][name] for name in TARGETS)
+            ]
+            print(f"| {tool} | " + " | ".join(cells) + " |")
 
 
 def main():

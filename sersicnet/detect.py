@@ -18,15 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from astropy.stats import SigmaClip, mad_std
+from astropy.stats import SigmaClip
 from astropy.utils.exceptions import AstropyUserWarning
-from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources, detect_sources
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage.morphology import local_maxima
-from skimage.segmentation import expand_labels
 
 from sersicnet.errors import InputError
 from sersicnet.mosaic import HUGE, Pixels, Window, grown, within
@@ -49,8 +47,12 @@ HUGE_LIMIT = 0.05
 GROWN = 8
 """Pixels that sources grow by before the sky is estimated between them."""
 
-GROWTH, MOST_GROWTH = 256, 4096
-"""How far a window grows for a source that reaches beyond it, first and at most, pixels."""
+CLAIMED = 2
+"""Pixels around a source that belong to it, too, when its neighbours are measured."""
+
+USUAL_GROWTH, GROWTH, MOST_GROWTH = 48, 256, 4096
+"""How far a window reaches beyond a zone for the sources at its sides; and how far it grows for a source that
+reaches beyond that, first and at most, pixels."""
 
 REACH = 3
 """Lags of the noise's autocorrelation along each axis, pixels."""
@@ -163,12 +165,24 @@ class Mesh:
 
     def at(self, window: Window, pixels: Pixels) -> Sky:
         """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
-        rms = np.maximum(_interpolated(self.rms, self.shape, window), 1e-3 * np.median(self.rms))
-        if pixels.noise is not None and np.isfinite(self.map_factor):
-            rms = pixels.noise * self.map_factor
-        rms = np.where(pixels.bad, np.nan, rms).astype(np.float32)
-        level = _interpolated(self.level, self.shape, window).astype(np.float32)
+        level, rms = (np.empty(pixels.bad.shape, np.float32) for _ in range(2))
+        mapped = pixels.noise is not None and np.isfinite(self.map_factor)
+        if mapped:
+            rms[:] = pixels.noise * self.map_factor
+        # Some rows at a time: what is made on the way stays in the processor's cache.
+        for first in range(window[0].start, window[0].stop, _ROWS):
+            rows = slice(first, min(first + _ROWS, window[0].stop))
+            part, own = (rows, window[1]), slice(rows.start - window[0].start, rows.stop - window[0].start)
+            level[own] = _interpolated(self.level, self.shape, part)
+            if not mapped:
+                least = 1e-3 * np.median(self.rms)
+                rms[own] = np.maximum(_interpolated(self.rms, self.shape, part), least)
+        rms[pixels.bad] = np.nan
         return Sky(level, rms, self.autocorrelation, self.map_factor)
+
+
+_ROWS = 64
+"""Rows of a window whose sky is drawn at once."""
 
 
 @dataclass
@@ -211,9 +225,9 @@ class Detections:
         return len(self.x)
 
     def claimed(self) -> np.ndarray:
-        """The segmentation with every source grown by two pixels, int32, (H, W); made once."""
+        """The segmentation with every source grown by `CLAIMED` pixels, int32, (H, W); made once."""
         if self._claimed is None:
-            self._claimed = expand_labels(self.segmentation, 2)
+            self._claimed = _grown_labels(self.segmentation, CLAIMED)
         return self._claimed
 
 
@@ -376,7 +390,7 @@ class Detector:
         -------
         Found
         """
-        shape, more = source.shape, [0, 0, 0, 0]
+        shape, more = source.shape, [USUAL_GROWTH] * 4
         while True:
             reach = grown(zone, self.halo + 1, shape)
             window = (
@@ -389,8 +403,10 @@ class Detector:
             found = self.regions(smooth, sky, pixels.bad, mesh.smoothed)
             kept = np.zeros(0, int)
             if found is not None:
-                kept = np.unique(found.data[within(zone, window)])
-                kept = kept[kept > 0]
+                seen = np.zeros(found.max_label + 1, bool)
+                seen[found.data[within(zone, window)]] = True
+                seen[0] = False
+                kept = np.flatnonzero(seen)
             if not len(kept):
                 return Found(window, pixels, sky, self._sources(pixels, sky, smooth, None, mesh.smoothed))
             assert found is not None
@@ -403,9 +419,9 @@ class Detector:
                 window[1].start > 0,
                 window[1].stop < shape[1],
             )
-            cut = [is_open and bool(np.isin(band, kept).any()) for band, is_open in zip(bands, open_sides, strict=True)]
+            cut = [is_open and bool(seen[band].any()) for band, is_open in zip(bands, open_sides, strict=True)]
             if not any(cut) or max(more) >= MOST_GROWTH:
-                found.keep_labels(kept, relabel=True)
+                found = SegmentationImage(np.where(seen, np.cumsum(seen), 0).astype(found.data.dtype)[found.data])
                 detections = self._sources(pixels, sky, smooth, found, mesh.smoothed)
                 detections.x = np.round(detections.x + window[1].start, 6)
                 detections.y = np.round(detections.y + window[0].start, 6)
@@ -458,12 +474,12 @@ class Detector:
             nothing = np.zeros(clean.shape, np.int32)
             no = np.zeros(0, int)
             return Detections(nothing, none, none, none, none, none, none, none, no.astype(bool), no)
-        parts = self._prominent(smooth, self._deblended(smooth, found), sky.rms * smoothed)
+        parts = self._prominent(smooth, found, self._deblended(smooth, found), sky.rms * smoothed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
             catalog = SourceCatalog(clean, parts, convolved_data=smooth, mask=pixels.bad)
             first_parent = np.zeros(parts.max_label + 1, np.int64)
-            first_parent[parts.data[parts.data > 0]] = found.data[parts.data > 0]
+            first_parent[parts.data] = found.data
             parent = first_parent[parts.labels]
             siblings = np.bincount(parent, minlength=parent.max() + 1)
             flux = np.atleast_1d(catalog.segment_flux)
@@ -499,7 +515,7 @@ class Detector:
     def _deblended(self, smooth: np.ndarray, found: SegmentationImage) -> SegmentationImage:
         # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
-        several = self._of_several_peaks(smooth, found)
+        several = self._separable(smooth, found)
         if not len(several):
             return found
         with warnings.catch_warnings():
@@ -508,8 +524,8 @@ class Detector:
                 smooth, found, self.n_pixels, labels=several, n_levels=self.n_levels, contrast=self.contrast, **options
             )
 
-    def _of_several_peaks(self, smooth: np.ndarray, found: SegmentationImage) -> np.ndarray:
-        """Labels of regions with more than one peak: others need not go through all levels of the deblending."""
+    def _separable(self, smooth: np.ndarray, found: SegmentationImage) -> np.ndarray:
+        """Labels of regions that may be separated: others need not go through all levels of the deblending."""
         several = []
         for label, part in zip(found.labels.tolist(), found.slices, strict=True):
             inside = found.data[part] == label
@@ -517,19 +533,31 @@ class Detector:
                 continue
             heights = np.full((inside.shape[0] + 2, inside.shape[1] + 2), -np.inf, smooth.dtype)
             np.copyto(heights[1:-1, 1:-1], smooth[part], where=inside)
-            if ndimage.label(local_maxima(heights, connectivity=2), _AROUND)[1] > 1:
+            if ndimage.label(local_maxima(heights, connectivity=2), _AROUND)[1] > 1 and _may_part(
+                heights, self.n_pixels
+            ):
                 several.append(label)
         return np.array(several, int)
 
-    def _prominent(self, smooth: np.ndarray, parts: SegmentationImage, noise: np.ndarray) -> SegmentationImage:
-        """Let sources that do not rise above their surroundings join these."""
+    def _prominent(
+        self, smooth: np.ndarray, found: SegmentationImage, parts: SegmentationImage, noise: np.ndarray
+    ) -> SegmentationImage:
+        """Let parts of regions that do not rise above their surroundings join these."""
         labels = parts.data
         joins: dict[int, int] = {}
-        highest = np.full(parts.max_label + 1, -np.inf, smooth.dtype)
-        inside = np.flatnonzero(labels)
-        np.maximum.at(highest, labels.ravel()[inside], smooth.ravel()[inside])
-        peaks = dict(zip(parts.labels.tolist(), highest[parts.labels].tolist(), strict=True))
-        saddles = _saddles(labels, smooth, noise)
+        peaks: dict[int, float] = {}
+        saddles: _Saddles = {}
+        for label, part in zip(found.labels.tolist(), found.slices, strict=True):
+            region = found.data[part] == label
+            own = np.where(region, labels[part], 0)
+            inside = own[region]
+            if inside.min() == inside.max():
+                continue  # only sources that were separated touch
+            highest = np.full(int(inside.max()) + 1, -np.inf, smooth.dtype)
+            np.maximum.at(highest, inside, smooth[part][region])
+            those = np.unique(inside)
+            peaks.update(zip(those.tolist(), highest[those].tolist(), strict=True))
+            saddles.update(_saddles(own, smooth[part], noise[part]))
         queue = [(self._rise(peaks, label, saddles), label) for label in saddles]
         heapq.heapify(queue)
         while queue:
@@ -551,17 +579,15 @@ class Detector:
             heapq.heappush(queue, (self._rise(peaks, other, saddles), other))
         if not joins:
             return parts
-        final = np.arange(parts.max_label + 1)
+        stays = np.ones(parts.max_label + 1, np.int32)
+        stays[[0, *joins]] = 0
+        final = np.cumsum(stays, dtype=np.int32) * stays
         for label in joins:
             other = label
             while other in joins:
                 other = joins[other]
-            final[label] = other
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            merged = SegmentationImage(final[labels].astype(np.int32))
-            merged.relabel_consecutive()
-        return merged
+            final[label] = final[other]
+        return SegmentationImage(final[labels])
 
     def _rise(self, peaks: dict[int, float], label: int, saddles: _Saddles) -> float:
         """How far a peak rises above its saddle to a higher one, in units of what it must; infinite for the highest."""
@@ -571,6 +597,51 @@ class Detector:
         height, noise = saddles[label][other]
         return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
 
+
+def _may_part(heights: np.ndarray, n_pixels: int) -> bool:
+    """Whether a region has, at some height, two parts of `n_pixels` or more that stand apart.
+
+    From its highest pixel down, parts grow and meet each other.
+
+    Parameters
+    ----------
+    heights : ndarray, float, (H, W)
+        Minus infinity around the region, and at all sides.
+    n_pixels : int
+    """
+    flat, width = heights.ravel(), heights.shape[1]
+    places = np.flatnonzero(np.isfinite(flat))
+    if len(places) > _MOST_PIXELS:
+        return True
+    head = [-1] * len(flat)  # the first pixel of the part that a pixel belongs to, or one on the way there
+    size = [0] * len(flat)
+    steps = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
+    for place in places[np.argsort(-flat[places])].tolist():
+        mine = -1
+        for step in steps:
+            other = head[place + step]
+            if other < 0:
+                continue
+            while head[other] != other:
+                other = head[other]
+            if mine < 0 or other == mine:
+                mine = other
+                continue
+            if size[other] >= n_pixels and size[mine] >= n_pixels:
+                return True
+            if size[other] > size[mine]:
+                mine, other = other, mine
+            head[other] = mine
+            size[mine] += size[other]
+        if mine < 0:
+            mine = place
+        head[place] = mine
+        size[mine] += 1
+    return False
+
+
+_MOST_PIXELS = 5000
+"""Pixels of a region from which on it is deblended without a look at it before."""
 
 _AROUND = np.ones((3, 3), bool)
 """A pixel with its eight neighbours."""
@@ -702,6 +773,26 @@ def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> n
     return _dilated(found.data > 0, GROWN)
 
 
+def _grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
+    """What `skimage.segmentation.expand_labels` makes of labels, for small distances; (H, W).
+
+    Of labels that are equally near, the one further left counts, then the upper one.
+    """
+    sides = range(-reach, reach + 1)
+    steps = [(dy, dx) for dx in sides for dy in sides if 0 < dx**2 + dy**2 <= reach**2]
+    steps.sort(key=lambda step: step[0] ** 2 + step[1] ** 2)
+    out = np.pad(labels, reach)
+    flat = out.ravel()
+    near = np.pad(_dilated(labels > 0, reach) & (labels == 0), reach)
+    place = np.flatnonzero(near)
+    new = np.zeros(len(place), labels.dtype)
+    for dy, dx in reversed(steps):
+        there = flat[place + dy * out.shape[1] + dx]
+        np.copyto(new, there, where=there > 0)
+    flat[place] = new
+    return np.ascontiguousarray(out[reach:-reach, reach:-reach])
+
+
 def _dilated(inside: np.ndarray, reach: int) -> np.ndarray:
     """A mask grown by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
     out, wide = inside.copy(), inside.copy()
@@ -734,11 +825,43 @@ def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)  # of the NaNs that are meant to be left out
             clipped = SigmaClip(3.0, maxiters=10)(padded[enough], axis=1, masked=False)
-        level[enough] = SExtractorBackground(sigma_clip=None).calc_background(clipped, axis=1)
-        rms[enough] = MADStdBackgroundRMS(sigma_clip=None).calc_background_rms(clipped, axis=1)
+        level[enough], rms[enough] = _sky_of(clipped)
     form = len(rows), len(columns)
     huge = np.isfinite(data) & (np.abs(data) >= HUGE)
     return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()), int(huge.sum()))
+
+
+def _sky_of(clipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Level and rms of boxes, as photutils' `SExtractorBackground` and `MADStdBackgroundRMS` have them, (N,)."""
+    rows = [row[np.isfinite(row)] for row in clipped]
+    median = np.array([_median(row) for row in rows])
+    spread = np.array([_median(np.abs(row - middle)) for row, middle in zip(rows, median, strict=True)])
+    mean, std = np.nanmean(clipped, axis=1), np.nanstd(clipped, axis=1)
+    level = 2.5 * median - 1.5 * mean
+    flat = std == 0
+    level[flat] = mean[flat]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skewed = ~flat & (np.abs(mean - median) / std >= 0.3)
+    level[skewed] = median[skewed]
+    return level, spread * _RMS_OF_MAD
+
+
+_RMS_OF_MAD = 1.482602218505602
+
+
+def _median(values: np.ndarray) -> np.floating:
+    """`numpy.median` of finite values, in a fifth of the time: one partition is much faster than those about two."""
+    half = len(values) // 2
+    ordered = np.partition(values, half)
+    middle = ordered[half : half + 1]
+    if len(values) % 2 == 0:
+        middle = np.append(ordered[:half].max(), middle)
+    return middle.mean()
+
+
+def _mad_std(values: np.ndarray) -> float:
+    """`astropy.stats.mad_std` of finite values."""
+    return float(_median(np.abs(values - _median(values))) * _RMS_OF_MAD)
 
 
 def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
@@ -852,10 +975,10 @@ def _noise(
     factor = np.nan
     clean = pixels.data - sky.level
     if pixels.noise is not None:
-        factor = float(mad_std((clean / pixels.noise)[blank]))
+        factor = _mad_std((clean / pixels.noise)[blank])
         sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
     smooth = detector.smooth(clean, pixels.bad)
-    ratio = float(mad_std((smooth / sky.rms)[blank]))
+    ratio = _mad_std((smooth / sky.rms)[blank])
     return int(blank.sum()), ratio, _products(clean / sky.rms, blank), factor
 
 

@@ -2,11 +2,13 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy.stats import mad_std
+from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from photutils.segmentation import deblend_sources, detect_sources
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from sersicnet.detect import Detector, Held, Mesh, _dilated
+from sersicnet.detect import Detector, Held, Mesh, _dilated, _grown_labels, _mad_std, _median, _sky_of
 from sersicnet.mosaic import Pixels, grown, read_image
 
 
@@ -84,11 +86,33 @@ def test_a_mask_grows_by_a_disc():
         np.testing.assert_array_equal(_dilated(inside, reach), expand_labels(inside.astype(int), reach) > 0)
 
 
-def test_what_has_one_peak_need_not_be_deblended():
+@pytest.mark.parametrize("filled", [0.01, 0.2, 0.6])
+def test_labels_grow_as_in_skimage(filled):
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((90, 80)) < filled, rng.integers(1, 40, (90, 80)), 0).astype(np.int32)
+    np.testing.assert_array_equal(_grown_labels(labels, 2), expand_labels(labels, 2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000])
+def test_medians_are_those_of_numpy(n):
+    values = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    assert _median(values) == np.median(values)
+    assert _mad_std(values) == mad_std(values)
+
+
+def test_sky_of_boxes_is_that_of_photutils():
+    values = np.random.default_rng(0).standard_normal((5, 1000)).astype(np.float32)
+    values[0], values[1, :500], values[2, 200:], values[3, :400] = 3, np.nan, np.nan, 1.5
+    level, rms = _sky_of(values)
+    np.testing.assert_array_equal(level, SExtractorBackground(sigma_clip=None).calc_background(values, axis=1))
+    np.testing.assert_array_equal(rms, MADStdBackgroundRMS(sigma_clip=None).calc_background_rms(values, axis=1))
+
+
+def test_what_cannot_part_need_not_be_deblended():
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 300)), 2.5).astype(np.float32)
     found = detect_sources(smooth, 0.02, 15)
     detector = Detector()
-    several = detector._of_several_peaks(smooth, found)
+    several = detector._separable(smooth, found)
     assert 0 < len(several) < len(found.labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
