@@ -70,6 +70,7 @@ _CARD_COMMENTS = {
     "ZPSOURCE": "where ZEROPT was read",
     "PIXSRC": "where PIXSCALE was read",
     "PIXSCALE": "arcsec per pixel",
+    "RESAMPLE": "measured pixels per pixel of the image",
     "SKYRMS": "median noise of a blank pixel, image units",
     "NOISECOR": "noise of large apertures over white noise",
     "MAPFACT": "factor on the noise map given",

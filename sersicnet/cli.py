@@ -179,6 +179,9 @@ def measure(
     wht: Wht = None,
     var: Var = None,
     mask: Mask = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring the image to the pixel scale of the weights first.")
+    ] = False,
     refine: Annotated[
         bool, typer.Option("--refine", help="Fit each source with a Sersic profile, from the network's answer on.")
     ] = False,
@@ -249,6 +252,7 @@ def measure(
         "zero_point": zero_point,
         "pixel_scale": pixel_scale,
         "weights_name": weights,
+        "resample": resample,
         "workers": workers,
         "overwrite": overwrite,
     }
@@ -393,9 +397,8 @@ def _say_outlook(outlooks: list[Outlook], as_json: bool) -> None:
         typer.echo(f"{outlook.image}: {width} x {height} pixels")
         typer.echo(f"  zero point   {outlook.zero_point.value:.4f} AB, from {outlook.zero_point.source}")
         typer.echo(f"  pixel scale  {outlook.pixel_scale.value:.4f} arcsec, from {outlook.pixel_scale.source}")
-        typer.echo(
-            f"  weights      {outlook.weights}; outside of their domain: {', '.join(outlook.outside) or 'nothing'}"
-        )
+        to = f", resampled to {outlook.factor:.4f} pixels for each" if outlook.factor != 1 else ""
+        typer.echo(f"  weights      {outlook.weights}{to}")
         typer.echo(
             f"  work         {outlook.tiles} tiles by {outlook.workers} processes, about {outlook.memory:.1f} GB"
         )

@@ -166,9 +166,9 @@ class Mesh:
     def at(self, window: Window, pixels: Pixels) -> Sky:
         """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
         level, rms = (np.empty(pixels.bad.shape, np.float32) for _ in range(2))
-        mapped = pixels.noise is not None and np.isfinite(self.map_factor)
-        if mapped:
-            rms[:] = pixels.noise * self.map_factor
+        mapped = False
+        if pixels.noise is not None and np.isfinite(self.map_factor):
+            rms[:], mapped = pixels.noise * self.map_factor, True
         # Some rows at a time: what is made on the way stays in the processor's cache.
         for first in range(window[0].start, window[0].stop, _ROWS):
             rows = slice(first, min(first + _ROWS, window[0].stop))

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
     rows : ndarray, bool, (N,)
         Which galaxies lie outside of the domain.
     reasons : tuple of str
-        What lies outside: "pixel scale", "PSF", "depth"; depth if most galaxies do.
+        What lies outside: "PSF", "depth"; depth if most galaxies do.
     """
 
     rows: np.ndarray
@@ -127,13 +127,27 @@ class Domain:
         outside = (targets < self.low) | (targets > self.high)
         return outside & np.isfinite(targets).all(axis=1, keepdims=True)
 
-    def compare(self, zero: Reading, scale: Reading, width: Width, rms: np.ndarray) -> Verdict:
+    def check_scale(self, scale: Reading) -> None:
+        """Refuse an image of another pixel scale: nothing would be right, and everything look so.
+
+        Raises
+        ------
+        InputError
+            If the pixel scale is known and more than 5 % off.
+        """
+        if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
+            raise InputError(
+                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}. "
+                f"Give --resample; or {REMEDY}."
+            )
+
+    def compare(self, zero: Reading, width: Width, rms: np.ndarray) -> Verdict:
         """Compare an image with the domain.
 
         Parameters
         ----------
-        zero, scale : Reading
-            Zero point and pixel scale of the image; the scale may be NaN.
+        zero : Reading
+            Zero point of the image.
         width : Width
             See `width_of_file` and `width_of_points`.
         rms : ndarray, float, (N,)
@@ -151,13 +165,6 @@ class Domain:
         """
         rows = np.zeros(len(rms), bool)
         reasons = []
-        if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
-            reasons.append("pixel scale")
-            rows[:] = True
-            _warn(
-                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}: "
-                f"every row is flagged. {REMEDY}."
-            )
         narrow, wide = self.widths[0] * (1 - PSF_TOLERANCE), self.widths[1] * (1 + PSF_TOLERANCE)
         if width.value + 3 * width.error < narrow or width.value - 3 * width.error > wide:
             reasons.append("PSF")

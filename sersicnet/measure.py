@@ -47,6 +47,9 @@ PROCESS_MEMORY, PIXEL_MEMORY = 3e8, 100.0
 PRIOR_SAMPLE = 4000
 """Galaxies drawn from a distribution to make a prior of it."""
 
+MOST_FINER = 1.2
+"""Factor of resampling from which on the user is told what finer pixels do to the noise."""
+
 MAP_LIMIT = 3.0
 """Factor on a noise map from which on, up or down, the user is told."""
 
@@ -64,6 +67,7 @@ def measure(
     mask: str | Path | None = None,
     positions: str | Path | Table | None = None,
     weights_name: str | Path = weights.DEFAULT,
+    resample: bool = False,
     refine: bool = False,
     psf: str | Path | None = None,
     psf_oversampling: int = 1,
@@ -108,6 +112,10 @@ def measure(
         in their order. Where it has both, and the image a WCS, the sky counts.
     weights_name : str or Path
         Name of shipped weights, or a weights directory.
+    resample : bool
+        Whether to bring the image to the pixel scale of the weights first, light kept. The
+        catalogue is in pixels of the image all the same, but for the circle of ``mag_aper``.
+        Not together with `refine`: fits need no certain scale.
     refine : bool
         Whether to fit a Sersic profile to each source, starting from the
         network's answer; neighbours that overlap are fitted together with it.
@@ -174,11 +182,14 @@ def measure(
         for name, value in (("gain", gain), ("model", model), ("residual", residual)):
             if value is not None:
                 raise InputError(f"--{name} belongs to fits: give --refine with it.")
+    elif resample:
+        raise InputError("Fits need no certain pixel scale: give --refine without --resample, or use `sersicnet fit`.")
     files = _Files.checked(image, output, model, residual, overwrite)
     _check_noise(gain, structure)
     network = weights.load(weights_name)
-    width = None if psf is None else domain.width_of_file(psf, psf_oversampling)
     plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
+    plan = plan.at_scale_of(network, resample)
+    width = None if psf is None else plan.on_grid(domain.width_of_file(psf, psf_oversampling))
     fitter, source_of_psf, point_width = None, "", 0.0
     if refine:  # all that may be refused, before anything is kept
         point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
@@ -203,7 +214,7 @@ def measure(
             fitter = Fitter(point, noise, prior=assumed, robust=robust, psf_oversampling=psf_oversampling)
             point_width = _width(point, psf_oversampling)
         setting = tiles.Setting(
-            plan.exposure,
+            plan.source,
             plan.zero.value,
             mesh,
             plan.places,
@@ -223,10 +234,10 @@ def measure(
             largest = float(np.quantile(sizes, 0.9)) if len(sizes) else np.nan
         else:
             assert psf is not None
-            largest = 1.05 * points.size_of(realsky.read_psf(psf).image) / psf_oversampling
+            largest = 1.05 * plan.widened(points.size_of(realsky.read_psf(psf).image) / psf_oversampling)
         with np.errstate(invalid="ignore"):
             values.flags[values.size <= largest * (1 + 2 / values.size_snr)] |= Flag.POINT_LIKE
-        verdict = network.domain.compare(plan.zero, plan.scale, width, values.rms)
+        verdict = network.domain.compare(plan.zero, width, values.rms)
         values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
         for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):
             values.flags[outside] |= flag
@@ -324,23 +335,23 @@ class Outlook:
     shape : (int, int)
         Height and width, pixels.
     zero_point, pixel_scale : Reading
+    factor : float
+        Pixels that one of the image becomes along each axis; 1 without resampling.
     weights : str
     tiles, workers : int
     memory : float
         That all processes take together, GB, about.
-    outside : tuple of str
-        What is known to lie outside of the weights' domain.
     """
 
     image: str
     shape: tuple[int, int]
     zero_point: instrument.Reading
     pixel_scale: instrument.Reading
+    factor: float
     weights: str
     tiles: int
     workers: int
     memory: float
-    outside: tuple[str, ...]
 
 
 def foresee(
@@ -356,6 +367,7 @@ def foresee(
     mask: str | Path | None = None,
     positions: str | Path | Table | None = None,
     weights_name: str | Path = weights.DEFAULT,
+    resample: bool = False,
     tile: int = TILE,
     workers: int | None = None,
     overwrite: bool = False,
@@ -371,17 +383,16 @@ def foresee(
     _Files.checked(image, output, None, None, overwrite)
     network = weights.load(weights_name)
     plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, tiles.silent)
-    unknown = domain.Width(np.nan, np.nan, "")
-    verdict = network.domain.compare(plan.zero, plan.scale, unknown, np.zeros(0))
-    pieces = tiles.cores(plan.frame.shape, tile)
+    plan = plan.at_scale_of(network, resample)
+    pieces = tiles.cores(plan.source.shape, tile)
     n = min(workers or os.cpu_count() or 1, len(pieces))
     largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in pieces)
     held = sum(image.shape[0] * image.shape[1] * 4 for image in plan.exposure.images if image.is_held)
     memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY + held
     plan.exposure.close()
     return Outlook(
-        plan.frame.name, plan.frame.shape, plan.zero, plan.scale, network.name, len(pieces), n, memory / 1e9,
-        verdict.reasons,
+        plan.frame.name, plan.frame.shape, plan.zero, plan.scale, plan.factor, network.name, len(pieces), n,
+        memory / 1e9,
     )  # fmt: skip
 
 
@@ -477,7 +488,7 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
         noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
         fitter = Fitter(point, noise, prior=assumed, robust=robust, psf_oversampling=psf_oversampling)
         setting = tiles.Setting(
-            plan.exposure,
+            plan.source,
             plan.zero.value,
             mesh,
             plan.places,
@@ -563,8 +574,9 @@ class _Plan(NamedTuple):
     zero: instrument.Reading
     scale: instrument.Reading
     table: Table | None  # what the user gave
-    places: np.ndarray | None  # x and y of its rows, (N, 2)
+    places: np.ndarray | None  # x and y of its rows in pixels of the source, (N, 2)
     detector: detect.Detector
+    source: mosaic.Exposure | mosaic.Resampled  # the exposure, or what it was brought to
 
     @classmethod
     def of(
@@ -599,7 +611,44 @@ class _Plan(NamedTuple):
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *zero, *scale)
         if frame.wcs is None:
             _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
-        return cls(mosaic.Exposure(frame, noise, kind, hidden), zero, scale, table, places, detect.Detector())
+        exposure = mosaic.Exposure(frame, noise, kind, hidden)
+        return cls(exposure, zero, scale, table, places, detect.Detector(), exposure)
+
+    def at_scale_of(self, network: weights.Weights, resample: bool) -> _Plan:
+        """The same, brought to the pixel scale of a network if that is asked for; else it must have that."""
+        if not resample:
+            network.domain.check_scale(self.scale)
+            return self
+        if not np.isfinite(self.scale.value):
+            raise InputError(f"{self.frame.name} has no pixel scale to resample from: give --pixel-scale.")
+        grid = mosaic.Resampled(self.exposure, self.scale.value / network.domain.pixel_scale)
+        if grid.factor > MOST_FINER:
+            _warn(
+                f"Pixels of {self.scale.value:.4f} arcsec become {grid.factor:.2f} times finer: their noise is "
+                "correlated over more pixels than is measured, so that S/N and errors are too good."
+            )
+        places = None if self.places is None else grid.to_grid(self.places)
+        return self._replace(source=grid, places=places)
+
+    @property
+    def factor(self) -> float:
+        """Pixels of the source along one of the image."""
+        return self.source.factor if isinstance(self.source, mosaic.Resampled) else 1.0
+
+    def to_image(self, pixels: np.ndarray) -> np.ndarray:
+        """Positions in pixels of the image, of those in the source."""
+        return self.source.from_grid(pixels) if isinstance(self.source, mosaic.Resampled) else pixels
+
+    def widened(self, size: float) -> float:
+        """Standard deviation of a point in pixels of the source, of that in the image."""
+        if not isinstance(self.source, mosaic.Resampled):
+            return size
+        return self.factor * float(np.sqrt(size**2 + (1 + 1 / self.factor**2) / 12))
+
+    def on_grid(self, width: domain.Width) -> domain.Width:
+        """The width of a PSF in pixels of the source."""
+        sigma = 2 * np.sqrt(2 * np.log(2))
+        return width._replace(value=sigma * self.widened(width.value / sigma), error=width.error * self.factor)
 
     @property
     def frame(self) -> mosaic.Image:
@@ -610,13 +659,13 @@ class _Plan(NamedTuple):
     def saturation(self) -> float:
         """Value from which on a pixel is saturated; infinite if the header does not tell."""
         try:
-            return float(self.frame.header.get("SATURATE", np.inf))
+            return float(self.frame.header.get("SATURATE", np.inf)) / self.factor**2
         except (TypeError, ValueError):
             return np.inf
 
     def threads(self, tile: int) -> int:
         """Of the fits of a tile: all cores where there is one tile, and where many are worked on at once one."""
-        return (os.cpu_count() or 1) if len(tiles.cores(self.frame.shape, tile)) == 1 else 1
+        return (os.cpu_count() or 1) if len(tiles.cores(self.source.shape, tile)) == 1 else 1
 
     @contextmanager
     def kept(
@@ -624,14 +673,14 @@ class _Plan(NamedTuple):
     ) -> Iterator[work.Kept]:
         """What holds finished tiles: in `run`, or where there are several, beside the catalogue until all is done."""
         path = run
-        if run is None and files.catalogue is not None and len(tiles.cores(self.frame.shape, tile)) > 1:
+        if run is None and files.catalogue is not None and len(tiles.cores(self.source.shape, tile)) > 1:
             path = files.catalogue.with_name(files.catalogue.name + ".run")
         stamp = {
             image.name: [image.path.stat().st_size, image.path.stat().st_mtime_ns] for image in self.exposure.images
         }
         places = None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest()
         full = {
-            **config, "images": stamp, "kind": self.exposure.kind, "zero_point": self.zero.value,
+            **config, "factor": self.factor, "images": stamp, "kind": self.exposure.kind, "zero_point": self.zero.value,
             "pixel_scale": self.scale.value, "positions": places, "tile": tile, "version": sersicnet.__version__,
         }  # fmt: skip
         kept = work.Kept(path, full, overwrite)
@@ -653,7 +702,7 @@ class _Plan(NamedTuple):
             with work.cluster(scheduler) as apply:
                 yield apply
             return
-        most = min(n or os.cpu_count() or 1, len(tiles.cores(self.frame.shape, tile)))
+        most = min(n or os.cpu_count() or 1, len(tiles.cores(self.source.shape, tile)))
         held = [image for image in self.exposure.images if image.is_held]
         if held and most > 1:
             _warn(f"{held[0].name} is compressed as a whole: it is held in memory, and one process does the work.")
@@ -666,7 +715,7 @@ class _Plan(NamedTuple):
         found = kept.get("mesh")
         if found is None:
             report("measuring the sky", 0, 0)
-            mesh = self.detector.mesh(self.exposure, work.in_order(apply))
+            mesh = self.detector.mesh(self.source, work.in_order(apply))
             _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.put("mesh", mesh.arrays())
         else:
@@ -686,7 +735,7 @@ def _all_tiles(
     setting: tiles.Setting, plan: _Plan, tile: int, kept: work.Kept, apply: work.Apply, report: tiles.Report
 ) -> tuple[tiles.Values, np.ndarray]:
     """The values of all tiles in an order that does not depend on them, and the profiles of sources."""
-    cores = tiles.cores(plan.frame.shape, tile)
+    cores = tiles.cores(plan.source.shape, tile)
     found: list[dict[str, np.ndarray]] = []
     missing = []
     for core in cores:
@@ -836,16 +885,18 @@ def _table(plan: _Plan, values: tiles.Values, network: weights.Weights | None, *
     targets, flags = values.targets, values.flags
     with np.errstate(invalid="ignore"):
         flags[targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
-    columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": values.x, "y": values.y}
+    x, y = plan.to_image(values.x), plan.to_image(values.y)
+    columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": x, "y": y}
     if plan.frame.wcs is not None:
-        columns["ra"], columns["dec"] = plan.frame.sky(values.x, values.y) if n else (np.zeros(0), np.zeros(0))
-        columns["pa"] = plan.frame.position_angle(values.x, values.y, values.theta) if n else np.zeros(0)
+        columns["ra"], columns["dec"] = plan.frame.sky(x, y) if n else (np.zeros(0), np.zeros(0))
+        columns["pa"] = plan.frame.position_angle(x, y, values.theta) if n else np.zeros(0)
     for i, name in enumerate(TARGET_NAMES):
-        columns[name] = targets[:, i]
+        unit = 1 / plan.factor if name == "r_eff_pix" else 1.0
+        columns[name] = targets[:, i] * unit
         if fitted or (network is not None and network.card["errors"]):
-            columns[f"{name}_err"] = values.errors[:, i]
+            columns[f"{name}_err"] = values.errors[:, i] * unit
     with np.errstate(invalid="ignore"):
-        columns["r_circ_pix"] = targets[:, 1] * np.sqrt(1 - targets[:, 3])
+        columns["r_circ_pix"] = columns["r_eff_pix"] * np.sqrt(1 - targets[:, 3])
     if np.isfinite(plan.scale.value):
         for name in ("r_eff", "r_eff_err", "r_circ"):
             pixels = columns.get(name.replace("r_eff", "r_eff_pix").replace("r_circ", "r_circ_pix"))
@@ -861,12 +912,13 @@ def _table(plan: _Plan, values: tiles.Values, network: weights.Weights | None, *
 def _detected(plan: _Plan, values: tiles.Values) -> dict[str, np.ndarray]:
     """Columns that tell what the detection saw, without a network or a fit."""
     found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
-    out = {"a_image": found["a"], "b_image": found["b"], "kron_radius": found["kron_radius"]}
+    out = {"a_image": found["a"] / plan.factor, "b_image": found["b"] / plan.factor}
+    out["kron_radius"] = found["kron_radius"]
     for name, kind in (("auto", "kron"), ("aper", "aperture")):
         flux = np.where(found[f"{kind}_flux"] > 0, found[f"{kind}_flux"], np.nan)
         out[f"mag_{name}"] = plan.zero.value - 2.5 * np.log10(flux)
         out[f"mag_{name}_err"] = 2.5 / np.log(10) * found[f"{kind}_error"] / flux
-    out["area"] = np.nan_to_num(found["area"])
+    out["area"] = np.rint(np.nan_to_num(found["area"]) / plan.factor**2)
     if plan.places is None:
         row = {place: i for i, place in enumerate(zip(values.x0.tolist(), values.y0.tolist(), strict=True), start=1)}
         parents = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
@@ -893,6 +945,8 @@ def _provenance(
         meta.update(WEIGHTS=network.name, WTSHA256=network.sha256)
     if np.isfinite(plan.scale.value):
         meta["PIXSCALE"] = plan.scale.value
+    if plan.factor != 1:
+        meta["RESAMPLE"] = plan.factor
     if np.isfinite(mesh.map_factor):
         meta["MAPFACT"] = mesh.map_factor
     if command:

@@ -175,9 +175,8 @@ FLAG_MEANING = {
         flag: f"{target.name} lies outside the range that the network was trained on"
         for flag, target in zip(RANGE_FLAGS, TARGETS, strict=True)
     },
-    Flag.OUT_OF_DOMAIN: f"pixel scale differs by more than {SCALE_TOLERANCE:.0%} from what the network was "
-    f"trained on, the width of the PSF by more than {PSF_TOLERANCE:.0%}, or depth by more than a factor "
-    f"{DEPTH_TOLERANCE:g}",
+    Flag.OUT_OF_DOMAIN: f"the width of the PSF differs by more than {PSF_TOLERANCE:.0%} from what the network was "
+    f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
     Flag.SATURATED: "the centre is flat, or reaches the header's SATURATE: too little light was counted",

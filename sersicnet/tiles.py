@@ -55,7 +55,7 @@ def silent(stage: str, done: int, total: int) -> None:
 class Setting:
     """All that work on a tile needs to know."""
 
-    exposure: mosaic.Exposure
+    exposure: mosaic.Exposure | mosaic.Resampled
     zero_point: float
     mesh: detect.Mesh
     places: np.ndarray | None
