@@ -807,7 +807,8 @@ def _galaxy(run: _Run, row: int) -> str:
         turn = -float(np.nan_to_num(run.theta[row]))
         colour = CLASSES[run.kind[row]].colour
         ellipse = (
-            f'<svg width="{side}" height="{side}"><ellipse fill="none" rx="{r_eff:.2f}" ry="{r_eff * (1 - e):.2f}" stroke="{colour}" '
+            f'<svg width="{side}" height="{side}"><ellipse fill="none" stroke="{colour}" '
+            f'rx="{r_eff:.2f}" ry="{r_eff * (1 - e):.2f}" '
             f'transform="translate({at[0]:.2f} {at[1]:.2f}) rotate({turn:.1f})"/></svg>'
         )
     text = f"source {name:.0f}: {run.mag[row]:.2f} mag"
