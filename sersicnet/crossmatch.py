@@ -370,6 +370,7 @@ class Comparison:
         panels = figure.subplots(-(-n // 3), min(n, 3), squeeze=False).ravel()
         for axes in panels[n:]:
             axes.set_axis_off()
+        figure.suptitle("blue: without flags here; grey: with flags; orange: medians, and scatter in bins", fontsize=8)
         _draw_offsets(panels[0], self)
         magnitude = np.isfinite(self.mag)
         for axes, (name, off) in zip(panels[1:], self.differences.items(), strict=False):
