@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sersicnet import weights
+from sersicnet.crossmatch import numbers, pairs
 from sersicnet.errors import InputError
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, TARGETS, encode
 
@@ -433,7 +434,7 @@ def evaluate_catalogue(
     on, positions = _positions(found, known, catalogue, truth)
     tolerance = TOLERANCE[on] if tolerance is None else tolerance
     reach = 2 * np.sin(np.radians(tolerance / 3600) / 2) if on == "sky" else tolerance
-    i, j = match(*positions, reach)
+    i, j = pairs(*positions, reach)
     unit = "arcsec" if on == "sky" else "pixels"
     if not len(i):
         raise InputError(
@@ -443,15 +444,15 @@ def evaluate_catalogue(
     errors = [f"{name}_err" for name in TARGET_NAMES]
     sigma = None
     if set(errors) <= set(found.colnames):
-        sigma = np.column_stack([_numbers(found, name, catalogue) for name in errors])[i]
+        sigma = np.column_stack([numbers(found, name, catalogue) for name in errors])[i]
     digest = weights.sha256(Path(catalogue))
     measured = {Path(catalogue).name: Measured(values[i], sigma, digest)}
     if "flags" in found.colnames:
-        clean = _numbers(found, "flags", catalogue)[i] == 0
+        clean = numbers(found, "flags", catalogue)[i] == 0
         if not clean.all():
             unflagged = np.where(clean[:, None], values[i], np.nan)
             measured["flags == 0"] = Measured(unflagged, sigma, digest)
-    snr = _numbers(found, "snr", catalogue)[i] if "snr" in found.colnames else None
+    snr = numbers(found, "snr", catalogue)[i] if "snr" in found.colnames else None
     result = {
         "data": str(catalogue),
         "truth": str(truth),
@@ -470,52 +471,12 @@ def evaluate_catalogue(
     return result
 
 
-def match(found: np.ndarray, true: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of points that are each other's nearest.
-
-    Parameters
-    ----------
-    found, true : ndarray, float, (N, D) and (M, D)
-        Rows that are not finite have no partner.
-    reach : float
-        Greatest distance of a pair.
-
-    Returns
-    -------
-    i, j : ndarray, int, (P,)
-        Rows of `found`, ascending, and of `true`.
-    """
-    from scipy.spatial import KDTree
-
-    mine, theirs = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (found, true))
-    if not (len(mine) and len(theirs)):
-        return np.empty(0, int), np.empty(0, int)
-    distance, there = KDTree(true[theirs]).query(found[mine])
-    back = KDTree(found[mine]).query(true[theirs])[1]
-    pairs = (back[there] == np.arange(len(mine))) & (distance <= reach)
-    return mine[pairs], theirs[there[pairs]]
-
-
-def _numbers(table: Table, name: str, path: str | Path, unit: str | None = None) -> np.ndarray:
-    """A column as float64, (N,), in `unit` if it has another one; NaN where masked."""
-    from astropy import units
-
-    column = table[name]
-    try:
-        if unit is not None and column.unit is not None:
-            column = units.Quantity(column).to(unit)
-        values: np.ma.MaskedArray = np.ma.asarray(getattr(column, "value", column), dtype=float)
-    except (TypeError, ValueError, units.UnitConversionError) as error:
-        raise InputError(f"Column {name} of {path} must hold numbers: {error}.") from error
-    return np.ma.filled(values, np.nan)
-
-
 def _targets_of(table: Table, path: str | Path, catalogue: Table) -> np.ndarray:
     """Magnitude, radius [pix], index and ellipticity of a table, (N, 4)."""
     columns = {}
     for name in (*TARGET_NAMES, "r_eff", "q"):
         if name in table.colnames:
-            columns[name] = _numbers(table, name, path)
+            columns[name] = numbers(table, name, path)
     if "ellipticity" not in columns and "q" in columns:
         columns["ellipticity"] = 1 - columns["q"]
     if "r_eff_pix" not in columns and "r_eff" in columns:
@@ -537,7 +498,7 @@ def _positions(
     if all({"ra", "dec"} <= set(table.colnames) for table, _ in both):
         sky = []
         for table, path in both:
-            ra, dec = (np.radians(_numbers(table, name, path, "deg")) for name in ("ra", "dec"))
+            ra, dec = (np.radians(numbers(table, name, path, "deg")) for name in ("ra", "dec"))
             sky.append(np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)]))
         if all(np.isfinite(points).all(axis=1).any() for points in sky):
             return "sky", (sky[0], sky[1])
@@ -547,7 +508,7 @@ def _positions(
                 f"Tables are matched by ra and dec, or by x and y, that both have; {path} has "
                 f"{', '.join(table.colnames) or 'none'}."
             )
-    pixels = [np.column_stack([_numbers(table, name, path) for name in ("x", "y")]) for table, path in both]
+    pixels = [np.column_stack([numbers(table, name, path) for name in ("x", "y")]) for table, path in both]
     return "pixels", (pixels[0], pixels[1])
 
 

@@ -295,7 +295,7 @@ def _head(run: _Run, usable: int) -> str:
     return (
         f"<h1>{escape(Path(run.name).name)}</h1>\n"
         f"<p><b>{n:,}</b> source{'' if n == 1 else 's'}, <b>{clean:,}</b>{share} without flags.</p>\n"
-        f"{_numbers(run)}\n<h2>What was read and used</h2>\n{_table([row for row in rows if row[1]])}"
+        f"{_numbers(run)}\n<h2>What was read and used</h2>\n{_table([row for row in rows if row[1]], prose=True)}"
     )
 
 
@@ -807,7 +807,8 @@ def _galaxy(run: _Run, row: int) -> str:
         turn = -float(np.nan_to_num(run.theta[row]))
         colour = CLASSES[run.kind[row]].colour
         ellipse = (
-            f'<svg width="{side}" height="{side}"><ellipse fill="none" rx="{r_eff:.2f}" ry="{r_eff * (1 - e):.2f}" stroke="{colour}" '
+            f'<svg width="{side}" height="{side}"><ellipse fill="none" stroke="{colour}" '
+            f'rx="{r_eff:.2f}" ry="{r_eff * (1 - e):.2f}" '
             f'transform="translate({at[0]:.2f} {at[1]:.2f}) rotate({turn:.1f})"/></svg>'
         )
     text = f"source {name:.0f}: {run.mag[row]:.2f} mag"
@@ -850,7 +851,7 @@ def _flag_table(run: _Run) -> str:
         share = f"{count / n:.1%}" if n else ""
         rows.append((str(flag.value), flag.name or "", f"{count:,}", share, meaning))
     rows.append(("0", "", f"{int(run.clean.sum()):,}", f"{run.clean.mean():.1%}" if n else "", "none of them"))
-    return _table(rows, ("bit", "flag", "sources", "", "meaning"))
+    return _table(rows, ("bit", "flag", "sources", "", "meaning"), prose=True)
 
 
 def _compared(comparison: Comparison) -> str:
@@ -866,10 +867,11 @@ def _picture(link: str, alt: str) -> str:
     return f'<div><img alt="{escape(alt)}" src="{link}"></div>'
 
 
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] | None = None) -> str:
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str] | None = None, *, prose: bool = False) -> str:
+    """A table; cells with `prose` break into lines."""
     top = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" if head else ""
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table>{top}\n{body}</table></div>'
+    return f'<div class="scroll"><table class="{"prose" if prose else "numbers"}">{top}\n{body}</table></div>'
 
 
 _STYLE = """
@@ -883,6 +885,8 @@ p{max-width:48rem;margin:.5rem 0;overflow-wrap:anywhere}
 table{border-collapse:collapse;font-size:.9rem}
 th,td{text-align:left;vertical-align:top;padding:.2rem .9rem .2rem 0;border-bottom:1px solid #e5e5e5}
 td{overflow-wrap:break-word}
+.numbers td,.numbers th{white-space:nowrap}
+.prose td:last-child{min-width:13rem}
 img{max-width:100%;height:auto;display:block}
 label{display:inline-block;margin:0 1rem .3rem .2rem;font-size:.9rem;cursor:pointer}
 label i{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-radius:50%}
@@ -892,6 +896,7 @@ label i{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-ra
 .grid{display:flex;flex-wrap:wrap;gap:1rem}
 .grid>*{flex:1 1 18rem;max-width:24rem}
 .wide{overflow-x:auto}
+.wide img{min-width:50rem}
 .stamp{margin:0}
 .stamp>svg{width:100%;height:auto;display:block;border:1px solid #ddd}
 .stamp image{image-rendering:pixelated}

@@ -211,15 +211,6 @@ def test_a_catalogue_is_matched_in_pixels_where_there_is_no_sky(catalogue, field
         assert bias[0] == pytest.approx(bias[1], rel=1e-3)
 
 
-def test_pairs_are_each_other_s_nearest():
-    found = np.array([[0.0, 0.0], [0.4, 0.0], [9.0, 9.0], [np.nan, 1.0]])
-    true = np.array([[0.1, 0.0], [20.0, 20.0], [9.0, 9.9]])
-    i, j = evaluate.match(found, true, 1.0)
-    assert (i.tolist(), j.tolist()) == ([0, 2], [0, 2])
-    assert evaluate.match(found, true, 0.5)[0].tolist() == [0]
-    assert len(evaluate.match(found, np.full((2, 2), np.nan), 1.0)[0]) == 0
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
