@@ -176,7 +176,7 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
     full.set("NAXIS2", frame.shape[0], after="NAXIS1")
     start = full.tostring().encode("ascii")
     size = 4 * frame.shape[0] * frame.shape[1]
-    with _partial(path) as partial:
+    with beside(path) as partial:
         with partial.open("wb") as file:
             file.write(start)
             file.truncate(len(start) + -(-size // 2880) * 2880)
@@ -195,13 +195,13 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
 
 
 def _whole(path: Path, write_to: Callable[[Path], None]) -> None:
-    """Let something be written beside `path`, then rename it."""
-    with _partial(path) as partial:
+    """Let something be written beside `path`, then rename it: it appears whole or not at all."""
+    with beside(path) as partial:
         write_to(partial)
 
 
 @contextmanager
-def _partial(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A file beside `path` that gets its name in the end."""
     suffix = "".join(path.suffixes[-2:])
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=suffix, dir=path.parent)

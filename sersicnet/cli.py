@@ -208,6 +208,14 @@ def measure(
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Region file for ds9 to write, .reg.", show_default=False)
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Page about the run to write, .html.", show_default=False)] = None,
+    match: Annotated[
+        Path | None,
+        typer.Option(help="Another catalogue to compare with, on stdout and in a figure.", show_default=False),
+    ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     dry_run: Annotated[
@@ -239,11 +247,13 @@ def measure(
         "mask": mask,
         "model": model,
         "residual": residual,
+        "regions": regions,
+        "page": report,
+        "match": match,
     }
     if len(paths) > 1:
-        _refuse_with(
-            "Several images take no option that belongs to one of them", {f"--{k}": v for k, v in single.items()}
-        )
+        own = {f"--{name}": value for name, value in single.items() if name != "page"} | {"--report": report}
+        _refuse_with("Several images take no option that belongs to one of them", own)
         if output is None:
             raise InputError("Several images need a name for their catalogue, or a directory for one each: give -o.")
     output = output or Path(measuring.stem(paths[0]) + "_cat.fits")
@@ -279,6 +289,8 @@ def measure(
             done = [(measuring.measure(paths[0], output, **single, **options), output)]
         else:
             done = measuring.measure_many(paths, output, **options)
+    if match is not None and not as_json:
+        typer.echo(output.with_name(f"{measuring.stem(output)}_match.md").read_text("utf-8"))
     _say_catalogues(quiet, as_json, done, time.monotonic() - started)
 
 

@@ -403,12 +403,12 @@ class Comparison:
         InputError
             If it has another ending, or cannot be written.
         """
-        from sersicnet.catalogue import _partial
+        from sersicnet.catalogue import beside
 
         path = Path(path)
         if path.suffix.lower() not in (".png", ".pdf"):
             raise InputError(f"A figure ends in .png or .pdf; received {path.name}.")
-        with _partial(path) as partial:
+        with beside(path) as partial:
             self.figure().savefig(partial, dpi=120, format=path.suffix[1:].lower())
 
 

@@ -120,7 +120,7 @@ def regions(table: QTable, path: str | Path, frame: mosaic.Image) -> None:
             lines.append(f"ellipse({place},{a:.5f}{unit},{b:.5f}{unit},{angle[i] % 360:.3f}) # {look}")
         else:
             lines.append(f"circle({place},{a:.5f}{unit}) # {look}")
-    with catalogue._partial(Path(path)) as partial:
+    with catalogue.beside(Path(path)) as partial:
         partial.write_text("\n".join(lines) + "\n", "ascii")
 
 
@@ -208,7 +208,7 @@ def report(
         page = _page(_Run(table, exposure, mesh, draw), comparison)
     finally:
         exposure.close()
-    with catalogue._partial(Path(path)) as partial:
+    with catalogue.beside(Path(path)) as partial:
         partial.write_text(page, "utf-8")
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,21 @@ from astropy import units
 from astropy.table import Column, QTable, Table
 
 import sersicnet
-from sersicnet import catalogue, detect, domain, instrument, mosaic, points, population, realsky, tiles, weights, work
+from sersicnet import (
+    catalogue,
+    crossmatch,
+    detect,
+    domain,
+    instrument,
+    look,
+    mosaic,
+    points,
+    population,
+    realsky,
+    tiles,
+    weights,
+    work,
+)
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise, Prior
 from sersicnet.schema import (
@@ -77,6 +91,9 @@ def measure(
     robust: bool = False,
     model: str | Path | None = None,
     residual: str | Path | None = None,
+    regions: str | Path | None = None,
+    page: str | Path | None = None,
+    match: str | Path | None = None,
     tile: int = TILE,
     workers: int | None = None,
     scheduler: str | None = None,
@@ -142,6 +159,13 @@ def measure(
     model, residual : str or Path, optional
         FITS images to write: all fitted galaxies as drawn, and the image minus
         its sky and them.
+    regions : str or Path, optional
+        Region file for ds9 to write; see `sersicnet.look.regions`.
+    page : str or Path, optional
+        HTML page to write; see `sersicnet.look.report`.
+    match : str or Path, optional
+        Another catalogue to compare with: ``NAME_match.md`` and ``.png`` are written beside
+        `output`, and it stands on the page; see `sersicnet.crossmatch.match`.
     tile : int
         Side of the pieces that a large image is worked on in, pixels. The catalogue does
         not depend on it.
@@ -184,7 +208,9 @@ def measure(
                 raise InputError(f"--{name} belongs to fits: give --refine with it.")
     elif resample:
         raise InputError("Fits need no certain pixel scale: give --refine without --resample, or use `sersicnet fit`.")
-    files = _Files.checked(image, output, model, residual, overwrite)
+    files = _Files.checked(
+        image, overwrite, output, model=model, residual=residual, regions=regions, page=page, match=match
+    )
     _check_noise(gain, structure)
     network = weights.load(weights_name)
     plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
@@ -380,7 +406,7 @@ def foresee(
     -------
     Outlook
     """
-    _Files.checked(image, output, None, None, overwrite)
+    _Files.checked(image, overwrite, output)
     network = weights.load(weights_name)
     plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, tiles.silent)
     plan = plan.at_scale_of(network, resample)
@@ -465,7 +491,7 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
         When nothing is detected, there is no WCS or no gain, or a noise map is far
         from the scatter of the image's sky.
     """
-    files = _Files.checked(image, output, model, residual, overwrite)
+    files = _Files.checked(image, overwrite, output, model=model, residual=residual)
     _check_noise(gain, structure)
     if gain is None:
         _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
@@ -514,29 +540,47 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
 class _Files:
     """What a run writes."""
 
-    catalogue: Path | None
-    model: Path | None
-    residual: Path | None
+    catalogue: Path | None = None
+    model: Path | None = None
+    residual: Path | None = None
+    regions: Path | None = None
+    page: Path | None = None
+    reference: crossmatch.Reference | None = None
 
     @classmethod
     def checked(
         cls,
         image: str | Path,
-        output: str | Path | None,
-        model: str | Path | None,
-        residual: str | Path | None,
         overwrite: bool,
+        output: str | Path | None,
+        *,
+        model: str | Path | None = None,
+        residual: str | Path | None = None,
+        regions: str | Path | None = None,
+        page: str | Path | None = None,
+        match: str | Path | None = None,
     ) -> _Files:
-        paths = [None if path is None else check_output(path, overwrite) for path in (output, model, residual)]
-        if paths[0] is not None:
-            catalogue.check_ending(paths[0])
-        for path in paths[1:]:
-            if path is not None and not path.name.endswith((".fits", ".fit", ".fits.gz")):
-                raise InputError(f"An image ends in .fits or .fits.gz; received {path.name}.")
-        given = [path.absolute() for path in (Path(image), *paths) if path is not None]
+        named = {"catalogue": output, "model": model, "residual": residual, "regions": regions, "page": page}
+        paths = {kind: check_output(path, overwrite) for kind, path in named.items() if path is not None}
+        for kind, path in paths.items():
+            if kind == "catalogue":
+                catalogue.check_ending(path)
+            elif not path.name.endswith(_ENDINGS[kind]):
+                what = {"regions": "A region file", "page": "A report"}.get(kind, "An image")
+                raise InputError(f"{what} ends in {' or '.join(_ENDINGS[kind])}; received {path.name}.")
+        out = cls(**paths, reference=None if match is None else crossmatch.Reference.read(match))
+        written = [*paths.values(), *[check_output(path, overwrite) for path in out.differences]]
+        given = [path.absolute() for path in (Path(image), *written)]
         if len(set(given)) < len(given):
             raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in given)}.")
-        return cls(*paths)
+        return out
+
+    @property
+    def differences(self) -> list[Path]:
+        """Table and figure of the comparison with another catalogue, beside the catalogue."""
+        if self.reference is None or self.catalogue is None:
+            return []
+        return [self.catalogue.with_name(f"{stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
 
     def write(
         self, table: QTable, plan: _Plan, mesh: detect.Mesh, values: tiles.Values, fitter: Fitter | None, tile: int
@@ -544,27 +588,58 @@ class _Files:
         """Write the catalogue, and then what goes with it: this must not cost that."""
         if self.catalogue is not None:
             catalogue.write(table, self.catalogue)
-        if fitter is None or (self.model is None and self.residual is None):
-            return
-        try:
-            with (
-                catalogue.writing_image(plan.frame, self.model) as model,
-                catalogue.writing_image(plan.frame, self.residual) as residual,
-            ):
-                for core in tiles.cores(plan.frame.shape, tile):
-                    drawn = tiles.drawn(core, values, plan.zero.value, fitter)
-                    if model is not None:
-                        model[core] = drawn
-                    if residual is not None:
-                        pixels = plan.exposure.read(core)
-                        residual[core] = pixels.data - mesh.at(core, pixels).level - drawn
-        except InputError as error:
-            if self.catalogue is None:
-                raise
+        products: list[Callable[[], None]] = []
+        draw = None
+        if fitter is not None:
+            draw = functools.partial(tiles.drawn, values=values, zero_point=plan.zero.value, fitter=fitter)
+            products.append(lambda: self._write_images(plan, mesh, draw, tile))
+        if (to := self.regions) is not None:
+            products.append(lambda: look.regions(table, to, plan.frame))
+        products.append(lambda: self._write_reports(table, plan, mesh, draw))
+        failed = []
+        for product in products:
+            try:
+                product()
+            except InputError as error:
+                if self.catalogue is None:
+                    raise
+                failed.append(str(error))
+        if failed:
             raise InputError(
-                f"{error} {self.catalogue} is written, and the tiles are kept: the same command with --overwrite "
-                "writes the rest."
-            ) from error
+                f"{' '.join(failed)} {self.catalogue} is written, and the tiles are kept: the same command with "
+                "--overwrite writes the rest."
+            )
+
+    def _write_images(self, plan: _Plan, mesh: detect.Mesh, draw: look.Draw, tile: int) -> None:
+        if self.model is None and self.residual is None:
+            return
+        with (
+            catalogue.writing_image(plan.frame, self.model) as model,
+            catalogue.writing_image(plan.frame, self.residual) as residual,
+        ):
+            for core in tiles.cores(plan.frame.shape, tile):
+                drawn = draw(core)
+                if model is not None:
+                    model[core] = drawn
+                if residual is not None:
+                    pixels = plan.exposure.read(core)
+                    residual[core] = pixels.data - mesh.at(core, pixels).level - drawn
+
+    def _write_reports(self, table: QTable, plan: _Plan, mesh: detect.Mesh, draw: look.Draw | None) -> None:
+        comparison = None if self.reference is None else crossmatch.match(table, self.reference)
+        if comparison is not None and self.differences:
+            text, figure = self.differences
+            with catalogue.beside(text) as partial:
+                partial.write_text(comparison.as_markdown(), "utf-8")
+            comparison.draw(figure)
+        if self.page is not None:
+            if plan.factor != 1:  # the page shows the image as it is
+                mesh = plan.detector.mesh(plan.exposure)
+            look.report(self.page, table, plan.exposure, mesh, draw, comparison)
+
+
+_IMAGES = (".fits", ".fit", ".fits.gz")
+_ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "page": (".html",)}
 
 
 class _Plan(NamedTuple):

@@ -420,13 +420,15 @@ def drawn(core: mosaic.Window, values: Values, zero_point: float, fitter: Fitter
     """All galaxies of a tile as the fits see them, float32, (H, W)."""
     canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
     parameters = values.parameters(zero_point)
-    for row in parameters[np.isfinite(parameters).all(axis=1)]:
-        size = next((s for s in (STAMP_SIZE, 2 * STAMP_SIZE) if s > 16 * row[3]), 4 * STAMP_SIZE)
-        corner = np.rint(row[:2]).astype(int) - size // 2
-        x0, y0 = np.maximum(corner, (core[1].start, core[0].start))
-        x1, y1 = np.minimum(corner + size, (core[1].stop, core[0].stop))
-        if x1 > x0 and y1 > y0:
-            stamp = fitter.draw(row - np.array([*corner, 0, 0, 0, 0, 0]), size)
-            inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
-            canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+    parameters = parameters[np.isfinite(parameters).all(axis=1)]
+    sizes = np.select([16 * parameters[:, 3] < STAMP_SIZE, 16 * parameters[:, 3] < 2 * STAMP_SIZE], [1, 2], 4)
+    sizes *= STAMP_SIZE
+    corners = np.rint(parameters[:, :2]).astype(int) - sizes[:, None] // 2
+    low = np.maximum(corners, (core[1].start, core[0].start))
+    high = np.minimum(corners + sizes[:, None], (core[1].stop, core[0].stop))
+    for k in np.flatnonzero((high > low).all(axis=1)):
+        corner, (x0, y0), (x1, y1) = corners[k], low[k], high[k]
+        stamp = fitter.draw(parameters[k] - np.array([*corner, 0, 0, 0, 0, 0]), int(sizes[k]))
+        inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
+        canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
     return canvas

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
         return
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=prepare)
+    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=_begin, initargs=(prepare,))
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         running: dict[Future[Any], int] = {}
@@ -99,6 +100,19 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _begin(prepare: Callable[[], None]) -> None:
+    """What a process of `workers` does first: end with the one that started it, however that ends."""
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    prepare()
 
 
 @contextmanager

@@ -105,6 +105,20 @@ def test_scripts_get_json(run, field, tmp_path):
     assert fact["flags"]["EDGE"] > 0
 
 
+def test_what_goes_with_a_catalogue(run, field, tmp_path):
+    code, out, err = run(
+        "measure", field[0], "-o", tmp_path / "cat.fits", "--regions", tmp_path / "cat.reg",
+        "--report", tmp_path / "page.html", "--match", field[1],
+    )  # fmt: skip
+    assert code == 0, err
+    assert "have a partner" in out
+    names = ["cat.fits", "cat.reg", "cat_match.md", "cat_match.png", "page.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert "have a partner" in (tmp_path / "page.html").read_text()
+    code, _, err = run("measure", field[0], "-o", tmp_path / "b.fits", "--report", tmp_path / "page.pdf")
+    assert (code, "A report ends in .html" in err) == (1, True)
+
+
 def test_a_dry_run_tells_what_would_be_done_and_does_nothing(run, field, tmp_path):
     code, out, _ = run("measure", field[0], "-o", tmp_path / "cat.fits", "--dry-run")
     assert code == 0

@@ -279,9 +279,9 @@ def test_flag_out_of_range_is_not_set_inside(field, isolated):
     assert not flags_at(field, *isolated) & Flag.OUT_OF_RANGE
 
 
-def test_flag_out_of_domain_by_pixel_scale(field, isolated):
-    with pytest.warns(SersicnetWarning, match="0.1000 arcsec per pixel"):
-        assert flags_at(field, *isolated, pixel_scale=0.1) & Flag.OUT_OF_DOMAIN
+def test_another_pixel_scale_is_refused(field):
+    with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-dann was trained at 0\.06.*--resample"):
+        measure(field[0], pixel_scale=0.1)
 
 
 def test_flag_out_of_domain_by_depth(field, isolated):
@@ -754,9 +754,8 @@ def test_what_is_foreseen_is_what_happens(field, catalogue):
     assert outlook.pixel_scale.value == pytest.approx(0.06)
     assert (outlook.shape, outlook.tiles) == ((512, 512), 4)
     assert 0.2 < outlook.memory < 3
-    assert outlook.outside == ()
-    with pytest.warns(SersicnetWarning, match="arcsec per pixel"):
-        assert module.foresee(field[0], pixel_scale=0.1).outside == ("pixel scale",)
+    assert outlook.factor == 1
+    assert module.foresee(field[0], pixel_scale=0.03, resample=True).factor == pytest.approx(0.5)
 
 
 def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):
@@ -777,3 +776,41 @@ def test_a_side_product_that_fails_does_not_cost_the_catalogue(field, psf_file, 
     with pytest.raises(InputError, match=r"no space left.*cat.fits is written"):
         fit_quietly(field[0], tmp_path / "cat.fits", psf=psf_file, model=tmp_path / "model.fits")
     assert len(QTable.read(tmp_path / "cat.fits")) > 10
+
+
+# --- another pixel scale --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finer(tmp_path_factory):
+    """A mosaic of pixels of 0.04 arcsec, and its truth."""
+    path = tmp_path_factory.mktemp("finer") / "finer.fits"
+    fine = replace(F160W, pixel_scale=0.04, rms_low=0.0015, rms_high=0.0015)
+    sky = simulate.Field(600, n=12, seed=11, mag=(18.0, 21.5), instrument=fine)
+    image, truth = simulate.simulate_field(path, sky)
+    return image, Table.read(truth)
+
+
+def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
+    table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html")
+    rows, found = matched(table, finer[1])
+    good = (table["flags"][found] & ~(Flag.EDGE | Flag.OUT_OF_DOMAIN | Flag.CROWDED | Flag.MASKED)) == 0
+    rows, found = rows[good], found[good]
+    assert len(rows) >= 4
+    assert np.abs(np.median(table["mag"].value[found] - finer[1]["mag"][rows])) < 0.06
+    assert np.abs(np.median(table["r_eff_pix"].value[found] / finer[1]["r_eff_pix"][rows] - 1)) < 0.1
+    np.testing.assert_allclose(table["r_eff"].value, 0.04 * table["r_eff_pix"].value, rtol=1e-4)
+    image = mosaic.read_image(finer[0])
+    np.testing.assert_allclose(image.sky(table["x"].value, table["y"].value)[0], table["ra"].value, atol=1e-9)
+    assert table.meta["RESAMPLE"] == pytest.approx(2 / 3, rel=1e-4)
+    assert (tmp_path / "page.html").exists()
+
+
+def test_resampling_needs_a_scale_and_no_fit(finer, blank):
+    with pytest.raises(InputError, match="without --resample"):
+        measure(finer[0], resample=True, refine=True)
+    with (
+        pytest.warns(SersicnetWarning, match="no celestial WCS"),
+        pytest.raises(InputError, match="give --pixel-scale"),
+    ):
+        measure(blank(), resample=True)

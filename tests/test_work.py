@@ -41,6 +41,40 @@ def test_a_worker_that_was_killed_is_told():
         list(apply(die, range(7)))
 
 
+_SLEEPERS = """
+import os, time
+from sersicnet import work
+def nothing():
+    pass
+def sleep(number):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    with work.workers(2, nothing) as apply:
+        list(apply(sleep, range(2)))
+"""
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_workers_end_with_what_started_them(tmp_path):
+    script = tmp_path / "sleepers.py"
+    script.write_text(_SLEEPERS)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_what_is_kept_is_found_again(tmp_path):
     kept = work.Kept(tmp_path / "run", {"a": 1}, False)
     assert kept.get("tile") is None
