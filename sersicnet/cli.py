@@ -391,12 +391,12 @@ def _images(patterns: list[str]) -> list[Path]:
 
 
 def _log_to_stderr(verbose: bool) -> None:
+    logging.getLogger("sersicnet").setLevel(logging.INFO if verbose else logging.WARNING)
     if verbose:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=stderr, show_path=False, show_level=False, markup=False, highlighter=None)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-        logging.getLogger("sersicnet").setLevel(logging.INFO)
 
 
 def _say_outlook(outlooks: list[Outlook], as_json: bool) -> None:
