@@ -81,11 +81,9 @@ _SKY = (
 )  # fmt: skip
 _PIXELS = (("x", "y", 0.0), ("x_image", "y_image", 1.0), ("xwin_image", "ywin_image", 1.0))
 """Columns, and what their count starts from."""
-_MOMENTS = {
-    "flux_radius": "the radius of a circle with half of the light, PSF included",
-    "kron_radius": "a factor on the axes of the moments",
-}
-_SEXTRACTOR = {"mag_auto", "flux_radius", "a_image", "alpha_j2000", "x_image"}
+_OF_MOMENTS = {"mag_auto", "flux_radius", "a_image", "alpha_j2000", "x_image"}
+"""Columns of SExtractor; sersicnet writes some of them as well, beside those of the profile."""
+_OF_PROFILES = {"sersic_n", "r_eff", "r_eff_pix"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +99,7 @@ class Reference:
     pixels : ndarray, float64, (N, 2) or None
         From 0.
     parameters : dict
-        float64, (N,), NaN where there is no value: ``mag``, ``r_eff`` (arcsec), ``r_eff_pix``,
+        float64, (N,), NaN where there is no value: ``mag``, else ``mag_auto``, ``r_eff`` (arcsec), ``r_eff_pix``,
         ``radius`` (of a unit that the table does not tell), ``sersic_n``, ``ellipticity``.
     notes : tuple of str
         What who reads the comparison should know.
@@ -152,19 +150,20 @@ class Reference:
         if "mag" in at:
             found["mag"] = column("mag")
         elif "mag_auto" in at:
-            found["mag"] = column("mag_auto")
-            notes.append(
-                f"{at['mag_auto']} is the light in an aperture, not all of a profile: expect it to be fainter."
-            )
+            found["mag_auto"] = column("mag_auto")
         for name in ("r_eff_pix", "r_eff", "re"):
             if name in at:
                 unit = _unit_of(table[at[name]], {"r_eff_pix": "pix", "r_eff": "arcsec", "re": ""}[name], path)
                 found[{"pix": "r_eff_pix", "arcsec": "r_eff", "": "radius"}[unit]] = column(name, unit or None)
-        notes += [f"{at[name]} is {what}: it is not compared." for name, what in _MOMENTS.items() if name in at]
+        if "flux_radius" in at:
+            notes.append(
+                f"{at['flux_radius']} is the radius of a circle with half of the light, PSF included: "
+                "it is not compared."
+            )
         for name in ("sersic_n", "n"):
             if name in at:
                 found.setdefault("sersic_n", column(name))
-        if "ellipticity" in at and at.keys() & _SEXTRACTOR:
+        if "ellipticity" in at and at.keys() & _OF_MOMENTS and not at.keys() & _OF_PROFILES:
             notes.append(f"{at['ellipticity']} is that of SExtractor's moments, PSF included: it is not compared.")
         elif "ellipticity" in at:
             found["ellipticity"] = column("ellipticity")
@@ -195,7 +194,7 @@ def _unit_of(column: Any, usual: str, path: str | Path) -> str:
 def _possible(name: str, values: np.ndarray) -> np.ndarray:
     """Which values can be; catalogues have numbers such as -99 for what is not known."""
     with np.errstate(invalid="ignore"):
-        if name == "mag":
+        if name in ("mag", "mag_auto"):
             return np.abs(values) < 50
         if name == "ellipticity":
             return (values >= 0) & (values < 1)
@@ -557,13 +556,19 @@ def _compared(table: Table, other: Reference, i: np.ndarray, j: np.ndarray) -> d
     """The magnitudes, differences and notes of a comparison."""
     theirs = {name: values[j] for name, values in other.parameters.items()}
     mine: dict[str, np.ndarray] = {}
-    for name in ("mag", "r_eff", "r_eff_pix", "sersic_n", "ellipticity"):
+    for name in ("mag", "mag_auto", "r_eff", "r_eff_pix", "sersic_n", "ellipticity"):
         mine[name] = numbers(table, name, "the catalogue")[i] if name in table.colnames else np.full(len(i), np.nan)
         mine[name][~_possible(name, mine[name])] = np.nan
     notes = list(other.notes)
     differences = {}
     if "mag" in theirs:
         differences["mag"] = mine["mag"] - theirs["mag"]
+    elif "mag_auto" in theirs and "mag_auto" in table.colnames:
+        differences["mag"] = mine["mag_auto"] - theirs["mag_auto"]
+        notes.append("Magnitudes are those of Kron ellipses in both, mag_auto here.")
+    elif "mag_auto" in theirs:
+        differences["mag"] = mine["mag"] - theirs["mag_auto"]
+        notes.append("Magnitudes there are of an aperture, MAG_AUTO, not of all of a profile: expect them fainter.")
     radii = _radii(mine, theirs, notes)
     if radii is not None:
         differences["r_eff"] = radii[0] / radii[1] - 1
@@ -574,7 +579,11 @@ def _compared(table: Table, other: Reference, i: np.ndarray, j: np.ndarray) -> d
     missing = [PARAMETERS[name].split(",")[0] for name in PARAMETERS if name not in differences]
     if missing:
         notes.append(f"Not compared: {', '.join(missing)}.")
-    return {"mag": theirs.get("mag", mine["mag"]), "differences": differences, "notes": tuple(notes)}
+    return {
+        "mag": theirs.get("mag", theirs.get("mag_auto", mine["mag"])),
+        "differences": differences,
+        "notes": tuple(notes),
+    }
 
 
 def _radii(

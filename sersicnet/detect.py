@@ -354,6 +354,8 @@ class Detector:
 
     def regions(self, smooth: np.ndarray, sky: Sky, bad: np.ndarray, smoothed: float) -> SegmentationImage | None:
         """Connected regions above the threshold; None if there are none."""
+        if bad.all():  # which photutils refuses, such as beyond the footprint of a mosaic
+            return None
         with warnings.catch_warnings(), np.errstate(invalid="ignore"):
             warnings.simplefilter("ignore", NoDetectionsWarning)
             threshold = np.where(bad, np.inf, self.threshold * smoothed * sky.rms)

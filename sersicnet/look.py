@@ -193,7 +193,7 @@ def report(
     exposure : mosaic.Exposure
         The image that was measured.
     mesh : Mesh
-        Its sky and noise.
+        Its sky and noise; where it was resampled, those of the image all the same.
     draw : callable, optional
         What draws the model, see `Draw`; without it there are no models and residuals.
     comparison : Comparison, optional
@@ -253,6 +253,12 @@ class _Run:
         """Arcsec per pixel, NaN if not known."""
         return self.number("PIXSCALE")
 
+    @property
+    def measured_scale(self) -> float:
+        """Arcsec of a pixel that was measured: after resampling another one, which SKYRMS and PSFFWHM are of."""
+        factor = self.number("RESAMPLE")
+        return self.scale / factor if factor > 0 else self.scale
+
     def number(self, key: str) -> float:
         """A number of the provenance; NaN if it is not there."""
         try:
@@ -278,6 +284,7 @@ def _head(run: _Run, usable: int) -> str:
     rows += [
         ("Zero point", _read(run, "ZEROPT", "{:.4f} AB mag for one image unit", "ZPSOURCE")),
         ("Pixel scale", _read(run, "PIXSCALE", "{:.5g} arcsec", "PIXSRC")),
+        ("Resampled", f"to pixels of {run.measured_scale:.5g} arcsec" if "RESAMPLE" in run.meta else ""),
         ("Width of the PSF", _read(run, "PSFFWHM", "{:.2f} pixels (FWHM)", "PSFSRC")),
         ("Noise of a blank pixel", _read(run, "SKYRMS", "{:.4g} image units (median)")),
         ("Noise of apertures", _read(run, "NOISECOR", "{:.2f} times that of independent pixels, if they are large")),
@@ -622,7 +629,7 @@ def _mag_and_size(run: _Run, size: np.ndarray, unit: str) -> str:
             ends = np.array([low - margin, high + margin])
             limits(*(ends if limits == axes.set_xlim else np.exp(ends)))
         _plain_ticks(axes.yaxis, np.array(axes.get_ylim()))
-        width = run.number("PSFFWHM") / 2 * (run.scale if unit == "arcsec" else 1)
+        width = run.number("PSFFWHM") / 2 * (run.measured_scale if unit == "arcsec" else 1)
         if np.isfinite(width):
             axes.axhline(width, color="black", lw=0.8, ls="--")
             axes.annotate(
@@ -722,7 +729,7 @@ def _counts(run: _Run, usable: int) -> str:
     if deep is not None:
         size = f"{deep.diameter:.1f} pixels"
         if np.isfinite(run.scale):
-            size += f" ({deep.diameter * run.scale:.2f} arcsec)"
+            size += f" ({deep.diameter * run.measured_scale:.2f} arcsec)"
         why = "twice the width of the PSF" if run.number("PSFFWHM") > 0 else "the width of the PSF is not known"
         lines.append(
             f"<b>{deep.mag:.2f}</b> mag is five times the noise in an aperture of {size} diameter ({why}), from "

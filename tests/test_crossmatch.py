@@ -117,8 +117,24 @@ def test_what_sextractor_measures_otherwise_is_not_compared(tmp_path):
     page = found.as_markdown()
     assert "FLUX_RADIUS is the radius of a circle with half of the light, PSF included: it is not compared." in page
     assert "ELLIPTICITY is that of SExtractor's moments" in page
-    assert "MAG_AUTO is the light in an aperture" in page
+    assert "MAG_AUTO, not of all of a profile: expect them fainter" in page
     assert "Not compared: R_e, log10 n, ellipticity." in page
+
+
+def test_like_is_compared_with_like(tmp_path):
+    table = sky(50)
+    table["mag_auto"] = table["mag"] + 0.25 * units.mag
+    table["a_image"] = table["r_eff_pix"]
+    sextractor = {**places(table), "MAG_AUTO": table["mag_auto"].value - 1.0}
+    found = crossmatch.match(table, written(tmp_path / "sex.csv", sextractor))
+    assert found.statistics()["mag"]["all"].bias == pytest.approx(1)
+    assert "mag_auto here" in found.as_markdown()
+    # A catalogue of sersicnet has columns of moments beside those of profiles.
+    table.write(tmp_path / "ours.ecsv")
+    found = crossmatch.match(table, tmp_path / "ours.ecsv")
+    assert set(found.differences) == set(crossmatch.PARAMETERS)
+    assert all(one["all"].bias == 0 for one in found.statistics().values())
+    assert found.notes == ()
 
 
 def test_numbers_that_stand_for_nothing_are_left_out(tmp_path):

@@ -118,3 +118,10 @@ def test_what_cannot_part_need_not_be_deblended():
         warnings.simplefilter("ignore")
         all_of_them = deblend_sources(smooth, found, 15, n_levels=32, contrast=0.005)
     np.testing.assert_array_equal(detector._deblended(smooth, found).data, all_of_them.data)
+
+
+def test_a_large_mosaic_may_be_empty_over_whole_windows():
+    data = np.random.default_rng(0).normal(0, 1, (2304, 2304)).astype(np.float32)
+    data[:600, :700] = np.nan
+    found = Detector().mesh(Held(Pixels(data, ~np.isfinite(data))))
+    np.testing.assert_allclose(np.median(found.rms), 1, atol=0.02)

@@ -158,6 +158,14 @@ def test_the_depth_is_five_times_the_noise_of_an_aperture():
     assert look.depth({**META, "SKYRMS": np.nan}) is None
 
 
+def test_an_aperture_on_a_resampled_grid_has_its_size_on_the_sky(tmp_path):
+    image, mesh = noisy(tmp_path)
+    look.report(tmp_path / "report.html", catalogue(5, {**META, "RESAMPLE": 2.0}), image, mesh)
+    page = Page(tmp_path / "report.html")
+    assert "6.0 pixels (0.18 arcsec) diameter" in page.text
+    assert "to pixels of 0.03 arcsec" in page.text
+
+
 def test_counts_turn_over_where_most_are():
     mag = np.concatenate([np.full(20, 24.2), np.full(30, 24.7), np.full(5, 25.2), [np.nan]])
     assert look.turnover(mag) == (24.5, 25.0)
