@@ -161,9 +161,9 @@ class Mesh:
     def at(self, window: Window, pixels: Pixels) -> Sky:
         """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
         level, rms = (np.empty(pixels.bad.shape, np.float32) for _ in range(2))
-        mapped = pixels.noise is not None and np.isfinite(self.map_factor)
-        if mapped:
-            rms[:] = pixels.noise * self.map_factor
+        noise = pixels.noise if np.isfinite(self.map_factor) else None
+        if noise is not None:
+            rms[:] = noise * self.map_factor
         coefficients = _coefficients(self.level), _coefficients(self.rms)
         least = 1e-3 * np.median(self.rms)
         # Some rows at a time: what is made on the way stays in the processor's cache.
@@ -171,7 +171,7 @@ class Mesh:
             rows = slice(first, min(first + _ROWS, window[0].stop))
             part, own = (rows, window[1]), slice(rows.start - window[0].start, rows.stop - window[0].start)
             level[own] = _interpolated(coefficients[0], self.shape, part)
-            if not mapped:
+            if noise is None:
                 rms[own] = np.maximum(_interpolated(coefficients[1], self.shape, part), least)
         rms[pixels.bad] = np.nan
         return Sky(level, rms, self.autocorrelation, self.map_factor)
