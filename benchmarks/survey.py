@@ -1,7 +1,7 @@
 """Mosaics as surveys have them: how long they take, in how much memory, and what comes out.
 
-``python benchmarks/survey.py --work FOLDER [--sizes 5000 10000 20000] [--stages 5000] [--peers]
-[--peers-python PYTHON] [--json FILE]``
+``python benchmarks/survey.py --work FOLDER [--sizes 5000 10000 20000] [--stages 5000] [--speed 5000]
+[--peers] [--peers-python PYTHON] [--json FILE]``
 
 Prints Markdown. The mosaics are those of ``sersicnet simulate --mosaic``, with 64 galaxies a
 million pixels; they stay in FOLDER, as plain float32, and are taken from there the next time.
@@ -13,6 +13,8 @@ million pixels; they stay in FOLDER, as plain float32, and are taken from there 
   from one row to the next: 1 is linear.
 - ``--stages``: where the CPU time goes in a mosaic of that size. One worker, one thread; what a
   stage calls of another one counts there.
+- ``--speed``: `sersicnet measure`, without and with ``--refine``, and source-extractor, on a mosaic
+  of that size, where the start of a command counts for little.
 - ``--peers``: completeness, purity, accuracy and speed beside source-extractor with its SPHEROID
   model, and pyimfit on our detections, on one mosaic of ``--peers-size`` pixels a side.
   source-extractor has no threads for its models in most packages: it works on two halves of the
@@ -252,6 +254,14 @@ def known_psf(size):
     return part / part.sum(), float(part.sum())
 
 
+def what_peers_know(options):
+    """PSF, the fraction of light that it holds, zero point and gain."""
+    from sersicnet.instrument import F160W
+
+    gain = F160W.exposure * F160W.autocorrelation().sum()  # of a pixel: drizzling averages noise
+    return *known_psf(options.peers_psf), F160W.zero_point, gain
+
+
 def ours(path, output, *options):
     """Our catalogue as columns of `compare`, and what it took."""
     took = measure(path, output, *options)
@@ -373,23 +383,19 @@ def matches(table, truth):
 
 def compare(options):
     """Speed, completeness, purity and accuracy of all tools; a dict."""
-    from sersicnet.instrument import F160W
-
     work = options.work
     path, truth = mosaic_of(options.peers_size, work, options.seed)
     truth = {name: np.asarray(truth[name], float) for name in ("x", "y", *TARGETS)}
-    psf, held = known_psf(options.peers_psf)
-    gain = F160W.exposure * F160W.autocorrelation().sum()  # of a pixel: drizzling averages noise
+    given = what_peers_know(options)
     tables, took = {}, {}
     tables["sersicnet"], took["sersicnet"] = ours(path, work / "ours.fits")
     tables["sersicnet --refine"], took["sersicnet --refine"] = ours(path, work / "refined.fits", "--refine")
-    zero_point = F160W.zero_point
     if peers.source_extractor_program():
-        found = source_extractor(path, work, psf, held, zero_point, gain)
+        found = source_extractor(path, work, *given)
         tables["source-extractor"], took["source-extractor"] = found
     if subprocess.run([options.peers_python, "-c", "import pyimfit"], capture_output=True, check=False).returncode == 0:
         known, limit = tables["sersicnet"], options.peers_limit
-        found = pyimfit(path, work, psf, held, zero_point, gain, known, limit, options.peers_python)
+        found = pyimfit(path, work, *given, known, limit, options.peers_python)
         tables["pyimfit"], took["pyimfit"] = found
     rows = {tool: matches(table, truth) for tool, table in tables.items()}
     edges = np.arange(18, 26.01, 0.5)
@@ -436,8 +442,7 @@ def accuracy(values, truth, chosen):
     return out
 
 
-def print_peers(report):
-    tools = report["tools"]
+def print_speed(tools):
     first = tools["sersicnet"]
     print("\n| tool | sources | wall | sources/s | CPU ms a source | time a source over ours, wall | CPU |")
     print("|---|---|---|---|---|---|---|")
@@ -445,8 +450,14 @@ def print_peers(report):
         wall, cpu = ((row[kind] / row["rows"]) / (first[kind] / first["rows"]) for kind in ("wall", "cpu"))
         print(
             f"| {tool} | {row['rows']} | {row['wall']:.1f} s | {row['rows'] / row['wall']:.1f} "
-            f"| {1e3 * row['cpu'] / row['rows']:.0f} | {wall:.2f} | {cpu:.2f} |"
+            f"| {1e3 * row['cpu'] / row['rows']:.1f} | {wall:.2f} | {cpu:.2f} |"
         )
+
+
+def print_peers(report):
+    tools = report["tools"]
+    first = tools["sersicnet"]
+    print_speed(tools)
     whole = [tool for tool in tools if tool != "pyimfit"]  # which does not look for sources itself
     print("\nCompleteness / purity, by true / measured magnitude:\n")
     print("| mag | " + " | ".join(whole) + " |\n|---|" + "---|" * len(whole))
@@ -469,8 +480,9 @@ def main():
     parser.add_argument("--work", type=Path, required=True, help="folder of the mosaics")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="pixels a side")
     parser.add_argument("--stages", type=int, help="pixels a side")
+    parser.add_argument("--speed", type=int, help="pixels a side")
     parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--peers-size", type=int, default=3000)
+    parser.add_argument("--peers-size", type=int, default=3200)
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has pyimfit")
     parser.add_argument("--peers-psf", type=int, default=65)
     parser.add_argument("--peers-limit", type=float, default=25.0)
@@ -490,6 +502,15 @@ def main():
         path, _ = mosaic_of(options.stages, options.work, options.seed)
         report["stages"] = stages_alone(path, options.work / f"stages-{options.stages}.fits")
         print_stages(options.stages, report["stages"])
+    if options.speed:
+        path, _ = mosaic_of(options.speed, options.work, options.seed)
+        report["speed"] = {}
+        for tool, more in (("sersicnet", []), ("sersicnet --refine", ["--refine"])):
+            report["speed"][tool] = measure(path, options.work / "speed.fits", *more)
+        if peers.source_extractor_program():
+            report["speed"]["source-extractor"] = source_extractor(path, options.work, *what_peers_know(options))[1]
+        print(f"\n{options.speed} x {options.speed} pixels:")
+        print_speed(report["speed"])
     if options.peers:
         report["peers"] = compare(options)
         print_peers(report["peers"])

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from astropy.stats import SigmaClip
 from astropy.utils.exceptions import AstropyUserWarning
 from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources, detect_sources
 from photutils.utils.exceptions import NoDetectionsWarning
@@ -166,17 +165,18 @@ class Mesh:
     def at(self, window: Window, pixels: Pixels) -> Sky:
         """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
         level, rms = (np.empty(pixels.bad.shape, np.float32) for _ in range(2))
-        mapped = False
-        if pixels.noise is not None and np.isfinite(self.map_factor):
-            rms[:], mapped = pixels.noise * self.map_factor, True
+        noise = pixels.noise if np.isfinite(self.map_factor) else None
+        if noise is not None:
+            rms[:] = noise * self.map_factor
+        coefficients = _coefficients(self.level), _coefficients(self.rms)
+        least = 1e-3 * np.median(self.rms)
         # Some rows at a time: what is made on the way stays in the processor's cache.
         for first in range(window[0].start, window[0].stop, _ROWS):
             rows = slice(first, min(first + _ROWS, window[0].stop))
             part, own = (rows, window[1]), slice(rows.start - window[0].start, rows.stop - window[0].start)
-            level[own] = _interpolated(self.level, self.shape, part)
-            if not mapped:
-                least = 1e-3 * np.median(self.rms)
-                rms[own] = np.maximum(_interpolated(self.rms, self.shape, part), least)
+            level[own] = _interpolated(coefficients[0], self.shape, part)
+            if noise is None:
+                rms[own] = np.maximum(_interpolated(coefficients[1], self.shape, part), least)
         rms[pixels.bad] = np.nan
         return Sky(level, rms, self.autocorrelation, self.map_factor)
 
@@ -824,13 +824,39 @@ def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, 
         row[: len(part)] = part
     enough = np.isfinite(padded).mean(axis=1) > 1 - COVERED
     if enough.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyUserWarning)  # of the NaNs that are meant to be left out
-            clipped = SigmaClip(3.0, maxiters=10)(padded[enough], axis=1, masked=False)
-        level[enough], rms[enough] = _sky_of(clipped)
+        level[enough], rms[enough] = _sky_of(_clipped(padded[enough]))
     form = len(rows), len(columns)
     huge = np.isfinite(data) & (np.abs(data) >= HUGE)
     return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()), int(huge.sum()))
+
+
+def _clipped(boxes: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> np.ndarray:
+    """Boxes with NaN in place of outliers, as from `astropy.stats.SigmaClip` about the median; float32, (N, P).
+
+    The values are sorted once; what is left after a round is a part of them, and its
+    moments are differences of sums.
+    """
+    out = boxes.copy()
+    for row in out:
+        values = np.sort(row[np.isfinite(row)]).astype(float)
+        shifted = values - values[len(values) // 2]
+        sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (shifted, shifted**2))
+        first, last, low, high = 0, len(values), -np.inf, np.inf
+        for _ in range(rounds):
+            n = last - first
+            mean = (sums[last] - sums[first]) / n
+            deviation = sigma * np.sqrt(max((squares[last] - squares[first]) / n - mean**2, 0.0))
+            median = (values[first + (n - 1) // 2] + values[first + n // 2]) / 2
+            low, high = median - deviation, median + deviation
+            before = n
+            first, last = (
+                first + int(np.searchsorted(values[first:last], low, "left")),
+                first + int(np.searchsorted(values[first:last], high, "right")),
+            )
+            if last - first == before:
+                break
+        row[~((row >= np.float32(low)) & (row <= np.float32(high)))] = np.nan
+    return out
 
 
 def _sky_of(clipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -899,16 +925,25 @@ def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
     return _Boxes(level, rms, shape, usable, huge)
 
 
-def _interpolated(mesh: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
+_PAD = 3
+"""Boxes that a mesh is continued by, straight on."""
+
+
+def _coefficients(mesh: np.ndarray) -> np.ndarray:
+    """Of the cubic spline through the boxes of a mesh, float64, (h + 6, w + 6)."""
+    values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
+    return np.asarray(ndimage.spline_filter(values, order=3, mode="mirror"))
+
+
+def _interpolated(coefficients: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
     """A mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres, float64.
 
     Summed term by term, so that a pixel has the same value in every window.
     """
-    pad = 3
-    values = np.pad(mesh, pad, mode="reflect", reflect_type="odd")
-    values = ndimage.spline_filter(values, order=3, mode="mirror")
+    values = coefficients
     for axis, part in enumerate(window):
-        place = (np.arange(part.start, part.stop) + 0.5) * mesh.shape[axis] / shape[axis] - 0.5 + pad
+        boxes = coefficients.shape[axis] - 2 * _PAD
+        place = (np.arange(part.start, part.stop) + 0.5) * boxes / shape[axis] - 0.5 + _PAD
         first = np.floor(place).astype(int)
         t = place - first
         weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6

@@ -187,6 +187,15 @@ class Renderer:
         self._grids: dict[int, _Grid] = {}
         self._grid(self._period)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For other processes: a module cannot be sent to them, nor a device; grids are made again.
+        if self._xp is not np:
+            raise TypeError("A renderer on a device stays in the process that made it.")
+        return {**self.__dict__, "_xp": None, "_grids": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _xp=np)
+
     def __call__(self, parameters: Array, *, workers: int = 1) -> Array:
         """Draw galaxies.
 

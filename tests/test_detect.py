@@ -2,13 +2,13 @@ import warnings
 
 import numpy as np
 import pytest
-from astropy.stats import mad_std
+from astropy.stats import SigmaClip, mad_std
 from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from photutils.segmentation import deblend_sources, detect_sources
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from sersicnet.detect import Detector, Held, Mesh, _dilated, _grown_labels, _mad_std, _median, _sky_of
+from sersicnet.detect import Detector, Held, Mesh, _clipped, _dilated, _grown_labels, _mad_std, _median, _sky_of
 from sersicnet.mosaic import Pixels, grown, read_image
 
 
@@ -98,6 +98,17 @@ def test_medians_are_those_of_numpy(n):
     values = np.random.default_rng(n).standard_normal(n).astype(np.float32)
     assert _median(values) == np.median(values)
     assert _mad_std(values) == mad_std(values)
+
+
+def test_outliers_are_clipped_as_by_astropy():
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((40, 4001)) + rng.exponential(0.5, (40, 4001)) ** 3 + 100).astype(np.float32)
+    values[:10] = np.round(values[:10], 1)
+    values[10, :3000], values[11], values[12, 100:200] = np.nan, 7.5, np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = SigmaClip(3.0, maxiters=10)(values, axis=1, masked=False)
+    np.testing.assert_array_equal(_clipped(values), expected)
 
 
 def test_sky_of_boxes_is_that_of_photutils():

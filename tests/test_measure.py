@@ -662,6 +662,15 @@ def test_the_catalogue_does_not_depend_on_the_tiles(crowded, tiny_weights, refin
     assert len(whole) > 25
 
 
+@pytest.mark.slow
+def test_processes_fit_like_one(crowded, tiny_weights):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SersicnetWarning)
+        one, two = (measure(crowded, weights_name=tiny_weights, refine=True, tile=384, workers=n) for n in (1, 2))
+    for name in one.colnames:
+        np.testing.assert_array_equal(np.asarray(two[name]), np.asarray(one[name]), err_msg=name)
+
+
 class KilledError(Exception):
     pass
 

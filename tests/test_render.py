@@ -1,3 +1,4 @@
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import galsim
@@ -302,3 +303,10 @@ def test_a_galaxy_beyond_the_stamp_leaves_its_wing_only():
 def test_b_of_a_known_index():
     assert sersic_b(1) == pytest.approx(1.6783469900166605)
     assert sersic_b(4) == pytest.approx(7.669249443)
+
+
+def test_another_process_draws_the_same():
+    psf = np.random.default_rng(0).random((31, 31))
+    renderer = Renderer(psf, 64)
+    galaxy = np.array([31.2, 33.1, 100.0, 5.0, 2.0, 0.5, 30.0])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(renderer))(galaxy), renderer(galaxy))
