@@ -1,50 +1,28 @@
-"""What stands out of an image: its sky, its noise and its sources.
+"""The sources of an image, found in any window of it.
 
-The sky and the noise of a whole mosaic are a mesh, estimated strip by strip;
-sources are found in any window of it. What is found at a place does not depend
-on the window: pixels are smoothed one like the other, connected regions are
-taken whole, and each is separated into sources for itself.
+What is found at a place does not depend on the window: pixels are smoothed one
+like the other, connected regions are taken whole, and each is separated into
+sources for itself.
 """
 
 from __future__ import annotations
 
 import heapq
 import inspect
-import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from astropy.utils.exceptions import AstropyUserWarning
 from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources, detect_sources
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
-from scipy.spatial import KDTree
 from skimage.morphology import local_maxima
 
-from sersicnet.errors import InputError
-from sersicnet.mosaic import HUGE, Pixels, Window, grown, within
-
-BOX = 128
-"""Side of a box of the mesh in pixels, about; at least two boxes cover an image along each axis."""
-
-STRIP = 4
-"""Rows of boxes that are estimated at once."""
-
-SAMPLES, SAMPLE = 8, 256
-"""Noise is measured in this many windows along each axis of a large image, and the side of each."""
-
-COVERED = 0.8
-"""Fraction of a box without blank pixels from which on its neighbours speak for it."""
-
-HUGE_LIMIT = 0.05
-"""Fraction of pixels with absurd values from which on an image is refused."""
-
-GROWN = 8
-"""Pixels that sources grow by before the sky is estimated between them."""
+from sersicnet.mosaic import Pixels, Window, grown, within
+from sersicnet.sky import Held, Mesh, Sky, Source, dilated, estimate_sky
 
 CLAIMED = 2
 """Pixels around a source that belong to it, too, when its neighbours are measured."""
@@ -52,137 +30,6 @@ CLAIMED = 2
 USUAL_GROWTH, GROWTH, MOST_GROWTH = 48, 256, 4096
 """How far a window reaches beyond a zone for the sources at its sides; and how far it grows for a source that
 reaches beyond that, first and at most, pixels."""
-
-REACH = 3
-"""Lags of the noise's autocorrelation along each axis, pixels."""
-
-
-class Source(Protocol):
-    """An image with the maps that belong to it, read window by window."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-
-    def read(self, window: Window) -> Pixels:
-        """The pixels of a window within the image."""
-
-
-class Held(NamedTuple):
-    """An image that is in memory as a `Source`."""
-
-    pixels: Pixels
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.pixels.data.shape  # type: ignore[return-value]
-
-    def read(self, window: Window) -> Pixels:
-        """Views of a window."""
-        data, bad, noise = self.pixels
-        return Pixels(data[window], bad[window], None if noise is None else noise[window])
-
-
-@dataclass
-class Sky:
-    """Background and noise of an image, or of a window of one.
-
-    Attributes
-    ----------
-    level : ndarray, float32, (H, W)
-        The sky.
-    rms : ndarray, float32, (H, W)
-        Standard deviation of a blank pixel; NaN in pixels without data.
-    autocorrelation : ndarray, float64, (7, 7)
-        Of blank pixels, by lag along y and x; 1 in the middle.
-    map_factor : float
-        What the user's noise map was multiplied with to match the scatter of
-        blank pixels; NaN without a map.
-    """
-
-    level: np.ndarray
-    rms: np.ndarray
-    autocorrelation: np.ndarray
-    map_factor: float
-
-    @property
-    def correlation(self) -> float:
-        """How much larger the noise of a large aperture is than that of independent pixels.
-
-        1 for white noise, about 2 for drizzled images.
-        """
-        return correlation(self.autocorrelation)
-
-
-def correlation(autocorrelation: np.ndarray) -> float:
-    """Noise of a large aperture over that of independent pixels, from an autocorrelation."""
-    return float(np.sqrt(max(autocorrelation.sum(), 1.0)))
-
-
-@dataclass(frozen=True, eq=False)
-class Mesh:
-    """Sky and noise of a whole image.
-
-    Attributes
-    ----------
-    level, rms : ndarray, float64, (h, w)
-        Of boxes that cover the image evenly, smoothed by a median over 3 x 3 of them.
-    shape : (int, int)
-        Height and width of the image.
-    autocorrelation : ndarray, float64, (7, 7)
-        Of blank pixels, by lag along y and x; 1 in the middle.
-    smoothed : float
-        Noise of the smoothed image in units of that of its pixels.
-    map_factor : float
-        See `Sky`.
-    """
-
-    level: np.ndarray
-    rms: np.ndarray
-    shape: tuple[int, int]
-    autocorrelation: np.ndarray
-    smoothed: float
-    map_factor: float
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, to be kept; `of` is the inverse."""
-        return {name: np.asarray(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Mesh:
-        """From `arrays`."""
-        height, width = arrays["shape"].tolist()
-        return cls(
-            arrays["level"],
-            arrays["rms"],
-            (height, width),
-            arrays["autocorrelation"],
-            float(arrays["smoothed"]),
-            float(arrays["map_factor"]),
-        )
-
-    def at(self, window: Window, pixels: Pixels) -> Sky:
-        """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
-        level, rms = (np.empty(pixels.bad.shape, np.float32) for _ in range(2))
-        noise = pixels.noise if np.isfinite(self.map_factor) else None
-        if noise is not None:
-            rms[:] = noise * self.map_factor
-        coefficients = _coefficients(self.level), _coefficients(self.rms)
-        least = 1e-3 * np.median(self.rms)
-        # Some rows at a time: what is made on the way stays in the processor's cache.
-        for first in range(window[0].start, window[0].stop, _ROWS):
-            rows = slice(first, min(first + _ROWS, window[0].stop))
-            part, own = (rows, window[1]), slice(rows.start - window[0].start, rows.stop - window[0].start)
-            level[own] = _interpolated(coefficients[0], self.shape, part)
-            if noise is None:
-                rms[own] = np.maximum(_interpolated(coefficients[1], self.shape, part), least)
-        rms[pixels.bad] = np.nan
-        return Sky(level, rms, self.autocorrelation, self.map_factor)
-
-
-_ROWS = 64
-"""Rows of a window whose sky is drawn at once."""
 
 
 @dataclass
@@ -244,10 +91,6 @@ class Found(NamedTuple):
     detections: Detections
 
 
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""What applies a function to many things, in their order; `map`, or one that has workers."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Detector:
     """How sources are found.
@@ -303,35 +146,10 @@ class Detector:
             If the noise of the image is zero.
         """
         source = Held(Pixels(data, bad, noise_map))
-        mesh = self.mesh(source)
+        mesh = estimate_sky(source, self)
         window = slice(0, data.shape[0]), slice(0, data.shape[1])
         sky = mesh.at(window, source.pixels)
         return sky, self.find(source.pixels, sky, mesh.smoothed)
-
-    def mesh(self, source: Source, apply: Map = map) -> Mesh:
-        """Estimate sky and noise of an image, strip by strip.
-
-        First from all pixels, clipped; then from those between the sources that
-        stand out of that first sky.
-
-        Parameters
-        ----------
-        source : Source
-        apply : callable
-            Applies a function to the strips.
-
-        Raises
-        ------
-        InputError
-            If no pixel has data, or the noise of the image is zero.
-        """
-        edges = _edges(source.shape)
-        strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
-        mesh = _assembled(apply(_first_boxes, strips), source.shape)
-        smoothed = _sampled(apply, self, source, mesh, 1.0)[0]
-        mesh = _assembled(apply(_boxes_between, [(*strip, self, mesh, smoothed) for strip in strips]), source.shape)
-        smoothed, autocorrelation, factor = _sampled(apply, self, source, mesh, smoothed)
-        return Mesh(*mesh[:3], autocorrelation, smoothed, factor)
 
     @property
     def halo(self) -> int:
@@ -713,68 +531,6 @@ class Photometry(NamedTuple):
     aperture_error: np.ndarray
 
 
-# --- the mesh -----------------------------------------------------------------------------------------
-
-
-class _Boxes(NamedTuple):
-    """Level and rms of boxes, NaN where there are too few blank pixels; shape of the image; numbers of pixels."""
-
-    level: np.ndarray
-    rms: np.ndarray
-    shape: tuple[int, int]
-    usable: int
-    huge: int
-
-
-Edges = tuple[list[int], list[int]]
-_Strip = tuple[Source, Edges, int]
-"""An image, the edges of its boxes, and the first row of boxes of a strip."""
-
-
-def _edges(shape: tuple[int, int]) -> Edges:
-    rows, columns = (np.linspace(0, n, max(2, round(n / BOX)) + 1).round().astype(int).tolist() for n in shape)
-    return rows, columns
-
-
-def _rows_of(edges: Edges, first: int) -> tuple[list[int], slice]:
-    """The edges of a strip's boxes along y, and its rows."""
-    own = edges[0][first : first + STRIP + 1]
-    return own, slice(own[0], own[-1])
-
-
-def _first_boxes(strip: _Strip) -> _Boxes:
-    source, edges, first = strip
-    own, rows = _rows_of(edges, first)
-    data, bad, _ = source.read((rows, slice(0, source.shape[1])))
-    return _boxes(data, bad, bad, (own, edges[1]), source.shape)
-
-
-def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) -> _Boxes:
-    source, edges, first, detector, mesh, smoothed = strip
-    own, rows = _rows_of(edges, first)
-    strip_window = rows, slice(0, source.shape[1])
-    window = grown(strip_window, GROWN + detector.halo, source.shape)
-    pixels = source.read(window)
-    sources = _covered(detector, pixels, _flat_sky(pixels, window, mesh, smoothed), smoothed)
-    inner = within(strip_window, window)
-    bad = pixels.bad[inner]
-    return _boxes(pixels.data[inner], bad, bad | sources[inner], (own, edges[1]), source.shape)
-
-
-def _flat_sky(pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> Sky:
-    """The sky of a window before anything is known of the correlation of its noise, or of a noise map."""
-    return Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
-
-
-def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> np.ndarray:
-    """Pixels of sources and what is near them, bool, (H, W)."""
-    smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
-    found = detector.regions(smooth, sky, pixels.bad, smoothed)
-    if found is None:
-        return np.zeros(pixels.bad.shape, bool)
-    return _dilated(found.data > 0, GROWN)
-
-
 def _grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
     """What `skimage.segmentation.expand_labels` makes of labels, for small distances; (H, W).
 
@@ -785,7 +541,7 @@ def _grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
     steps.sort(key=lambda step: step[0] ** 2 + step[1] ** 2)
     out = np.pad(labels, reach)
     flat = out.ravel()
-    near = np.pad(_dilated(labels > 0, reach) & (labels == 0), reach)
+    near = np.pad(dilated(labels > 0, reach) & (labels == 0), reach)
     place = np.flatnonzero(near)
     new = np.zeros(len(place), labels.dtype)
     for dy, dx in reversed(steps):
@@ -793,249 +549,3 @@ def _grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
         np.copyto(new, there, where=there > 0)
     flat[place] = new
     return np.ascontiguousarray(out[reach:-reach, reach:-reach])
-
-
-def _dilated(inside: np.ndarray, reach: int) -> np.ndarray:
-    """A mask grown by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
-    out, wide = inside.copy(), inside.copy()
-    width = 0
-    for dy in range(reach, -1, -1):  # from the shortest chord of the disc to the longest
-        while (width + 1) ** 2 + dy**2 <= reach**2:
-            width += 1
-            wide[:, width:] |= inside[:, :-width]
-            wide[:, :-width] |= inside[:, width:]
-        if dy:
-            out[dy:] |= wide[:-dy]
-            out[:-dy] |= wide[dy:]
-        else:
-            out |= wide
-    return out
-
-
-def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int]) -> _Boxes:
-    """Sigma-clipped sky and noise of the boxes of a strip, whose first row is that of the first edge."""
-    rows, columns = ([slice(a, b) for a, b in itertools.pairwise(line)] for line in edges)
-    first = rows[0].start
-    values = np.where(ignore, np.nan, data).astype(np.float32)
-    parts = [values[y.start - first : y.stop - first, x].ravel() for y in rows for x in columns]
-    level, rms = np.full(len(parts), np.nan), np.full(len(parts), np.nan)
-    padded = np.full((len(parts), max(len(part) for part in parts)), np.nan, np.float32)
-    for row, part in zip(padded, parts, strict=True):
-        row[: len(part)] = part
-    enough = np.isfinite(padded).mean(axis=1) > 1 - COVERED
-    if enough.any():
-        level[enough], rms[enough] = _sky_of(_clipped(padded[enough]))
-    form = len(rows), len(columns)
-    huge = np.isfinite(data) & (np.abs(data) >= HUGE)
-    return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()), int(huge.sum()))
-
-
-def _clipped(boxes: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> np.ndarray:
-    """Boxes with NaN in place of outliers, as from `astropy.stats.SigmaClip` about the median; float32, (N, P).
-
-    The values are sorted once; what is left after a round is a part of them, and its
-    moments are differences of sums.
-    """
-    out = boxes.copy()
-    for row in out:
-        values = np.sort(row[np.isfinite(row)]).astype(float)
-        shifted = values - values[len(values) // 2]
-        sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (shifted, shifted**2))
-        first, last, low, high = 0, len(values), -np.inf, np.inf
-        for _ in range(rounds):
-            n = last - first
-            mean = (sums[last] - sums[first]) / n
-            deviation = sigma * np.sqrt(max((squares[last] - squares[first]) / n - mean**2, 0.0))
-            median = (values[first + (n - 1) // 2] + values[first + n // 2]) / 2
-            low, high = median - deviation, median + deviation
-            before = n
-            first, last = (
-                first + int(np.searchsorted(values[first:last], low, "left")),
-                first + int(np.searchsorted(values[first:last], high, "right")),
-            )
-            if last - first == before:
-                break
-        row[~((row >= np.float32(low)) & (row <= np.float32(high)))] = np.nan
-    return out
-
-
-def _sky_of(clipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Level and rms of boxes, as photutils' `SExtractorBackground` and `MADStdBackgroundRMS` have them, (N,)."""
-    rows = [row[np.isfinite(row)] for row in clipped]
-    median = np.array([_median(row) for row in rows])
-    spread = np.array([_median(np.abs(row - middle)) for row, middle in zip(rows, median, strict=True)])
-    mean, std = np.nanmean(clipped, axis=1), np.nanstd(clipped, axis=1)
-    level = 2.5 * median - 1.5 * mean
-    flat = std == 0
-    level[flat] = mean[flat]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        skewed = ~flat & (np.abs(mean - median) / std >= 0.3)
-    level[skewed] = median[skewed]
-    return level, spread * _RMS_OF_MAD
-
-
-_RMS_OF_MAD = 1.482602218505602
-
-
-def _median(values: np.ndarray) -> np.floating:
-    """`numpy.median` of finite values, in a fifth of the time: one partition is much faster than those about two."""
-    half = len(values) // 2
-    ordered = np.partition(values, half)
-    middle = ordered[half : half + 1]
-    if len(values) % 2 == 0:
-        middle = np.append(ordered[:half].max(), middle)
-    return middle.mean()
-
-
-def _mad_std(values: np.ndarray) -> float:
-    """`astropy.stats.mad_std` of finite values."""
-    return float(_median(np.abs(values - _median(values))) * _RMS_OF_MAD)
-
-
-def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
-    """The mesh of all strips: gaps filled from around, and outliers taken out."""
-    parts = list(strips)
-    level, rms = (np.concatenate(maps) for maps in ([p.level for p in parts], [p.rms for p in parts]))
-    known, usable, huge = np.isfinite(level), sum(p.usable for p in parts), sum(p.huge for p in parts)
-    if huge > HUGE_LIMIT * np.prod(shape):
-        raise InputError(
-            f"{huge / np.prod(shape):.0%} of the image's pixels have values beyond {HUGE:g}. "
-            "Are its bytes in the wrong order (FITS has the most significant one first), or is its unit too small?"
-        )
-    if not usable:
-        raise InputError(
-            "The image has no pixel left that is finite, exposed, not masked and has a positive noise. "
-            "Check the image and its maps."
-        )
-    if not known.any():
-        raise InputError(
-            "The image has no sky to speak of: every part is covered by sources, or has no data. Give a larger image."
-        )
-    if not np.median(rms[known]) > 0:
-        raise InputError(
-            "The image has no noise: its blank pixels all have the same value, so nothing can be measured."
-        )
-    if not known.all():
-        distance, near = KDTree(np.argwhere(known)).query(np.argwhere(~known), k=min(10, int(known.sum())))
-        distance, near = distance.reshape(len(near), -1), near.reshape(len(near), -1)
-        weight = 1 / distance
-        for values in (level, rms):
-            values[~known] = (values[known][near] * weight).sum(axis=1) / weight.sum(axis=1)
-    level, rms = (ndimage.median_filter(values, 3, mode="nearest") for values in (level, rms))
-    return _Boxes(level, rms, shape, usable, huge)
-
-
-_PAD = 3
-"""Boxes that a mesh is continued by, straight on."""
-
-
-def _coefficients(mesh: np.ndarray) -> np.ndarray:
-    """Of the cubic spline through the boxes of a mesh, float64, (h + 6, w + 6)."""
-    values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
-    return np.asarray(ndimage.spline_filter(values, order=3, mode="mirror"))
-
-
-def _interpolated(coefficients: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
-    """A mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres, float64.
-
-    Summed term by term, so that a pixel has the same value in every window.
-    """
-    values = coefficients
-    for axis, part in enumerate(window):
-        boxes = coefficients.shape[axis] - 2 * _PAD
-        place = (np.arange(part.start, part.stop) + 0.5) * boxes / shape[axis] - 0.5 + _PAD
-        first = np.floor(place).astype(int)
-        t = place - first
-        weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
-        values = _weighted(values, first - 1, weights, axis)
-    return values
-
-
-def _weighted(values: np.ndarray, first: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Sums of four rows, or columns, in turn, from number `first` on, with weights (4, N); float64."""
-    out = np.empty((len(first), values.shape[1]) if axis == 0 else (len(values), len(first)))
-    parts = np.moveaxis(out, axis, -1)
-    lines = np.moveaxis(values, axis, 0)[..., None]
-    ends = np.flatnonzero(np.diff(first, append=-1)) + 1
-    for start, end in itertools.pairwise([0, *ends.tolist()]):
-        part, begin = parts[:, start:end], int(first[start])
-        np.multiply(lines[begin], weights[0, start:end], out=part)
-        for k in (1, 2, 3):
-            part += lines[begin + k] * weights[k, start:end]
-    return out
-
-
-# --- the noise ----------------------------------------------------------------------------------------
-
-
-def _windows(shape: tuple[int, int]) -> Iterator[Window]:
-    """Windows that noise is measured in: all of a small image, many small ones spread over a large one."""
-    if max(shape) <= SAMPLES * SAMPLE:
-        yield slice(0, shape[0]), slice(0, shape[1])
-        return
-    starts = [np.linspace(0, max(n - SAMPLE, 0), min(SAMPLES, -(-n // SAMPLE))).astype(int) for n in shape]
-    for y in starts[0].tolist():
-        for x in starts[1].tolist():
-            yield slice(y, min(y + SAMPLE, shape[0])), slice(x, min(x + SAMPLE, shape[1]))
-
-
-def _sampled(
-    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float
-) -> tuple[float, np.ndarray, float]:
-    """Noise of the smoothed image, autocorrelation, and the factor on a noise map, from blank pixels."""
-    found = list(apply(_noise, [(detector, source, window, mesh, smoothed) for window in _windows(source.shape)]))
-    weight = np.array([n for n, *_ in found], float)
-    known = weight > 0
-    if not known.any():
-        return 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
-    ratios, factors = (np.array([row[k] for row in found])[known] for k in (1, 3))
-    products = sum(row[2] for row in found)
-    lags = products[0] / np.maximum(products[1], 1e-30)
-    autocorrelation = lags / lags[REACH, REACH] if lags[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
-    return float(np.median(ratios)), autocorrelation, float(np.median(factors))
-
-
-def _noise(
-    job: tuple[Detector, Source, Window, _Boxes, float],
-) -> tuple[int, float, np.ndarray, float]:
-    """Blank pixels of a window, the noise of its smoothed image, `_products`, and the factor on a noise map."""
-    detector, source, window, mesh, smoothed = job
-    pixels = source.read(window)
-    sky = _flat_sky(pixels, window, mesh, smoothed)
-    ignore = pixels.bad | _covered(detector, pixels, sky, smoothed)
-    blank = ~ignore
-    nothing = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
-    if not blank.any():
-        blank = ~pixels.bad  # one source covers all of it
-        if not blank.any():
-            return 0, np.nan, nothing, np.nan
-    factor = np.nan
-    clean = pixels.data - sky.level
-    if pixels.noise is not None:
-        factor = _mad_std((clean / pixels.noise)[blank])
-        sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
-    smooth = detector.smooth(clean, pixels.bad)
-    ratio = _mad_std((smooth / sky.rms)[blank])
-    return int(blank.sum()), ratio, _products(clean / sky.rms, blank), factor
-
-
-def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Sums of products of blank pixels by lag, and how many there are, float64, (2, 7, 7)."""
-    out = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
-    if not used.any():
-        return out
-    values = np.where(used, np.clip(normalised - np.median(normalised[used]), -5, 5), 0).astype(np.float32)
-    inside = used.astype(np.float32)
-    for dy in range(REACH + 1):
-        for dx in range(-REACH, REACH + 1):
-            if (dy, dx) >= (0, 0):
-                for plane, array in zip(out, (values, inside), strict=True):
-                    plane[REACH + dy, REACH + dx] = plane[REACH - dy, REACH - dx] = _shifted_sum(array, dx, dy)
-    return out
-
-
-def _shifted_sum(values: np.ndarray, dx: int, dy: int) -> float:
-    h, w = values.shape
-    a = values[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
-    b = values[max(0, -dy) : h + min(0, -dy), max(0, -dx) : w + min(0, -dx)]
-    return float(np.einsum("ij,ij->", a, b, dtype=np.float64))

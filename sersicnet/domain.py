@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sersicnet import detect
     from sersicnet.instrument import Reading
+    from sersicnet.sky import Sky
 
 REMEDY = "`sersicnet adapt` makes weights for such an image"
 
@@ -214,7 +215,7 @@ def width_of_file(path: str | Path, oversampling: int = 1) -> Width:
     return Width(full_width(psf.image) / oversampling, 0.0, psf.name)
 
 
-def width_of_points(data: np.ndarray, bad: np.ndarray, sky: detect.Sky, found: detect.Detections) -> Width:
+def width_of_points(data: np.ndarray, bad: np.ndarray, sky: Sky, found: detect.Detections) -> Width:
     """Width of the PSF, from the point sources of an image.
 
     Stars share one width and one profile, galaxies are broader and differ: stars
@@ -280,7 +281,7 @@ def _heap(widths: np.ndarray, light: np.ndarray) -> np.ndarray:
 def profiles(
     data: np.ndarray,
     bad: np.ndarray,
-    sky: detect.Sky,
+    sky: Sky,
     found: detect.Detections,
     which: np.ndarray | None = None,
     origin: tuple[int, int] = (0, 0),

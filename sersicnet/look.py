@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sersicnet.crossmatch import Comparison
-    from sersicnet.detect import Mesh
+    from sersicnet.sky import Mesh
 
 Draw = Callable[[mosaic.Window], np.ndarray]
 """All galaxies of a window as the fits see them: float32 in image units, without the sky."""

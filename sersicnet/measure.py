@@ -49,6 +49,7 @@ from sersicnet.schema import (
     TARGET_NAMES,
     Flag,
 )
+from sersicnet.sky import Mesh, correlation, estimate_sky
 
 TILE = 2048
 """Side of the pieces that a large image is worked on in, pixels."""
@@ -583,7 +584,7 @@ class _Files:
         return [self.catalogue.with_name(f"{stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
 
     def write(
-        self, table: QTable, plan: _Plan, mesh: detect.Mesh, values: tiles.Values, fitter: Fitter | None, tile: int
+        self, table: QTable, plan: _Plan, mesh: Mesh, values: tiles.Values, fitter: Fitter | None, tile: int
     ) -> None:
         """Write the catalogue, and then what goes with it: this must not cost that."""
         if self.catalogue is not None:
@@ -610,7 +611,7 @@ class _Files:
                 "--overwrite writes the rest."
             )
 
-    def _write_images(self, plan: _Plan, mesh: detect.Mesh, draw: look.Draw, tile: int) -> None:
+    def _write_images(self, plan: _Plan, mesh: Mesh, draw: look.Draw, tile: int) -> None:
         if self.model is None and self.residual is None:
             return
         with (
@@ -625,7 +626,7 @@ class _Files:
                     pixels = plan.exposure.read(core)
                     residual[core] = pixels.data - mesh.at(core, pixels).level - drawn
 
-    def _write_reports(self, table: QTable, plan: _Plan, mesh: detect.Mesh, draw: look.Draw | None) -> None:
+    def _write_reports(self, table: QTable, plan: _Plan, mesh: Mesh, draw: look.Draw | None) -> None:
         comparison = None if self.reference is None else crossmatch.match(table, self.reference)
         if comparison is not None and self.differences:
             text, figure = self.differences
@@ -634,7 +635,7 @@ class _Files:
             comparison.draw(figure)
         if self.page is not None:
             if plan.factor != 1:  # the page shows the image as it is
-                mesh = plan.detector.mesh(plan.exposure)
+                mesh = estimate_sky(plan.exposure, plan.detector)
             look.report(self.page, table, plan.exposure, mesh, draw, comparison)
 
 
@@ -785,23 +786,23 @@ class _Plan(NamedTuple):
         with work.workers(most, weights.use_one_thread) as apply:
             yield apply
 
-    def mesh(self, kept: work.Kept, apply: work.Apply, report: tiles.Report) -> detect.Mesh:
+    def mesh(self, kept: work.Kept, apply: work.Apply, report: tiles.Report) -> Mesh:
         """Sky and noise of the image, or what was kept of them."""
         found = kept.get("mesh")
         if found is None:
             report("measuring the sky", 0, 0)
-            mesh = self.detector.mesh(self.source, work.in_order(apply))
+            mesh = estimate_sky(self.source, self.detector, work.in_order(apply))
             _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.put("mesh", mesh.arrays())
         else:
-            mesh = detect.Mesh.of(found)
+            mesh = Mesh.of(found)
         if self.exposure.noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
             _warn(
                 f"{self.exposure.noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
                 "the scatter of blank pixels: only its relative values are used. Is it what "
                 f"--{self.exposure.kind} takes, in units of the image? Weights of drizzled images often are exposure "
                 "times, not inverse variances. Correlated noise makes pixels scatter less than a map says; NOISECOR, "
-                f"by which the noise of an aperture exceeds theirs, is {detect.correlation(mesh.autocorrelation):.2f}."
+                f"by which the noise of an aperture exceeds theirs, is {correlation(mesh.autocorrelation):.2f}."
             )
         return mesh
 
@@ -1001,9 +1002,7 @@ def _detected(plan: _Plan, values: tiles.Values) -> dict[str, np.ndarray]:
     return out
 
 
-def _provenance(
-    plan: _Plan, mesh: detect.Mesh, network: weights.Weights | None, command: str
-) -> dict[str, str | float]:
+def _provenance(plan: _Plan, mesh: Mesh, network: weights.Weights | None, command: str) -> dict[str, str | float]:
     """What the catalogue was made from, as FITS cards of at most eight characters."""
     meta: dict[str, str | float] = {
         "IMAGE": plan.frame.name,
@@ -1012,7 +1011,7 @@ def _provenance(
         "ZPSOURCE": plan.zero.source,
         "PIXSRC": plan.scale.source,
         "SKYRMS": float(np.median(mesh.rms)),
-        "NOISECOR": detect.correlation(mesh.autocorrelation),
+        "NOISECOR": correlation(mesh.autocorrelation),
         "STAMPSIZ": STAMP_SIZE,
         **catalogue.origin(),
     }

@@ -30,7 +30,7 @@ from sersicnet.errors import InputError
 from sersicnet.schema import STAMP_SIZE
 
 if TYPE_CHECKING:
-    from sersicnet.detect import Sky
+    from sersicnet.sky import Sky
 
 
 Window = tuple[slice, slice]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from sersicnet.detect import Detections, Sky
+from sersicnet.detect import Detections
 from sersicnet.mosaic import Stamps, cut
 from sersicnet.schema import LOW_SNR_LIMIT, MASKED_LIMIT, STAMP_SIZE
+from sersicnet.sky import Sky
 
 LEAST_STARS = 5
 """Stars below which nothing can be told of the PSF: a clump of fewer sizes may be chance."""

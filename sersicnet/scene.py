@@ -138,6 +138,7 @@ def cut_among_neighbours(
         One, in image units; ``x`` and ``y`` are where the galaxy is in it.
     """
     from sersicnet import detect, mosaic
+    from sersicnet.sky import Sky
 
     bad = np.zeros(model.shape, bool)
     x, y = float(galaxy[0]), float(galaxy[1])
@@ -162,7 +163,7 @@ def cut_among_neighbours(
         step = centring_step(_WORST_CENTRING, rng)
         at = x + step[0], y + step[1]
     # In image units, and without the sky that a scene so small would tell of.
-    unit = detect.Sky(np.zeros_like(observed), np.ones_like(observed), np.ones((1, 1)), np.nan)
+    unit = Sky(np.zeros_like(observed), np.ones_like(observed), np.ones((1, 1)), np.nan)
     cut = mosaic.cut(observed, bad, unit, np.array(at[:1]), np.array(at[1:]), found.claimed(), np.array([label]))
     cut.x += x - at[0]
     cut.y += y - at[1]

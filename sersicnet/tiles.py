@@ -23,6 +23,7 @@ from sersicnet.schema import (
     Flag,
     absolute_magnitude_of_rms,
 )
+from sersicnet.sky import Mesh, Sky
 
 STAMPS_AT_ONCE = 512
 """Stamps cut before they go through the network: 32 MB."""
@@ -57,7 +58,7 @@ class Setting:
 
     exposure: mosaic.Exposure | mosaic.Resampled
     zero_point: float
-    mesh: detect.Mesh
+    mesh: Mesh
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
     network: Path | None
@@ -108,7 +109,7 @@ class _Scene(NamedTuple):
     setting: Setting
     window: mosaic.Window
     pixels: mosaic.Pixels
-    sky: detect.Sky
+    sky: Sky
     found: detect.Detections
     x: np.ndarray
     y: np.ndarray

@@ -12,6 +12,7 @@ from sersicnet import look, mosaic
 from sersicnet.detect import Detector
 from sersicnet.errors import InputError
 from sersicnet.schema import Flag
+from sersicnet.sky import estimate_sky
 
 META = {
     "IMAGE": "field <1>.fits", "ZEROPT": 25.0, "ZPSOURCE": "MAGZERO", "PIXSCALE": 0.06, "PIXSRC": "WCS", "SKYRMS": 0.01,
@@ -59,7 +60,7 @@ def exposure(tmp_path, wcs=True, shape=(200, 200)):
 
 def noisy(tmp_path, shape=(200, 200)):
     image = exposure(tmp_path, wcs=False, shape=shape)
-    mesh = Detector().mesh(image)
+    mesh = estimate_sky(image, Detector())
     image.close()
     return image, mesh
 

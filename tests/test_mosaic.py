@@ -6,9 +6,10 @@ from astropy.io import fits
 from astropy.table import Table
 from conftest import turned
 
-from sersicnet.detect import Detector, Sky
+from sersicnet.detect import Detector
 from sersicnet.errors import InputError
 from sersicnet.mosaic import cut, read_image, without_data
+from sersicnet.sky import Sky
 
 
 def flat_sky(data, rms=1.0):

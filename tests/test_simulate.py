@@ -10,11 +10,12 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from sersicnet import dataset, detect, mosaic, simulate
+from sersicnet import dataset, mosaic, simulate
 from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.instrument import F160W
 from sersicnet.simulate import Field, Prior, Simulation
+from sersicnet.sky import Sky
 
 
 def test_psf_is_normalised_and_as_wide_as_measured():
@@ -147,7 +148,7 @@ def test_a_simulated_stamp_cut_from_a_mosaic_is_itself(index):
     canvas = np.zeros((400, 420), np.float32)
     canvas[100:228, 150:278] = simulated[0]
     position = np.array([150 + truth["x"][0]]), np.array([100 + truth["y"][0]])
-    sky = detect.Sky(np.zeros_like(canvas), np.full_like(canvas, truth["rms"][0]), np.ones((1, 1)), np.nan)
+    sky = Sky(np.zeros_like(canvas), np.full_like(canvas, truth["rms"][0]), np.ones((1, 1)), np.nan)
     stamp = mosaic.cut(canvas, np.zeros(canvas.shape, bool), sky, *position).pixels[0]
     np.testing.assert_allclose(stamp * truth["rms"][0], simulated[0], rtol=1e-5)
 
