@@ -14,21 +14,17 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from astropy import units
-from astropy.table import Column, QTable, Table
+from astropy.table import QTable, Table
 
-import sersicnet
 from sersicnet import (
     catalogue,
     crossmatch,
-    detect,
     domain,
     instrument,
     look,
@@ -42,6 +38,7 @@ from sersicnet import (
 )
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise, Prior
+from sersicnet.plan import Plan
 from sersicnet.schema import (
     LARGE_LIMIT,
     RANGE_FLAGS,
@@ -61,12 +58,6 @@ PROCESS_MEMORY, PIXEL_MEMORY = 3e8, 100.0
 
 PRIOR_SAMPLE = 4000
 """Galaxies drawn from a distribution to make a prior of it."""
-
-MOST_FINER = 1.2
-"""Factor of resampling from which on the user is told what finer pixels do to the noise."""
-
-MAP_LIMIT = 3.0
-"""Factor on a noise map from which on, up or down, the user is told."""
 
 
 def measure(
@@ -214,44 +205,33 @@ def measure(
     )
     _check_noise(gain, structure)
     network = weights.load(weights_name)
-    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
+    plan = Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
     plan = plan.at_scale_of(network, resample)
     width = None if psf is None else plan.on_grid(domain.width_of_file(psf, psf_oversampling))
-    fitter, source_of_psf, point_width = None, "", 0.0
-    if refine:  # all that may be refused, before anything is kept
-        point, source_of_psf = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
-        assumed = _prior(prior, plan)
+    fitting = None
+    if refine:
+        point, source = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
         if gain is None:
             gain = _gain_of_weights(network, plan.zero.value)
-    config = {
-        "command": "measure",
-        "weights": network.sha256,
-        "refine": refine,
-        "psf": None if psf is None else str(psf),
-        "gain": gain,
-        "prior": str(prior),
-        "structure": structure,
-        "robust": robust,
-    }
-    with plan.kept(files, run, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
+        fitting = _Fitting.of(plan, point, source, psf_oversampling, gain, prior, structure, robust)
+    config = {"weights": network.sha256, "own psf": psf is not None, **({} if fitting is None else fitting.config)}
+    with (
+        plan.kept(files.catalogue, run, config, tile, overwrite) as kept,
+        plan.workers(workers, scheduler, tile) as apply,
+    ):
         mesh = plan.mesh(kept, apply, report)
-        if refine:
-            assert gain is not None
-            noise = Noise(mesh.autocorrelation, gain, SKY_LEFT, structure)
-            fitter = Fitter(point, noise, prior=assumed, robust=robust, psf_oversampling=psf_oversampling)
-            point_width = _width(point, psf_oversampling)
+        fitter = None if fitting is None else fitting.fitter(mesh)
         setting = tiles.Setting(
-            plan.source,
-            plan.zero.value,
-            mesh,
-            plan.places,
-            {},
-            network.path,
-            fitter,
-            point_width,
-            width is None,
-            plan.saturation,
-            plan.threads(tile),
+            exposure=plan.source,
+            zero_point=plan.zero.value,
+            mesh=mesh,
+            places=plan.places,
+            network=network.path,
+            fitter=fitter,
+            psf_width=0.0 if fitting is None else fitting.psf_width,
+            profiles=width is None,
+            saturation=plan.saturation,
+            threads=plan.threads(tile),
         )
         values, profiles = _all_tiles(setting, plan, tile, kept, apply, report)
         if width is None:
@@ -273,8 +253,8 @@ def measure(
         table.meta.update(PSFSRC=width.source, OUTSIDE=", ".join(verdict.reasons) or "nothing")
         if np.isfinite(width.value):
             table.meta["PSFFWHM"] = width.value
-        if fitter is not None:
-            table.meta.update(PSF=source_of_psf, GAIN=fitter.noise.gain, PRIOR=str(prior), STRUCTUR=structure)
+        if fitting is not None:
+            table.meta.update(fitting.meta)
         files.write(table, plan, mesh, values, fitter, tile)
     return table
 
@@ -409,7 +389,7 @@ def foresee(
     """
     _Files.checked(image, overwrite, output)
     network = weights.load(weights_name)
-    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, tiles.silent)
+    plan = Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, tiles.silent)
     plan = plan.at_scale_of(network, resample)
     pieces = tiles.cores(plan.source.shape, tile)
     n = min(workers or os.cpu_count() or 1, len(pieces))
@@ -496,45 +476,88 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
     _check_noise(gain, structure)
     if gain is None:
         _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
-    point, source_of_psf = _psf_of_file(psf)
-    plan = _Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
-    point_width = _width(point, psf_oversampling)
-    assumed = _prior(prior, plan)
-    starts = {} if plan.table is None else _columns(plan.table, plan.scale)
-    config = {
-        "command": "fit",
-        "psf": str(psf),
-        "psf_oversampling": psf_oversampling,
-        "gain": gain,
-        "prior": str(prior),
-        "structure": structure,
-        "robust": robust,
-    }
-    with plan.kept(files, None, config, tile, overwrite) as kept, plan.workers(workers, scheduler, tile) as apply:
+    point, source = _psf_of_file(psf)
+    plan = Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
+    fitting = _Fitting.of(plan, point, source, psf_oversampling, gain, prior, structure, robust)
+    starts = plan.starts()
+    with (
+        plan.kept(files.catalogue, None, {"weights": None, **fitting.config}, tile, overwrite) as kept,
+        plan.workers(workers, scheduler, tile) as apply,
+    ):
         mesh = plan.mesh(kept, apply, report)
-        noise = Noise(mesh.autocorrelation, np.inf if gain is None else gain, SKY_LEFT, structure)
-        fitter = Fitter(point, noise, prior=assumed, robust=robust, psf_oversampling=psf_oversampling)
+        fitter = fitting.fitter(mesh)
         setting = tiles.Setting(
-            plan.source,
-            plan.zero.value,
-            mesh,
-            plan.places,
-            starts,
-            None,
-            fitter,
-            point_width,
-            False,
-            plan.saturation,
-            plan.threads(tile),
+            exposure=plan.source,
+            zero_point=plan.zero.value,
+            mesh=mesh,
+            places=plan.places,
+            starts=starts,
+            fitter=fitter,
+            psf_width=fitting.psf_width,
+            saturation=plan.saturation,
+            threads=plan.threads(tile),
         )
         values, _ = _all_tiles(setting, plan, tile, kept, apply, report)
         table = _table(plan, values, None, fitted=True)
         table.meta.update(_provenance(plan, mesh, None, command))
-        table.meta.update(PSF=source_of_psf, PRIOR=str(prior), STRUCTUR=structure)
-        if gain is not None:
-            table.meta["GAIN"] = gain
+        table.meta.update(fitting.meta)
         files.write(table, plan, mesh, values, fitter, tile)
     return table
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitting:
+    """How galaxies are fitted; made before anything is kept, for it may be refused."""
+
+    psf: np.ndarray
+    source: str
+    oversampling: int
+    gain: float | None
+    assumed: Prior | None
+    prior: str
+    structure: float
+    robust: bool
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        psf: np.ndarray,
+        source: str,
+        oversampling: int,
+        gain: float | None,
+        prior: str | Path,
+        structure: float,
+        robust: bool,
+    ) -> _Fitting:
+        return cls(psf, source, oversampling, gain, _prior(prior, plan), str(prior), structure, robust)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What runs that share tiles must share."""
+        seen = hashlib.sha256(np.ascontiguousarray(self.psf).tobytes())
+        if self.assumed is not None:
+            seen.update(self.assumed.mean.tobytes() + self.assumed.precision.tobytes())
+        options = (self.oversampling, self.gain, self.prior, self.structure, self.robust)
+        return {"fits": [seen.hexdigest(), *options]}
+
+    @property
+    def meta(self) -> dict[str, str | float]:
+        """For the header of the catalogue."""
+        out: dict[str, str | float] = {"PSF": self.source}
+        if self.gain is not None:
+            out["GAIN"] = self.gain
+        return {**out, "PRIOR": self.prior, "STRUCTUR": self.structure}
+
+    @property
+    def psf_width(self) -> float:
+        """Diameter of the circle in which the PSF is above half of its maximum, image pixels."""
+        return float(2 * np.sqrt((self.psf > self.psf.max() / 2).sum() / np.pi) / self.oversampling)
+
+    def fitter(self, mesh: Mesh) -> Fitter:
+        """What fits, with the noise of an image."""
+        noise = Noise(mesh.autocorrelation, np.inf if self.gain is None else self.gain, SKY_LEFT, self.structure)
+        return Fitter(self.psf, noise, prior=self.assumed, robust=self.robust, psf_oversampling=self.oversampling)
 
 
 @dataclass(frozen=True)
@@ -584,7 +607,7 @@ class _Files:
         return [self.catalogue.with_name(f"{stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
 
     def write(
-        self, table: QTable, plan: _Plan, mesh: Mesh, values: tiles.Values, fitter: Fitter | None, tile: int
+        self, table: QTable, plan: Plan, mesh: Mesh, values: tiles.Values, fitter: Fitter | None, tile: int
     ) -> None:
         """Write the catalogue, and then what goes with it: this must not cost that."""
         if self.catalogue is not None:
@@ -611,7 +634,7 @@ class _Files:
                 "--overwrite writes the rest."
             )
 
-    def _write_images(self, plan: _Plan, mesh: Mesh, draw: look.Draw, tile: int) -> None:
+    def _write_images(self, plan: Plan, mesh: Mesh, draw: look.Draw, tile: int) -> None:
         if self.model is None and self.residual is None:
             return
         with (
@@ -626,7 +649,7 @@ class _Files:
                     pixels = plan.exposure.read(core)
                     residual[core] = pixels.data - mesh.at(core, pixels).level - drawn
 
-    def _write_reports(self, table: QTable, plan: _Plan, mesh: Mesh, draw: look.Draw | None) -> None:
+    def _write_reports(self, table: QTable, plan: Plan, mesh: Mesh, draw: look.Draw | None) -> None:
         comparison = None if self.reference is None else crossmatch.match(table, self.reference)
         if comparison is not None and self.differences:
             text, figure = self.differences
@@ -643,172 +666,8 @@ _IMAGES = (".fits", ".fit", ".fits.gz")
 _ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "page": (".html",)}
 
 
-class _Plan(NamedTuple):
-    """What is to be measured: an image with its maps, what its header tells, and the places if they are given."""
-
-    exposure: mosaic.Exposure
-    zero: instrument.Reading
-    scale: instrument.Reading
-    table: Table | None  # what the user gave
-    places: np.ndarray | None  # x and y of its rows in pixels of the source, (N, 2)
-    detector: detect.Detector
-    source: mosaic.Exposure | mosaic.Resampled  # the exposure, or what it was brought to
-
-    @classmethod
-    def of(
-        cls,
-        image: str | Path,
-        hdu: int | str | None,
-        zero_point: float | None,
-        pixel_scale: float | None,
-        rms: str | Path | None,
-        wht: str | Path | None,
-        var: str | Path | None,
-        mask: str | Path | None,
-        positions: str | Path | Table | None,
-        report: tiles.Report,
-    ) -> _Plan:
-        maps = {kind: path for kind, path in (("rms", rms), ("wht", wht), ("var", var)) if path is not None}
-        if len(maps) > 1:
-            raise InputError(f"Give only one noise map; received {' and '.join(f'--{kind}' for kind in maps)}.")
-        report("reading", 0, 0)
-        frame = mosaic.read_image(image, hdu)
-        zero = instrument.zero_point(frame.header, zero_point, frame.scales)
-        scale = instrument.pixel_scale(frame.scales, pixel_scale)
-        noise, kind = None, "rms"
-        for kind, path in maps.items():
-            noise = mosaic.read_map(path, kind, frame)
-        hidden = None if mask is None else mosaic.read_map(mask, "mask", frame)
-        table, places = None, None
-        if positions is not None:
-            table = positions if isinstance(positions, Table) else catalogue.read_table(positions)
-            places = np.column_stack(_positions(table, frame))
-        _log.info("%s: %d x %d pixels", frame.name, *frame.shape[::-1])
-        _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *zero, *scale)
-        if frame.wcs is None:
-            _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
-        exposure = mosaic.Exposure(frame, noise, kind, hidden)
-        return cls(exposure, zero, scale, table, places, detect.Detector(), exposure)
-
-    def at_scale_of(self, network: weights.Weights, resample: bool) -> _Plan:
-        """The same, brought to the pixel scale of a network if that is asked for; else it must have that."""
-        if not resample:
-            network.domain.check_scale(self.scale)
-            return self
-        if not np.isfinite(self.scale.value):
-            raise InputError(f"{self.frame.name} has no pixel scale to resample from: give --pixel-scale.")
-        grid = mosaic.Resampled(self.exposure, self.scale.value / network.domain.pixel_scale)
-        if grid.factor > MOST_FINER:
-            _warn(
-                f"Pixels of {self.scale.value:.4f} arcsec become {grid.factor:.2f} times finer: their noise is "
-                "correlated over more pixels than is measured, so that S/N and errors are too good."
-            )
-        places = None if self.places is None else grid.to_grid(self.places)
-        return self._replace(source=grid, places=places)
-
-    @property
-    def factor(self) -> float:
-        """Pixels of the source along one of the image."""
-        return self.source.factor if isinstance(self.source, mosaic.Resampled) else 1.0
-
-    def to_image(self, pixels: np.ndarray) -> np.ndarray:
-        """Positions in pixels of the image, of those in the source."""
-        return self.source.from_grid(pixels) if isinstance(self.source, mosaic.Resampled) else pixels
-
-    def widened(self, size: float) -> float:
-        """Standard deviation of a point in pixels of the source, of that in the image."""
-        if not isinstance(self.source, mosaic.Resampled):
-            return size
-        return self.factor * float(np.sqrt(size**2 + (1 + 1 / self.factor**2) / 12))
-
-    def on_grid(self, width: domain.Width) -> domain.Width:
-        """The width of a PSF in pixels of the source."""
-        sigma = 2 * np.sqrt(2 * np.log(2))
-        return width._replace(value=sigma * self.widened(width.value / sigma), error=width.error * self.factor)
-
-    @property
-    def frame(self) -> mosaic.Image:
-        """The image."""
-        return self.exposure.image
-
-    @property
-    def saturation(self) -> float:
-        """Value from which on a pixel is saturated; infinite if the header does not tell."""
-        try:
-            return float(self.frame.header.get("SATURATE", np.inf)) / self.factor**2
-        except (TypeError, ValueError):
-            return np.inf
-
-    def threads(self, tile: int) -> int:
-        """Of the fits of a tile: all cores where there is one tile, and where many are worked on at once one."""
-        return (os.cpu_count() or 1) if len(tiles.cores(self.source.shape, tile)) == 1 else 1
-
-    @contextmanager
-    def kept(
-        self, files: _Files, run: Path | None, config: dict[str, Any], tile: int, overwrite: bool
-    ) -> Iterator[work.Kept]:
-        """What holds finished tiles: in `run`, or where there are several, beside the catalogue until all is done."""
-        path = run
-        if run is None and files.catalogue is not None and len(tiles.cores(self.source.shape, tile)) > 1:
-            path = files.catalogue.with_name(files.catalogue.name + ".run")
-        stamp = {
-            image.name: [image.path.stat().st_size, image.path.stat().st_mtime_ns] for image in self.exposure.images
-        }
-        places = None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest()
-        full = {
-            **config, "factor": self.factor, "images": stamp, "kind": self.exposure.kind, "zero_point": self.zero.value,
-            "pixel_scale": self.scale.value, "positions": places, "tile": tile, "version": sersicnet.__version__,
-        }  # fmt: skip
-        kept = work.Kept(path, full, overwrite)
-        try:
-            yield kept
-        except KeyboardInterrupt:
-            if path is not None:
-                _warn(f"Interrupted: what is finished is kept in {path}, and the same command continues.")
-            raise
-        finally:
-            self.exposure.close()
-        if run is None:
-            kept.remove()
-
-    @contextmanager
-    def workers(self, n: int | None, scheduler: str | None, tile: int) -> Iterator[work.Apply]:
-        """What works on the tiles; this process alone where there is a single one."""
-        if scheduler is not None:
-            with work.cluster(scheduler) as apply:
-                yield apply
-            return
-        most = min(n or os.cpu_count() or 1, len(tiles.cores(self.source.shape, tile)))
-        held = [image for image in self.exposure.images if image.is_held]
-        if held and most > 1:
-            _warn(f"{held[0].name} is compressed as a whole: it is held in memory, and one process does the work.")
-            most = 1
-        with work.workers(most, weights.use_one_thread) as apply:
-            yield apply
-
-    def mesh(self, kept: work.Kept, apply: work.Apply, report: tiles.Report) -> Mesh:
-        """Sky and noise of the image, or what was kept of them."""
-        found = kept.get("mesh")
-        if found is None:
-            report("measuring the sky", 0, 0)
-            mesh = estimate_sky(self.source, self.detector, work.in_order(apply))
-            _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
-            kept.put("mesh", mesh.arrays())
-        else:
-            mesh = Mesh.of(found)
-        if self.exposure.noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
-            _warn(
-                f"{self.exposure.noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
-                "the scatter of blank pixels: only its relative values are used. Is it what "
-                f"--{self.exposure.kind} takes, in units of the image? Weights of drizzled images often are exposure "
-                "times, not inverse variances. Correlated noise makes pixels scatter less than a map says; NOISECOR, "
-                f"by which the noise of an aperture exceeds theirs, is {correlation(mesh.autocorrelation):.2f}."
-            )
-        return mesh
-
-
 def _all_tiles(
-    setting: tiles.Setting, plan: _Plan, tile: int, kept: work.Kept, apply: work.Apply, report: tiles.Report
+    setting: tiles.Setting, plan: Plan, tile: int, kept: work.Kept, apply: work.Apply, report: tiles.Report
 ) -> tuple[tiles.Values, np.ndarray]:
     """The values of all tiles in an order that does not depend on them, and the profiles of sources."""
     cores = tiles.cores(plan.source.shape, tile)
@@ -856,28 +715,6 @@ def _tile_name(core: mosaic.Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
 
 
-def _positions(table: Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
-    names = set(table.colnames)
-    if {"ra", "dec"} <= names and (frame.wcs is not None or not {"x", "y"} <= names):
-        return frame.pixels(_coordinate(table["ra"], "deg"), _coordinate(table["dec"], "deg"))
-    if {"x", "y"} <= names:
-        return _coordinate(table["x"]), _coordinate(table["y"])
-    raise InputError(
-        f"A table of positions has columns x and y, or ra and dec; received {', '.join(table.colnames) or 'none'}."
-    )
-
-
-def _coordinate(column: Column, unit: str | None = None) -> np.ndarray:
-    """Values of a column, in `unit` if it has another one; NaN where masked."""
-    try:
-        if unit is not None and column.unit is not None:
-            column = units.Quantity(column).to(unit)
-        values: np.ma.MaskedArray = np.ma.asarray(getattr(column, "value", column), dtype=float)
-    except (TypeError, ValueError, units.UnitConversionError) as error:
-        raise InputError(f"Column {column.name} of --positions must hold numbers: {error}.") from error
-    return np.ma.filled(values, np.nan)
-
-
 def _check_noise(gain: float | None, structure: float) -> None:
     if not 0 <= structure < 1:
         raise InputError(f"The structure of galaxies is a fraction from 0 to below 1; received {structure}.")
@@ -913,12 +750,7 @@ def _psf_of_file(path: str | Path) -> tuple[np.ndarray, str]:
     return realsky.read_psf(path).image, str(path)
 
 
-def _width(psf: np.ndarray, oversampling: int = 1) -> float:
-    """Diameter of the circle in which a PSF is above half of its maximum, image pixels."""
-    return float(2 * np.sqrt((psf > psf.max() / 2).sum() / np.pi) / oversampling)
-
-
-def _prior(prior: str | Path, plan: _Plan) -> Prior | None:
+def _prior(prior: str | Path, plan: Plan) -> Prior | None:
     """What to assume of galaxies, in pixels and units of an image."""
     if str(prior) == "none":
         return None
@@ -940,22 +772,7 @@ def _prior(prior: str | Path, plan: _Plan) -> Prior | None:
     return Prior.of(np.column_stack([10 ** (-0.4 * (mag - plan.zero.value)), r_eff * scale_of_prior / scale, n, 1 - e]))
 
 
-def _columns(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
-    """Parameters of galaxies in a table, under the names of the targets, and theta, as far as it has them."""
-    out = {}
-    for name in (*TARGET_NAMES, "theta"):
-        if name in table.colnames:
-            out[name] = _coordinate(table[name])
-    if "r_eff_pix" not in out and "r_eff" in table.colnames:
-        if not np.isfinite(scale.value):
-            raise InputError("A table with r_eff in arcsec needs a pixel scale: give --pixel-scale, or r_eff_pix.")
-        out["r_eff_pix"] = _coordinate(table["r_eff"], "arcsec") / scale.value
-    if "ellipticity" not in out and "q" in table.colnames:
-        out["ellipticity"] = 1 - _coordinate(table["q"])
-    return out
-
-
-def _table(plan: _Plan, values: tiles.Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
+def _table(plan: Plan, values: tiles.Values, network: weights.Weights | None, *, fitted: bool) -> QTable:
     """Columns with units and descriptions, and the flags that need the whole catalogue."""
     n = len(values.x)
     targets, flags = values.targets, values.flags
@@ -985,7 +802,7 @@ def _table(plan: _Plan, values: tiles.Values, network: weights.Weights | None, *
     return catalogue.assembled(columns)
 
 
-def _detected(plan: _Plan, values: tiles.Values) -> dict[str, np.ndarray]:
+def _detected(plan: Plan, values: tiles.Values) -> dict[str, np.ndarray]:
     """Columns that tell what the detection saw, without a network or a fit."""
     found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
     out = {"a_image": found["a"] / plan.factor, "b_image": found["b"] / plan.factor}
@@ -1002,7 +819,7 @@ def _detected(plan: _Plan, values: tiles.Values) -> dict[str, np.ndarray]:
     return out
 
 
-def _provenance(plan: _Plan, mesh: Mesh, network: weights.Weights | None, command: str) -> dict[str, str | float]:
+def _provenance(plan: Plan, mesh: Mesh, network: weights.Weights | None, command: str) -> dict[str, str | float]:
     """What the catalogue was made from, as FITS cards of at most eight characters."""
     meta: dict[str, str | float] = {
         "IMAGE": plan.frame.name,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,21 +52,43 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Setting:
-    """All that work on a tile needs to know."""
+    """All that work on a tile needs to know.
+
+    Attributes
+    ----------
+    exposure : Exposure or Resampled
+    zero_point : float
+    mesh : Mesh
+    places : ndarray, float64, (N, 2) or None
+        Where to measure; None for what is detected.
+    starts : dict
+        Parameters of the places that fits start from, by name.
+    network : Path or None
+        Weights directory; None for fits alone.
+    fitter : Fitter or None
+    psf_width : float
+        Full width of the PSF that moments are freed from, pixels.
+    profiles : bool
+        Whether to collect what tells the width of the image's PSF.
+    saturation : float
+        Value from which on a pixel is saturated.
+    threads : int
+        Of the fits.
+    """
 
     exposure: mosaic.Exposure | mosaic.Resampled
     zero_point: float
     mesh: Mesh
     places: np.ndarray | None
-    starts: dict[str, np.ndarray]
-    network: Path | None
+    starts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    network: Path | None = None
     fitter: Fitter | None
-    psf_width: float
-    profiles: bool
+    psf_width: float = 0.0
+    profiles: bool = False
     saturation: float
-    threads: int  # of the fits
+    threads: int
 
 
 def cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
