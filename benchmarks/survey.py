@@ -350,7 +350,7 @@ def pyimfit(path, work, psf, held, zero_point, gain, known, limit, python):
     took = {"rows": len(bright), "wall": 0.0, "cpu": 0.0}
     for k in range(PROCESSES):
         out = np.load(work / f"pyimfit{k}_out.npz")
-        parameters[k::PROCESSES] = out["parameters"]
+        parameters[k::PROCESSES] = out["parameters"].reshape(-1, 7)
         took["wall"] = max(took["wall"], float(out["wall"]))  # without its start, and without ours
         took["cpu"] += float(out["cpu"])
     _, _, flux, r_eff, n, q, _ = parameters.T
