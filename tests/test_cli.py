@@ -106,13 +106,14 @@ def test_scripts_get_json(run, field, tmp_path):
 
 
 def test_what_goes_with_a_catalogue(run, field, tmp_path):
+    field[1].write(tmp_path / "truth.ecsv")
     code, out, err = run(
         "measure", field[0], "-o", tmp_path / "cat.fits", "--regions", tmp_path / "cat.reg",
-        "--report", tmp_path / "page.html", "--match", field[1],
+        "--report", tmp_path / "page.html", "--match", tmp_path / "truth.ecsv",
     )  # fmt: skip
     assert code == 0, err
     assert "have a partner" in out
-    names = ["cat.fits", "cat.reg", "cat_match.md", "cat_match.png", "page.html"]
+    names = ["cat.fits", "cat.reg", "cat_match.md", "cat_match.png", "page.html", "truth.ecsv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert "have a partner" in (tmp_path / "page.html").read_text()
     code, _, err = run("measure", field[0], "-o", tmp_path / "b.fits", "--report", tmp_path / "page.pdf")

@@ -6,7 +6,7 @@ import pytest
 
 from sersicnet import detect, train, weights
 from sersicnet.domain import LEAST_POINTS, Domain, Width, width_of_points
-from sersicnet.errors import SersicnetWarning
+from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.instrument import F160W, Reading
 from sersicnet.realsky import full_width
 from sersicnet.render import Renderer
@@ -26,14 +26,14 @@ CARD = {
 }
 
 
-def compared(domain, *, zero=25.9463, scale=0.06, width=3.0, error=0.01, rms=RMS):
-    return domain.compare(Reading(zero, "test"), Reading(scale, "test"), Width(width, error, "test"), rms)
+def compared(domain, *, zero=25.9463, width=3.0, error=0.01, rms=RMS):
+    return domain.compare(Reading(zero, "test"), Width(width, error, "test"), rms)
 
 
 # --- the comparison ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{}, {"width": 2.1}, {"width": 4.1}, {"width": np.nan}, {"scale": np.nan}])
+@pytest.mark.parametrize("change", [{}, {"width": 2.1}, {"width": 4.1}, {"width": np.nan}])
 def test_inside_nothing_is_said(change):
     verdict = compared(Domain.of(CARD), **change)
     assert verdict.reasons == ()
@@ -45,7 +45,6 @@ def test_inside_nothing_is_said(change):
     [
         ({"width": 1.9}, "PSF"),
         ({"width": 4.3}, "PSF"),
-        ({"scale": 0.064}, "pixel scale"),
         ({"rms": RMS * 10}, "depth"),
         ({"zero": 29.0}, "depth"),
     ],
@@ -55,6 +54,14 @@ def test_outside_all_rows_are_and_the_remedy_is_told(change, reason):
         verdict = compared(Domain.of(CARD), **change)
     assert verdict.reasons == (reason,)
     assert verdict.rows.all()
+
+
+def test_another_pixel_scale_is_refused():
+    domain = Domain.of(CARD)
+    for scale in (0.058, 0.062, np.nan):
+        domain.check_scale(Reading(scale, "test"))
+    with pytest.raises(InputError, match=r"0\.0640 arcsec per pixel, mine was trained at 0\.06\. Give --resample"):
+        domain.check_scale(Reading(0.064, "test"))
 
 
 def test_a_width_that_is_badly_known_is_no_alarm():
