@@ -174,7 +174,7 @@ def print_sizes(rows):
 
 def stages(path, output):
     """CPU seconds of the stages of `sersicnet.measure.measure`, each without those that it calls; a dict."""
-    from sersicnet import catalogue, detect, domain, mosaic, points, weights
+    from sersicnet import catalogue, detect, domain, mosaic, plan, points, weights
     from sersicnet import measure as verb
 
     spent, running = {"other": 0.0}, ["other"]
@@ -202,10 +202,11 @@ def stages(path, output):
         setattr(owner, name, watched)
 
     watch(mosaic.Exposure, "read", "reading")
-    watch(detect.Detector, "mesh", "background and noise")
+    watch(plan, "estimate_sky", "background and noise")
     watch(detect.Detector, "around", "detection")
     watch(detect.Detector, "_deblended", "deblending")
     watch(detect.Detector, "_prominent", "deblending")
+    watch(detect.Detector, "photometry", "light in apertures")
     watch(detect.Detections, "claimed", "stamps")
     watch(mosaic, "cut", "stamps")
     watch(weights.Weights, "predict", "network")

@@ -323,8 +323,10 @@ class Detector:
         """Regions that stand out as a whole, and not by a few pixels; None if there are none."""
         if found is None:
             return None
-        flux = ndimage.sum_labels(clean, found.data, found.labels)
-        variance = ndimage.sum_labels(np.square(sky.rms, dtype=float), found.data, found.labels)
+        inside = found.data > 0
+        labels = found.data[inside]
+        flux = np.bincount(labels, clean[inside])[found.labels]
+        variance = np.bincount(labels, sky.rms[inside].astype(float) ** 2)[found.labels]
         good = found.labels[flux >= self.least_snr * sky.correlation * np.sqrt(variance)]
         if not len(good):
             return None
@@ -505,8 +507,8 @@ KRON, KRON_MEASURED, KRON_REACH = 2.5, 6.0, 10.0
 
 
 def reach(a: np.ndarray, kron_radius: np.ndarray) -> np.ndarray:
-    """Pixels that the apertures of sources reach; NaN where the Kron radius is."""
-    return np.maximum(KRON_MEASURED, KRON * kron_radius) * a + 2
+    """Pixels that the apertures of sources reach; without a Kron radius, as far as it was sought."""
+    return np.fmax(KRON_MEASURED, KRON * kron_radius) * a + 2
 
 
 class Photometry(NamedTuple):
