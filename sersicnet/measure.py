@@ -53,8 +53,9 @@ TILE = 2048
 
 _log = logging.getLogger(__name__)
 
-PROCESS_MEMORY, PIXEL_MEMORY = 3e8, 100.0
-"""Bytes that a process takes, and besides for each pixel of its tile; about, for `foresee`."""
+PROCESS_MEMORY, PIXEL_MEMORY = 2.5e8, 80.0
+"""Bytes that a process takes, and besides for each pixel of its tile: 1.4 GB with two processes, of which 1.2 to 1.4
+were measured (``benchmarks/survey.py``)."""
 
 PRIOR_SAMPLE = 4000
 """Galaxies drawn from a distribution to make a prior of it."""

@@ -777,6 +777,16 @@ def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):
     assert len(list((tmp_path / "cat.fits.run").glob("tile-*.npz"))) == 2
 
 
+def test_models_do_not_depend_on_the_tiles(field, psf_file, tmp_path):
+    bright = field[1][np.argsort(field[1]["mag"])[:4]]
+    for tile in (200, 2048):
+        products = {name: tmp_path / f"{name}{tile}.fits" for name in ("model", "residual")}
+        fit_quietly(field[0], psf=psf_file, positions=bright, tile=tile, workers=1, **products)
+    for name in products:
+        tiled, whole = (fits.getdata(tmp_path / f"{name}{tile}.fits") for tile in (200, 2048))
+        np.testing.assert_allclose(tiled, whole, atol=1e-6)
+
+
 def test_a_side_product_that_fails_does_not_cost_the_catalogue(field, psf_file, tmp_path, monkeypatch):
     def full(*args, **options):
         raise InputError("model.fits could not be written: no space left on device.")
