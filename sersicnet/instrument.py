@@ -106,6 +106,10 @@ class Reading(NamedTuple):
 ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZPT", "ZEROPNT", "ZP", "MAG_ZP", "PHOTZP")
 
 
+VEGA_KEYWORDS = ("MAGSYS", "PHOTSYS", "MAGSYST", "CASUVERS")
+"""What tells that a zero point is of the Vega system; the pipeline of CASU (VISTA, WFCAM), by its MAGZPT."""
+
+
 FLUX_UNITS = {
     "jy": 8.9,
     "jansky": 8.9,
@@ -124,6 +128,7 @@ COUNTS = ("electrons", "electron", "e-", "e", "counts", "count", "adu", "dn")
 
 KEYWORDS = (
     "PHOTFLAM", "PHOTPLAM", "BUNIT", "EXPTIME", "PIXAR_SR", "PIXAR_A2", "FLUXMAG0", *ZERO_POINT_KEYWORDS,
+    *VEGA_KEYWORDS,
 )  # fmt: skip
 """All that `zero_point` reads; where an extension lacks one, the primary header's counts."""
 
@@ -235,12 +240,23 @@ def _of_keywords(header: Mapping) -> Reading:
         return Reading(2.5 * float(np.log10(flux)), "FLUXMAG0")
     for keyword in ZERO_POINT_KEYWORDS:
         if keyword in header:
+            _refuse_vega(header, keyword)
             return Reading(_number(header, keyword), keyword)
     raise InputError(
         "The header tells no zero point (looked for PHOTFLAM and PHOTPLAM, FLUXMAG0, "
         f"{', '.join(ZERO_POINT_KEYWORDS)}, and BUNIT of MJy/sr or a flux; received "
         f"{header.get('BUNIT', 'no BUNIT')}). Give the AB magnitude of one image unit with --zero-point."
     )
+
+
+def _refuse_vega(header: Mapping, keyword: str) -> None:
+    """Magnitudes of another system would be off by up to two, and look right."""
+    told = [key for key in VEGA_KEYWORDS[:-1] if str(header.get(key, "")).strip().lower().startswith("vega")]
+    if told or (keyword == "MAGZPT" and "CASUVERS" in header):
+        raise InputError(
+            f"{keyword} must be an AB magnitude; {told[0] if told else 'CASUVERS'} in the header tells that it is of "
+            "the Vega system. Add the filter's offset from Vega to AB, and give the sum with --zero-point."
+        )
 
 
 def _unit(header: Mapping) -> str:

@@ -95,6 +95,14 @@ def test_plain_keywords(keyword):
     assert zero_point({keyword: 24.6}) == (24.6, keyword)
 
 
+@pytest.mark.parametrize("card", [{"MAGSYS": "VEGA"}, {"PHOTSYS": "Vega mag"}, {"CASUVERS": "vircam v1.5"}])
+def test_zero_points_of_vega_are_refused(card):
+    with pytest.raises(InputError, match=r"must be an AB magnitude; .* Vega system"):
+        zero_point({"MAGZPT": 23.0, **card})
+    assert zero_point({"MAGZPT": 23.0, **card}, 23.9).value == 23.9
+    assert zero_point({"MAGZPT": 23.0, "MAGSYS": "AB"}).value == 23.0
+
+
 def test_option_goes_before_header():
     assert zero_point(HST, 20.0) == (20.0, "option --zero-point")
 
