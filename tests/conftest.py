@@ -66,3 +66,21 @@ def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):
     }  # fmt: skip
     fits.PrimaryHDU(np.zeros((200, 200), np.float32), fits.Header(cards)).writeto(tmp_path / name)
     return mosaic.read_image(tmp_path / name)
+
+
+def tiny_core():
+    """A network of a thousandth of the work."""
+    from sersicnet.networks import keras, ops
+
+    stamps = keras.Input((128, 128))
+    x = keras.layers.Dense(5, activation="tanh", name="features")(ops.mean(stamps, axis=1))
+    return keras.Model(stamps, keras.layers.Dense(4)(x), name="dann")
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """Put `tiny_core` in the place of ``dann``; returns its name."""
+    from sersicnet import networks
+
+    monkeypatch.setitem(networks.ARCHITECTURES, "dann", networks.Architecture(tiny_core, log=False, spreads=False))
+    return "dann"

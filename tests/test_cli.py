@@ -309,8 +309,8 @@ def test_a_preview_alone_writes_no_set(run, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.pdf"]
 
 
-def test_train_and_fine_tune(run, small_dataset, field, tmp_path):
-    code, _, err = run("train", small_dataset, "-o", tmp_path / "w", "--epochs", "1")
+def test_train_and_fine_tune(run, small_dataset, field, tmp_path, tiny_network):
+    code, _, err = run("train", small_dataset, "-o", tmp_path / "w", "--epochs", "1", "--network", tiny_network)
     assert code == 0
     assert "R_e [px]" in err
     assert "training on" in err
@@ -322,7 +322,7 @@ def test_train_and_fine_tune(run, small_dataset, field, tmp_path):
         "--epochs", "1", "--layers", "all",
     )  # fmt: skip
     assert code == 0
-    assert weights.load(tmp_path / "f").card["network"] == "fovea"
+    assert weights.load(tmp_path / "f").card["network"] == tiny_network
 
 
 def test_info_is_markdown_for_a_bug_report(run):

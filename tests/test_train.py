@@ -9,7 +9,7 @@ from functools import partial
 import h5py
 import numpy as np
 import pytest
-from conftest import tiny_recipe
+from conftest import tiny_core, tiny_recipe
 
 from sersicnet import networks, train, weights
 from sersicnet.dataset import Dataset, real_galaxies
@@ -142,19 +142,6 @@ def test_batch_normalisations_stay_as_they_began_if_the_recipe_says_so(small_dat
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)) == kept
 
 
-def tiny_core():
-    stamps = keras.Input((128, 128))
-    x = keras.layers.Dense(5, activation="tanh", name="features")(ops.mean(stamps, axis=1))
-    return keras.Model(stamps, keras.layers.Dense(4)(x), name="dann")
-
-
-@pytest.fixture
-def tiny_network(monkeypatch):
-    """Put a network of a thousandth of the work in the place of ``dann``; returns its name."""
-    monkeypatch.setitem(networks.ARCHITECTURES, "dann", networks.Architecture(tiny_core, log=False, spreads=False))
-    return "dann"
-
-
 def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
     """The core's weights after a step on two simulated and two real galaxies."""
     keras.utils.set_random_seed(3)
@@ -164,6 +151,7 @@ def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
     model, arguments = train._adapting(core, adapt, is_real, labelled, recipe)
     rows = np.array([2, 3, 0, 1])
     x, y, weight = arguments(stamps, standardised[rows], rows, 0.5)
+    model.run_eagerly = True  # a single step does not pay for a graph
     model.train_on_batch(x, y, sample_weight=weight)
     return core.get_weights()
 
@@ -362,6 +350,7 @@ def test_the_head_alone_learns_while_the_body_is_frozen():
         names, before = [v.path for v in core.weights], core.get_weights()
         train._freeze(core, body=not body)
         model, _ = train._plain(core, train.FINETUNE["fovea"])
+        model.run_eagerly = True
         model.train_on_batch(real, np.ones((8, 4), np.float32))
         changed = {n for n, a, b in zip(names, before, core.get_weights(), strict=True) if not np.array_equal(a, b)}
         assert any("features" in name for name in changed)
