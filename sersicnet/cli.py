@@ -311,7 +311,7 @@ def fit(
         typer.Option(
             "--output",
             "-o",
-            help="Catalogue: .fits, .ecsv, .csv or .parquet. By default IMAGE_fit.fits here.",
+            help="Catalogue: .fits, .ecsv, .csv, .parquet or .vot. By default IMAGE_fit.fits here.",
             show_default=False,
         ),
     ] = None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import re
 import shutil
 import time
@@ -102,7 +101,7 @@ def measure(
     image : str or Path
         FITS image in any linear unit.
     output : str or Path, optional
-        Catalogue to write: .fits, .ecsv, .csv or .parquet. None writes nothing.
+        Catalogue to write: .fits, .ecsv, .csv, .parquet or .vot. None writes nothing.
     hdu : int or str, optional
         Extension of `image`; see `sersicnet.mosaic.read_image`.
     zero_point, pixel_scale : float, optional
@@ -214,7 +213,7 @@ def measure(
         point, source = _psf_of_weights(network) if psf is None else _psf_of_file(psf)
         if gain is None:
             gain = _gain_of_weights(network, plan.zero.value)
-        fitting = _Fitting.of(plan, point, source, psf_oversampling, gain, prior, structure, robust)
+        fitting = _Fitting(point, source, psf_oversampling, gain, _prior(prior, plan), str(prior), structure, robust)
     config = {"weights": network.sha256, "own psf": psf is not None, **({} if fitting is None else fitting.config)}
     with (
         plan.kept(files.catalogue, run, config, tile, overwrite) as kept,
@@ -393,7 +392,7 @@ def foresee(
     plan = Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, tiles.silent)
     plan = plan.at_scale_of(network, resample)
     pieces = tiles.cores(plan.source.shape, tile)
-    n = min(workers or os.cpu_count() or 1, len(pieces))
+    n = plan.processes(workers, tile)
     largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in pieces)
     held = sum(image.shape[0] * image.shape[1] * 4 for image in plan.exposure.images if image.is_held)
     memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY + held
@@ -479,7 +478,7 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
         _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
     point, source = _psf_of_file(psf)
     plan = Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
-    fitting = _Fitting.of(plan, point, source, psf_oversampling, gain, prior, structure, robust)
+    fitting = _Fitting(point, source, psf_oversampling, gain, _prior(prior, plan), str(prior), structure, robust)
     starts = plan.starts()
     with (
         plan.kept(files.catalogue, None, {"weights": None, **fitting.config}, tile, overwrite) as kept,
@@ -518,20 +517,6 @@ class _Fitting:
     prior: str
     structure: float
     robust: bool
-
-    @classmethod
-    def of(
-        cls,
-        plan: Plan,
-        psf: np.ndarray,
-        source: str,
-        oversampling: int,
-        gain: float | None,
-        prior: str | Path,
-        structure: float,
-        robust: bool,
-    ) -> _Fitting:
-        return cls(psf, source, oversampling, gain, _prior(prior, plan), str(prior), structure, robust)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -631,8 +616,7 @@ class _Files:
                 failed.append(str(error))
         if failed:
             raise InputError(
-                f"{' '.join(failed)} {self.catalogue} is written, and the tiles are kept: the same command with "
-                "--overwrite writes the rest."
+                f"{' '.join(failed)} {self.catalogue} is written; the same command with --overwrite writes the rest."
             )
 
     def _write_images(self, plan: Plan, mesh: Mesh, draw: look.Draw, tile: int) -> None:

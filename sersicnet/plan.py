@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy import units
-from astropy.table import Column, Table
+from astropy.table import Table
 
 import sersicnet
-from sersicnet import catalogue, detect, domain, instrument, mosaic, tiles, weights, work
+from sersicnet import catalogue, crossmatch, detect, domain, instrument, mosaic, tiles, weights, work
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.sky import Mesh, correlation, estimate_sky
@@ -164,6 +163,12 @@ class Plan(NamedTuple):
         if run is None:
             kept.remove()
 
+    def processes(self, n: int | None, tile: int) -> int:
+        """How many do the work, if `n` are wanted; one where an image is held in memory."""
+        if any(image.is_held for image in self.exposure.images):
+            return 1
+        return min(n or os.cpu_count() or 1, len(tiles.cores(self.source.shape, tile)))
+
     @contextmanager
     def workers(self, n: int | None, scheduler: str | None, tile: int) -> Iterator[work.Apply]:
         """What works on the tiles; this process alone where there is a single one."""
@@ -172,11 +177,10 @@ class Plan(NamedTuple):
                 yield apply
             return
         most = min(n or os.cpu_count() or 1, len(tiles.cores(self.source.shape, tile)))
-        held = [image for image in self.exposure.images if image.is_held]
-        if held and most > 1:
-            _warn(f"{held[0].name} is compressed as a whole: it is held in memory, and one process does the work.")
-            most = 1
-        with work.workers(most, weights.use_one_thread) as apply:
+        if self.processes(n, tile) < most:
+            held = next(image for image in self.exposure.images if image.is_held)
+            _warn(f"{held.name} is compressed as a whole: it is held in memory, and one process does the work.")
+        with work.workers(self.processes(n, tile), weights.use_one_thread) as apply:
             yield apply
 
     def mesh(self, kept: work.Kept, apply: work.Apply, report: tiles.Report) -> Mesh:
@@ -203,23 +207,16 @@ class Plan(NamedTuple):
 def _positions(table: Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
     names = set(table.colnames)
     if {"ra", "dec"} <= names and (frame.wcs is not None or not {"x", "y"} <= names):
-        return frame.pixels(_coordinate(table["ra"], "deg"), _coordinate(table["dec"], "deg"))
+        return frame.pixels(_column(table, "ra", "deg"), _column(table, "dec", "deg"))
     if {"x", "y"} <= names:
-        return _coordinate(table["x"]), _coordinate(table["y"])
+        return _column(table, "x"), _column(table, "y")
     raise InputError(
         f"A table of positions has columns x and y, or ra and dec; received {', '.join(table.colnames) or 'none'}."
     )
 
 
-def _coordinate(column: Column, unit: str | None = None) -> np.ndarray:
-    """Values of a column, in `unit` if it has another one; NaN where masked."""
-    try:
-        if unit is not None and column.unit is not None:
-            column = units.Quantity(column).to(unit)
-        values: np.ma.MaskedArray = np.ma.asarray(getattr(column, "value", column), dtype=float)
-    except (TypeError, ValueError, units.UnitConversionError) as error:
-        raise InputError(f"Column {column.name} of --positions must hold numbers: {error}.") from error
-    return np.ma.filled(values, np.nan)
+def _column(table: Table, name: str, unit: str | None = None) -> np.ndarray:
+    return crossmatch.numbers(table, name, "--positions", unit)
 
 
 def _starts(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
@@ -227,13 +224,13 @@ def _starts(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
     out = {}
     for name in (*TARGET_NAMES, "theta"):
         if name in table.colnames:
-            out[name] = _coordinate(table[name])
+            out[name] = _column(table, name)
     if "r_eff_pix" not in out and "r_eff" in table.colnames:
         if not np.isfinite(scale.value):
             raise InputError("A table with r_eff in arcsec needs a pixel scale: give --pixel-scale, or r_eff_pix.")
-        out["r_eff_pix"] = _coordinate(table["r_eff"], "arcsec") / scale.value
+        out["r_eff_pix"] = _column(table, "r_eff", "arcsec") / scale.value
     if "ellipticity" not in out and "q" in table.colnames:
-        out["ellipticity"] = 1 - _coordinate(table["q"])
+        out["ellipticity"] = 1 - _column(table, "q")
     return out
 
 

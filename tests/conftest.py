@@ -6,6 +6,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from sersicnet import mosaic, simulate
+from sersicnet.detect import Detector
+from sersicnet.sky import Held, estimate_sky
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,19 @@ def field(tmp_path_factory):
     sky = simulate.Field(512, n=14, seed=11, mag=(18.0, 22.0))
     image, truth = simulate.simulate_field(path, sky)
     return image, Table.read(truth)
+
+
+@pytest.fixture(scope="session")
+def held(field):
+    """The field in memory."""
+    image = mosaic.read_image(field[0])
+    return Held(mosaic.Pixels(image.data, image.without_data()))
+
+
+@pytest.fixture(scope="session")
+def mesh(held):
+    """Sky and noise of the field."""
+    return estimate_sky(held, Detector())
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,6 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels
 
 from sersicnet.detect import Detector, _grown_labels
-from sersicnet.mosaic import Pixels, read_image
-from sersicnet.sky import Held, estimate_sky
-
-
-@pytest.fixture(scope="module")
-def held(field):
-    image = read_image(field[0])
-    return Held(Pixels(image.data, image.without_data()))
-
-
-@pytest.fixture(scope="module")
-def mesh(held):
-    return estimate_sky(held, Detector())
 
 
 def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):

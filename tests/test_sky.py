@@ -7,19 +7,8 @@ from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from skimage.segmentation import expand_labels
 
 from sersicnet.detect import Detector
-from sersicnet.mosaic import Pixels, grown, read_image
+from sersicnet.mosaic import Pixels, grown
 from sersicnet.sky import Held, Mesh, _clipped, _mad_std, _median, _sky_of, dilated, estimate_sky
-
-
-@pytest.fixture(scope="module")
-def held(field):
-    image = read_image(field[0])
-    return Held(Pixels(image.data, image.without_data()))
-
-
-@pytest.fixture(scope="module")
-def mesh(held):
-    return estimate_sky(held, Detector())
 
 
 def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):
