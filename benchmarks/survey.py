@@ -86,12 +86,17 @@ def mosaic_of(side, work, seed):
 # --- time and memory -------------------------------------------------------------------------------------
 
 
-class Memory(threading.Thread):
-    """Looks at the memory of a process and all below it until it has ended."""
+class Watch(threading.Thread):
+    """Looks at the memory and the CPU time of a process and all below it until it has ended."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.pid, self.peak, self.peak_rss, self.processes = pid, 0, 0, 0
+        self.pid, self.peak, self.peak_rss, self.processes, self._cpu = pid, 0, 0, 0, {}
+
+    @property
+    def cpu(self):
+        """Seconds of all of them, each as long as it was seen."""
+        return sum(self._cpu.values())
 
     def run(self):
         while True:
@@ -101,6 +106,7 @@ class Memory(threading.Thread):
                 return
             self.peak, self.peak_rss = max(self.peak, pss), max(self.peak_rss, rss)
             self.processes = max(self.processes, len(pids))
+            self._cpu.update((pid, seconds) for pid in pids if (seconds := cpu_of(pid)) is not None)
             time.sleep(0.2)
 
 
@@ -123,28 +129,37 @@ def memory_of(pid):
     return sizes.get("Pss:", 0), sizes.get("Rss:", 0)
 
 
+def cpu_of(pid):
+    """CPU seconds of a process so far; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def children_seconds():
-    """CPU time of the processes that were started and have ended."""
+    """CPU time of the processes that were started by this one and have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def timed(command, **options):
-    """Run a command; wall and CPU seconds, and the `Memory` of it."""
-    cpu, wall = children_seconds(), time.perf_counter()
+    """Run a command; wall and CPU seconds, and what its `Watch` saw."""
+    wall = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], **options)
-    memory = Memory(process.pid)
-    memory.start()
+    watch = Watch(process.pid)
+    watch.start()
     if process.wait():
         raise SystemExit(f"{command[0]} ended with an error; see above.")
     wall = time.perf_counter() - wall
-    memory.join()
+    watch.join()
     return {
         "wall": wall,
-        "cpu": children_seconds() - cpu,
-        "pss": memory.peak,
-        "rss": memory.peak_rss,
-        "processes": memory.processes,
+        "cpu": watch.cpu,
+        "pss": watch.peak,
+        "rss": watch.peak_rss,
+        "processes": watch.processes,
     }
 
 
@@ -205,8 +220,7 @@ def stages(path, output):
     watch(plan, "estimate_sky", "background and noise")
     watch(detect.Detector, "around", "detection")
     watch(detect.Detector, "_deblended", "deblending")
-    watch(detect.Detector, "_prominent", "deblending")
-    watch(detect.Detector, "photometry", "light in apertures")
+    watch(detect.Detections, "photometry", "light in apertures")
     watch(detect.Detections, "claimed", "stamps")
     watch(mosaic, "cut", "stamps")
     watch(weights.Weights, "predict", "network")

@@ -234,11 +234,15 @@ def measure(
 
     Example: sersicnet measure mosaic.fits --dry-run
     """
-    from sersicnet import measure as measuring
-
     started = time.monotonic()
     _log_to_stderr(verbose)
     paths = _images(images)
+    if workers != 1 and scheduler is None and any(path.exists() and path.stat().st_size > _SEVERAL for path in paths):
+        from sersicnet import work
+
+        work.get_ready()
+    from sersicnet import measure as measuring
+
     single: dict[str, Any] = {
         "positions": positions,
         "rms": rms,
@@ -414,6 +418,10 @@ def _say_outlook(outlooks: list[Outlook], as_json: bool) -> None:
         typer.echo(
             f"  work         {outlook.tiles} tiles by {outlook.workers} processes, about {outlook.memory:.1f} GB"
         )
+
+
+_SEVERAL = 2**25
+"""Bytes of an image from which on several processes will work on it."""
 
 
 def _say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]], seconds: float) -> None:

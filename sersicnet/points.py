@@ -190,6 +190,19 @@ def sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray
     half of its own variance; it does not care for noise far out, as a plain
     second moment does.
     """
+    parts = [
+        _sizes(Stamps(*(values[first : first + _AT_ONCE] for values in vars(stamps).values())), reach, rounds)
+        for first in range(0, len(stamps.x), _AT_ONCE)
+    ]
+    size, snr, round_ = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else np.zeros((3, 0))
+    return size, snr, round_.astype(bool)
+
+
+_AT_ONCE = 16
+"""Stamps whose sizes are measured at once: what is made on the way stays in the processor's cache."""
+
+
+def _sizes(stamps: Stamps, reach: int, rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, middle = len(stamps.x), STAMP_SIZE // 2
     inner = slice(middle - reach, middle + reach)
     values = stamps.pixels[:, inner, inner].astype(float)

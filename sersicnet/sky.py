@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -27,6 +28,10 @@ STRIP = 4
 
 SAMPLES, SAMPLE = 8, 256
 """Noise is measured in this many windows along each axis of a large image, and the side of each."""
+
+
+FIRST_ROWS = 4
+"""The first sky, which only serves to find sources, is that of every so many rows."""
 
 
 COVERED = 0.8
@@ -156,21 +161,12 @@ class Mesh:
         noise = pixels.noise if np.isfinite(self.map_factor) else None
         if noise is not None:
             rms[:] = noise * self.map_factor
-        coefficients = _coefficients(self.level), _coefficients(self.rms)
-        least = 1e-3 * np.median(self.rms)
-        # Some rows at a time: what is made on the way stays in the processor's cache.
-        for first in range(window[0].start, window[0].stop, _ROWS):
-            rows = slice(first, min(first + _ROWS, window[0].stop))
-            part, own = (rows, window[1]), slice(rows.start - window[0].start, rows.stop - window[0].start)
-            level[own] = _interpolated(coefficients[0], self.shape, part)
-            if noise is None:
-                rms[own] = np.maximum(_interpolated(coefficients[1], self.shape, part), least)
+        _interpolate(self.level, self.shape, window, level)
+        if noise is None:
+            _interpolate(self.rms, self.shape, window, rms)
+            np.maximum(rms, np.float32(1e-3 * np.median(self.rms)), out=rms)
         rms[pixels.bad] = np.nan
         return Sky(level, rms, self.autocorrelation, self.map_factor)
-
-
-_ROWS = 64
-"""Rows of a window whose sky is drawn at once."""
 
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -199,7 +195,7 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     edges = _edges(source.shape)
     strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
     mesh = _assembled(apply(_first_boxes, strips), source.shape)
-    smoothed = _sampled(apply, detector, source, mesh, 1.0)[0]
+    smoothed = _sampled(apply, detector, source, mesh, 1.0, lags=False)[0]
     mesh = _assembled(apply(_boxes_between, [(*strip, detector, mesh, smoothed) for strip in strips]), source.shape)
     smoothed, autocorrelation, factor = _sampled(apply, detector, source, mesh, smoothed)
     return Mesh(*mesh[:3], autocorrelation, smoothed, factor)
@@ -237,7 +233,7 @@ def _first_boxes(strip: _Strip) -> _Boxes:
     source, edges, first = strip
     own, rows = _rows_of(edges, first)
     data, bad, _ = source.read((rows, slice(0, source.shape[1])))
-    return _boxes(data, bad, bad, (own, edges[1]), source.shape)
+    return _boxes(data, bad, bad, (own, edges[1]), source.shape, every=FIRST_ROWS)
 
 
 def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) -> _Boxes:
@@ -260,10 +256,7 @@ def _flat_sky(pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> 
 def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> np.ndarray:
     """Pixels of sources and what is near them, bool, (H, W)."""
     smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
-    found = detector.regions(smooth, sky, pixels.bad, smoothed)
-    if found is None:
-        return np.zeros(pixels.bad.shape, bool)
-    return dilated(found.data > 0, GROWN)
+    return dilated(detector.regions(smooth, sky, smoothed) > 0, GROWN)
 
 
 def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
@@ -283,66 +276,69 @@ def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
     return out
 
 
-def _boxes(data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int]) -> _Boxes:
+def _boxes(
+    data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int], every: int = 1
+) -> _Boxes:
     """Sigma-clipped sky and noise of the boxes of a strip, whose first row is that of the first edge."""
     rows, columns = ([slice(a, b) for a, b in itertools.pairwise(line)] for line in edges)
     first = rows[0].start
-    values = np.where(ignore, np.nan, data).astype(np.float32)
-    parts = [values[y.start - first : y.stop - first, x].ravel() for y in rows for x in columns]
-    level, rms = np.full(len(parts), np.nan), np.full(len(parts), np.nan)
-    padded = np.full((len(parts), max(len(part) for part in parts)), np.nan, np.float32)
-    for row, part in zip(padded, parts, strict=True):
-        row[: len(part)] = part
-    enough = np.isfinite(padded).mean(axis=1) > 1 - COVERED
-    if enough.any():
-        level[enough], rms[enough] = _sky_of(_clipped(padded[enough]))
-    form = len(rows), len(columns)
-    huge = np.isfinite(data) & (np.abs(data) >= HUGE)
-    return _Boxes(level.reshape(form), rms.reshape(form), shape, int((~bad).sum()), int(huge.sum()))
+    level, rms = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
+    for i, y in enumerate(rows):
+        for j, x in enumerate(columns):
+            part = slice(y.start - first, y.stop - first, every), x
+            values = data[part][~ignore[part]]
+            if len(values) > (1 - COVERED) * ignore[part].size:
+                level[i, j], rms[i, j] = _sky_of(values)
+    blank = data[bad]
+    huge = np.isfinite(blank) & (np.abs(blank) >= HUGE)
+    return _Boxes(level, rms, shape, bad.size - len(blank), int(huge.sum()))
 
 
-def _clipped(boxes: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> np.ndarray:
-    """Boxes with NaN in place of outliers, as from `astropy.stats.SigmaClip` about the median; float32, (N, P).
+def _sky_of(values: np.ndarray) -> tuple[float, float]:
+    """Level and rms of a box: photutils' `SExtractorBackground` and `MADStdBackgroundRMS`, of what is not clipped.
 
-    The values are sorted once; what is left after a round is a part of them, and its
-    moments are differences of sums.
+    Parameters
+    ----------
+    values : ndarray, float32, (N,)
+        Finite.
     """
-    out = boxes.copy()
-    for row in out:
-        values = np.sort(row[np.isfinite(row)]).astype(float)
-        shifted = values - values[len(values) // 2]
-        sums, squares = (np.concatenate([[0.0], np.cumsum(power)]) for power in (shifted, shifted**2))
-        first, last, low, high = 0, len(values), -np.inf, np.inf
-        for _ in range(rounds):
-            n = last - first
-            mean = (sums[last] - sums[first]) / n
-            deviation = sigma * np.sqrt(max((squares[last] - squares[first]) / n - mean**2, 0.0))
-            median = (values[first + (n - 1) // 2] + values[first + n // 2]) / 2
-            low, high = median - deviation, median + deviation
-            before = n
-            first, last = (
-                first + int(np.searchsorted(values[first:last], low, "left")),
-                first + int(np.searchsorted(values[first:last], high, "right")),
-            )
-            if last - first == before:
-                break
-        row[~((row >= np.float32(low)) & (row <= np.float32(high)))] = np.nan
-    return out
+    kept, mean, std = _clipped(values)
+    median = _middle(kept)
+    level = median if std > 0 and abs(mean - median) >= 0.3 * std else 2.5 * median - 1.5 * mean
+    return level, float(_median(np.abs(kept - kept.dtype.type(median))) * _RMS_OF_MAD)
 
 
-def _sky_of(clipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Level and rms of boxes, as photutils' `SExtractorBackground` and `MADStdBackgroundRMS` have them, (N,)."""
-    rows = [row[np.isfinite(row)] for row in clipped]
-    median = np.array([_median(row) for row in rows])
-    spread = np.array([_median(np.abs(row - middle)) for row, middle in zip(rows, median, strict=True)])
-    mean, std = np.nanmean(clipped, axis=1), np.nanstd(clipped, axis=1)
-    level = 2.5 * median - 1.5 * mean
-    flat = std == 0
-    level[flat] = mean[flat]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        skewed = ~flat & (np.abs(mean - median) / std >= 0.3)
-    level[skewed] = median[skewed]
-    return level, spread * _RMS_OF_MAD
+def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[np.ndarray, float, float]:
+    """Values without outliers, sorted, as from `astropy.stats.SigmaClip` about the median; their mean and deviation.
+
+    What is left after a round is a part of the sorted values, and its sums are
+    those before without the two ends.
+    """
+    values = np.sort(values)
+    middle = float(values[len(values) // 2])
+    shifted = values.astype(float) - middle
+    squares = shifted**2
+    first, last, total, square = 0, len(values), float(shifted.sum()), float(squares.sum())
+    for _ in range(rounds):
+        n = last - first
+        deviation = sigma * math.sqrt(max(square / n - (total / n) ** 2, 0.0))
+        left = values[first:last]
+        median = _middle(left)
+        start = first + int(left.searchsorted(values.dtype.type(median - deviation), "left"))
+        stop = first + int(left.searchsorted(values.dtype.type(median + deviation), "right"))
+        if stop - start == n:
+            break
+        for end in (slice(first, start), slice(stop, last)):
+            total, square = total - float(shifted[end].sum()), square - float(squares[end].sum())
+        first, last = start, stop
+    n = last - first
+    return values[first:last], middle + total / n, math.sqrt(max(square / n - (total / n) ** 2, 0.0))
+
+
+def _middle(ordered: np.ndarray) -> float:
+    """The median of sorted values, in their precision."""
+    n = len(ordered)
+    return float((ordered[(n - 1) // 2] + ordered[n // 2]) / ordered.dtype.type(2))
 
 
 _RMS_OF_MAD = 1.482602218505602
@@ -400,40 +396,38 @@ _PAD = 3
 """Boxes that a mesh is continued by, straight on."""
 
 
-def _coefficients(mesh: np.ndarray) -> np.ndarray:
-    """Of the cubic spline through the boxes of a mesh, float64, (h + 6, w + 6)."""
-    values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
-    return np.asarray(ndimage.spline_filter(values, order=3, mode="mirror"))
-
-
-def _interpolated(coefficients: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
-    """A mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres, float64.
+def _interpolate(mesh: np.ndarray, shape: tuple[int, int], window: Window, out: np.ndarray) -> None:
+    """Fill an array with a mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres.
 
     Summed term by term, so that a pixel has the same value in every window.
     """
-    values = coefficients
-    for axis, part in enumerate(window):
-        boxes = coefficients.shape[axis] - 2 * _PAD
-        place = (np.arange(part.start, part.stop) + 0.5) * boxes / shape[axis] - 0.5 + _PAD
-        first = np.floor(place).astype(int)
-        t = place - first
-        weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
-        values = _weighted(values, first - 1, weights, axis)
-    return values
+    values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
+    values = ndimage.spline_filter(values, order=3, mode="mirror")
+    first, weights = _weights(shape[1], mesh.shape[1], window[1])
+    values = np.einsum("hkx,kx->hx", values[:, first + np.arange(4)[:, None]], weights).astype(out.dtype)
+    first, weights = _weights(shape[0], mesh.shape[0], window[0])
+    weights = weights.astype(out.dtype)[:, :, None]
+    for start, end in itertools.pairwise([*range(0, len(first), _ROWS), len(first)]):
+        for begin in np.unique(first[start:end]).tolist():
+            rows = slice(start + int((first[start:end] < begin).sum()), start + int((first[start:end] <= begin).sum()))
+            part = out[rows]
+            np.multiply(values[begin], weights[0, rows], out=part)
+            term = np.empty_like(part)
+            for k in (1, 2, 3):
+                part += np.multiply(values[begin + k], weights[k, rows], out=term)
 
 
-def _weighted(values: np.ndarray, first: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Sums of four rows, or columns, in turn, from number `first` on, with weights (4, N); float64."""
-    out = np.empty((len(first), values.shape[1]) if axis == 0 else (len(values), len(first)))
-    parts = np.moveaxis(out, axis, -1)
-    lines = np.moveaxis(values, axis, 0)[..., None]
-    ends = np.flatnonzero(np.diff(first, append=-1)) + 1
-    for start, end in itertools.pairwise([0, *ends.tolist()]):
-        part, begin = parts[:, start:end], int(first[start])
-        np.multiply(lines[begin], weights[0, start:end], out=part)
-        for k in (1, 2, 3):
-            part += lines[begin + k] * weights[k, start:end]
-    return out
+def _weights(pixels: int, boxes: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Of the cubic spline at pixels along an axis: the first of four boxes, int, (N,), and their weights, (4, N)."""
+    place = (np.arange(part.start, part.stop) + 0.5) * boxes / pixels - 0.5 + _PAD
+    first = np.floor(place).astype(int)
+    t = place - first
+    weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+    return first - 1, weights
+
+
+_ROWS = 16
+"""Rows whose sky is drawn at once: what is made on the way stays in the processor's cache."""
 
 
 def _windows(shape: tuple[int, int]) -> Iterator[Window]:
@@ -448,26 +442,27 @@ def _windows(shape: tuple[int, int]) -> Iterator[Window]:
 
 
 def _sampled(
-    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float
+    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float, *, lags: bool = True
 ) -> tuple[float, np.ndarray, float]:
-    """Noise of the smoothed image, autocorrelation, and the factor on a noise map, from blank pixels."""
-    found = list(apply(_noise, [(detector, source, window, mesh, smoothed) for window in _windows(source.shape)]))
+    """Noise of the smoothed image, autocorrelation if asked for, and the factor on a noise map, from blank pixels."""
+    jobs = [(detector, source, window, mesh, smoothed, lags) for window in _windows(source.shape)]
+    found = list(apply(_noise, jobs))
     weight = np.array([n for n, *_ in found], float)
     known = weight > 0
     if not known.any():
         return 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
     ratios, factors = (np.array([row[k] for row in found])[known] for k in (1, 3))
     products = sum(row[2] for row in found)
-    lags = products[0] / np.maximum(products[1], 1e-30)
-    autocorrelation = lags / lags[REACH, REACH] if lags[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
+    means = products[0] / np.maximum(products[1], 1e-30)
+    autocorrelation = means / means[REACH, REACH] if means[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
     return float(np.median(ratios)), autocorrelation, float(np.median(factors))
 
 
 def _noise(
-    job: tuple[Detector, Source, Window, _Boxes, float],
+    job: tuple[Detector, Source, Window, _Boxes, float, bool],
 ) -> tuple[int, float, np.ndarray, float]:
-    """Blank pixels of a window, the noise of its smoothed image, `_products`, and the factor on a noise map."""
-    detector, source, window, mesh, smoothed = job
+    """Blank pixels of a window, the noise of its smoothed image, `_products` or zeros, and the factor on a map."""
+    detector, source, window, mesh, smoothed, lags = job
     pixels = source.read(window)
     sky = _flat_sky(pixels, window, mesh, smoothed)
     ignore = pixels.bad | _covered(detector, pixels, sky, smoothed)
@@ -484,7 +479,7 @@ def _noise(
         sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
     smooth = detector.smooth(clean, pixels.bad)
     ratio = _mad_std((smooth / sky.rms)[blank])
-    return int(blank.sum()), ratio, _products(clean / sky.rms, blank), factor
+    return int(blank.sum()), ratio, _products(clean / sky.rms, blank) if lags else nothing, factor
 
 
 def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -492,8 +487,8 @@ def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
     out = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
     if not used.any():
         return out
-    values = np.where(used, np.clip(normalised - np.median(normalised[used]), -5, 5), 0).astype(np.float32)
-    inside = used.astype(np.float32)
+    values = np.where(used, np.clip(normalised - np.median(normalised[used]), -5, 5), 0).astype(float)
+    inside = used.astype(float)
     for dy in range(REACH + 1):
         for dx in range(-REACH, REACH + 1):
             if (dy, dx) >= (0, 0):
@@ -506,4 +501,4 @@ def _shifted_sum(values: np.ndarray, dx: int, dy: int) -> float:
     h, w = values.shape
     a = values[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
     b = values[max(0, -dy) : h + min(0, -dy), max(0, -dx) : w + min(0, -dx)]
-    return float(np.einsum("ij,ij->", a, b, dtype=np.float64))
+    return float(np.einsum("ij,ij->", a, b))

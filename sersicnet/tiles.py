@@ -119,7 +119,7 @@ def measure_tile(setting: Setting, core: mosaic.Window, report: Report = silent)
         profiles = np.zeros((0, 4))
         if setting.profiles:
             mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
-            profiles = _profiles(scene, mine)
+            profiles = _profiles(scene, values, mine)
         return {**{name: array[own] for name, array in values._asdict().items()}, "profiles": profiles}
     finally:
         setting.exposure.close()
@@ -202,16 +202,15 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
     if not len(rows):
         return out
     which, back = np.unique(source[rows], return_inverse=True)
-    detector = detect.Detector()
-    light = np.column_stack(detector.photometry(scene.pixels, scene.sky, found, which))
+    light = np.column_stack(found.photometry(which))
     # An aperture that may leave the window would depend on the tile.
     for k in np.flatnonzero(~(detect.reach(found.a[which], light[:, 0]) < _STAMP_REACH)):
         x, y, half = found.x[which[k]], found.y[which[k]], int(detect.KRON_REACH * found.a[which[k]]) + 2
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
         around = mosaic.grown(middle, half, setting.exposure.shape)
-        _, pixels, sky, near = detector.around(setting.exposure, setting.mesh, around)
+        near = detect.Detector().around(setting.exposure, setting.mesh, around).detections
         same = np.flatnonzero((near.x == x) & (near.y == y))
-        light[k] = np.ravel(detector.photometry(pixels, sky, near, same)) if len(same) else np.nan
+        light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
     parent = found.parent[which]
     shape = found.a[which], found.b[which], found.area[which], found.x[parent], found.y[parent]
     out[rows] = np.column_stack([*shape, light])[back]
@@ -341,14 +340,20 @@ def _moments(found: detect.Detections, psf_width: float) -> np.ndarray:
     return np.column_stack([found.x, found.y, 1.2 * found.flux, 1.2 * a, index, np.clip(b / a, 0.1, 0.95), found.theta])
 
 
-def _profiles(scene: _Scene, which: np.ndarray) -> np.ndarray:
+def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
     """The `sersicnet.domain.profiles` of detections, with their size in place of their number."""
     (data, bad, _), found = scene.pixels, scene.found
     out = domain.profiles(data, bad, scene.sky, found, which, scene.origin)
+    source = out[:, 3].astype(int)
+    if scene.setting.places is None:  # they are measured themselves
+        size = np.full(len(found), np.nan)
+        size[scene.source] = values.size
+        out[:, 3] = size[source]
+        return out
     claimed = found.claimed()
     for first in range(0, len(out), STAMPS_AT_ONCE):
         part = slice(first, first + STAMPS_AT_ONCE)
-        i = out[part, 3].astype(int)
+        i = source[part]
         stamps = mosaic.cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
         out[part, 3] = points.sizes(stamps)[0]
     return out

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,38 @@ def here(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[
         yield number, function(job)
 
 
+def get_ready() -> None:
+    """Begin to start `workers`: what they import is imported while this process goes on."""
+    with _one_thread():
+        _context()
+        if sys.platform == "linux":
+            forkserver.ensure_running()
+
+
+def _context() -> BaseContext:
+    """How processes are started: where it is well tried, by a copy of one that has imported all that they need."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sersicnet.tiles"])
+    return context
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that are started here use one thread each."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 @contextmanager
 def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
     """Processes that do jobs, each with one thread.
@@ -69,9 +103,7 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
     if n <= 1:
         yield here
         return
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=_begin, initargs=(prepare,))
+    pool = ProcessPoolExecutor(n, _context(), initializer=_begin, initargs=(prepare,))
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         running: dict[Future[Any], int] = {}
@@ -91,15 +123,11 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
                 "the same command continues; --workers 1 needs least memory."
             ) from error
 
-    try:
-        yield apply
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with _one_thread():
+        try:
+            yield apply
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(prepare: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels
 
 from sersicnet.detect import Detector, _grown_labels
+from sersicnet.sky import Sky
 
 
 def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):
@@ -37,10 +38,20 @@ def test_labels_grow_as_in_skimage(filled):
 def test_what_cannot_part_need_not_be_deblended():
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 300)), 2.5).astype(np.float32)
     found = detect_sources(smooth, 0.02, 15)
-    detector = Detector()
-    several = detector._separable(smooth, found)
-    assert 0 < len(several) < len(found.labels)
+    detector = Detector(prominence=0, relief=0)
+    several = [detector._separable(smooth[p], found.data[p] == k) for k, p in enumerate(found.slices, 1)]
+    assert 0 < sum(several) < len(several)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         all_of_them = deblend_sources(smooth, found, 15, n_levels=32, contrast=0.005)
-    np.testing.assert_array_equal(detector._deblended(smooth, found).data, all_of_them.data)
+    sources = detector._deblended(smooth, found.data, np.ones_like(smooth))
+    np.testing.assert_array_equal(sources, all_of_them.data)
+
+
+def test_regions_are_those_of_photutils():
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 300)), 2.5).astype(np.float32)
+    rms = np.full(smooth.shape, 0.01, np.float32)
+    rms[40:60, 100:200] = np.nan
+    sky = Sky(np.zeros_like(smooth), rms, np.ones((1, 1)), np.nan)
+    found = detect_sources(smooth, np.where(np.isnan(rms), np.inf, 0.03), 15)
+    np.testing.assert_array_equal(Detector(threshold=3.0).regions(smooth, sky, 1.0), found.data)
