@@ -1,5 +1,7 @@
 """The sources of an image, found in any window of it.
 
+There are two passes: one for what has a core, whose regions are separated into
+sources, and one, in a wider filter, for faint and extended galaxies in between.
 What is found at a place does not depend on the window: pixels are smoothed one
 like the other, connected regions are taken whole, and each is separated into
 sources for itself.
@@ -9,10 +11,11 @@ from __future__ import annotations
 
 import heapq
 import inspect
+import math
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from astropy.utils.exceptions import AstropyUserWarning
@@ -138,6 +141,12 @@ class Detector:
         saddle's height. Others are structure, or noise on its wings, and join it.
     least_snr : float
         Signal to noise in its area that a connected region needs.
+    wide : float
+        FWHM of the Gaussian of the second pass, pixels. Before it, the smoothed image is
+        clipped at the threshold of the first one, so that compact sources stay small.
+    pieces : float
+        Regions of the first pass that hold less than this of the light of one of the
+        second pass, around them, are pieces of it.
     """
 
     threshold: float = 3.0
@@ -148,6 +157,8 @@ class Detector:
     prominence: float = 4.0
     relief: float = 0.1
     least_snr: float = 5.0
+    wide: float = 10.0
+    pieces: float = 0.4
 
     def __call__(
         self, data: np.ndarray, bad: np.ndarray, noise_map: np.ndarray | None = None
@@ -176,42 +187,43 @@ class Detector:
         mesh = estimate_sky(source, self)
         window = slice(0, data.shape[0]), slice(0, data.shape[1])
         sky = mesh.at(window, source.pixels)
-        return sky, self.find(source.pixels, sky, mesh.smoothed)
+        return sky, self.find(source.pixels, sky, mesh)
 
     @property
     def halo(self) -> int:
-        """Pixels beyond a window that what is found in it depends on, besides whole sources."""
-        return len(self._kernel) // 2 + 1
+        """Pixels beyond a window that the first pass in it depends on, besides whole sources."""
+        return len(_gaussian(self.smoothing)) // 2 + 1
 
     @property
-    def _kernel(self) -> np.ndarray:
-        sigma = self.smoothing / np.sqrt(8 * np.log(2))
-        reach = int(np.ceil(4 * sigma))
-        line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-        return np.asarray(line / line.sum())
+    def _wide_halo(self) -> int:
+        return self.halo + 2 * (len(self._wide_kernel) // 2 + 1)
+
+    @property
+    def _wide_kernel(self) -> np.ndarray:
+        """What makes the smoothed image as wide as the second pass has it, every second pixel."""
+        return _gaussian(math.sqrt(self.wide**2 - self.smoothing**2) / 2)
 
     def smooth(self, clean: np.ndarray, bad: np.ndarray) -> np.ndarray:
         """An image smoothed for detection, float32; each pixel alike, whatever window it is in."""
-        height, width = clean.shape
-        kernel = self._kernel.astype(np.float32)
-        reach = len(kernel) // 2
-        padded = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
-        inner = padded[reach:-reach, reach:-reach]
-        np.copyto(inner, clean, where=~bad)
-        out = np.empty((height, width), np.float32)
-        for first in range(0, height, _ROWS):
-            n = min(_ROWS, height - first)
-            down = _summed(kernel, [padded[first + k : first + k + n] for k in range(2 * reach + 1)])
-            out[first : first + n] = _summed(kernel, [down[:, k : k + width] for k in range(2 * reach + 1)])
-        return out
+        return _convolved(clean, ~bad, _gaussian(self.smoothing))
+
+    def smooth_widely(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> np.ndarray:
+        """The smoothed image for the second pass, of every second pixel, float32; `smooth` begins with one of them."""
+        limit = np.float32(self.threshold * smoothed) * sky.rms[::2, ::2]
+        known = np.isfinite(limit)
+        limit[~known] = 0
+        return _convolved(np.clip(smooth[::2, ::2], -limit, limit), known, self._wide_kernel)
 
     def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> np.ndarray:
         """Connected regions above the threshold, as labels from 1 in order of their first pixels, int32, (H, W).
 
         Those of `photutils.segmentation.detect_sources`, in a third of the time.
         """
+        return self._regions(smooth, np.float32(self.threshold * smoothed) * sky.rms)
+
+    def _regions(self, smooth: np.ndarray, threshold: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            above = smooth > np.float32(self.threshold * smoothed) * sky.rms  # never where the noise is NaN
+            above = smooth > threshold  # never where the noise is NaN
         labels = np.empty(above.shape, np.int32)
         ndimage.label(above, _AROUND, output=labels)
         inside = labels[above]
@@ -219,18 +231,34 @@ class Detector:
         labels[above] = (np.cumsum(large, dtype=np.int32) * large)[inside]
         return labels
 
-    def find(self, pixels: Pixels, sky: Sky, smoothed: float) -> Detections:
+    def _extended(self, smooth: np.ndarray, sky: Sky, noise: Noise, window: Window) -> np.ndarray:
+        """Connected regions of the second pass, in a window of the image, int32, (H, W)."""
+        first = tuple(part.start % 2 for part in window)
+        own = slice(first[0], None), slice(first[1], None)
+        part = Sky(sky.level[own], sky.rms[own], sky.autocorrelation, sky.map_factor)
+        wide = self.smooth_widely(smooth[own], part, noise.smoothed)
+        labels = self._regions(wide, np.float32(self.threshold * noise.widely) * part.rms[::2, ::2])
+        out = np.zeros(smooth.shape, np.int32)
+        for row in (0, 1):
+            for column in (0, 1):
+                inner = out[own][row::2, column::2]
+                inner[:] = labels[: inner.shape[0], : inner.shape[1]]
+        return out
+
+    def find(self, pixels: Pixels, sky: Sky, noise: Noise) -> Detections:
         """Find the sources of an image in memory.
 
         Parameters
         ----------
         pixels : Pixels
         sky : Sky
-        smoothed : float
-            See `Mesh`.
+        noise : Mesh
+            Tells the noise of the smoothed images.
         """
         smooth = self.smooth(pixels.data - sky.level, pixels.bad)
-        return self._sources(pixels, sky, smooth, self.regions(smooth, sky, smoothed), smoothed)
+        window = slice(0, smooth.shape[0]), slice(0, smooth.shape[1])
+        regions = self.regions(smooth, sky, noise.smoothed)
+        return self._sources(pixels, sky, smooth, regions, self._extended(smooth, sky, noise, window), noise.smoothed)
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
         """Find the sources of a zone of an image, whole.
@@ -252,7 +280,7 @@ class Detector:
         """
         shape, more = source.shape, [USUAL_GROWTH] * 4
         while True:
-            reach = grown(zone, self.halo + 1, shape)
+            reach = grown(zone, self._wide_halo + 1, shape)
             window = (
                 slice(max(reach[0].start - more[0], 0), min(reach[0].stop + more[1], shape[0])),
                 slice(max(reach[1].start - more[2], 0), min(reach[1].stop + more[3], shape[1])),
@@ -260,38 +288,46 @@ class Detector:
             pixels = source.read(window)
             sky = mesh.at(window, pixels)
             smooth = self.smooth(pixels.data - sky.level, pixels.bad)
-            found = self.regions(smooth, sky, mesh.smoothed)
-            seen = np.zeros(int(found.max()) + 1, bool)
-            seen[found[within(zone, window)]] = True
+            extended = self._extended(smooth, sky, mesh, window)
+            regions = self.regions(smooth, sky, mesh.smoothed)
+            inner = within(zone, window)
+            # Regions of one pass may do away with those of the other that they overlap.
+            seen = np.zeros(int(regions.max()) + 1, bool)
+            seen[regions[inner]] = True
             seen[0] = False
+            _keep(extended, [extended[inner], extended[seen[regions]]])
+            _keep(regions, [regions[inner], regions[extended > 0]])
             # Near a side that is not the image's, smoothing lacks what lies beyond.
-            side = self.halo
-            bands = found[:side], found[-side:], found[:, :side], found[:, -side:]
             open_sides = (
                 window[0].start > 0,
                 window[0].stop < shape[0],
                 window[1].start > 0,
                 window[1].stop < shape[1],
             )
-            cut = [is_open and bool(seen[band].any()) for band, is_open in zip(bands, open_sides, strict=True)]
+            sides = zip(open_sides, _sides(self.halo), _sides(self._wide_halo), strict=True)
+            cut = [is_open and bool(regions[near].any() or extended[far].any()) for is_open, near, far in sides]
             if not any(cut) or max(more) >= MOST_GROWTH:
-                inside = found > 0
-                found[inside] = (np.cumsum(seen, dtype=np.int32) * seen)[found[inside]]
-                detections = self._sources(pixels, sky, smooth, found, mesh.smoothed)
+                detections = self._sources(pixels, sky, smooth, regions, extended, mesh.smoothed)
                 detections.x = np.round(detections.x + window[1].start, 6)
                 detections.y = np.round(detections.y + window[0].start, 6)
                 return Found(window, pixels, sky, detections)
             more = [max(2 * m, GROWTH) if is_cut else m for m, is_cut in zip(more, cut, strict=True)]
 
     def _sources(
-        self, pixels: Pixels, sky: Sky, smooth: np.ndarray, regions: np.ndarray, smoothed: float
+        self,
+        pixels: Pixels,
+        sky: Sky,
+        smooth: np.ndarray,
+        regions: np.ndarray,
+        extended: np.ndarray,
+        smoothed: float,
     ) -> Detections:
         clean = pixels.data - sky.level
-        regions = self._significant(clean, sky, regions)
+        regions, n = self._joined(clean, sky, regions, extended)
         if not regions.any():
             none, no = np.zeros(0), np.zeros(0, int)
             return Detections(regions, none, none, none, none, none, none, none, no.astype(bool), no)
-        parts = self._deblended(smooth, regions, sky.rms * smoothed)
+        parts = self._deblended(smooth, regions, n, sky.rms * smoothed)
         inside = np.flatnonzero(regions)
         first_parent = np.zeros(int(parts.max()) + 1, np.int64)
         first_parent[parts.ravel()[inside]] = regions.ravel()[inside]
@@ -326,26 +362,47 @@ class Detector:
                 _correlation=sky.correlation,
             )
 
-    def _significant(self, clean: np.ndarray, sky: Sky, regions: np.ndarray) -> np.ndarray:
-        """Regions that stand out as a whole, and not by a few pixels; int32, (H, W)."""
-        inside = np.flatnonzero(regions)
-        labels = regions.ravel()[inside]
-        flux = np.bincount(labels, clean.ravel()[inside])
-        variance = np.bincount(labels, sky.rms.ravel()[inside].astype(float) ** 2)
-        good = (flux >= self.least_snr * sky.correlation * np.sqrt(variance)) & (variance > 0)
-        out = np.zeros(regions.shape, np.int32)
-        out.ravel()[inside] = (np.cumsum(good, dtype=np.int32) * good)[labels]
-        return out
+    def _joined(self, clean: np.ndarray, sky: Sky, regions: np.ndarray, extended: np.ndarray) -> tuple[np.ndarray, int]:
+        """Regions of both passes that stand out as a whole, int32, (H, W); and how many of the first pass there are.
 
-    def _deblended(self, smooth: np.ndarray, regions: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Regions separated into sources, each with a label; those that were separated come last; int32, (H, W)."""
+        One of the second pass that overlaps others of the first takes their place if
+        these are `pieces` of it, and none stands out more; else it is left out.
+        """
+        (flux, signal), (wide_flux, wide_signal) = (self._light(clean, sky, labels) for labels in (regions, extended))
+        good, wide_good = signal >= self.least_snr, wide_signal >= self.least_snr
+        both = np.flatnonzero((regions > 0) & (extended > 0))
+        pairs = np.unique(np.column_stack([regions.ravel()[both], extended.ravel()[both]]), axis=0)
+        piece, whole = pairs[good[pairs[:, 0]]].T
+        held = np.bincount(whole, flux[piece], len(wide_flux))
+        wide_good &= held < self.pieces * wide_flux
+        stronger = np.zeros(len(wide_good), bool)
+        stronger[whole[signal[piece] > wide_signal[whole]]] = True
+        wide_good &= ~stronger
+        good[piece[wide_good[whole]]] = False
+        _keep(regions, [np.flatnonzero(good)])
+        _keep(extended, [np.flatnonzero(wide_good)])
+        n = int(regions.max())
+        free = (extended > 0) & (regions == 0)
+        regions[free] = extended[free] + n
+        return regions, n
+
+    def _light(self, clean: np.ndarray, sky: Sky, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flux and signal to noise of regions by their labels, the first of which is 0; float64, (N + 1,)."""
+        inside = np.flatnonzero(labels)
+        which, n = labels.ravel()[inside], int(labels.max()) + 1
+        flux = np.bincount(which, clean.ravel()[inside], n)
+        variance = np.bincount(which, sky.rms.ravel()[inside].astype(float) ** 2, n)
+        return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation
+
+    def _deblended(self, smooth: np.ndarray, regions: np.ndarray, first: int, noise: np.ndarray) -> np.ndarray:
+        """Regions, of which the `first` ones are separated into sources, which come last; int32, (H, W)."""
         # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
         out, n = regions.copy(), int(regions.max())
         stays = np.ones(n + 1, bool)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
-            for label, part in enumerate(ndimage.find_objects(regions), 1):
+            for label, part in enumerate(ndimage.find_objects(regions, first), 1):
                 inside = regions[part] == label
                 if not self._separable(smooth[part], inside):
                     continue
@@ -423,8 +480,59 @@ class Detector:
         return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
 
 
+class Noise(Protocol):
+    """Tells the noise of the smoothed images in units of that of a pixel."""
+
+    @property
+    def smoothed(self) -> float:
+        """Of the image of the first pass."""
+
+    @property
+    def widely(self) -> float:
+        """Of that of the second pass."""
+
+
+def _keep(labels: np.ndarray, which: list[np.ndarray]) -> None:
+    """Take labels that are in none of some arrays out, and count the others from 1 again."""
+    stays = np.zeros(int(labels.max()) + 1, bool)
+    for some in which:
+        stays[some] = True
+    stays[0] = False
+    inside = labels > 0
+    labels[inside] = (np.cumsum(stays, dtype=np.int32) * stays)[labels[inside]]
+
+
+def _sides(width: int) -> list[tuple[slice, slice]]:
+    """Bands along the four sides of an image."""
+    everything = slice(None)
+    low, high = slice(None, width), slice(-width, None)
+    return [(low, everything), (high, everything), (everything, low), (everything, high)]
+
+
+def _gaussian(fwhm: float) -> np.ndarray:
+    """A Gaussian of unit sum out to four of its sigmas, float32."""
+    sigma = fwhm / math.sqrt(8 * math.log(2))
+    reach = math.ceil(4 * sigma)
+    line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return (line / line.sum()).astype(np.float32)
+
+
 _ROWS = 16
 """Rows that are smoothed at once: what is made on the way stays in the processor's cache."""
+
+
+def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Values where they are used, else 0, and beyond; smoothed along both axes; float32."""
+    height, width = values.shape
+    reach = len(kernel) // 2
+    padded = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
+    np.copyto(padded[reach:-reach, reach:-reach], values, where=used)
+    out = np.empty((height, width), np.float32)
+    for first in range(0, height, _ROWS):
+        n = min(_ROWS, height - first)
+        down = _summed(kernel, [padded[first + k : first + k + n] for k in range(2 * reach + 1)])
+        out[first : first + n] = _summed(kernel, [down[:, k : k + width] for k in range(2 * reach + 1)])
+    return out
 
 
 def _summed(weights: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:

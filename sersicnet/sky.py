@@ -127,6 +127,8 @@ class Mesh:
         Of blank pixels, by lag along y and x; 1 in the middle.
     smoothed : float
         Noise of the smoothed image in units of that of its pixels.
+    widely : float
+        The same of the image that is smoothed for the second pass.
     map_factor : float
         See `Sky`.
     """
@@ -136,6 +138,7 @@ class Mesh:
     shape: tuple[int, int]
     autocorrelation: np.ndarray
     smoothed: float
+    widely: float
     map_factor: float
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -152,6 +155,7 @@ class Mesh:
             (height, width),
             arrays["autocorrelation"],
             float(arrays["smoothed"]),
+            float(arrays["widely"]),
             float(arrays["map_factor"]),
         )
 
@@ -195,10 +199,10 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     edges = _edges(source.shape)
     strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
     mesh = _assembled(apply(_first_boxes, strips), source.shape)
-    smoothed = _sampled(apply, detector, source, mesh, 1.0, lags=False)[0]
+    smoothed = _sampled(apply, detector, source, mesh, 1.0, last=False)[0]
     mesh = _assembled(apply(_boxes_between, [(*strip, detector, mesh, smoothed) for strip in strips]), source.shape)
-    smoothed, autocorrelation, factor = _sampled(apply, detector, source, mesh, smoothed)
-    return Mesh(*mesh[:3], autocorrelation, smoothed, factor)
+    smoothed, widely, autocorrelation, factor = _sampled(apply, detector, source, mesh, smoothed, last=True)
+    return Mesh(*mesh[:3], autocorrelation, smoothed, widely, factor)
 
 
 class _Boxes(NamedTuple):
@@ -250,7 +254,7 @@ def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) ->
 
 def _flat_sky(pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> Sky:
     """The sky of a window before anything is known of the correlation of its noise, or of a noise map."""
-    return Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan).at(window, pixels)
+    return Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan, np.nan).at(window, pixels)
 
 
 def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> np.ndarray:
@@ -442,36 +446,37 @@ def _windows(shape: tuple[int, int]) -> Iterator[Window]:
 
 
 def _sampled(
-    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float, *, lags: bool = True
-) -> tuple[float, np.ndarray, float]:
-    """Noise of the smoothed image, autocorrelation if asked for, and the factor on a noise map, from blank pixels."""
-    jobs = [(detector, source, window, mesh, smoothed, lags) for window in _windows(source.shape)]
-    found = list(apply(_noise, jobs))
-    weight = np.array([n for n, *_ in found], float)
-    known = weight > 0
-    if not known.any():
-        return 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
-    ratios, factors = (np.array([row[k] for row in found])[known] for k in (1, 3))
-    products = sum(row[2] for row in found)
+    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float, *, last: bool
+) -> tuple[float, float, np.ndarray, float]:
+    """Noise of the smoothed images, autocorrelation, factor on a noise map; the second and third only at `last`."""
+    jobs = [(detector, source, window, mesh, smoothed, last) for window in _windows(source.shape)]
+    found = [one for one in apply(_noise, jobs) if one is not None]
+    if not found:
+        return 1.0, 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
+    ratio, widely, factor = (float(np.median([one[k] for one in found])) for k in (0, 1, 3))
+    products = sum(one.products for one in found)
     means = products[0] / np.maximum(products[1], 1e-30)
     autocorrelation = means / means[REACH, REACH] if means[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
-    return float(np.median(ratios)), autocorrelation, float(np.median(factors))
+    return ratio, widely, autocorrelation, factor
 
 
-def _noise(
-    job: tuple[Detector, Source, Window, _Boxes, float, bool],
-) -> tuple[int, float, np.ndarray, float]:
-    """Blank pixels of a window, the noise of its smoothed image, `_products` or zeros, and the factor on a map."""
-    detector, source, window, mesh, smoothed, lags = job
+class _Noise(NamedTuple):
+    smoothed: float
+    widely: float
+    products: np.ndarray
+    factor: float
+
+
+def _noise(job: tuple[Detector, Source, Window, _Boxes, float, bool]) -> _Noise | None:
+    """Noise of the smoothed images in the blank pixels of a window, `_products`, and the factor on a noise map."""
+    detector, source, window, mesh, smoothed, last = job
     pixels = source.read(window)
     sky = _flat_sky(pixels, window, mesh, smoothed)
-    ignore = pixels.bad | _covered(detector, pixels, sky, smoothed)
-    blank = ~ignore
-    nothing = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
-    if not blank.any():
+    blank = ~(pixels.bad | _covered(detector, pixels, sky, smoothed))
+    if not blank[::2, ::2].any():
         blank = ~pixels.bad  # one source covers all of it
-        if not blank.any():
-            return 0, np.nan, nothing, np.nan
+        if not blank[::2, ::2].any():
+            return None
     factor = np.nan
     clean = pixels.data - sky.level
     if pixels.noise is not None:
@@ -479,7 +484,10 @@ def _noise(
         sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
     smooth = detector.smooth(clean, pixels.bad)
     ratio = _mad_std((smooth / sky.rms)[blank])
-    return int(blank.sum()), ratio, _products(clean / sky.rms, blank) if lags else nothing, factor
+    if not last:
+        return _Noise(ratio, np.nan, np.zeros((2, 2 * REACH + 1, 2 * REACH + 1)), factor)
+    wide = detector.smooth_widely(smooth, sky, ratio) / sky.rms[::2, ::2]
+    return _Noise(ratio, _mad_std(wide[blank[::2, ::2]]), _products(clean / sky.rms, blank), factor)
 
 
 def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -7,13 +7,14 @@ from scipy import ndimage
 from skimage.segmentation import expand_labels
 
 from sersicnet.detect import Detector, _grown_labels
-from sersicnet.sky import Sky
+from sersicnet.mosaic import Pixels, within
+from sersicnet.sky import Held, Sky, estimate_sky
 
 
 def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):
     detector = Detector()
     everything = (slice(0, 512), slice(0, 512))
-    whole = detector.find(held.pixels, mesh.at(everything, held.pixels), mesh.smoothed)
+    whole = detector.find(held.pixels, mesh.at(everything, held.pixels), mesh)
     seen = np.zeros(len(whole), int)
     for zone in ((slice(0, 300), slice(0, 210)), (slice(300, 512), slice(0, 210)), (slice(0, 512), slice(210, 512))):
         window, pixels, _sky, found = detector.around(held, mesh, zone)
@@ -26,6 +27,51 @@ def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):
                 assert getattr(found, name)[i] == getattr(whole, name)[j]
             seen[j] += zone[1].start <= round(x) < zone[1].stop and zone[0].start <= round(y) < zone[0].stop
     assert (seen == 1).all()
+
+
+@pytest.fixture(scope="module")
+def faint():
+    """White noise with faint Gaussians of 15 pixels, bright points, and a point on one of the Gaussians."""
+    y, x = np.indices((600, 700), dtype=float)
+    data = np.random.default_rng(0).normal(0, 1, y.shape)
+    for x0, y0 in [*EXTENDED, (580, 120)]:
+        data += 0.5 * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * 15**2))
+    for x0, y0 in [*POINTS, (580, 120)]:
+        data += 200 * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * 1.3**2))
+    data = data.astype(np.float32)
+    return Held(Pixels(data, np.zeros(data.shape, bool)))
+
+
+EXTENDED = [(100, 110), (297, 121), (101, 301), (299, 303), (430, 200), (421, 480), (103, 487)]
+POINTS = [(200, 200), (350, 400), (560, 520)]
+
+
+def test_faint_and_extended_galaxies_are_found_whole(faint):
+    """The first pass alone makes pieces of some, and does not see the others."""
+    _, found = Detector()(faint.pixels.data, faint.pixels.bad)
+    distance = np.hypot(*(np.subtract.outer(np.array(EXTENDED)[:, k], (found.x, found.y)[k]) for k in (0, 1)))
+    assert (distance.min(axis=1) < 6).all()
+    assert (found.a[distance.argmin(axis=1)] > 6).all()
+    assert not found.blended[distance.argmin(axis=1)].any()
+
+
+def test_a_compact_source_is_one_in_both_passes(faint):
+    _, found = Detector()(faint.pixels.data, faint.pixels.bad)
+    for x, y in [*POINTS, (580, 120)]:
+        assert (np.hypot(found.x - x, found.y - y) < 12).sum() == 1
+    assert len(found) == len(EXTENDED) + len(POINTS) + 1
+
+
+def test_the_second_pass_does_not_depend_on_the_zone(faint):
+    detector = Detector()
+    mesh = estimate_sky(faint, detector)
+    everything = slice(0, 600), slice(0, 700)
+    whole = detector.find(faint.pixels, mesh.at(everything, faint.pixels), mesh)
+    for zone in ((slice(0, 301), slice(0, 299)), (slice(115, 130), slice(299, 301)), (slice(480, 500), slice(95, 440))):
+        window, _, _, found = detector.around(faint, mesh, zone)
+        np.testing.assert_array_equal(found.segmentation[within(zone, window)] > 0, whole.segmentation[zone] > 0)
+        assert len(found)
+        assert {*zip(found.x, found.flux, strict=True)} <= {*zip(np.round(whole.x, 6), whole.flux, strict=True)}
 
 
 @pytest.mark.parametrize("filled", [0.01, 0.2, 0.6])
@@ -44,7 +90,7 @@ def test_what_cannot_part_need_not_be_deblended():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         all_of_them = deblend_sources(smooth, found, 15, n_levels=32, contrast=0.005)
-    sources = detector._deblended(smooth, found.data, np.ones_like(smooth))
+    sources = detector._deblended(smooth, found.data, len(found.labels), np.ones_like(smooth))
     np.testing.assert_array_equal(sources, all_of_them.data)
 
 
