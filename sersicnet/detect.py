@@ -108,6 +108,70 @@ class Detections:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Connected regions of an image.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Of the image.
+    at : ndarray, int, (P,)
+        Their pixels, as places in the flattened image.
+    label : ndarray, int32, (P,)
+        Number of the region that a pixel belongs to, from 1 without gaps.
+    """
+
+    shape: tuple[int, int]
+    at: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.label.max(initial=0))
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the pixels, int, (P,)."""
+        row = self.at // self.shape[1]
+        return row, self.at - row * self.shape[1]
+
+    def mask(self) -> np.ndarray:
+        """Which pixels of the image are in a region, bool, (H, W)."""
+        out = np.zeros(self.shape, bool)
+        out.ravel()[self.at] = True
+        return out
+
+    def chosen(self, which: np.ndarray) -> Regions:
+        """Some of them, by their number, bool, (N + 1,); the first one is ignored. They get new numbers."""
+        new = np.concatenate([[0], np.cumsum(which[1:])]).astype(np.int32) * which
+        label = new[self.label]
+        return Regions(self.shape, self.at[label > 0], label[label > 0])
+
+    def within(self, window: Window) -> np.ndarray:
+        """Which of them have pixels in a window, by their number, bool, (N + 1,)."""
+        row, column = self.places()
+        inside = (row >= window[0].start) & (row < window[0].stop)
+        inside &= (column >= window[1].start) & (column < window[1].stop)
+        out = np.zeros(len(self) + 1, bool)
+        out[self.label[inside]] = True
+        return out
+
+    def margins(self) -> tuple[float, float, float, float]:
+        """Pixels between them and the sides of the image: the lower and upper along y, then along x."""
+        if not len(self.at):
+            return (math.inf,) * 4
+        (row, column), (height, width) = self.places(), self.shape
+        return row.min(), height - 1 - row.max(), column.min(), width - 1 - column.max()
+
+    def overlapping(self, other: Regions) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of numbers of regions that share pixels, int, (M,) each."""
+        mine = np.zeros(self.shape, np.int32)
+        mine.ravel()[self.at] = self.label
+        both = mine.ravel()[other.at]
+        shared = both > 0
+        pairs = np.unique(both[shared].astype(np.int64) * (len(other) + 1) + other.label[shared])
+        return pairs // (len(other) + 1), pairs % (len(other) + 1)
+
+
 class Found(NamedTuple):
     """A window of an image with what was found in it.
 
@@ -214,36 +278,35 @@ class Detector:
         limit[~known] = 0
         return _convolved(np.clip(smooth[::2, ::2], -limit, limit), known, self._wide_kernel)
 
-    def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> np.ndarray:
-        """Connected regions above the threshold, as labels from 1 in order of their first pixels, int32, (H, W).
+    def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> Regions:
+        """Connected regions above the threshold, numbered in order of their first pixels.
 
         Those of `photutils.segmentation.detect_sources`, in a third of the time.
         """
         return self._regions(smooth, np.float32(self.threshold * smoothed) * sky.rms)
 
-    def _regions(self, smooth: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    def _regions(self, smooth: np.ndarray, threshold: np.ndarray) -> Regions:
         with np.errstate(invalid="ignore"):
             above = smooth > threshold  # never where the noise is NaN
         labels = np.empty(above.shape, np.int32)
         ndimage.label(above, _AROUND, output=labels)
-        inside = labels[above]
-        large = np.bincount(inside) >= self.n_pixels
-        labels[above] = (np.cumsum(large, dtype=np.int32) * large)[inside]
-        return labels
+        at = np.flatnonzero(above)
+        found = Regions(above.shape, at, labels.ravel()[at])
+        return found.chosen(np.bincount(found.label) >= self.n_pixels)
 
-    def _extended(self, smooth: np.ndarray, sky: Sky, noise: Noise, window: Window) -> np.ndarray:
-        """Connected regions of the second pass, in a window of the image, int32, (H, W)."""
-        first = tuple(part.start % 2 for part in window)
+    def _extended(self, smooth: np.ndarray, sky: Sky, noise: Noise, window: Window) -> Regions:
+        """Connected regions of the second pass, in a window of the image."""
+        first = window[0].start % 2, window[1].start % 2
         own = slice(first[0], None), slice(first[1], None)
         part = Sky(sky.level[own], sky.rms[own], sky.autocorrelation, sky.map_factor)
         wide = self.smooth_widely(smooth[own], part, noise.smoothed)
-        labels = self._regions(wide, np.float32(self.threshold * noise.widely) * part.rms[::2, ::2])
-        out = np.zeros(smooth.shape, np.int32)
-        for row in (0, 1):
-            for column in (0, 1):
-                inner = out[own][row::2, column::2]
-                inner[:] = labels[: inner.shape[0], : inner.shape[1]]
-        return out
+        found = self._regions(wide, np.float32(self.threshold * noise.widely) * part.rms[::2, ::2])
+        (height, width), (row, column) = smooth.shape, found.places()
+        rows = first[0] + 2 * row + np.array([[0], [0], [1], [1]])
+        columns = first[1] + 2 * column + np.array([[0], [1], [0], [1]])
+        inside = (rows < height) & (columns < width)
+        labels = np.broadcast_to(found.label, rows.shape)
+        return Regions((height, width), (rows * width + columns)[inside], labels[inside])
 
     def find(self, pixels: Pixels, sky: Sky, noise: Noise) -> Detections:
         """Find the sources of an image in memory.
@@ -292,11 +355,12 @@ class Detector:
             regions = self.regions(smooth, sky, mesh.smoothed)
             inner = within(zone, window)
             # Regions of one pass may do away with those of the other that they overlap.
-            seen = np.zeros(int(regions.max()) + 1, bool)
-            seen[regions[inner]] = True
-            seen[0] = False
-            _keep(extended, [extended[inner], extended[seen[regions]]])
-            _keep(regions, [regions[inner], regions[extended > 0]])
+            seen = regions.within(inner)
+            piece, whole = regions.overlapping(extended)
+            seen_whole = extended.within(inner)
+            seen_whole[whole[seen[piece]]] = True
+            seen[piece[seen_whole[whole]]] = True
+            regions, extended = regions.chosen(seen), extended.chosen(seen_whole)
             # Near a side that is not the image's, smoothing lacks what lies beyond.
             open_sides = (
                 window[0].start > 0,
@@ -304,8 +368,8 @@ class Detector:
                 window[1].start > 0,
                 window[1].stop < shape[1],
             )
-            sides = zip(open_sides, _sides(self.halo), _sides(self._wide_halo), strict=True)
-            cut = [is_open and bool(regions[near].any() or extended[far].any()) for is_open, near, far in sides]
+            sides = zip(open_sides, regions.margins(), extended.margins(), strict=True)
+            cut = [is_open and (near < self.halo or far < self._wide_halo) for is_open, near, far in sides]
             if not any(cut) or max(more) >= MOST_GROWTH:
                 detections = self._sources(pixels, sky, smooth, regions, extended, mesh.smoothed)
                 detections.x = np.round(detections.x + window[1].start, 6)
@@ -318,19 +382,24 @@ class Detector:
         pixels: Pixels,
         sky: Sky,
         smooth: np.ndarray,
-        regions: np.ndarray,
-        extended: np.ndarray,
+        regions: Regions,
+        extended: Regions,
         smoothed: float,
     ) -> Detections:
         clean = pixels.data - sky.level
-        regions, n = self._joined(clean, sky, regions, extended)
-        if not regions.any():
+        regions, extended = self._significant(clean, sky, regions, extended)
+        if not len(regions) + len(extended):
             none, no = np.zeros(0), np.zeros(0, int)
-            return Detections(regions, none, none, none, none, none, none, none, no.astype(bool), no)
-        parts = self._deblended(smooth, regions, n, sky.rms * smoothed)
-        inside = np.flatnonzero(regions)
-        first_parent = np.zeros(int(parts.max()) + 1, np.int64)
-        first_parent[parts.ravel()[inside]] = regions.ravel()[inside]
+            nothing = np.zeros(clean.shape, np.int32)
+            return Detections(nothing, none, none, none, none, none, none, none, no.astype(bool), no)
+        # Where they still overlap, a region of the first pass is on top.
+        whole = np.zeros(clean.shape, np.int32)
+        whole.ravel()[extended.at] = extended.label + len(regions)
+        whole.ravel()[regions.at] = regions.label
+        parts = self._deblended(smooth, whole, len(regions), sky.rms * smoothed)
+        inside = np.concatenate([regions.at, extended.at])
+        first_parent = np.zeros(int(parts.ravel()[inside].max()) + 1, np.int64)
+        first_parent[parts.ravel()[inside]] = whole.ravel()[inside]
         parent = first_parent[1:]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
@@ -362,36 +431,25 @@ class Detector:
                 _correlation=sky.correlation,
             )
 
-    def _joined(self, clean: np.ndarray, sky: Sky, regions: np.ndarray, extended: np.ndarray) -> tuple[np.ndarray, int]:
-        """Regions of both passes that stand out as a whole, int32, (H, W); and how many of the first pass there are.
+    def _significant(self, clean: np.ndarray, sky: Sky, regions: Regions, extended: Regions) -> tuple[Regions, Regions]:
+        """Regions of both passes that stand out as a whole, and not by a few pixels.
 
         One of the second pass that overlaps others of the first takes their place if
         these are `pieces` of it, and none stands out more; else it is left out.
         """
-        (flux, signal), (wide_flux, wide_signal) = (self._light(clean, sky, labels) for labels in (regions, extended))
+        (flux, signal), (wide_flux, wide_signal) = (self._light(clean, sky, some) for some in (regions, extended))
         good, wide_good = signal >= self.least_snr, wide_signal >= self.least_snr
-        both = np.flatnonzero((regions > 0) & (extended > 0))
-        pairs = np.unique(np.column_stack([regions.ravel()[both], extended.ravel()[both]]), axis=0)
-        piece, whole = pairs[good[pairs[:, 0]]].T
-        held = np.bincount(whole, flux[piece], len(wide_flux))
-        wide_good &= held < self.pieces * wide_flux
-        stronger = np.zeros(len(wide_good), bool)
-        stronger[whole[signal[piece] > wide_signal[whole]]] = True
-        wide_good &= ~stronger
+        piece, whole = regions.overlapping(extended)
+        piece, whole = piece[good[piece]], whole[good[piece]]
+        wide_good &= np.bincount(whole, flux[piece], len(wide_flux)) < self.pieces * wide_flux
+        wide_good[whole[signal[piece] > wide_signal[whole]]] = False
         good[piece[wide_good[whole]]] = False
-        _keep(regions, [np.flatnonzero(good)])
-        _keep(extended, [np.flatnonzero(wide_good)])
-        n = int(regions.max())
-        free = (extended > 0) & (regions == 0)
-        regions[free] = extended[free] + n
-        return regions, n
+        return regions.chosen(good), extended.chosen(wide_good)
 
-    def _light(self, clean: np.ndarray, sky: Sky, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flux and signal to noise of regions by their labels, the first of which is 0; float64, (N + 1,)."""
-        inside = np.flatnonzero(labels)
-        which, n = labels.ravel()[inside], int(labels.max()) + 1
-        flux = np.bincount(which, clean.ravel()[inside], n)
-        variance = np.bincount(which, sky.rms.ravel()[inside].astype(float) ** 2, n)
+    def _light(self, clean: np.ndarray, sky: Sky, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+        """Flux and signal to noise of regions by their numbers, the first of which is 0; float64, (N + 1,)."""
+        flux = np.bincount(regions.label, clean.ravel()[regions.at], len(regions) + 1)
+        variance = np.bincount(regions.label, sky.rms.ravel()[regions.at].astype(float) ** 2, len(regions) + 1)
         return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation
 
     def _deblended(self, smooth: np.ndarray, regions: np.ndarray, first: int, noise: np.ndarray) -> np.ndarray:
@@ -490,23 +548,6 @@ class Noise(Protocol):
     @property
     def widely(self) -> float:
         """Of that of the second pass."""
-
-
-def _keep(labels: np.ndarray, which: list[np.ndarray]) -> None:
-    """Take labels that are in none of some arrays out, and count the others from 1 again."""
-    stays = np.zeros(int(labels.max()) + 1, bool)
-    for some in which:
-        stays[some] = True
-    stays[0] = False
-    inside = labels > 0
-    labels[inside] = (np.cumsum(stays, dtype=np.int32) * stays)[labels[inside]]
-
-
-def _sides(width: int) -> list[tuple[slice, slice]]:
-    """Bands along the four sides of an image."""
-    everything = slice(None)
-    low, high = slice(None, width), slice(-width, None)
-    return [(low, everything), (high, everything), (everything, low), (everything, high)]
 
 
 def _gaussian(fwhm: float) -> np.ndarray:

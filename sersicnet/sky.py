@@ -260,7 +260,7 @@ def _flat_sky(pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> 
 def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> np.ndarray:
     """Pixels of sources and what is near them, bool, (H, W)."""
     smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
-    return dilated(detector.regions(smooth, sky, smoothed) > 0, GROWN)
+    return dilated(detector.regions(smooth, sky, smoothed).mask(), GROWN)
 
 
 def dilated(inside: np.ndarray, reach: int) -> np.ndarray:

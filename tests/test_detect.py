@@ -100,4 +100,7 @@ def test_regions_are_those_of_photutils():
     rms[40:60, 100:200] = np.nan
     sky = Sky(np.zeros_like(smooth), rms, np.ones((1, 1)), np.nan)
     found = detect_sources(smooth, np.where(np.isnan(rms), np.inf, 0.03), 15)
-    np.testing.assert_array_equal(Detector(threshold=3.0).regions(smooth, sky, 1.0), found.data)
+    regions = Detector(threshold=3.0).regions(smooth, sky, 1.0)
+    np.testing.assert_array_equal(regions.mask(), found.data > 0)
+    np.testing.assert_array_equal(regions.label, found.data[found.data > 0])
+    assert len(regions) == found.n_labels

@@ -503,7 +503,9 @@ def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file
 
 
 def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_file, monkeypatch):
-    monkeypatch.setattr(detect.Detector, "regions", lambda self, smooth, *args: np.zeros(smooth.shape, np.int32))
+    monkeypatch.setattr(
+        detect.Detector, "regions", lambda self, smooth, *args: detect.Regions(smooth.shape, *np.zeros((2, 0), int))
+    )
     table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=table)
     assert cat["fit_status"][0] == 0
