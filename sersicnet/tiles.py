@@ -129,6 +129,7 @@ class _Scene(NamedTuple):
     """A tile with what was detected in it, and the places to be measured; all positions are of the image."""
 
     setting: Setting
+    zone: mosaic.Window  # where what was detected does not depend on the tile
     window: mosaic.Window
     pixels: mosaic.Pixels
     sky: Sky
@@ -155,7 +156,7 @@ class _Scene(NamedTuple):
         else:
             x, y = setting.places[place].T
             source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
-        scene = cls(setting, window, pixels, sky, found, x.copy(), y.copy(), source, place)
+        scene = cls(setting, zone, window, pixels, sky, found, x.copy(), y.copy(), source, place)
         return scene, _inside(x, y, core, shape)
 
     @property
@@ -203,11 +204,17 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
         return out
     which, back = np.unique(source[rows], return_inverse=True)
     light = np.column_stack(found.photometry(which))
-    # An aperture that may leave the window would depend on the tile.
-    for k in np.flatnonzero(~(detect.reach(found.a[which], light[:, 0]) < _STAMP_REACH)):
-        x, y, half = found.x[which[k]], found.y[which[k]], int(detect.KRON_REACH * found.a[which[k]]) + 2
+    # An aperture that leaves the zone would depend on the tile.
+    half = (detect.KRON_REACH * found.a[which]).astype(int) + 2
+    leaves = np.zeros(len(which), bool)
+    for place, part, n in zip((found.y[which], found.x[which]), scene.zone, setting.exposure.shape, strict=True):
+        leaves |= (place - half < part.start) & (part.start > 0)
+        leaves |= (place + half > part.stop - 1) & (part.stop < n)
+    far = ~(detect.reach(found.a[which], light[:, 0]) < _STAMP_REACH)
+    for k in np.flatnonzero(far & leaves):
+        x, y = found.x[which[k]], found.y[which[k]]
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
-        around = mosaic.grown(middle, half, setting.exposure.shape)
+        around = mosaic.grown(middle, int(half[k]), setting.exposure.shape)
         near = detect.Detector().around(setting.exposure, setting.mesh, around).detections
         same = np.flatnonzero((near.x == x) & (near.y == y))
         light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
