@@ -106,14 +106,14 @@ def _b_slope(n: ArrayLike) -> np.ndarray:
     return (sersic_b(np.asarray(n) + h) - sersic_b(np.asarray(n) - h)) / (2 * h)
 
 
-def _log_norm(n: ArrayLike) -> np.ndarray:
+def log_norm(n: ArrayLike) -> np.ndarray:
     """Logarithm of the central surface brightness of the unit profile."""
     n = np.asarray(n)
     return 2 * n * np.log(sersic_b(n)) - np.log(2 * np.pi * n) - special.gammaln(2 * n)
 
 
 def _log_norm_slope(n: ArrayLike) -> np.ndarray:
-    """Derivative of `_log_norm`."""
+    """Derivative of `log_norm`."""
     n, b = np.asarray(n), sersic_b(n)
     return 2 * np.log(b) + 2 * n * _b_slope(n) / b - 1 / n - 2 * special.digamma(2 * n)
 
@@ -125,7 +125,7 @@ def _unit_profile(radius: np.ndarray, n: float) -> np.ndarray:
     """
     b = sersic_b(n)
     power = np.minimum(radius ** (1 / n), 1e4)
-    light = np.exp(_log_norm(n) - b * power)
+    light = np.exp(log_norm(n) - b * power)
     by_n = light * (_log_norm_slope(n) - _b_slope(n) * power + b / n**2 * power * np.log(radius))
     return np.stack([light, light * (b / n * power - 2), by_n])
 
@@ -179,8 +179,12 @@ class Renderer:
             raise InputError(f"A PSF has a positive sum; received {psf.sum():.3g}. Check its sign and its background.")
         self.size = _positive(size, "The size of a stamp")
         self.oversampling = _positive(oversampling, "The oversampling of a PSF")
-        self._psf = psf / psf.sum()
-        width = -(-psf.shape[0] // self.oversampling) + 1
+        # What lies farther from its centre than the stamp is wide reaches no pixel of the stamp.
+        middle = len(psf) // 2
+        reach = min(middle, (self.size - 1) * self.oversampling)
+        inner = slice(middle - reach, middle + reach + 1)
+        self._psf = psf[inner, inner] / psf.sum()
+        width = -(-len(self._psf) // self.oversampling) + 1
         self._period = 2 * fft.next_fast_len(-(-max(2 * self.size, width) // 2), real=True)
         # As near as a periodic image may be: its light is smooth, and the PSF does not reach.
         self._nearest = max(self.size / 2, width / 2)
@@ -373,7 +377,7 @@ class Renderer:
         radius2 = u * u + v * v
         log_radius = 0.5 * xp.log(radius2)
         power = each(b) * xp.exp(log_radius * each(1 / n))
-        light = xp.exp(each(_log_norm(n) - np.log(q * r_eff**2)) - power) * put(shares)[:, :, None, None]
+        light = xp.exp(each(log_norm(n) - np.log(q * r_eff**2)) - power) * put(shares)[:, :, None, None]
         beyond = _beyond(batch, derivatives=derivatives)
         terms = [light]
         if derivatives:

@@ -218,6 +218,63 @@ def test_robust_fits_are_less_moved_by_light_that_is_not_masked():
     assert abs(robust[4] - row[4]) < 0.3 * abs(plain[4] - row[4])
 
 
+@pytest.mark.parametrize(
+    ("mag", "r_eff", "n", "side"),
+    [(26.0, 2.0, 1.0, 32), (25.0, 2.0, 1.0, 40), (23.5, 6.0, 1.0, 64), (20.0, 3.0, 1.0, 48), (20.0, 12.0, 4.0, 128)],
+)
+def test_faint_and_small_galaxies_have_small_windows(mag, r_eff, n, side, monkeypatch):
+    row, tried = galaxy(mag, r_eff, n, x=63.4, y=63.8), []
+    run = fit._Fit.run
+    monkeypatch.setattr(fit._Fit, "run", lambda self: tried.append(self.window.size) or run(self))
+    stamp = stamp_of(row, size=128)
+    fits = Fitter(PSF, Noise(drizzled(), F160W.exposure, 0.1), 128)(stamp[None], np.array([RMS]), row[None])
+    assert tried[0] == side
+    assert np.isfinite(fits.parameters).all()
+
+
+def test_a_window_holds_the_neighbours_that_are_fitted_with_a_galaxy(monkeypatch):
+    row, tried = galaxy(25.0, 2.0, 1.0, x=63.4, y=63.8), []
+    other = galaxy(23.0, 3.0, 1.0, x=90.0, y=63.0)
+    run = fit._Fit.run
+    monkeypatch.setattr(fit._Fit, "run", lambda self: tried.append((self.window.size, self.count)) or run(self))
+    stamp = stamp_of(row, size=128) + Renderer(PSF, 128)(other)[0]
+    fitter = Fitter(PSF, Noise(drizzled(), F160W.exposure, 0.1), 128)
+    fitter(stamp[None], np.array([RMS]), row[None], neighbours=[other[None]])
+    assert tried[0] == (64, 2)
+
+
+def test_the_stamp_around_a_window_tells_the_sky(monkeypatch):
+    row = galaxy(24.0, 3.0, 1.0, x=63.4, y=63.8)
+    n, level = 24, 0.08 * RMS
+    stamps = np.array([stamp_of(row, seed, 128) for seed in range(n)]) + level
+    rms, start = np.full(n, RMS), np.tile(poor(row), (n, 1))
+    fitter = Fitter(PSF, Noise(drizzled(), F160W.exposure, 0.1), 128)
+    fits = fitter(stamps, rms, start)
+    error = np.sqrt(fits.covariance[:, 7, 7])
+    assert (error < 0.025 * RMS).all()
+    pull = (fits.sky - level) / error
+    assert abs(pull.mean()) < 0.6
+    assert pull.std() == pytest.approx(1, abs=0.4)
+    # The start of a bright galaxy may be far off: its wings do not pass for sky.
+    bright = galaxy(18.5, 4.0, 4.0, x=63.4, y=63.8)
+    fits = fitter(stamp_of(bright, 0, 128)[None], rms[:1], (bright * [1, 1, 0.8, 1, 0.7, 1, 1])[None])
+    assert abs(fits.sky[0]) < 4 * np.sqrt(fits.covariance[0, 7, 7])
+    assert fits.parameters[0, 2] == pytest.approx(bright[2], rel=0.03)
+
+
+def test_a_curved_valley_takes_few_iterations():
+    row = galaxy(24.5, 5.0, 2.0, 0.5)
+    stamps = np.array([stamp_of(row, seed) for seed in range(16)])
+    prior = Prior.uniform((row[2] / 5, row[2] * 5), (1.0, 20.0), (0.3, 8.0), (0.02, 1.0))
+    noise = Noise(drizzled(), F160W.exposure, 0.1, 0.05)
+    rms, start = np.full(16, RMS), np.tile(row, (16, 1))
+    usual = Fitter(PSF, noise, 64, prior=prior)(stamps, rms, start)
+    exact = Fitter(PSF, noise, 64, prior=prior, tolerance=1e-6, max_iterations=200)(stamps, rms, start)
+    error = np.sqrt(np.diagonal(exact.covariance, axis1=1, axis2=2))[:, 2:6]
+    assert usual.iterations.max() <= 12
+    assert (np.abs(usual.parameters - exact.parameters)[:, 2:6] < 0.25 * error).all()
+
+
 @pytest.mark.parametrize("r_eff", [3.0, 12.0])
 def test_windows_do_not_change_the_answer(r_eff, monkeypatch):
     row = galaxy(20.5, r_eff, 1.5, 0.6, x=63.4, y=63.8)

@@ -300,6 +300,14 @@ def test_a_galaxy_beyond_the_stamp_leaves_its_wing_only():
     assert np.isnan(far).all()
 
 
+def test_wings_of_the_psf_that_reach_no_pixel_take_no_room(f160w):
+    row = np.array([31.3, 32.2, 1.0, 3.0, 1.5, 0.5, 30.0])
+    small, whole = Renderer(f160w, 64), Renderer(f160w, 128)
+    assert small._period == 128
+    part = whole(row + np.array([32, 32, 0, 0, 0, 0, 0]))[0, 32:96, 32:96]
+    np.testing.assert_allclose(small(row)[0], part, atol=2e-6 * part.max())
+
+
 def test_b_of_a_known_index():
     assert sersic_b(1) == pytest.approx(1.6783469900166605)
     assert sersic_b(4) == pytest.approx(7.669249443)
