@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,16 +93,11 @@ class Setting:
 
 
 def cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
-    """The tiles of an image, row by row; they do not overlap."""
+    """The tiles of an image, about equally large and row by row; they do not overlap."""
     if tile < STAMP_SIZE:
         raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
-    starts = [range(0, max(n - tile // 2, 1), tile) for n in shape]
-    ends = [[*list(line)[1:], n] for line, n in zip(starts, shape, strict=True)]
-    return [
-        (slice(y, y_end), slice(x, x_end))
-        for y, y_end in zip(starts[0], ends[0], strict=True)
-        for x, x_end in zip(starts[1], ends[1], strict=True)
-    ]
+    edges = [np.linspace(0, n, max(1, round(n / tile)) + 1).round().astype(int).tolist() for n in shape]
+    return [(slice(*rows), slice(*columns)) for rows in pairwise(edges[0]) for columns in pairwise(edges[1])]
 
 
 def measure_tile(setting: Setting, core: mosaic.Window, report: Report = silent) -> dict[str, np.ndarray]:
