@@ -24,7 +24,7 @@ from scipy import ndimage
 from skimage.morphology import local_maxima
 
 from sersicnet.mosaic import Pixels, Window, grown, within
-from sersicnet.sky import Held, Mesh, Sky, Source, dilated, estimate_sky
+from sersicnet.sky import Held, Mesh, Sky, Source, estimate_sky
 
 CLAIMED = 2
 """Pixels around a source that belong to it, too, when its neighbours are measured."""
@@ -710,12 +710,12 @@ def _grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
     steps = [(dy, dx) for dx in sides for dy in sides if 0 < dx**2 + dy**2 <= reach**2]
     steps.sort(key=lambda step: step[0] ** 2 + step[1] ** 2)
     out = np.pad(labels, reach)
-    flat = out.ravel()
-    near = np.pad(dilated(labels > 0, reach) & (labels == 0), reach)
-    place = np.flatnonzero(near)
-    new = np.zeros(len(place), labels.dtype)
+    flat, width = out.ravel(), out.shape[1]
+    free = flat == 0
+    place = np.flatnonzero(~free)
+    own = flat[place]
     for dy, dx in reversed(steps):
-        there = flat[place + dy * out.shape[1] + dx]
-        np.copyto(new, there, where=there > 0)
-    flat[place] = new
+        there = place - dy * width - dx
+        given = free[there]
+        flat[there[given]] = own[given]
     return np.ascontiguousarray(out[reach:-reach, reach:-reach])

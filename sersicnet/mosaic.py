@@ -652,6 +652,16 @@ def _celestial(header: fits.Header, shape: tuple[int, int]) -> WCS | None:
     return wcs if np.hypot(*np.subtract(there_and_back, middle)) < 0.1 and shear > LEAST_SHEAR else None
 
 
+def median(values: np.ndarray) -> np.floating:
+    """`numpy.median` of finite values, in a fifth of the time: one partition is much faster than those about two."""
+    half = len(values) // 2
+    ordered = np.partition(values, half)
+    middle = ordered[half : half + 1]
+    if len(values) % 2 == 0:
+        middle = np.append(ordered[:half].max(), middle)
+    return middle.mean()
+
+
 @dataclass
 class Stamps:
     """Stamps of an image, cleaned for a network.
@@ -762,7 +772,7 @@ def cut(
             other &= usable
         out.noise[i][stamp_part] = sky.rms[image_part]
         rms = sky.rms[image_part][usable[stamp_part]]
-        out.rms[i] = np.median(rms) if len(rms) else np.nan
+        out.rms[i] = median(rms) if len(rms) else np.nan
         out.edge[i] = values[stamp_part].size < size * size
         out.unusable[i] = 1 - usable.mean()
         out.neighbours[i] = other.mean()

@@ -190,23 +190,10 @@ def sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray
     half of its own variance; it does not care for noise far out, as a plain
     second moment does.
     """
-    parts = [
-        _sizes(Stamps(*(values[first : first + _AT_ONCE] for values in vars(stamps).values())), reach, rounds)
-        for first in range(0, len(stamps.x), _AT_ONCE)
-    ]
-    size, snr, round_ = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else np.zeros((3, 0))
-    return size, snr, round_.astype(bool)
-
-
-_AT_ONCE = 16
-"""Stamps whose sizes are measured at once: what is made on the way stays in the processor's cache."""
-
-
-def _sizes(stamps: Stamps, reach: int, rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, middle = len(stamps.x), STAMP_SIZE // 2
     inner = slice(middle - reach, middle + reach)
     values = stamps.pixels[:, inner, inner].astype(float)
-    y, x = np.indices(values.shape[1:], dtype=float)
+    along = np.arange(2.0 * reach)
     cx, cy = stamps.x - inner.start, stamps.y - inner.start
     sigma, total, squares = np.full(n, 1.5), np.zeros(n), np.ones(n)
     e1, e2 = np.ones(n), np.ones(n)
@@ -214,19 +201,22 @@ def _sizes(stamps: Stamps, reach: int, rounds: int) -> tuple[np.ndarray, np.ndar
     values[~good] = np.nan
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         for _ in range(rounds):
-            dx, dy = x - cx[:, None, None], y - cy[:, None, None]
-            weight = np.exp(-0.5 * (dx**2 + dy**2) / sigma[:, None, None] ** 2)
-            light = weight * values
-            total, squares = light.sum(axis=(1, 2)), (weight**2).sum(axis=(1, 2))
-            mx, my, mxx, myy, mxy = (
-                (light * moment).sum(axis=(1, 2)) / total for moment in (dx, dy, dx**2, dy**2, dx * dy)
+            # Weight and moments are products of factors along x and y.
+            to_x, to_y = (along - centre[:, None] for centre in (cx, cy))
+            in_x, in_y = (np.exp(-0.5 * (to / sigma[:, None]) ** 2) for to in (to_x, to_y))
+            by_x, by_y = (
+                np.stack([weight, weight * to, weight * to**2], axis=-1) for weight, to in ((in_x, to_x), (in_y, to_y))
             )
+            moments = by_y.transpose(0, 2, 1) @ (values @ by_x)
+            total, squares = moments[:, 0, 0], (in_x**2).sum(axis=1) * (in_y**2).sum(axis=1)
+            mx, my, mxx, myy, mxy = (moments[:, j, i] / total for j, i in ((0, 1), (1, 0), (0, 2), (2, 0), (1, 1)))
             cx, cy = cx + np.clip(2 * mx, -1, 1), cy + np.clip(2 * my, -1, 1)
             trace = mxx + myy
             e1, e2 = 2 * (mxx - myy) / trace, 4 * mxy / trace
             sigma = np.clip(np.sqrt(np.where(trace > 0, trace, np.nan)), *_STAR_SIGMA)
         snr = total / np.sqrt(squares)
-        near = (x - cx[:, None, None]) ** 2 + (y - cy[:, None, None]) ** 2 < (3 * sigma[:, None, None]) ** 2
+        square_x, square_y = ((along - centre[:, None]) ** 2 for centre in (cx, cy))
+        near = square_y[:, :, None] + square_x[:, None, :] < (3 * sigma[:, None, None]) ** 2
         whole = ~(stamps.replaced[:, inner, inner] & near).any(axis=(1, 2))
         inside = (sigma > _STAR_SIGMA[0]) & (sigma < _STAR_SIGMA[1])
         moved = np.hypot(cx + inner.start - stamps.x, cy + inner.start - stamps.y) > 1

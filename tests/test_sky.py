@@ -5,8 +5,8 @@ from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from skimage.segmentation import expand_labels
 
 from sersicnet.detect import Detector
-from sersicnet.mosaic import Pixels, grown
-from sersicnet.sky import Held, Mesh, _clipped, _mad_std, _median, _sky_of, dilated, estimate_sky
+from sersicnet.mosaic import Pixels, grown, median
+from sersicnet.sky import Held, Mesh, _clipped, _mad_std, _sky_of, dilated, estimate_sky
 
 
 def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):
@@ -57,7 +57,7 @@ def test_a_mask_grows_by_a_disc():
 @pytest.mark.parametrize("n", [1, 2, 7, 1000])
 def test_medians_are_those_of_numpy(n):
     values = np.random.default_rng(n).standard_normal(n).astype(np.float32)
-    assert _median(values) == np.median(values)
+    assert median(values) == np.median(values)
     assert _mad_std(values) == mad_std(values)
 
 
