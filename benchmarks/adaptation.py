@@ -84,7 +84,7 @@ def roads(arguments, network, epochs):
 def measured(found, test):
     """R² of each parameter, and the features of at most 3,000 galaxies."""
     stamps = test.stamps(0, len(test))
-    r2 = scores(test.targets, found.predict(stamps)[0])["all"]["r2"]
+    r2 = scores(test.targets, found.predict(stamps)[0], mag=test.mag)["all"]["r2"]
     return r2, features(found.keras_model()).predict(stamps[:3000], verbose=0)
 
 

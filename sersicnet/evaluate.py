@@ -84,7 +84,8 @@ def scores(
     errors : ndarray, float, (N, 4), optional
         1 sigma errors of `predicted`.
     mag : ndarray, float, (N,), optional
-        AB magnitudes to cut at; the first column of `truth` by default.
+        True AB magnitudes, where those of `truth` and `predicted` are relative to the noise:
+        what is scored is apparent.
 
     Returns
     -------
@@ -93,7 +94,11 @@ def scores(
         parameter ``r2``, ``bias`` (median error), ``scatter`` (68 % of the
         deviations from it) and, with errors, ``coverage`` (within 1 sigma).
     """
-    mag = truth[:, 0] if mag is None else mag
+    if mag is not None:
+        shift = np.zeros((len(truth), len(TARGETS)))
+        shift[:, 0] = mag - truth[:, 0]
+        truth, predicted = truth + shift, predicted + shift
+    mag = truth[:, 0]
     samples = {}
     for name, chosen in (("all", np.ones(len(truth), bool)), (f"mag <= {BRIGHT:g}", mag <= BRIGHT)):
         good = chosen & np.isfinite(truth).all(axis=1) & np.isfinite(predicted).all(axis=1)

@@ -85,6 +85,16 @@ def test_missing_measurements_are_counted():
 FILES = {"scores.json", "scores.md", "predicted_against_true.png", "distributions.png", "by_magnitude.png"}
 
 
+def test_magnitudes_relative_to_the_noise_are_scored_as_apparent_ones():
+    rng = np.random.default_rng(1)
+    predicted, depth = TRUTH + rng.normal(0, 0.1, TRUTH.shape), np.outer(rng.uniform(-1, 1, len(TRUTH)), [1, 0, 0, 0])
+    relative = evaluate.scores(TRUTH - depth, predicted - depth, mag=TRUTH[:, 0])
+    apparent = evaluate.scores(TRUTH, predicted)
+    for part, found in apparent.items():
+        assert relative[part]["r2"] == pytest.approx(found["r2"])
+        assert relative[part]["scatter"] == pytest.approx(found["scatter"])
+
+
 def test_a_report_holds_scores_and_figures(small_dataset, tmp_path):
     result = evaluate.evaluate(small_dataset, output=tmp_path / "scores")
     assert {p.name for p in (tmp_path / "scores").iterdir()} == FILES
