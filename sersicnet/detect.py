@@ -305,8 +305,9 @@ class Detector:
         rows = first[0] + 2 * row + np.array([[0], [0], [1], [1]])
         columns = first[1] + 2 * column + np.array([[0], [1], [0], [1]])
         inside = (rows < height) & (columns < width)
-        labels = np.broadcast_to(found.label, rows.shape)
-        return Regions((height, width), (rows * width + columns)[inside], labels[inside])
+        at, labels = (rows * width + columns)[inside], np.broadcast_to(found.label, rows.shape)[inside]
+        good = np.isfinite(sky.rms.ravel()[at])
+        return Regions((height, width), at[good], labels[good])
 
     def find(self, pixels: Pixels, sky: Sky, noise: Noise) -> Detections:
         """Find the sources of an image in memory.

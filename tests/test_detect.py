@@ -62,6 +62,15 @@ def test_a_compact_source_is_one_in_both_passes(faint):
     assert len(found) == len(EXTENDED) + len(POINTS) + 1
 
 
+def test_bad_pixels_do_not_hide_an_extended_galaxy(faint):
+    bad = np.zeros(faint.pixels.bad.shape, bool)
+    bad[1::6, 1::6] = True
+    _, found = Detector()(np.where(bad, np.nan, faint.pixels.data).astype(np.float32), bad)
+    distance = np.hypot(*(np.subtract.outer(np.array(EXTENDED)[:, k], (found.x, found.y)[k]) for k in (0, 1)))
+    assert (distance.min(axis=1) < 8).all()
+    assert not found.segmentation[bad].any()
+
+
 def test_the_second_pass_does_not_depend_on_the_zone(faint):
     detector = Detector()
     mesh = estimate_sky(faint, detector)
