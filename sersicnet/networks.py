@@ -8,18 +8,42 @@ adds the logarithm of a standard deviation for each.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# Before TensorFlow is imported, so whoever needs Keras takes it from here: the
-# fast kernels are off by default on AMD processors, and much of its chatter is on.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+def _start() -> None:
+    """Import Keras with its backend, so whoever needs it takes it from here.
+
+    Before that TensorFlow is told to use its fast kernels, which are off by default on AMD
+    processors. What its C++ writes to stderr while it starts, and looks for GPUs, heeds no
+    switch: it goes nowhere.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        if importlib.import_module("keras").backend.backend() == "tensorflow":
+            tensorflow = importlib.import_module("tensorflow")
+            tensorflow.get_logger().setLevel("ERROR")
+            tensorflow.config.list_physical_devices()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+_start()
 
 import keras
 import numpy as np

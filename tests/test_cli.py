@@ -333,11 +333,11 @@ def test_info_is_markdown_for_a_bug_report(run):
         assert word in out
 
 
-def test_training_uses_the_fast_kernels():
-    code = "import os; import sersicnet.train; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+def test_training_uses_the_fast_kernels_and_starts_in_silence():
+    code = "import os; from sersicnet import train; train.device(); print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == "1\n"
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_keras_is_imported_by_its_home_alone():
