@@ -27,7 +27,7 @@ STRIP = 4
 
 
 SAMPLES, SAMPLE = 8, 256
-"""Noise is measured in this many windows along each axis of a large image, and the side of each."""
+"""Noise is measured in this many windows along each axis of a large image (half as many at first), and their side."""
 
 
 FIRST_ROWS = 4
@@ -424,12 +424,12 @@ _ROWS = 16
 """Rows whose sky is drawn at once: what is made on the way stays in the processor's cache."""
 
 
-def _windows(shape: tuple[int, int]) -> Iterator[Window]:
-    """Windows that noise is measured in: all of a small image, many small ones spread over a large one."""
+def _windows(shape: tuple[int, int], samples: int) -> Iterator[Window]:
+    """Windows that noise is measured in: all of a small image, small ones spread over a large one."""
     if max(shape) <= SAMPLES * SAMPLE:
         yield slice(0, shape[0]), slice(0, shape[1])
         return
-    starts = [np.linspace(0, max(n - SAMPLE, 0), min(SAMPLES, -(-n // SAMPLE))).astype(int) for n in shape]
+    starts = [np.linspace(0, max(n - SAMPLE, 0), min(samples, -(-n // SAMPLE))).astype(int) for n in shape]
     for y in starts[0].tolist():
         for x in starts[1].tolist():
             yield slice(y, min(y + SAMPLE, shape[0])), slice(x, min(x + SAMPLE, shape[1]))
@@ -439,7 +439,8 @@ def _sampled(
     apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float, *, last: bool
 ) -> tuple[float, float, np.ndarray, float]:
     """Noise of the smoothed images, autocorrelation, factor on a noise map; the second and third only at `last`."""
-    jobs = [(detector, source, window, mesh, smoothed, last) for window in _windows(source.shape)]
+    windows = _windows(source.shape, SAMPLES if last else SAMPLES // 2)
+    jobs = [(detector, source, window, mesh, smoothed, last) for window in windows]
     found = [one for one in apply(_noise, jobs) if one is not None]
     if not found:
         return 1.0, 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
