@@ -237,7 +237,8 @@ def measure(
     started = time.monotonic()
     _log_to_stderr(verbose)
     paths = _images(images)
-    if workers != 1 and scheduler is None and any(path.exists() and path.stat().st_size > _SEVERAL for path in paths):
+    alone = dry_run or workers == 1 or scheduler is not None
+    if not alone and any(path.exists() and path.stat().st_size > _SEVERAL for path in paths):
         from sersicnet import work
 
         work.get_ready()

@@ -15,7 +15,7 @@ import math
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from astropy.utils.exceptions import AstropyUserWarning
@@ -281,7 +281,7 @@ class Detector:
     def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> Regions:
         """Connected regions above the threshold, numbered in order of their first pixels.
 
-        Those of `photutils.segmentation.detect_sources`, in a third of the time.
+        Those of `photutils.segmentation.detect_sources`, kept as their pixels alone.
         """
         return self._regions(smooth, np.float32(self.threshold * smoothed) * sky.rms)
 
@@ -294,13 +294,13 @@ class Detector:
         found = Regions(above.shape, at, labels.ravel()[at])
         return found.chosen(np.bincount(found.label) >= self.n_pixels)
 
-    def _extended(self, smooth: np.ndarray, sky: Sky, noise: Noise, window: Window) -> Regions:
+    def _extended(self, smooth: np.ndarray, sky: Sky, mesh: Mesh, window: Window) -> Regions:
         """Connected regions of the second pass, in a window of the image."""
         first = window[0].start % 2, window[1].start % 2
         own = slice(first[0], None), slice(first[1], None)
         part = Sky(sky.level[own], sky.rms[own], sky.autocorrelation, sky.map_factor)
-        wide = self.smooth_widely(smooth[own], part, noise.smoothed)
-        found = self._regions(wide, np.float32(self.threshold * noise.widely) * part.rms[::2, ::2])
+        wide = self.smooth_widely(smooth[own], part, mesh.smoothed)
+        found = self._regions(wide, np.float32(self.threshold * mesh.widely) * part.rms[::2, ::2])
         (height, width), (row, column) = smooth.shape, found.places()
         rows = first[0] + 2 * row + np.array([[0], [0], [1], [1]])
         columns = first[1] + 2 * column + np.array([[0], [1], [0], [1]])
@@ -309,20 +309,20 @@ class Detector:
         good = np.isfinite(sky.rms.ravel()[at])
         return Regions((height, width), at[good], labels[good])
 
-    def find(self, pixels: Pixels, sky: Sky, noise: Noise) -> Detections:
+    def find(self, pixels: Pixels, sky: Sky, mesh: Mesh) -> Detections:
         """Find the sources of an image in memory.
 
         Parameters
         ----------
         pixels : Pixels
         sky : Sky
-        noise : Mesh
+        mesh : Mesh
             Tells the noise of the smoothed images.
         """
         smooth = self.smooth(pixels.data - sky.level, pixels.bad)
         window = slice(0, smooth.shape[0]), slice(0, smooth.shape[1])
-        regions = self.regions(smooth, sky, noise.smoothed)
-        return self._sources(pixels, sky, smooth, regions, self._extended(smooth, sky, noise, window), noise.smoothed)
+        regions = self.regions(smooth, sky, mesh.smoothed)
+        return self._sources(pixels, sky, smooth, regions, self._extended(smooth, sky, mesh, window), mesh.smoothed)
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
         """Find the sources of a zone of an image, whole.
@@ -537,18 +537,6 @@ class Detector:
             return np.inf
         height, noise = saddles[label][other]
         return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
-
-
-class Noise(Protocol):
-    """Tells the noise of the smoothed images in units of that of a pixel."""
-
-    @property
-    def smoothed(self) -> float:
-        """Of the image of the first pass."""
-
-    @property
-    def widely(self) -> float:
-        """Of that of the second pass."""
 
 
 def _gaussian(fwhm: float) -> np.ndarray:

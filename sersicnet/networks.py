@@ -28,9 +28,8 @@ def _start() -> None:
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    stderr = os.dup(2 if sys.stderr is not None else nowhere)  # which may have been closed
     os.dup2(nowhere, 2)
     try:
         if importlib.import_module("keras").backend.backend() == "tensorflow":
