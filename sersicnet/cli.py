@@ -417,7 +417,7 @@ def _say_outlook(outlooks: list[Outlook], as_json: bool) -> None:
         to = f", resampled to {outlook.factor:.4f} pixels for each" if outlook.factor != 1 else ""
         typer.echo(f"  weights      {outlook.weights}{to}")
         typer.echo(
-            f"  work         {outlook.tiles} tiles by {outlook.workers} processes, about {outlook.memory:.1f} GB"
+            f"  work         tiles {outlook.tiles}, processes {outlook.workers}, memory about {outlook.memory:.1f} GB"
         )
 
 
