@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy.utils.exceptions import AstropyUserWarning
-from photutils.segmentation import SegmentationImage, SourceCatalog, deblend_sources
-from scipy import ndimage
-from skimage.morphology import local_maxima
+from photutils.segmentation import SegmentationImage, deblend_sources
+from scipy import sparse
 
+from sersicnet import photometry
 from sersicnet.mosaic import Pixels, Window, grown, within
+from sersicnet.photometry import Moments, Photometry
 from sersicnet.sky import Held, Mesh, Sky, Source, estimate_sky
 
 CLAIMED = 2
@@ -68,7 +69,8 @@ class Detections:
     area: np.ndarray
     blended: np.ndarray
     parent: np.ndarray
-    _catalog: SourceCatalog | None = field(default=None, repr=False, compare=False)
+    _scene: photometry.Scene | None = field(default=None, repr=False, compare=False)
+    _moments: Moments = field(default=Moments(*np.zeros((5, 0))), repr=False, compare=False)
     _correlation: float = field(default=1.0, repr=False, compare=False)
     _claimed: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -91,18 +93,9 @@ class Detections:
         which : ndarray, int, (N,)
             Indices of the sources to measure.
         """
-        if self._catalog is None or not len(which):
+        if self._scene is None:
             return Photometry(*np.zeros((len(Photometry._fields), 0)))
-        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            warnings.simplefilter("ignore", RuntimeWarning)
-            catalog = self._catalog[which]
-            aperture, aperture_error = catalog.circular_photometry(APERTURE)
-            values = catalog.kron_radius.value, catalog.kron_flux, catalog.kron_flux_err, aperture, aperture_error
-            out = Photometry(*(np.array(np.atleast_1d(value), dtype=float) for value in values))
-            wild = ~(KRON * out.kron_radius <= KRON_REACH)
-        for value in out[:3]:
-            value[wild] = np.nan
+        out = photometry.photometry(self._scene, self._moments, which)
         for error in (out.kron_error, out.aperture_error):
             error *= self._correlation
         return out
@@ -154,6 +147,16 @@ class Regions:
         out = np.zeros(len(self) + 1, bool)
         out[self.label[inside]] = True
         return out
+
+    def boxes(self) -> list[Window]:
+        """The smallest window around each of them."""
+        sides = []
+        for places in self.places():
+            low, high = np.full(len(self) + 1, np.iinfo(np.int64).max), np.zeros(len(self) + 1, np.int64)
+            np.minimum.at(low, self.label, places)
+            np.maximum.at(high, self.label, places)
+            sides.append([slice(a, b + 1) for a, b in zip(low[1:].tolist(), high[1:].tolist(), strict=True)])
+        return list(zip(*sides, strict=True))
 
     def margins(self) -> tuple[float, float, float, float]:
         """Pixels between them and the sides of the image: the lower and upper along y, then along x."""
@@ -288,11 +291,9 @@ class Detector:
     def _regions(self, smooth: np.ndarray, threshold: np.ndarray) -> Regions:
         with np.errstate(invalid="ignore"):
             above = smooth > threshold  # never where the noise is NaN
-        labels = np.empty(above.shape, np.int32)
-        ndimage.label(above, _AROUND, output=labels)
         at = np.flatnonzero(above)
-        found = Regions(above.shape, at, labels.ravel()[at])
-        return found.chosen(np.bincount(found.label) >= self.n_pixels)
+        found = Regions(above.shape, at, _connected(at, above.shape[1]))
+        return found.chosen(np.bincount(found.label, minlength=1) >= self.n_pixels)
 
     def _extended(self, smooth: np.ndarray, sky: Sky, mesh: Mesh, window: Window) -> Regions:
         """Connected regions of the second pass, in a window of the image."""
@@ -397,40 +398,31 @@ class Detector:
         whole = np.zeros(clean.shape, np.int32)
         whole.ravel()[extended.at] = extended.label + len(regions)
         whole.ravel()[regions.at] = regions.label
-        parts = self._deblended(smooth, whole, len(regions), sky.rms * smoothed)
-        inside = np.concatenate([regions.at, extended.at])
-        first_parent = np.zeros(int(parts.ravel()[inside].max()) + 1, np.int64)
-        first_parent[parts.ravel()[inside]] = whole.ravel()[inside]
+        at = np.flatnonzero(whole)
+        parts = self._deblended(smooth, whole, regions, sky.rms * smoothed)
+        label = parts.ravel()[at]
+        n = int(label.max())
+        first_parent = np.zeros(n + 1, np.int64)
+        first_parent[label] = whole.ravel()[at]
         parent = first_parent[1:]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            catalog = SourceCatalog(
-                clean,
-                SegmentationImage(parts),
-                convolved_data=smooth,
-                error=sky.rms,
-                mask=pixels.bad,
-                aperture_mask_method="correct",
-            )
-            siblings = np.bincount(parent, minlength=parent.max() + 1)
-            flux = np.atleast_1d(catalog.segment_flux)
-            faint_first = np.argsort(flux, kind="stable")
-            brightest = np.zeros(len(siblings), int)
-            brightest[parent[faint_first]] = faint_first  # the last one written stays
-            return Detections(
-                segmentation=parts,
-                x=np.atleast_1d(catalog.x_centroid),
-                y=np.atleast_1d(catalog.y_centroid),
-                a=np.atleast_1d(catalog.semimajor_axis.value),
-                b=np.atleast_1d(catalog.semiminor_axis.value),
-                theta=(np.atleast_1d(catalog.orientation.to_value("deg")) + 90) % 180 - 90,
-                flux=flux,
-                area=np.atleast_1d(catalog.segment_area.value).astype(float),
-                blended=siblings[parent] > 1,
-                parent=brightest[parent],
-                _catalog=catalog,
-                _correlation=sky.correlation,
-            )
+        row = at // clean.shape[1]
+        found = photometry.moments(smooth.ravel()[at], row, at - row * clean.shape[1], label, n)
+        flux, area = np.bincount(label, clean.ravel()[at], n + 1)[1:], np.bincount(label, minlength=n + 1)[1:]
+        siblings = np.bincount(parent, minlength=parent.max() + 1)
+        faint_first = np.argsort(flux, kind="stable")
+        brightest = np.zeros(len(siblings), int)
+        brightest[parent[faint_first]] = faint_first  # the last one written stays
+        return Detections(
+            segmentation=parts,
+            **found._asdict(),
+            flux=flux,
+            area=area.astype(float),
+            blended=siblings[parent] > 1,
+            parent=brightest[parent],
+            _scene=photometry.Scene(clean, pixels.bad, sky.rms, parts),
+            _moments=found,
+            _correlation=sky.correlation,
+        )
 
     def _significant(self, clean: np.ndarray, sky: Sky, regions: Regions, extended: Regions) -> tuple[Regions, Regions]:
         """Regions of both passes that stand out as a whole, and not by a few pixels.
@@ -453,17 +445,17 @@ class Detector:
         variance = np.bincount(regions.label, sky.rms.ravel()[regions.at].astype(float) ** 2, len(regions) + 1)
         return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation
 
-    def _deblended(self, smooth: np.ndarray, regions: np.ndarray, first: int, noise: np.ndarray) -> np.ndarray:
-        """Regions, of which the `first` ones are separated into sources, which come last; int32, (H, W)."""
+    def _deblended(self, smooth: np.ndarray, whole: np.ndarray, regions: Regions, noise: np.ndarray) -> np.ndarray:
+        """All regions, with those of the first pass separated into sources, which come last; int32, (H, W)."""
         # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
-        out, n = regions.copy(), int(regions.max())
+        out, n = whole.copy(), int(whole.max())
         stays = np.ones(n + 1, bool)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
-            for label, part in enumerate(ndimage.find_objects(regions, first), 1):
-                inside = regions[part] == label
-                if not self._separable(smooth[part], inside):
+            for label, part in enumerate(regions.boxes(), 1):
+                inside = whole[part] == label
+                if not self._separable(smooth[part], inside, noise[part]):
                     continue
                 own = deblend_sources(
                     smooth[part],
@@ -480,18 +472,23 @@ class Detector:
                     stays[label], n = False, n + several
         stays = np.concatenate([stays, np.ones(n + 1 - len(stays), bool)])
         stays[0] = False
-        sources = out > 0
-        out[sources] = np.cumsum(stays, dtype=np.int32)[out[sources]]
+        sources = np.flatnonzero(out)
+        out.ravel()[sources] = np.cumsum(stays, dtype=np.int32)[out.ravel()[sources]]
         return out
 
-    def _separable(self, smooth: np.ndarray, inside: np.ndarray) -> bool:
+    def _separable(self, smooth: np.ndarray, inside: np.ndarray, noise: np.ndarray) -> bool:
         """Whether a region may be separated: others need not go through all levels of the deblending."""
         if np.count_nonzero(inside) < 2 * self.n_pixels:
             return False
+        least = self.prominence * float(noise[inside].min())
         heights = np.full((inside.shape[0] + 2, inside.shape[1] + 2), -np.inf, smooth.dtype)
         np.copyto(heights[1:-1, 1:-1], smooth, where=inside)
-        peaks = ndimage.label(local_maxima(heights, connectivity=2), _AROUND)[1]
-        return peaks > 1 and _may_part(heights, self.n_pixels)
+        highest = np.maximum(np.maximum(heights[:-2], heights[1:-1]), heights[2:])
+        highest = np.maximum(np.maximum(highest[:, :-2], highest[:, 1:-1]), highest[:, 2:])
+        peaks = (heights[1:-1, 1:-1] == highest) & (highest >= smooth[inside].min() + least)
+        return bool(np.count_nonzero(peaks) > 1) and _may_part(
+            heights, self.n_pixels, 0.999 * least, 0.999 * self.relief
+        )
 
     def _prominent(self, smooth: np.ndarray, labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Let parts of a region that do not rise above their surroundings join these; int32, (H, W), from 1."""
@@ -539,16 +536,50 @@ class Detector:
         return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
 
 
+def _connected(at: np.ndarray, width: int) -> np.ndarray:
+    """Number the connected regions of pixels, from 1 and in order of their first pixels.
+
+    Pixels in a row make a run; runs of two rows that touch, over corners too, are of one
+    region. Few pixels of an image are in a region, so this is faster than to go through all.
+
+    Parameters
+    ----------
+    at : ndarray, int, (P,)
+        The pixels, as places in the flattened image, in order.
+    width : int
+        Of the image.
+
+    Returns
+    -------
+    ndarray, int32, (P,)
+    """
+    if not len(at):
+        return np.zeros(0, np.int32)
+    begins = np.ones(len(at), bool)
+    begins[1:] = (np.diff(at) > 1) | (at[1:] % width == 0)
+    starts = np.flatnonzero(begins)
+    first, last = at[starts], at[np.append(starts[1:], len(at)) - 1]
+    below = (first // width + 1) * width
+    low = np.searchsorted(last, np.maximum(first + width - 1, below))
+    high = np.searchsorted(first, np.minimum(last + width + 1, below + width - 1), "right")
+    touching = high - low
+    one = np.repeat(np.arange(len(first)), touching)
+    other = np.arange(len(one)) + np.repeat(low - np.cumsum(touching) + touching, touching)
+    links = sparse.coo_array((np.ones(len(one), bool), (one, other)), shape=(len(first),) * 2)
+    number = sparse.csgraph.connected_components(links, directed=False)[1] + 1
+    return number.astype(np.int32)[np.cumsum(begins) - 1]
+
+
 def _gaussian(fwhm: float) -> np.ndarray:
-    """A Gaussian of unit sum out to four of its sigmas, float32."""
+    """A Gaussian of unit sum out to three of its sigmas, float32."""
     sigma = fwhm / math.sqrt(8 * math.log(2))
-    reach = math.ceil(4 * sigma)
+    reach = math.ceil(3 * sigma)
     line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     return (line / line.sum()).astype(np.float32)
 
 
-_ROWS = 16
-"""Rows that are smoothed at once: what is made on the way stays in the processor's cache."""
+_AT_ONCE = 20_000
+"""Pixels that are smoothed at once, in whole rows: what is made on the way stays in the processor's cache."""
 
 
 def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -558,8 +589,9 @@ def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.n
     padded = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
     np.copyto(padded[reach:-reach, reach:-reach], values, where=used)
     out = np.empty((height, width), np.float32)
-    for first in range(0, height, _ROWS):
-        n = min(_ROWS, height - first)
+    rows = max(_AT_ONCE // width, 1)
+    for first in range(0, height, rows):
+        n = min(rows, height - first)
         down = _summed(kernel, [padded[first + k : first + k + n] for k in range(2 * reach + 1)])
         out[first : first + n] = _summed(kernel, [down[:, k : k + width] for k in range(2 * reach + 1)])
     return out
@@ -577,8 +609,8 @@ def _summed(weights: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
     return out
 
 
-def _may_part(heights: np.ndarray, n_pixels: int) -> bool:
-    """Whether a region has, at some height, two parts of `n_pixels` or more that stand apart.
+def _may_part(heights: np.ndarray, n_pixels: int, least: float, relief: float) -> bool:
+    """Whether a region has, at some height, two parts of `n_pixels` or more that stand apart, and rise above that.
 
     From its highest pixel down, parts grow and meet each other.
 
@@ -587,15 +619,19 @@ def _may_part(heights: np.ndarray, n_pixels: int) -> bool:
     heights : ndarray, float, (H, W)
         Minus infinity around the region, and at all sides.
     n_pixels : int
+    least, relief : float
+        What both must rise by above the height where they meet: at least, and as a fraction of it.
     """
     flat, width = heights.ravel(), heights.shape[1]
     places = np.flatnonzero(np.isfinite(flat))
     if len(places) > _MOST_PIXELS:
         return True
+    places = places[np.argsort(-flat[places])]
     head = [-1] * len(flat)  # the first pixel of the part that a pixel belongs to, or one on the way there
     size = [0] * len(flat)
+    peak = [0.0] * len(flat)
     steps = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
-    for place in places[np.argsort(-flat[places])].tolist():
+    for place, height in zip(places.tolist(), flat[places].tolist(), strict=True):
         mine = -1
         for step in steps:
             other = head[place + step]
@@ -607,13 +643,16 @@ def _may_part(heights: np.ndarray, n_pixels: int) -> bool:
                 mine = other
                 continue
             if size[other] >= n_pixels and size[mine] >= n_pixels:
-                return True
+                rise = min(peak[other], peak[mine]) - height
+                if rise >= least and rise >= relief * height:
+                    return True
             if size[other] > size[mine]:
                 mine, other = other, mine
             head[other] = mine
             size[mine] += size[other]
+            peak[mine] = max(peak[mine], peak[other])
         if mine < 0:
-            mine = place
+            mine, peak[place] = place, height
         head[place] = mine
         size[mine] += 1
     return False
@@ -621,9 +660,6 @@ def _may_part(heights: np.ndarray, n_pixels: int) -> bool:
 
 _MOST_PIXELS = 5000
 """Pixels of a region from which on it is deblended without a look at it before."""
-
-_AROUND = np.ones((3, 3), bool)
-"""A pixel with its eight neighbours."""
 
 _Saddles = dict[int, dict[int, tuple[float, float]]]
 """Height of the saddle between touching sources and the noise there, by their labels, both ways."""
@@ -651,43 +687,6 @@ def _saddles(labels: np.ndarray, smooth: np.ndarray, noise: np.ndarray) -> _Sadd
             found = max((height, sigma), out.get(one, {}).get(two, (-np.inf, 0.0)))
             out.setdefault(one, {})[two] = out.setdefault(two, {})[one] = found
     return out
-
-
-# --- light in apertures ---------------------------------------------------------------------------------
-
-APERTURE = 5.0
-"""Radius of the fixed circular aperture, pixels."""
-
-
-KRON, KRON_MEASURED, KRON_REACH = 2.5, 6.0, 10.0
-"""In units of the semi-major axis: the ellipse per Kron radius, the one in which that is measured, and the largest."""
-
-
-def reach(a: np.ndarray, kron_radius: np.ndarray) -> np.ndarray:
-    """Pixels that the apertures of sources reach; without a Kron radius, as far as it was sought."""
-    return np.fmax(KRON_MEASURED, KRON * kron_radius) * a + 2
-
-
-class Photometry(NamedTuple):
-    """Light of sources in apertures, float64, (N,); NaN where it cannot be measured.
-
-    Attributes
-    ----------
-    kron_radius : ndarray
-        Kron's first moment in units of the 1 sigma axes: the ellipse is 2.5 times as large
-        (Kron 1980; as SExtractor's AUTO). NaN, with its flux, where that would be more than
-        10 times the axes: noise, then.
-    kron_flux, kron_error : ndarray
-        In that ellipse, image units.
-    aperture_flux, aperture_error : ndarray
-        In a circle of `APERTURE`, image units.
-    """
-
-    kron_radius: np.ndarray
-    kron_flux: np.ndarray
-    kron_error: np.ndarray
-    aperture_flux: np.ndarray
-    aperture_error: np.ndarray
 
 
 def _grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
-from astropy.nddata import overlap_slices
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning, Sip
 from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
@@ -751,50 +751,67 @@ def cut(
         np.zeros(n),
         np.ones(n, bool),
     )
+    middle = slice(size // 2 - 3, size // 2 + 2)
     for i in range(n):
         if not (np.isfinite(x[i]) and np.isfinite(y[i])):
             continue
-        try:
-            at = y[i] - origin[1], x[i] - origin[0]
-            image_part, stamp_part = overlap_slices(data.shape, (size, size), at, mode="partial")
-        except ValueError:  # no overlap at all
+        corner = math.ceil(y[i] - origin[1] - size / 2), math.ceil(x[i] - origin[0] - size / 2)
+        image_part, stamp_part = _overlap(corner, data.shape)
+        if image_part[0].start >= image_part[0].stop or image_part[1].start >= image_part[1].stop:
             continue
-        usable = np.zeros((size, size), bool)
-        usable[stamp_part] = ~bad[image_part]
-        values = out.pixels[i]
-        values[stamp_part] = data[image_part] - sky.level[image_part]
-        other = np.zeros((size, size), bool)
+        values, noise = out.pixels[i], sky.rms[image_part]
+        np.subtract(data[image_part], sky.level[image_part], out=values[stamp_part])
+        replaced = bad[image_part].copy()
+        lost = np.count_nonzero(replaced)
         if claimed is not None:
             there = claimed[image_part]
-            other[stamp_part] = there != 0
+            other = there != 0
             for own in np.atleast_1d(labels[i]) if labels is not None else ():
-                other[stamp_part] &= there != own
-            other &= usable
-        out.noise[i][stamp_part] = sky.rms[image_part]
-        rms = sky.rms[image_part][usable[stamp_part]]
-        out.rms[i] = median(rms) if len(rms) else np.nan
-        out.edge[i] = values[stamp_part].size < size * size
-        out.unusable[i] = 1 - usable.mean()
-        out.neighbours[i] = other.mean()
-        middle = slice(size // 2 - 3, size // 2 + 2)
+                other &= there != own
+            replaced |= other
+        out.replaced[i][stamp_part] = replaced
+        out.noise[i][stamp_part] = noise
+        some = noise[::_NOISE_STEP, ::_NOISE_STEP]
+        some = some[np.isfinite(some)]
+        if not len(some):
+            some = noise[np.isfinite(noise)]
+        out.rms[i] = median(some) if len(some) else np.nan
+        out.edge[i] = noise.size < size * size
+        out.unusable[i] = 1 - (noise.size - lost) / size**2
+        out.neighbours[i] = (np.count_nonzero(replaced) - lost) / size**2
+        usable = np.zeros((size, size), bool)
+        usable[stamp_part] = ~bad[image_part]
         out.empty[i] = not usable[middle, middle].any()
-        out.x[i] = x[i] - (origin[0] + image_part[1].start - stamp_part[1].start)
-        out.y[i] = y[i] - (origin[1] + image_part[0].start - stamp_part[0].start)
-        out.replaced[i] = ~usable | other
-        _fill(values, ~out.replaced[i], (out.x[i], out.y[i]))
+        out.x[i] = x[i] - (origin[0] + corner[1])
+        out.y[i] = y[i] - (origin[1] + corner[0])
+        _fill(values, out.replaced[i], (out.x[i], out.y[i]))
         values /= out.rms[i]
     return out
 
 
-def _fill(values: np.ndarray, good: np.ndarray, centre: tuple[float, float]) -> None:
-    """Replace pixels that are not good by their opposites through the centre, in place."""
-    if good.all():
+_NOISE_STEP = 4
+"""The noise of a stamp is the median of that of every so many rows and columns."""
+
+
+def _overlap(corner: tuple[int, int], shape: tuple[int, int]) -> tuple[Window, Window]:
+    """Where a stamp with that first pixel lies in an image, and that part in the stamp; empty where they are apart."""
+    image, stamp = [], []
+    for first, n in zip(corner, shape, strict=True):
+        low, high = min(max(first, 0), n), max(min(first + STAMP_SIZE, n), 0)
+        image.append(slice(low, high))
+        stamp.append(slice(low - first, high - first))
+    return (image[0], image[1]), (stamp[0], stamp[1])
+
+
+def _fill(values: np.ndarray, replaced: np.ndarray, centre: tuple[float, float]) -> None:
+    """Replace pixels by their opposites through the centre, in place."""
+    if not replaced.any():
         return
-    rows, cols = np.nonzero(~good)
+    rows, cols = np.nonzero(replaced)
     opposite_rows = np.rint(2 * centre[1] - rows).astype(int)
     opposite_cols = np.rint(2 * centre[0] - cols).astype(int)
     inside = (opposite_rows >= 0) & (opposite_rows < len(values))
     inside &= (opposite_cols >= 0) & (opposite_cols < len(values))
     opposite_rows, opposite_cols = np.where(inside, opposite_rows, 0), np.where(inside, opposite_cols, 0)
-    usable = inside & good[opposite_rows, opposite_cols]
+    usable = inside & ~replaced[opposite_rows, opposite_cols]
     values[rows, cols] = np.where(usable, values[opposite_rows, opposite_cols], 0)

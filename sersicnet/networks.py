@@ -112,7 +112,11 @@ def fovea() -> keras.Model:
     x = layers.Flatten()(x)
     squares = [4, 8, 16, 32, 64, STAMP_SIZE]
     fluxes = [
-        layers.AveragePooling2D(side)(layers.Cropping2D((STAMP_SIZE - side) // 2)(image)) * side for side in squares
+        layers.AveragePooling2D(side)(
+            layers.Cropping2D((STAMP_SIZE - side) // 2)(image) if side < STAMP_SIZE else image
+        )
+        * side
+        for side in squares
     ]
     fluxes = _asinh(layers.Flatten()(layers.Concatenate()(fluxes)))
     moments = [_moments(views[width], width, [f * width for f in factors]) for width, factors in _WINDOWS.items()]

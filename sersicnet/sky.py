@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,12 +27,17 @@ STRIP = 4
 """Rows of boxes that are estimated at once."""
 
 
-SAMPLES, SAMPLE = 8, 256
+SAMPLES, SAMPLE = 6, 256
 """Noise is measured in this many windows along each axis of a large image (half as many at first), and their side."""
 
 
-FIRST_ROWS = 4
-"""The first sky, which only serves to find sources, is that of every so many rows."""
+FIRST_ROWS, ROWS = 8, 2
+"""The sky is that of every so many rows, at first, to find sources, and then. Neighbouring rows of drizzled images have
+much of their noise in common, so that half of them tell nearly as much."""
+
+
+LEAST_ROWS = 16
+"""Rows of a box that are used if it has as many."""
 
 
 COVERED = 0.8
@@ -44,6 +50,10 @@ HUGE_LIMIT = 0.05
 
 GROWN = 8
 """Pixels that sources grow by before the sky is estimated between them."""
+
+
+BIN = 2
+"""Side of the blocks of pixels in which sources are found for the sky's sake."""
 
 
 REACH = 3
@@ -198,11 +208,14 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     """
     edges = _edges(source.shape)
     strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
+    blocks = replace(detector, smoothing=detector.smoothing / BIN, n_pixels=math.ceil(detector.n_pixels / BIN**2))
     mesh = _assembled(apply(_first_boxes, strips), source.shape)
-    smoothed = _sampled(apply, detector, source, mesh, 1.0, last=False)[0]
-    mesh = _assembled(apply(_boxes_between, [(*strip, detector, mesh, smoothed) for strip in strips]), source.shape)
-    smoothed, widely, autocorrelation, factor = _sampled(apply, detector, source, mesh, smoothed, last=True)
-    return Mesh(*mesh[:3], autocorrelation, smoothed, widely, factor)
+    few = [(source, window, blocks, mesh, 1.0) for window in _windows(source.shape, SAMPLES // 2)]
+    known = [noise for _, noise in apply(_covered_window, few) if np.isfinite(noise)]
+    smoothed = float(np.median(known)) if known else 1.0
+    mesh = _assembled(apply(_boxes_between, [(*strip, blocks, mesh, smoothed) for strip in strips]), source.shape)
+    windows = [(source, window, blocks, mesh, smoothed) for window in _windows(source.shape, SAMPLES)]
+    return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, [(detector, *window) for window in windows])))
 
 
 class _Boxes(NamedTuple):
@@ -241,26 +254,80 @@ def _first_boxes(strip: _Strip) -> _Boxes:
 
 
 def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) -> _Boxes:
-    source, edges, first, detector, mesh, smoothed = strip
+    source, edges, first, blocks, mesh, smoothed = strip
     own, rows = _rows_of(edges, first)
     strip_window = rows, slice(0, source.shape[1])
-    window = grown(strip_window, GROWN + detector.halo, source.shape)
+    window = _aligned(grown(strip_window, GROWN + BIN * blocks.halo, source.shape))
     pixels = source.read(window)
-    sources = _covered(detector, pixels, _flat_sky(pixels, window, mesh, smoothed), smoothed)
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
-    return _boxes(pixels.data[inner], bad, bad | sources[inner], (own, edges[1]), source.shape)
+    covered = _covered(pixels, window, blocks, mesh, smoothed)[0][inner]
+    return _boxes(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, every=ROWS)
 
 
-def _flat_sky(pixels: Pixels, window: Window, mesh: _Boxes, smoothed: float) -> Sky:
-    """The sky of a window before anything is known of the correlation of its noise, or of a noise map."""
-    return Mesh(*mesh[:3], np.ones((1, 1)), smoothed, np.nan, np.nan).at(window, pixels)
+def _aligned(window: Window) -> Window:
+    """A window that begins with a whole block of `BIN` x `BIN` pixels of the image."""
+    rows, columns = (slice(part.start - part.start % BIN, part.stop) for part in window)
+    return rows, columns
 
 
-def _covered(detector: Detector, pixels: Pixels, sky: Sky, smoothed: float) -> np.ndarray:
-    """Pixels of sources and what is near them, bool, (H, W)."""
-    smooth = detector.smooth(pixels.data - sky.level, pixels.bad)
-    return dilated(detector.regions(smooth, sky, smoothed).mask(), GROWN)
+_Sample = tuple[Source, Window, "Detector", _Boxes, float]
+"""An image, a window of it, a detector for blocks, the mesh so far, and the noise of smoothed blocks."""
+
+
+def _covered_window(sample: _Sample) -> tuple[np.ndarray, float]:
+    """`_covered` of a window."""
+    source, window, blocks, mesh, smoothed = sample
+    return _covered(source.read(window), window, blocks, mesh, smoothed)
+
+
+def _covered(
+    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float
+) -> tuple[np.ndarray, float]:
+    """Pixels of sources and what is near them; and the noise of the smoothed blocks, where nothing is.
+
+    Looks at blocks of pixels, which is enough to tell where the sky is.
+
+    Parameters
+    ----------
+    pixels : Pixels
+    window : Window
+        Where they are in the image, `_aligned`.
+    detector : Detector
+        For blocks.
+    mesh : _Boxes
+    smoothed : float
+        Noise of the smoothed blocks in units of that of pixels, as it was taken for known.
+
+    Returns
+    -------
+    covered : ndarray, bool, (H, W)
+    smoothed : float
+        As it is found; NaN where sources and bad pixels are all there is.
+    """
+    height, width = pixels.bad.shape
+    blocks = -(-height // BIN), -(-width // BIN)
+    padded = np.zeros((BIN * blocks[0], BIN * blocks[1]), np.float32)
+    np.copyto(padded[:height, :width], pixels.data, where=~pixels.bad)
+    used = np.zeros(padded.shape, bool)
+    np.logical_not(pixels.bad, out=used[:height, :width])
+    parts = [(slice(i, None, BIN), slice(j, None, BIN)) for i in range(BIN) for j in range(BIN)]
+    number = functools.reduce(np.add, (used[part].view(np.int8) for part in parts))
+    light = functools.reduce(np.add, (padded[part] for part in parts)) / np.maximum(number, 1)
+    level, rms = (np.empty(blocks, np.float32) for _ in range(2))
+    first = window[0].start // BIN, window[1].start // BIN
+    place = slice(first[0], first[0] + blocks[0]), slice(first[1], first[1] + blocks[1])
+    for values, out in ((mesh.level, level), (mesh.rms, rms)):
+        _interpolate(values, (mesh.shape[0] / BIN, mesh.shape[1] / BIN), place, out)
+    np.maximum(rms, np.float32(1e-3 * np.median(mesh.rms)), out=rms)
+    bad = number == 0
+    rms[bad] = np.nan
+    sky = Sky(level, rms, np.ones((1, 1)), np.nan)
+    smooth = detector.smooth(light - level, bad)
+    near = dilated(detector.regions(smooth, sky, smoothed).mask(), GROWN // BIN)
+    blank = ~(near | bad)
+    found = _mad_std((smooth / rms)[blank]) if blank.any() else np.nan
+    return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width], found
 
 
 def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
@@ -288,8 +355,9 @@ def _boxes(
     first = rows[0].start
     level, rms = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
     for i, y in enumerate(rows):
+        step = min(every, max((y.stop - y.start) // LEAST_ROWS, 1))
         for j, x in enumerate(columns):
-            part = slice(y.start - first, y.stop - first, every), x
+            part = slice(y.start - first, y.stop - first, step), x
             values = data[part][~ignore[part]]
             if len(values) > (1 - COVERED) * ignore[part].size:
                 level[i, j], rms[i, j] = _sky_of(values)
@@ -390,38 +458,39 @@ _PAD = 3
 """Boxes that a mesh is continued by, straight on."""
 
 
-def _interpolate(mesh: np.ndarray, shape: tuple[int, int], window: Window, out: np.ndarray) -> None:
+def _interpolate(mesh: np.ndarray, shape: tuple[float, float], window: Window, out: np.ndarray) -> None:
     """Fill an array with a mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres.
 
-    Summed term by term, so that a pixel has the same value in every window.
+    Along y the spline is drawn at every so many rows of the image, eight to a box, and
+    straight between them, which is at most 0.2 % of how much neighbouring steps of the mesh
+    differ off. Summed term by term, so that a pixel has the same value in every window.
     """
     values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
     values = ndimage.spline_filter(values, order=3, mode="mirror")
-    first, weights = _weights(shape[1], mesh.shape[1], window[1])
+    first, weights = _weights(np.arange(window[1].start, window[1].stop), shape[1], mesh.shape[1])
     values = np.einsum("hkx,kx->hx", values[:, first + np.arange(4)[:, None]], weights).astype(out.dtype)
-    first, weights = _weights(shape[0], mesh.shape[0], window[0])
+    start, stop, step = window[0].start, window[0].stop, max(int(shape[0] / mesh.shape[0]) // 8, 1)
+    rows = np.arange(start // step, (stop - 1) // step + 2) * step
+    first, weights = _weights(rows, shape[0], mesh.shape[0])
     weights = weights.astype(out.dtype)[:, :, None]
-    for start, end in itertools.pairwise([*range(0, len(first), _ROWS), len(first)]):
-        for begin in np.unique(first[start:end]).tolist():
-            rows = slice(start + int((first[start:end] < begin).sum()), start + int((first[start:end] <= begin).sum()))
-            part = out[rows]
-            np.multiply(values[begin], weights[0, rows], out=part)
-            term = np.empty_like(part)
-            for k in (1, 2, 3):
-                part += np.multiply(values[begin + k], weights[k, rows], out=term)
+    lines = weights[0] * values[first]
+    for k in (1, 2, 3):
+        lines += weights[k] * values[first + k]
+    for row, line, following in zip(rows.tolist(), lines, lines[1:], strict=False):
+        low, high = max(row, start), min(row + step, stop)
+        part = out[low - start : high - start]
+        share = ((np.arange(low, high) - row) / step).astype(out.dtype)[:, None]
+        np.multiply(following - line, share, out=part)
+        part += line
 
 
-def _weights(pixels: int, boxes: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+def _weights(places: np.ndarray, pixels: float, boxes: int) -> tuple[np.ndarray, np.ndarray]:
     """Of the cubic spline at pixels along an axis: the first of four boxes, int, (N,), and their weights, (4, N)."""
-    place = (np.arange(part.start, part.stop) + 0.5) * boxes / pixels - 0.5 + _PAD
+    place = (places + 0.5) * boxes / pixels - 0.5 + _PAD
     first = np.floor(place).astype(int)
     t = place - first
     weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
     return first - 1, weights
-
-
-_ROWS = 16
-"""Rows whose sky is drawn at once: what is made on the way stays in the processor's cache."""
 
 
 def _windows(shape: tuple[int, int], samples: int) -> Iterator[Window]:
@@ -432,38 +501,36 @@ def _windows(shape: tuple[int, int], samples: int) -> Iterator[Window]:
     starts = [np.linspace(0, max(n - SAMPLE, 0), min(samples, -(-n // SAMPLE))).astype(int) for n in shape]
     for y in starts[0].tolist():
         for x in starts[1].tolist():
-            yield slice(y, min(y + SAMPLE, shape[0])), slice(x, min(x + SAMPLE, shape[1]))
-
-
-def _sampled(
-    apply: Map, detector: Detector, source: Source, mesh: _Boxes, smoothed: float, *, last: bool
-) -> tuple[float, float, np.ndarray, float]:
-    """Noise of the smoothed images, autocorrelation, factor on a noise map; the second and third only at `last`."""
-    windows = _windows(source.shape, SAMPLES if last else SAMPLES // 2)
-    jobs = [(detector, source, window, mesh, smoothed, last) for window in windows]
-    found = [one for one in apply(_noise, jobs) if one is not None]
-    if not found:
-        return 1.0, 1.0, np.pad(np.ones((1, 1)), REACH), 1.0
-    ratio, widely, factor = (float(np.median([one[k] for one in found])) for k in (0, 1, 3))
-    products = sum(one.products for one in found)
-    means = products[0] / np.maximum(products[1], 1e-30)
-    autocorrelation = means / means[REACH, REACH] if means[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
-    return ratio, widely, autocorrelation, factor
+            yield _aligned((slice(y, min(y + SAMPLE, shape[0])), slice(x, min(x + SAMPLE, shape[1]))))
 
 
 class _Noise(NamedTuple):
+    """Noise of both smoothed images, `_products`, and the factor on a noise map."""
+
     smoothed: float
     widely: float
     products: np.ndarray
     factor: float
 
 
-def _noise(job: tuple[Detector, Source, Window, _Boxes, float, bool]) -> _Noise | None:
-    """Noise of the smoothed images in the blank pixels of a window, `_products`, and the factor on a noise map."""
-    detector, source, window, mesh, smoothed, last = job
+def _joint(samples: Iterable[_Noise | None]) -> tuple[np.ndarray, float, float, float]:
+    """Autocorrelation, noise of the smoothed images and the factor on a noise map, from those of windows."""
+    found = [one for one in samples if one is not None]
+    if not found:
+        return np.pad(np.ones((1, 1)), REACH), 1.0, 1.0, 1.0
+    smoothed, widely, factor = (float(np.median([one[k] for one in found])) for k in (0, 1, 3))
+    products = np.sum([one.products for one in found], axis=0)
+    means = products[0] / np.maximum(products[1], 1e-30)
+    autocorrelation = means / means[REACH, REACH] if means[REACH, REACH] > 0 else np.pad(np.ones((1, 1)), REACH)
+    return autocorrelation, smoothed, widely, factor
+
+
+def _noise(job: tuple[Detector, Source, Window, Detector, _Boxes, float]) -> _Noise | None:
+    """The noise in the blank pixels of a window."""
+    detector, source, window, blocks, mesh, smoothed = job
     pixels = source.read(window)
-    sky = _flat_sky(pixels, window, mesh, smoothed)
-    blank = ~(pixels.bad | _covered(detector, pixels, sky, smoothed))
+    sky = Mesh(*mesh[:3], np.ones((1, 1)), np.nan, np.nan, np.nan).at(window, pixels)
+    blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed)[0])
     if not blank[::2, ::2].any():
         blank = ~pixels.bad  # one source covers all of it
         if not blank[::2, ::2].any():
@@ -475,8 +542,6 @@ def _noise(job: tuple[Detector, Source, Window, _Boxes, float, bool]) -> _Noise 
         sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
     smooth = detector.smooth(clean, pixels.bad)
     ratio = _mad_std((smooth / sky.rms)[blank])
-    if not last:
-        return _Noise(ratio, np.nan, np.zeros((2, 2 * REACH + 1, 2 * REACH + 1)), factor)
     wide = detector.smooth_widely(smooth, sky, ratio) / sky.rms[::2, ::2]
     return _Noise(ratio, _mad_std(wide[blank[::2, ::2]]), _products(clean / sky.rms, blank), factor)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
-from sersicnet import detect, domain, mosaic, points, weights
+from sersicnet import detect, domain, mosaic, photometry, points, weights
 from sersicnet.errors import InputError
 from sersicnet.fit import Fits, Fitter, Status
 from sersicnet.schema import (
@@ -187,7 +187,7 @@ def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
     return out
 
 
-DETECTED = ("a", "b", "area", "parent_x", "parent_y", *detect.Photometry._fields)
+DETECTED = ("a", "b", "area", "parent_x", "parent_y", *photometry.Photometry._fields)
 """What is kept of a detection as it is; the parent is the brightest source of the same connected region."""
 
 
@@ -201,12 +201,12 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
     which, back = np.unique(source[rows], return_inverse=True)
     light = np.column_stack(found.photometry(which))
     # An aperture that leaves the zone would depend on the tile.
-    half = (detect.KRON_REACH * found.a[which]).astype(int) + 2
+    half = (photometry.KRON_REACH * found.a[which]).astype(int) + 2
     leaves = np.zeros(len(which), bool)
     for place, part, n in zip((found.y[which], found.x[which]), scene.zone, setting.exposure.shape, strict=True):
         leaves |= (place - half < part.start) & (part.start > 0)
         leaves |= (place + half > part.stop - 1) & (part.stop < n)
-    far = ~(detect.reach(found.a[which], light[:, 0]) < _STAMP_REACH)
+    far = ~(photometry.reach(found.a[which], light[:, 0]) < _STAMP_REACH)
     for k in np.flatnonzero(far & leaves):
         x, y = found.x[which[k]], found.y[which[k]]
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)

@@ -6,7 +6,7 @@ from photutils.segmentation import deblend_sources, detect_sources
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from sersicnet.detect import Detector, _grown_labels
+from sersicnet.detect import Detector, Regions, _grown_labels
 from sersicnet.mosaic import Pixels, within
 from sersicnet.sky import Held, Sky, estimate_sky
 
@@ -94,13 +94,33 @@ def test_what_cannot_part_need_not_be_deblended():
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 300)), 2.5).astype(np.float32)
     found = detect_sources(smooth, 0.02, 15)
     detector = Detector(prominence=0, relief=0)
-    several = [detector._separable(smooth[p], found.data[p] == k) for k, p in enumerate(found.slices, 1)]
+    noise = np.ones_like(smooth)
+    several = [detector._separable(smooth[p], found.data[p] == k, noise[p]) for k, p in enumerate(found.slices, 1)]
     assert 0 < sum(several) < len(several)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         all_of_them = deblend_sources(smooth, found, 15, n_levels=32, contrast=0.005)
-    sources = detector._deblended(smooth, found.data, len(found.labels), np.ones_like(smooth))
+    at = np.flatnonzero(found.data)
+    regions = Regions(smooth.shape, at, found.data.ravel()[at])
+    assert regions.boxes() == list(found.slices)
+    sources = detector._deblended(smooth, found.data, regions, noise)
     np.testing.assert_array_equal(sources, all_of_them.data)
+
+
+def test_what_does_not_rise_need_not_be_deblended(monkeypatch):
+    """The quick look leaves out nothing that would be separated."""
+    rng = np.random.default_rng(1)
+    smooth = ndimage.gaussian_filter(rng.standard_normal((400, 400)), 2.5).astype(np.float32)
+    noise = rng.uniform(0.008, 0.012, smooth.shape).astype(np.float32)
+    found = detect_sources(smooth, 0.05, 15)
+    at = np.flatnonzero(found.data)
+    regions, detector = Regions(smooth.shape, at, found.data.ravel()[at]), Detector(relief=0.3)
+    quick = [detector._separable(smooth[p], found.data[p] == k, noise[p]) for k, p in enumerate(found.slices, 1)]
+    separated = detector._deblended(smooth, found.data, regions, noise)
+    monkeypatch.setattr(Detector, "_separable", lambda *_: True)
+    np.testing.assert_array_equal(separated, detector._deblended(smooth, found.data, regions, noise))
+    assert len(regions) / 20 < sum(quick) < len(regions) / 2
+    assert separated.max() > len(regions)
 
 
 def test_regions_are_those_of_photutils():
