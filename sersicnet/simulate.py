@@ -511,10 +511,12 @@ def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
 
 @functools.cache
 def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None) -> Fitter:
-    from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise
+    """What fits galaxies without noise or sky, so that it ends where chi-square hardly changes any more."""
+    from sersicnet.fit import STRUCTURE, Fitter, Noise
 
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
-    return Fitter(_camera(psf, stretch).psf, Noise(correlation, instrument.exposure, SKY_LEFT, STRUCTURE), STAMP_SIZE)
+    noise = Noise(correlation, instrument.exposure, 1e-3, STRUCTURE)
+    return Fitter(_camera(psf, stretch).psf, noise, STAMP_SIZE, tolerance=1e-3)
 
 
 def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -574,8 +576,9 @@ def _stamp(
     image = stamp.pixels[0]
     truth["x"], truth["y"], truth["neighbours"] = stamp.x[0], stamp.y[0], stamp.neighbours[0]
     if simulation.real_like:
-        fitter = _fitter(psf, stretch, instrument, simulation.sky)
-        _label(fitter, truth, instrument, image, stamp.replaced[0])
+        column, row = np.rint(galaxy[:2] - (stamp.x[0], stamp.y[0])).astype(int)
+        alone = model[row : row + STAMP_SIZE, column : column + STAMP_SIZE]
+        _label(_fitter(psf, stretch, instrument, simulation.sky), truth, instrument, alone)
     return image
 
 
@@ -589,12 +592,15 @@ def _observed(
     return model + photon_noise(model, simulation.instrument, rng) + noise
 
 
-def _label(
-    fitter: Fitter, truth: dict[str, float], instrument: Instrument, image: np.ndarray, mask: np.ndarray
-) -> None:
-    """Replace the truth by what a single Sersic fit finds, with its status and errors."""
+def _label(fitter: Fitter, truth: dict[str, float], instrument: Instrument, model: np.ndarray) -> None:
+    """Replace the truth by what a single Sersic fit finds, with its status and errors.
+
+    It is shown the galaxy alone and without noise, and weighs its pixels as if there were noise.
+    A fit to the noisy stamp would go wrong together with a network that looks at the same noise:
+    it could not tell how far off the network's answer is, and would teach it to follow the noise.
+    """
     start = np.array([_parameters(truth, instrument)])
-    found = fitter(image[None], np.array([truth["rms"]]), start, mask[None])
+    found = fitter(model[None], np.array([truth["rms"]]), start)
     truth["x"], truth["y"], flux, r_eff, n, q, truth["theta"] = (float(v) for v in found.parameters[0])
     values = (instrument.zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q)
     errors = np.sqrt(np.diagonal(found.covariance[0]))[2:6] * (2.5 / np.log(10) / flux, 1, 1, 1)
