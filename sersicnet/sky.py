@@ -369,15 +369,27 @@ def _boxes(
 def _sky_of(values: np.ndarray) -> tuple[float, float]:
     """Level and rms of a box: photutils' `SExtractorBackground` and `MADStdBackgroundRMS`, of what is not clipped.
 
+    But for the median of quantised values, whose error is multiplied by 2.5 there.
+
     Parameters
     ----------
     values : ndarray, float32, (N,)
         Finite.
     """
     kept, mean, std = _clipped(values)
-    middle = _middle(kept)
+    middle = _smooth_middle(kept)
     level = middle if std > 0 and abs(mean - middle) >= 0.3 * std else 2.5 * middle - 1.5 * mean
     return level, float(median(np.abs(kept - kept.dtype.type(middle))) * _RMS_OF_MAD)
+
+
+def _smooth_middle(ordered: np.ndarray) -> float:
+    """The median of sorted values; where many of them are the same, as in quantised images, its place among these."""
+    middle, n = _middle(ordered), len(ordered)
+    first, stop = (int(ordered.searchsorted(ordered.dtype.type(middle), side)) for side in ("left", "right"))
+    if stop - first < 3 or first == 0 or stop == n:
+        return middle
+    low, high = (float(ordered[i]) / 2 + middle / 2 for i in (first - 1, stop))
+    return low + (n / 2 - first) / (stop - first) * (high - low)
 
 
 def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[np.ndarray, float, float]:
