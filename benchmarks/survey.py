@@ -219,7 +219,7 @@ def stages(path, output):
     watch(mosaic.Exposure, "read", "reading")
     watch(plan, "estimate_sky", "background and noise")
     watch(detect.Detector, "around", "detection")
-    watch(detect.Detector, "_deblended", "deblending")
+    watch(detect.Detector, "_deblend", "deblending")
     watch(detect.Detections, "photometry", "light in apertures")
     watch(detect.Detections, "claimed", "stamps")
     watch(mosaic, "cut", "stamps")

@@ -320,10 +320,11 @@ class Detector:
         mesh : Mesh
             Tells the noise of the smoothed images.
         """
-        smooth = self.smooth(pixels.data - sky.level, pixels.bad)
+        clean = pixels.data - sky.level
+        smooth = self.smooth(clean, pixels.bad)
         window = slice(0, smooth.shape[0]), slice(0, smooth.shape[1])
-        regions = self.regions(smooth, sky, mesh.smoothed)
-        return self._sources(pixels, sky, smooth, regions, self._extended(smooth, sky, mesh, window), mesh.smoothed)
+        regions, extended = self.regions(smooth, sky, mesh.smoothed), self._extended(smooth, sky, mesh, window)
+        return self._sources(clean, pixels.bad, sky, smooth, regions, extended, mesh.smoothed)
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
         """Find the sources of a zone of an image, whole.
@@ -352,7 +353,8 @@ class Detector:
             )
             pixels = source.read(window)
             sky = mesh.at(window, pixels)
-            smooth = self.smooth(pixels.data - sky.level, pixels.bad)
+            clean = pixels.data - sky.level
+            smooth = self.smooth(clean, pixels.bad)
             extended = self._extended(smooth, sky, mesh, window)
             regions = self.regions(smooth, sky, mesh.smoothed)
             inner = within(zone, window)
@@ -373,7 +375,7 @@ class Detector:
             sides = zip(open_sides, regions.margins(), extended.margins(), strict=True)
             cut = [is_open and (near < self.halo or far < self._wide_halo) for is_open, near, far in sides]
             if not any(cut) or max(more) >= MOST_GROWTH:
-                detections = self._sources(pixels, sky, smooth, regions, extended, mesh.smoothed)
+                detections = self._sources(clean, pixels.bad, sky, smooth, regions, extended, mesh.smoothed)
                 detections.x = np.round(detections.x + window[1].start, 6)
                 detections.y = np.round(detections.y + window[0].start, 6)
                 return Found(window, pixels, sky, detections)
@@ -381,29 +383,30 @@ class Detector:
 
     def _sources(
         self,
-        pixels: Pixels,
+        clean: np.ndarray,
+        bad: np.ndarray,
         sky: Sky,
         smooth: np.ndarray,
         regions: Regions,
         extended: Regions,
         smoothed: float,
     ) -> Detections:
-        clean = pixels.data - sky.level
         regions, extended = self._significant(clean, sky, regions, extended)
         if not len(regions) + len(extended):
             none, no = np.zeros(0), np.zeros(0, int)
             nothing = np.zeros(clean.shape, np.int32)
             return Detections(nothing, none, none, none, none, none, none, none, no.astype(bool), no)
         # Where they still overlap, a region of the first pass is on top.
-        whole = np.zeros(clean.shape, np.int32)
-        whole.ravel()[extended.at] = extended.label + len(regions)
-        whole.ravel()[regions.at] = regions.label
-        at = np.flatnonzero(whole)
-        parts = self._deblended(smooth, whole, regions, sky.rms * smoothed)
+        parts = np.zeros(clean.shape, np.int32)
+        parts.ravel()[extended.at] = extended.label + len(regions)
+        parts.ravel()[regions.at] = regions.label
+        at = np.flatnonzero(parts)
+        region = parts.ravel()[at]
+        self._deblend(smooth, parts, at, regions, sky.rms * np.float32(smoothed))
         label = parts.ravel()[at]
         n = int(label.max())
         first_parent = np.zeros(n + 1, np.int64)
-        first_parent[label] = whole.ravel()[at]
+        first_parent[label] = region
         parent = first_parent[1:]
         row = at // clean.shape[1]
         found = photometry.moments(smooth.ravel()[at], row, at - row * clean.shape[1], label, n)
@@ -419,7 +422,7 @@ class Detector:
             area=area.astype(float),
             blended=siblings[parent] > 1,
             parent=brightest[parent],
-            _scene=photometry.Scene(clean, pixels.bad, sky.rms, parts),
+            _scene=photometry.Scene(clean, bad, sky.rms, parts),
             _moments=found,
             _correlation=sky.correlation,
         )
@@ -445,16 +448,18 @@ class Detector:
         variance = np.bincount(regions.label, sky.rms.ravel()[regions.at].astype(float) ** 2, len(regions) + 1)
         return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation
 
-    def _deblended(self, smooth: np.ndarray, whole: np.ndarray, regions: Regions, noise: np.ndarray) -> np.ndarray:
-        """All regions, with those of the first pass separated into sources, which come last; int32, (H, W)."""
+    def _deblend(
+        self, smooth: np.ndarray, labels: np.ndarray, at: np.ndarray, regions: Regions, noise: np.ndarray
+    ) -> None:
+        """Separate the regions of the first pass into sources, which come last, in place; `at` is where labels are."""
         # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
-        out, n = whole.copy(), int(whole.max())
+        n = int(labels.ravel()[at].max())
         stays = np.ones(n + 1, bool)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyUserWarning)
             for label, part in enumerate(regions.boxes(), 1):
-                inside = whole[part] == label
+                inside = labels[part] == label
                 if not self._separable(smooth[part], inside, noise[part]):
                     continue
                 own = deblend_sources(
@@ -468,13 +473,11 @@ class Detector:
                 own = self._prominent(smooth[part], own, noise[part])
                 several = int(own.max())
                 if several > 1:
-                    out[part][inside] = n + own[inside]
+                    labels[part][inside] = n + own[inside]
                     stays[label], n = False, n + several
         stays = np.concatenate([stays, np.ones(n + 1 - len(stays), bool)])
         stays[0] = False
-        sources = np.flatnonzero(out)
-        out.ravel()[sources] = np.cumsum(stays, dtype=np.int32)[out.ravel()[sources]]
-        return out
+        labels.ravel()[at] = np.cumsum(stays, dtype=np.int32)[labels.ravel()[at]]
 
     def _separable(self, smooth: np.ndarray, inside: np.ndarray, noise: np.ndarray) -> bool:
         """Whether a region may be separated: others need not go through all levels of the deblending."""
