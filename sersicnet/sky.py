@@ -367,9 +367,12 @@ def _boxes(
 
 
 def _sky_of(values: np.ndarray) -> tuple[float, float]:
-    """Level and rms of a box: photutils' `SExtractorBackground` and `MADStdBackgroundRMS`, of what is not clipped.
+    """Level and rms of a box, of what is not clipped.
 
-    But for the median of quantised values, whose error is multiplied by 2.5 there.
+    SExtractor's estimate of the mode, 2.5 times the median less 1.5 times the mean, with the mean
+    of the middle two fifths of the values for the median: it scatters less, and the median of a quantised
+    image is off by up to half a step, which would be multiplied by 2.5. The rms is from the median absolute
+    deviation, as photutils' `MADStdBackgroundRMS`.
 
     Parameters
     ----------
@@ -377,19 +380,10 @@ def _sky_of(values: np.ndarray) -> tuple[float, float]:
         Finite.
     """
     kept, mean, std = _clipped(values)
-    middle = _smooth_middle(kept)
+    end = len(kept) * 3 // 10
+    middle = float(kept[end : len(kept) - end].mean(dtype=float))
     level = middle if std > 0 and abs(mean - middle) >= 0.3 * std else 2.5 * middle - 1.5 * mean
-    return level, float(median(np.abs(kept - kept.dtype.type(middle))) * _RMS_OF_MAD)
-
-
-def _smooth_middle(ordered: np.ndarray) -> float:
-    """The median of sorted values; where many of them are the same, as in quantised images, its place among these."""
-    middle, n = _middle(ordered), len(ordered)
-    first, stop = (int(ordered.searchsorted(ordered.dtype.type(middle), side)) for side in ("left", "right"))
-    if stop - first < 3 or first == 0 or stop == n:
-        return middle
-    low, high = (float(ordered[i]) / 2 + middle / 2 for i in (first - 1, stop))
-    return low + (n / 2 - first) / (stop - first) * (high - low)
+    return level, float(median(np.abs(kept - kept.dtype.type(_middle(kept)))) * _RMS_OF_MAD)
 
 
 def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[np.ndarray, float, float]:

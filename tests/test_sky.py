@@ -81,21 +81,32 @@ def test_outliers_are_clipped_as_by_astropy(boxes):
 def test_sky_of_boxes_is_that_of_photutils(boxes):
     clip = SigmaClip(3.0, maxiters=10)
     for values in boxes:
-        if len(np.unique(values)) < len(values) / 2:
-            continue  # quantised: see below
         level, rms = _sky_of(values)
-        assert level == pytest.approx(SExtractorBackground(sigma_clip=clip).calc_background(values), rel=1e-6)
         assert rms == pytest.approx(MADStdBackgroundRMS(sigma_clip=clip).calc_background_rms(values), rel=1e-6)
+        if len(values) > 1000 and len(np.unique(values)) > len(values) / 2:  # of others the median is worse
+            expected = SExtractorBackground(sigma_clip=clip).calc_background(values)
+            assert level == pytest.approx(expected, abs=0.1 * rms)
 
 
-@pytest.mark.parametrize("step", [1 / 7, 1 / 2])
+@pytest.mark.parametrize("step", [0.06, 1 / 7, 1 / 2])
 def test_the_sky_of_quantised_values_is_that_of_the_values(step):
-    """A median of quantised values is one of them, and the sky 2.5 times as far off as it."""
+    """A median of quantised values is one of them, and the mode of medians 2.5 times as far off as it."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         values = rng.normal(rng.uniform(-1, 1), 1, 8192).astype(np.float32)
-        quantised = (np.round(values / step) * step).astype(np.float32)
-        assert _sky_of(quantised)[0] == pytest.approx(_sky_of(values)[0], abs=0.02)
+        steps = step * np.repeat(rng.normal(1, 0.01, 64), 128)  # of rows, as in compressed images
+        quantised = (np.round(values / steps) * steps).astype(np.float32)
+        assert _sky_of(quantised)[0] == pytest.approx(_sky_of(values)[0], abs=0.04)
+
+
+def test_the_sky_scatters_less_than_by_medians():
+    rng = np.random.default_rng(0)
+    boxes = rng.normal(0, 1, (200, 4096)).astype(np.float32)
+    boxes[:, :200] += rng.exponential(2, (200, 200)).astype(np.float32)
+    ours = np.array([_sky_of(box)[0] for box in boxes])
+    theirs = [SExtractorBackground(sigma_clip=SigmaClip(3.0, maxiters=10)).calc_background(box) for box in boxes]
+    assert ours.std() < 0.85 * np.std(theirs)
+    assert ours.mean() == pytest.approx(np.mean(theirs), abs=0.005)
 
 
 def test_a_large_mosaic_may_be_empty_over_whole_windows():
