@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import linalg, special
+from threadpoolctl import threadpool_limits
 
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.render import Renderer
@@ -244,13 +245,15 @@ def of_dataset(
     galaxies = np.column_stack([truth["x"], truth["y"], flux, *shape, 1 - truth["ellipticity"], truth["theta"]])
     which = truth.get("psf", truth.get("psf_stretch", np.ones(len(rows))))
     fisher = np.empty((len(rows), 8, 8))
-    for i, galaxy in enumerate(galaxies):
-        report(i, len(rows))
-        render = render_at(float(which[i]))
-        # Beyond the stamp there is noise, but no galaxy: that is how `simulate` draws it.
-        image = np.pad(render(galaxy)[0], 1)
-        sigma = independent_sigma(image, truth["rms"][i] / (taps**2).sum(), instrument.exposure)
-        fisher[i] = fisher_matrix(render, galaxy, sigma, taps)
+    # Threads of BLAS do not help with bands, and wait for each other on a busy machine.
+    with threadpool_limits(1, user_api="blas"):
+        for i, galaxy in enumerate(galaxies):
+            report(i, len(rows))
+            render = render_at(float(which[i]))
+            # Beyond the stamp there is noise, but no galaxy: that is how `simulate` draws it.
+            image = np.pad(render(galaxy)[0], 1)
+            sigma = independent_sigma(image, truth["rms"][i] / (taps**2).sum(), instrument.exposure)
+            fisher[i] = fisher_matrix(render, galaxy, sigma, taps)
     report(len(rows), len(rows))
     known = {"sky free": np.inf, "sky known": 0.0}
     if instrument.sky_residual > 0:
