@@ -31,6 +31,7 @@ _STAR_SIGMA = (0.5, 6.0)
 _STAR_SCATTER = 0.0125  # of the log size of stars; galaxies fill the whole range
 _STAR_MISFIT = 0.05  # rms of what a star differs from the stack by, in units of its own rms
 _RING = 1.25
+_SKY_OFF = 0.06  # how far the sky under a star may be off, in units of the rms of a pixel
 _WING_SLOPE = 3.0
 _WING_SLOPES = (2.0, 5.0)
 
@@ -259,7 +260,7 @@ def _stacked(stamps: Stamps, correlation: float, rounds: int = 4) -> tuple[np.nd
         centred = np.array([_shifted(p, -d)[:-1, :-1] for p, d in zip(stamps.pixels[kept], shift[kept], strict=True)])
         missing = np.array([ndimage.binary_dilation(m, np.ones((3, 3)))[:-1, :-1] for m in stamps.replaced[kept]])
         scaled = np.where(missing, np.nan, centred / flux[kept, None, None])
-        psf, noise = _mean_star(scaled, flux[kept])
+        psf, noise, sky = _mean_star(scaled, flux[kept])
         psf /= psf[core].sum()
         dy, dx = np.gradient(psf)
         misfit = np.zeros(n)
@@ -275,7 +276,7 @@ def _stacked(stamps: Stamps, correlation: float, rounds: int = 4) -> tuple[np.nd
             kept &= (misfit < _STAR_MISFIT) & (flux > 0)
     if kept.sum() < LEAST_STARS:
         return None, kept
-    psf = _with_wings(psf, radius, noise * correlation)
+    psf = _with_wings(psf, radius, noise * correlation, sky * _SKY_OFF)
     return psf / psf.sum(), kept
 
 
@@ -286,8 +287,11 @@ def _shifted(stamp: np.ndarray, by: np.ndarray) -> np.ndarray:
     return np.fft.ifft2(np.fft.fft2(stamp) * phase).real
 
 
-def _mean_star(scaled: np.ndarray, flux: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean of stars of unit flux, weighted by their flux, without outliers; and the noise of a pixel of it."""
+def _mean_star(scaled: np.ndarray, flux: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Mean of stars of unit flux, weighted by their flux, without outliers; the noise of a pixel of it, and of its sky.
+
+    The latter is what a sky that is off by the rms of a pixel makes of it.
+    """
     weight = np.minimum(flux, 4 * np.median(flux)) ** 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # pixels that no star has
@@ -299,11 +303,14 @@ def _mean_star(scaled: np.ndarray, flux: np.ndarray) -> tuple[np.ndarray, float]
     total = weights.sum(axis=0)
     mean = np.where(good, scaled, 0)
     mean = np.where(total > 0, (weights * mean).sum(axis=0) / np.maximum(total, 1e-30), typical)
-    return mean, float(np.sqrt((weight**2 / flux**2).sum()) / weight.sum())
+    return mean, float(np.sqrt((weight**2 / flux**2).sum()) / weight.sum()), float((weight / flux).sum() / weight.sum())
 
 
-def _with_wings(psf: np.ndarray, radius: np.ndarray, noise: float) -> np.ndarray:
-    """A PSF whose pixels are replaced by means of rings where the noise covers them, and those by a power law."""
+def _with_wings(psf: np.ndarray, radius: np.ndarray, noise: float, sky: float) -> np.ndarray:
+    """A PSF whose pixels are replaced by means of rings where the noise covers them, and those by a power law.
+
+    `noise` is that of a pixel, `sky` what all of them may be off by together.
+    """
     ring = np.rint(radius).astype(int)
     inside = ring <= PSF_SIDE // 2
     profile = np.bincount(ring[inside], psf[inside]) / np.bincount(ring[inside])
@@ -320,7 +327,7 @@ def _with_wings(psf: np.ndarray, radius: np.ndarray, noise: float) -> np.ndarray
     number = np.bincount(which[there], minlength=steps)
     mean = np.bincount(which[there], psf[there], minlength=steps) / number
     at = np.bincount(which[there], radius[there], minlength=steps) / number
-    known = mean > 5 * noise / np.sqrt(number)
+    known = mean > np.hypot(5 * noise / np.sqrt(number), 3 * sky)
     last = int(np.argmin(known)) if not known.all() else steps  # rings known without a gap
     slope = _WING_SLOPE
     if last >= 3:
