@@ -17,7 +17,7 @@ from sersicnet.errors import InputError
 from sersicnet.mosaic import HUGE, Pixels, Window, grown, median, within
 
 if TYPE_CHECKING:
-    from sersicnet.detect import Detector
+    from sersicnet.detect import Detector, Regions
 
 BOX = 128
 """Side of a box of the mesh in pixels, about; at least two boxes cover an image along each axis."""
@@ -33,7 +33,8 @@ SAMPLES, SAMPLE = 6, 256
 
 FIRST_ROWS, ROWS = 8, 2
 """The sky is that of every so many rows, at first, to find sources, and then. Neighbouring rows of drizzled images have
-much of their noise in common, so that half of them tell nearly as much."""
+much of their noise in common: with half of them the level scatters by 0.010 of the noise of a pixel, with all by 0.008.
+"""
 
 
 LEAST_ROWS = 16
@@ -48,8 +49,12 @@ HUGE_LIMIT = 0.05
 """Fraction of pixels with absurd values from which on an image is refused."""
 
 
-GROWN = 8
-"""Pixels that sources grow by before the sky is estimated between them."""
+GROWN, MOST_GROWN = 8, 32
+"""Pixels that sources grow by before the sky is estimated between them: as many as their radius, at least and at most.
+
+Wings count less as sky then. With 8 pixels for all, the median level of boxes with bright galaxies was too high by
+twice as much (0.019 and 0.014 of the noise of a pixel in two simulated mosaics; 0.010 and 0.007).
+"""
 
 
 BIN = 2
@@ -257,7 +262,7 @@ def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) ->
     source, edges, first, blocks, mesh, smoothed = strip
     own, rows = _rows_of(edges, first)
     strip_window = rows, slice(0, source.shape[1])
-    window = _aligned(grown(strip_window, GROWN + BIN * blocks.halo, source.shape))
+    window = _aligned(grown(strip_window, MOST_GROWN + BIN * blocks.halo, source.shape))
     pixels = source.read(window)
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
@@ -324,10 +329,27 @@ def _covered(
     rms[bad] = np.nan
     sky = Sky(level, rms, np.ones((1, 1)), np.nan)
     smooth = detector.smooth(light - level, bad)
-    near = dilated(detector.regions(smooth, sky, smoothed).mask(), GROWN // BIN)
+    near = _with_surroundings(detector.regions(smooth, sky, smoothed))
     blank = ~(near | bad)
     found = _mad_std((smooth / rms)[blank]) if blank.any() else np.nan
     return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width], found
+
+
+def _with_surroundings(regions: Regions) -> np.ndarray:
+    """Blocks of regions and around them, as far as their radius but within `GROWN` and `MOST_GROWN`, bool, (H, W)."""
+    least, most = GROWN // BIN, MOST_GROWN // BIN
+    out = dilated(regions.mask(), least)
+    large = regions.chosen(np.bincount(regions.label, minlength=len(regions) + 1) > np.pi * (least + 1) ** 2)
+    row, column = large.places()
+    order, areas = np.argsort(large.label, kind="stable"), np.bincount(large.label, minlength=1)[1:]
+    for own, (rows, columns) in zip(np.split(order, np.cumsum(areas)), large.boxes(), strict=False):
+        reach = min(int(math.sqrt(len(own) / np.pi)), most)
+        first = max(rows.start - reach, 0), max(columns.start - reach, 0)
+        part = out[first[0] : rows.stop + reach, first[1] : columns.stop + reach]
+        inside = np.zeros(part.shape, bool)
+        inside[row[own] - first[0], column[own] - first[1]] = True
+        part |= dilated(inside, reach)
+    return out
 
 
 def dilated(inside: np.ndarray, reach: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from skimage.segmentation import expand_labels
 
 from sersicnet.detect import Detector
 from sersicnet.mosaic import Pixels, grown, median
+from sersicnet.render import Renderer
 from sersicnet.sky import Held, Mesh, _clipped, _mad_std, _sky_of, dilated, estimate_sky
 
 
@@ -46,6 +47,16 @@ def test_a_box_full_of_a_source_takes_the_sky_from_around():
     assert isinstance(mesh, Mesh)
     assert mesh.level == pytest.approx(3, abs=0.25)
     assert mesh.rms == pytest.approx(1, abs=0.1)
+
+
+def test_the_wings_of_galaxies_are_hardly_taken_for_sky():
+    data = np.random.default_rng(0).normal(3, 1, (640, 640)).astype(np.float32)
+    draw = Renderer(np.ones((1, 1)), 640)
+    for x, y in ((200, 200), (200, 440), (440, 200), (440, 440)):
+        data += draw(np.array([[x, y, 30000, 15, 3, 0.7, 30]]))[0]
+    mesh = estimate_sky(Held(Pixels(data, np.zeros(data.shape, bool))), Detector())
+    assert mesh.level.mean() == pytest.approx(3, abs=0.03)
+    assert mesh.level.max() < 3.06
 
 
 def test_a_mask_grows_by_a_disc():
