@@ -23,7 +23,9 @@ million pixels; they stay in FOLDER, as plain float32, and are taken from there 
   its scatter as a fraction of the other's, with the limits of 95 % of the bootstrap.
   source-extractor has no threads for its models in most packages: it works on two halves of the
   mosaic in two processes, as pyimfit works on two halves of the galaxies. The PSF is known to
-  all; the peers get ``--peers-psf`` pixels a side of it, and their fluxes are divided by the
+  all, and source-extractor takes its background in boxes of ``--peers-background`` pixels: 64 are
+  its default, and 128 are better for bright galaxies and worse for faint ones.
+  The peers get ``--peers-psf`` pixels a side of it, and their fluxes are divided by the
   light that these hold. pyimfit gets stamps of 128 pixels, minus our sky, with our mask of
   neighbours, and starts from the moments of our detections; it does those that we find brighter
   than ``--peers-limit``.
@@ -297,7 +299,7 @@ def ours(path, output, *options):
     return {name: np.asarray(table[name], float) for name in ("x", "y", *TARGETS)}, took
 
 
-def source_extractor(path, work, psf, held, zero_point, gain):
+def source_extractor(path, work, psf, held, zero_point, gain, background=64):
     """Its detections with the SPHEROID model, from two halves of the mosaic that overlap by 128 pixels."""
     data = fits.getdata(path)
     names = ["X_IMAGE", "Y_IMAGE", "MAG_SPHEROID", "SPHEROID_REFF_IMAGE", "SPHEROID_SERSICN", "SPHEROID_ASPECT_IMAGE"]
@@ -318,6 +320,7 @@ def source_extractor(path, work, psf, held, zero_point, gain):
             "DETECT_MINAREA": 15,
             "DETECT_THRESH": 1.5,
             "ANALYSIS_THRESH": 1.5,
+            "BACK_SIZE": background,
             "GAIN": gain,
             "GAIN_KEY": "NONE",
             "SATUR_LEVEL": 1e9,
@@ -419,7 +422,7 @@ def compare(options):
     tables["sersicnet"], took["sersicnet"] = ours(path, work / "ours.fits")
     tables["sersicnet --refine"], took["sersicnet --refine"] = ours(path, work / "refined.fits", "--refine")
     if peers.source_extractor_program():
-        found = source_extractor(path, work, *given)
+        found = source_extractor(path, work, *given, options.peers_background)
         tables["source-extractor"], took["source-extractor"] = found
     if subprocess.run([options.peers_python, "-c", "import pyimfit"], capture_output=True, check=False).returncode == 0:
         known, limit = tables["sersicnet"], options.peers_limit
@@ -560,6 +563,7 @@ def main():
     parser.add_argument("--peers-python", default=sys.executable, help="a Python that has pyimfit")
     parser.add_argument("--peers-psf", type=int, default=65)
     parser.add_argument("--peers-slope", type=float, help="of the counts of galaxies; the sky's is 0.26")
+    parser.add_argument("--peers-background", type=int, default=64, help="BACK_SIZE of source-extractor, pixels")
     parser.add_argument("--peers-limit", type=float, default=23.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for all numbers")
