@@ -519,6 +519,10 @@ def simulate(
             help="sersic; or real-like: bulges, discs, arms, clumps among neighbours, labelled by a fit. Prior candels."
         ),
     ] = "sersic",
+    noiseless_labels: Annotated[
+        bool,
+        typer.Option("--noiseless-labels", help="Fits that label real-like galaxies see neither noise nor neighbours."),
+    ] = False,
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -556,7 +560,7 @@ def simulate(
         _refuse_with_mosaic(
             prior=prior, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter, noise_from=noise_from,
             neighbours=neighbours, centring=centring, preview=preview,
-            galaxies=galaxies if galaxies != "sersic" else None,
+            galaxies=galaxies if galaxies != "sersic" else None, noiseless_labels=noiseless_labels,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = simulations.Field(mosaic, n, seed)
@@ -583,6 +587,7 @@ def simulate(
             neighbours=neighbours,
             centring=centring,
             galaxies=galaxies,
+            noiseless_labels=noiseless_labels,
         )
     if preview is not None:
         from sersicnet.preview import preview as draw

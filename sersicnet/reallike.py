@@ -7,8 +7,8 @@ kinds may have a tidal tail and a small companion. The smooth parts are drawn
 exactly, by `sersicnet.render`; what arms, clumps and dust add or take away is
 drawn on a finer grid and seen through the PSF.
 
-The single Sersic profile that fits such a galaxy best is its label, for that is what
-GALFIT's catalogues say of real ones; without the noise that these have.
+What a single Sersic profile finds in such a stamp is its label, for that is what
+GALFIT's catalogues say of real galaxies.
 """
 
 from __future__ import annotations

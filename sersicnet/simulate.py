@@ -151,6 +151,10 @@ class Simulation:
         ``sersic``, or ``real-like``: galaxies of several parts among neighbours,
         through slightly distorted PSFs, see `sersicnet.reallike`. Their truth is what
         a single Sersic fit finds in the stamp.
+    noiseless_labels : bool
+        Whether that fit is shown the galaxy alone and without noise instead. A fit to
+        the stamp goes wrong together with a network that looks at the same stamp: it cannot
+        tell how far off the network's answer is, and teaches it to follow the noise.
     """
 
     n: int
@@ -163,6 +167,7 @@ class Simulation:
     neighbours: bool = False
     centring: bool = False
     galaxies: str = "sersic"
+    noiseless_labels: bool = False
 
     @property
     def real_like(self) -> bool:
@@ -187,7 +192,7 @@ class Simulation:
             out["psf_scatter"] = self.psf_scatter
         if self.sky is not None:
             out["sky"] = self.sky.record()
-        for option in ("neighbours", "centring"):
+        for option in ("neighbours", "centring", "noiseless_labels"):
             if getattr(self, option):
                 out[option] = True
         if self.real_like:
@@ -242,6 +247,7 @@ class Simulation:
             neighbours=record.get("neighbours", False),
             centring=record.get("centring", False),
             galaxies=record.get("galaxies", "sersic"),
+            noiseless_labels=record.get("noiseless_labels", False),
         )
 
     @property
@@ -282,6 +288,7 @@ def plan(
     neighbours: bool = False,
     centring: bool = False,
     galaxies: str = "sersic",
+    noiseless_labels: bool = False,
     instrument: Instrument = F160W,
 ) -> Simulation:
     """A simulation from files and names, as the command line gives them.
@@ -327,6 +334,8 @@ def plan(
         raise InputError("--zero-point is that of the image of --noise-from: give both, or none.")
     if galaxies not in ("sersic", "real-like"):
         raise InputError(f"Galaxies are sersic or real-like; received {galaxies}.")
+    if noiseless_labels and galaxies != "real-like":
+        raise InputError("--noiseless-labels is for --galaxies real-like; others have their true parameters.")
     if galaxies == "real-like" and log_radii > 0:
         raise InputError("--log-radii is for the uniform prior, which real-like galaxies do not have: leave it out.")
     if prior is None and galaxies == "real-like":
@@ -348,6 +357,7 @@ def plan(
         neighbours=neighbours,
         centring=centring,
         galaxies=galaxies,
+        noiseless_labels=noiseless_labels,
     )
 
 
@@ -510,13 +520,13 @@ def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
 
 
 @functools.cache
-def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None) -> Fitter:
-    """What fits galaxies without noise or sky, so that it ends where chi-square hardly changes any more."""
-    from sersicnet.fit import STRUCTURE, Fitter, Noise
+def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None, noise: bool) -> Fitter:
+    """What makes labels; without noise the sky is none, and it ends where chi-square hardly changes any more."""
+    from sersicnet.fit import SKY_LEFT, STRUCTURE, Fitter, Noise
 
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
-    noise = Noise(correlation, instrument.exposure, 1e-3, STRUCTURE)
-    return Fitter(_camera(psf, stretch).psf, noise, STAMP_SIZE, tolerance=1e-3)
+    seen = Noise(correlation, instrument.exposure, SKY_LEFT if noise else 1e-3, STRUCTURE)
+    return Fitter(_camera(psf, stretch).psf, seen, STAMP_SIZE, tolerance=2e-2 if noise else 1e-3)
 
 
 def stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -576,9 +586,13 @@ def _stamp(
     image = stamp.pixels[0]
     truth["x"], truth["y"], truth["neighbours"] = stamp.x[0], stamp.y[0], stamp.neighbours[0]
     if simulation.real_like:
-        column, row = np.rint(galaxy[:2] - (stamp.x[0], stamp.y[0])).astype(int)
-        alone = model[row : row + STAMP_SIZE, column : column + STAMP_SIZE]
-        _label(_fitter(psf, stretch, instrument, simulation.sky), truth, instrument, alone)
+        fitter = _fitter(psf, stretch, instrument, simulation.sky, not simulation.noiseless_labels)
+        if simulation.noiseless_labels:
+            column, row = np.rint(galaxy[:2] - (stamp.x[0], stamp.y[0])).astype(int)
+            alone = model[row : row + STAMP_SIZE, column : column + STAMP_SIZE]
+            _label(fitter, truth, instrument, alone)
+        else:
+            _label(fitter, truth, instrument, image, stamp.replaced[0])
     return image
 
 
@@ -592,15 +606,12 @@ def _observed(
     return model + photon_noise(model, simulation.instrument, rng) + noise
 
 
-def _label(fitter: Fitter, truth: dict[str, float], instrument: Instrument, model: np.ndarray) -> None:
-    """Replace the truth by what a single Sersic fit finds, with its status and errors.
-
-    It is shown the galaxy alone and without noise, and weighs its pixels as if there were noise.
-    A fit to the noisy stamp would go wrong together with a network that looks at the same noise:
-    it could not tell how far off the network's answer is, and would teach it to follow the noise.
-    """
+def _label(
+    fitter: Fitter, truth: dict[str, float], instrument: Instrument, image: np.ndarray, mask: np.ndarray | None = None
+) -> None:
+    """Replace the truth by what a single Sersic fit finds, with its status and errors."""
     start = np.array([_parameters(truth, instrument)])
-    found = fitter(model[None], np.array([truth["rms"]]), start)
+    found = fitter(image[None], np.array([truth["rms"]]), start, None if mask is None else mask[None])
     truth["x"], truth["y"], flux, r_eff, n, q, truth["theta"] = (float(v) for v in found.parameters[0])
     values = (instrument.zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q)
     errors = np.sqrt(np.diagonal(found.covariance[0]))[2:6] * (2.5 / np.log(10) / flux, 1, 1, 1)
