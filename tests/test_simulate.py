@@ -399,6 +399,21 @@ def test_real_like_galaxies_are_labelled_by_a_fit(real_like):
     assert np.hypot(truth["x"] - 63.5, truth["y"] - 63.5)[good].max() < 8
 
 
+def test_labels_without_noise_are_those_of_the_galaxy_alone(real_like):
+    simulation, images, noisy = real_like
+    faint = np.argsort([simulate.draw_truth(simulation, i)[0]["mag"] for i in range(24)])[-6:]
+    alone = replace(simulation, noiseless_labels=True)
+    assert Simulation.of_record(alone.record()).noiseless_labels
+    stamps, clean = simulate.stamps(alone, faint)
+    np.testing.assert_array_equal(stamps, images[faint])  # only the labels differ
+    np.testing.assert_array_equal(clean["neighbours"], noisy["neighbours"][faint])
+    drawn = [simulate.draw_truth(simulation, int(i))[0] for i in faint]
+    for name, width in (("mag", 0.3), ("r_eff_pix", 0.25), ("sersic_n", 0.6)):
+        asked = np.array([galaxy[name] for galaxy in drawn])
+        off = clean[name] - asked if name == "mag" else np.log(clean[name] / asked)
+        assert np.median(np.abs(off)) < width
+
+
 def test_labels_that_are_not_good_stay_out_of_training(real_like, tmp_path, monkeypatch):
     simulation, images, truth = real_like
     status = np.where(np.arange(24) % 4 == 0, simulate.OUT_OF_RANGE, truth["status"])
@@ -428,3 +443,5 @@ def test_galaxies_are_of_two_kinds():
         simulate.plan(10, galaxies="spiral")
     with pytest.raises(InputError, match="--log-radii is for the uniform prior"):
         simulate.plan(10, galaxies="real-like", log_radii=0.5)
+    with pytest.raises(InputError, match="--noiseless-labels is for --galaxies real-like"):
+        simulate.plan(10, noiseless_labels=True)
