@@ -167,7 +167,7 @@ def measure(
             show_default=False,
         ),
     ] = None,
-    weights: WeightsName = "fovea-dann",
+    weights: WeightsName = "fovea-sky",
     zero_point: ZeroPoint = None,
     pixel_scale: PixelScale = None,
     hdu: Hdu = None,
@@ -943,7 +943,7 @@ def evaluate(
         typer.Option(
             "--weights",
             "-w",
-            help="Name of shipped weights, or a directory; repeat it to compare several. fovea-dann by default.",
+            help="Name of shipped weights, or a directory; repeat it to compare several. fovea-sky by default.",
             show_default=False,
         ),
     ] = None,
@@ -1002,7 +1002,7 @@ def evaluate(
         with _progress(quiet, "reading") as update:
             result = evaluation.evaluate(
                 data,
-                weights or ["fovea-dann"],
+                weights or ["fovea-sky"],
                 output,
                 image=image,
                 zero_point=zero_point,

@@ -33,8 +33,8 @@ from sersicnet.schema import N_TARGETS, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES
 if TYPE_CHECKING:
     import keras
 
-DEFAULT, BASE = "fovea-dann", "fovea-sim"
-"""What measures unless told otherwise: the best of the shipped on real galaxies; and what is trained on."""
+DEFAULT, BASE = "fovea-sky", "fovea-sim"
+"""What measures unless told otherwise: whose errors hold on mosaics; and what is trained on."""
 
 KERAS, ONNX, CARD, README, SUMS = "network.keras", "network.onnx", "card.json", "README.md", "SHA256SUMS"
 BATCH = 64

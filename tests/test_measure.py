@@ -280,7 +280,7 @@ def test_flag_out_of_range_is_not_set_inside(field, isolated):
 
 
 def test_another_pixel_scale_is_refused(field):
-    with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-dann was trained at 0\.06.*--resample"):
+    with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-sky was trained at 0\.06.*--resample"):
         measure(field[0], pixel_scale=0.1)
 
 
@@ -293,7 +293,7 @@ def test_flag_out_of_domain_by_the_psf_of_a_file(field, tmp_path, isolated):
     wanted = Table({"x": [isolated[0]], "y": [isolated[1]]})
     wide = write(tmp_path / "wide.fits", effective_psf(F160W, stretch=1.4))
     with pytest.warns(
-        SersicnetWarning, match=r"full width of 4\.\d\d pixels \(wide.fits\), fovea-dann was trained at 2\.70 to 3\.66"
+        SersicnetWarning, match=r"full width of 4\.\d\d pixels \(wide.fits\), fovea-sky was trained at 2\.70 to 3\.66"
     ):
         table = measure(field[0], positions=wanted, psf=wide)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
@@ -318,7 +318,7 @@ def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
     with pytest.warns(SersicnetWarning) as caught:
         table = measure(path, tmp_path / "cat.fits", pixel_scale=0.06, positions=Table({"x": [52.0], "y": [52.0]}))
     assert len(caught) == 2  # no WCS
-    assert "point sources), fovea-dann was trained at 2.70 to 3.66" in str(caught[1].message)
+    assert "point sources), fovea-sky was trained at 2.70 to 3.66" in str(caught[1].message)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
     assert table["flags"][0] & Flag.POINT_LIKE
     header = fits.getheader(tmp_path / "cat.fits", 1)
