@@ -218,9 +218,13 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     few = [(source, window, blocks, mesh, 1.0) for window in _windows(source.shape, SAMPLES // 2)]
     known = [noise for _, noise in apply(_covered_window, few) if np.isfinite(noise)]
     smoothed = float(np.median(known)) if known else 1.0
-    mesh = _assembled(apply(_boxes_between, [(*strip, blocks, mesh, smoothed) for strip in strips]), source.shape)
-    windows = [(source, window, blocks, mesh, smoothed) for window in _windows(source.shape, SAMPLES)]
-    return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, [(detector, *window) for window in windows])))
+    for most in (MOST_GROWN, GROWN):  # where large sources leave no sky, closer to them
+        between = list(apply(_boxes_between, [(*strip, blocks, mesh, smoothed, most) for strip in strips]))
+        if any(np.isfinite(part.level).any() for part in between):
+            break
+    mesh = _assembled(between, source.shape)
+    jobs = [(detector, source, window, blocks, mesh, smoothed, most) for window in _windows(source.shape, SAMPLES)]
+    return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, jobs)))
 
 
 class _Boxes(NamedTuple):
@@ -258,15 +262,15 @@ def _first_boxes(strip: _Strip) -> _Boxes:
     return _boxes(data, bad, bad, (own, edges[1]), source.shape, every=FIRST_ROWS)
 
 
-def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float]) -> _Boxes:
-    source, edges, first, blocks, mesh, smoothed = strip
+def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float, int]) -> _Boxes:
+    source, edges, first, blocks, mesh, smoothed, most = strip
     own, rows = _rows_of(edges, first)
     strip_window = rows, slice(0, source.shape[1])
     window = _aligned(grown(strip_window, MOST_GROWN + BIN * blocks.halo, source.shape))
     pixels = source.read(window)
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
-    covered = _covered(pixels, window, blocks, mesh, smoothed)[0][inner]
+    covered = _covered(pixels, window, blocks, mesh, smoothed, most)[0][inner]
     return _boxes(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, every=ROWS)
 
 
@@ -287,7 +291,7 @@ def _covered_window(sample: _Sample) -> tuple[np.ndarray, float]:
 
 
 def _covered(
-    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float
+    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float, most: int = MOST_GROWN
 ) -> tuple[np.ndarray, float]:
     """Pixels of sources and what is near them; and the noise of the smoothed blocks, where nothing is.
 
@@ -303,6 +307,8 @@ def _covered(
     mesh : _Boxes
     smoothed : float
         Noise of the smoothed blocks in units of that of pixels, as it was taken for known.
+    most : int
+        Pixels that sources grow by at most.
 
     Returns
     -------
@@ -329,15 +335,15 @@ def _covered(
     rms[bad] = np.nan
     sky = Sky(level, rms, np.ones((1, 1)), np.nan)
     smooth = detector.smooth(light - level, bad)
-    near = _with_surroundings(detector.regions(smooth, sky, smoothed))
+    near = _with_surroundings(detector.regions(smooth, sky, smoothed), most)
     blank = ~(near | bad)
     found = _mad_std((smooth / rms)[blank]) if blank.any() else np.nan
     return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width], found
 
 
-def _with_surroundings(regions: Regions) -> np.ndarray:
-    """Blocks of regions and around them, as far as their radius but within `GROWN` and `MOST_GROWN`, bool, (H, W)."""
-    least, most = GROWN // BIN, MOST_GROWN // BIN
+def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
+    """Blocks of regions and around them, as far as their radius but within `GROWN` and `most` pixels, bool, (H, W)."""
+    least, most = GROWN // BIN, most // BIN
     out = dilated(regions.mask(), least)
     large = regions.chosen(np.bincount(regions.label, minlength=len(regions) + 1) > np.pi * (least + 1) ** 2)
     row, column = large.places()
@@ -553,12 +559,12 @@ def _joint(samples: Iterable[_Noise | None]) -> tuple[np.ndarray, float, float, 
     return autocorrelation, smoothed, widely, factor
 
 
-def _noise(job: tuple[Detector, Source, Window, Detector, _Boxes, float]) -> _Noise | None:
+def _noise(job: tuple[Detector, Source, Window, Detector, _Boxes, float, int]) -> _Noise | None:
     """The noise in the blank pixels of a window."""
-    detector, source, window, blocks, mesh, smoothed = job
+    detector, source, window, blocks, mesh, smoothed, most = job
     pixels = source.read(window)
     sky = Mesh(*mesh[:3], np.ones((1, 1)), np.nan, np.nan, np.nan).at(window, pixels)
-    blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed)[0])
+    blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed, most)[0])
     if not blank[::2, ::2].any():
         blank = ~pixels.bad  # one source covers all of it
         if not blank[::2, ::2].any():

@@ -59,6 +59,15 @@ def test_the_wings_of_galaxies_are_hardly_taken_for_sky():
     assert mesh.level.max() < 3.06
 
 
+def test_a_galaxy_that_nearly_fills_the_image_leaves_a_sky():
+    rng = np.random.default_rng(0)
+    data = rng.normal(3, 1, (192, 192)).astype(np.float32)
+    y, x = np.indices(data.shape) - 95.5
+    data += np.where(np.hypot(x, y) < 72, 20, 0).astype(np.float32)
+    mesh = estimate_sky(Held(Pixels(data, np.zeros(data.shape, bool))), Detector())
+    assert mesh.level == pytest.approx(3, abs=0.5)
+
+
 def test_a_mask_grows_by_a_disc():
     inside = np.random.default_rng(0).random((60, 50)) > 0.995
     for reach in (1, 2, 8):
