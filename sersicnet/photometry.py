@@ -1,6 +1,6 @@
 """Moments of sources and their light in apertures, as `photutils.segmentation.SourceCatalog` measures them.
 
-It takes a millisecond a source for that, mostly in Python; these take a fifth.
+It takes a millisecond a source for that, mostly in Python; these take less than half of that.
 """
 
 from __future__ import annotations

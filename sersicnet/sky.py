@@ -52,8 +52,8 @@ HUGE_LIMIT = 0.05
 GROWN, MOST_GROWN = 8, 32
 """Pixels that sources grow by before the sky is estimated between them: as many as their radius, at least and at most.
 
-Wings count less as sky then. With 8 pixels for all, the median level of boxes with bright galaxies was too high by
-twice as much (0.019 and 0.014 of the noise of a pixel in two simulated mosaics; 0.010 and 0.007).
+Wings count less as sky then: with 8 pixels for all, the level of boxes with bright galaxies was too high by twice as
+much in the median of two simulated mosaics.
 """
 
 
