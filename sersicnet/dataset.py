@@ -18,10 +18,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -339,17 +341,41 @@ class Dataset:
         self._file.close()
 
     def stamps(self, start: int, stop: int) -> np.ndarray:
-        """Stamps in units of their noise rms, float32, (stop - start, 128, 128)."""
+        """Stamps in units of their noise rms, float32, (stop - start, 128, 128). Threads may share it."""
         rows = slice(start, stop)
         if self._rows is None:
-            stamps = self._file["stamps"][rows].astype(np.float32)
+            stamps = self._stored(*rows.indices(len(self))[:2]).astype(np.float32)
         else:
             inside = self._rows[rows]
             first = int(inside[0]) if len(inside) else 0
             last = int(inside[-1]) + 1 if len(inside) else 0
-            stamps = self._file["stamps"][first:last][inside - first].astype(np.float32)
+            stamps = self._stored(first, last)[inside - first].astype(np.float32)
         stamps *= (self._quantum[rows] / self.truth["rms"][rows]).astype(np.float32)[:, None, None]
         return stamps
+
+    def _stored(self, first: int, last: int) -> np.ndarray:
+        """Rows of the file, int32, (last - first, 128, 128).
+
+        What HDF5's deflate and shuffle filters would undo is undone here: in less than half of
+        the time, and on as many cores as ask.
+        """
+        stored = self._file["stamps"]
+        if (stored.chunks, stored.shuffle, stored.compression) != ((BLOCK, STAMP_SIZE, STAMP_SIZE), True, "gzip"):
+            return stored[first:last]
+        out = np.empty((max(0, last - first), STAMP_SIZE, STAMP_SIZE), dtype="<i4")
+        by_byte = out.view(np.uint8).reshape(*out.shape, 4)
+        for block in range(first // BLOCK * BLOCK, last, BLOCK):
+            try:
+                packed = stored.id.read_direct_chunk((block, 0, 0))[1]
+                planes = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(4, BLOCK, STAMP_SIZE, STAMP_SIZE)
+            except (OSError, ValueError, zlib.error) as error:
+                raise DatasetError(
+                    f"{self.path} is damaged: the stamps from row {block} cannot be read ({error}). Simulate it again."
+                ) from error
+            low, high = max(first, block), min(last, block + BLOCK)
+            for i, plane in enumerate(planes):
+                by_byte[low - first : high - first, ..., i] = plane[low - block : high - block]
+        return out
 
     @property
     def psf(self) -> np.ndarray | None:
@@ -368,13 +394,11 @@ class Dataset:
         if not len(rows):
             raise DatasetError(f"{self.path} holds no galaxy brighter than mag {faint_limit:g}.")
         stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
-        filled = 0
-        for first in range(0, int(rows[-1]) + 1, BLOCK):
-            inside = rows[(rows >= first) & (rows < first + BLOCK)] - first
-            if len(inside):
-                block = self.stamps(first, min(first + BLOCK, len(self)))
-                stamps[filled : filled + len(inside)] = block[inside]
-                filled += len(inside)
+        with _threads() as threads:
+            blocks = [(first, min(first + BLOCK, len(self))) for first in range(0, int(rows[-1]) + 1, BLOCK)]
+            places = np.searchsorted(rows, blocks)
+            wanted = [rows[low:high] - first for (low, high), (first, _) in zip(places, blocks, strict=True)]
+            _fill(threads, self, blocks, stamps, wanted)
         return Arrays(
             stamps,
             self.targets[rows],
@@ -693,17 +717,43 @@ def _batches(
     firsts = np.arange(start, stop, BLOCK)
     if rng is not None:
         rng.shuffle(firsts)
-    left_stamps: list[np.ndarray] = []
-    left_indices: list[np.ndarray] = []
-    for pool_start in range(0, len(firsts), pool_blocks):
-        pool = [(f, min(f + BLOCK, stop)) for f in firsts[pool_start : pool_start + pool_blocks]]
-        indices = np.concatenate([*left_indices, *(np.arange(*rows) for rows in pool)])
-        stamps = np.concatenate([*left_stamps, *(source.stamps(*rows) for rows in pool)])
-        order = np.arange(len(indices)) if rng is None else rng.permutation(len(indices))
-        last_pool = pool_start + pool_blocks >= len(firsts)
-        whole = len(indices) if last_pool else len(indices) // size * size
-        for i in range(0, whole, size):
-            pick = order[i : min(i + size, whole)]
-            yield stamps[pick], indices[pick]
-        rest = order[whole:]
-        left_stamps, left_indices = [stamps[rest]], [indices[rest]]
+    # One buffer throughout: pages that are new take longer to get than to fill.
+    room = min(stop - start, pool_blocks * BLOCK + size)
+    buffer = np.empty((max(0, room), STAMP_SIZE, STAMP_SIZE), np.float32)
+    left = np.empty(0, int)
+    with _threads() as threads:
+        for pool_start in range(0, len(firsts), pool_blocks):
+            pool = [(int(f), min(int(f) + BLOCK, stop)) for f in firsts[pool_start : pool_start + pool_blocks]]
+            indices = np.concatenate([left, *(np.arange(*rows) for rows in pool)])
+            _fill(threads, source, pool, buffer[len(left) : len(indices)])
+            order = np.arange(len(indices)) if rng is None else rng.permutation(len(indices))
+            last_pool = pool_start + pool_blocks >= len(firsts)
+            whole = len(indices) if last_pool else len(indices) // size * size
+            for i in range(0, whole, size):
+                pick = order[i : min(i + size, whole)]
+                yield buffer[pick], indices[pick]
+            rest = order[whole:]
+            left, buffer[: len(rest)] = indices[rest], buffer[rest]
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+
+def _fill(
+    threads: ThreadPoolExecutor,
+    source: Dataset | Arrays,
+    blocks: Sequence[tuple[int, int]],
+    out: np.ndarray,
+    wanted: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Read blocks of rows, one behind the other, into `out`; of each the rows that are wanted, from 0."""
+    lengths = [high - low for low, high in blocks] if wanted is None else [len(rows) for rows in wanted]
+    ends = np.cumsum(lengths)
+
+    def read(i: int) -> None:
+        if lengths[i]:
+            stamps = source.stamps(*blocks[i])
+            out[ends[i] - lengths[i] : ends[i]] = stamps if wanted is None else stamps[wanted[i]]
+
+    list(threads.map(read, range(len(blocks))))

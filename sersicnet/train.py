@@ -1389,10 +1389,15 @@ def _jit() -> str | bool:
 
 
 def _accelerators() -> list[str]:
+    """Their names, such as the model of a GPU where the backend tells it."""
     if keras.backend.backend() == "torch":
         import torch
 
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
     return [d for d in keras.distribution.list_devices() if not d.startswith("cpu")]
 
 

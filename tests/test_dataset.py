@@ -238,6 +238,28 @@ def test_bad_files_are_refused(tmp_path, small_dataset):
         Dataset(tmp_path / "old.h5")
 
 
+def test_a_damaged_block_is_named(tmp_path, small_dataset):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(small_dataset.read_bytes())
+    with h5py.File(damaged, "r+") as file:
+        file["stamps"].id.write_direct_chunk((32, 0, 0), b"nothing that zlib knows")
+    with Dataset(damaged) as data:
+        data.stamps(0, 32)
+        with pytest.raises(DatasetError, match="stamps from row 32 cannot be read"):
+            list(data.batches(10, 0, 64))
+
+
+def test_stamps_that_another_program_stored_are_read(tmp_path, small_dataset):
+    other = tmp_path / "other.h5"
+    other.write_bytes(small_dataset.read_bytes())
+    with h5py.File(other, "r+") as file:
+        values = file["stamps"][:]
+        del file["stamps"]
+        file.create_dataset("stamps", data=values, chunks=(10, 64, 128))
+    with Dataset(other) as data, Dataset(small_dataset) as original:
+        np.testing.assert_array_equal(data.stamps(3, 40), original.stamps(3, 40))
+
+
 HEADER = "image,x,y,mag,r_eff_pix,sersic_n,ellipticity\n"
 
 
