@@ -251,13 +251,10 @@ def stages(path, output):
 
 def stages_alone(path, output):
     """`stages` in a process of its own."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    with get_context("spawn").Pool(1) as pool:
-        found = pool.apply(stages, (path, output))
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return found
+    from sersicnet import work
+
+    with work._environment(), get_context("spawn").Pool(1) as pool:  # as workers of `measure`
+        return pool.apply(stages, (path, output))
 
 
 def print_stages(side, spent):

@@ -236,7 +236,10 @@ def without_data(data: np.ndarray) -> np.ndarray:
     footprint. Other zeros are data; quantised images are full of them. Whether a
     pixel holds data depends on nothing that is farther than 10 pixels away.
     """
-    bad = ~(np.abs(data) < HUGE)
+    if data.size and data.min() > -HUGE and data.max() < HUGE:  # not so with a NaN; two looks, and no copy
+        bad = np.zeros(data.shape, bool)
+    else:
+        bad = ~(np.abs(data) < HUGE)
     zero = data == 0
     if _has_block(zero):
         blocks = ndimage.binary_opening(zero, np.ones((ZERO_BLOCK, ZERO_BLOCK)))

@@ -216,7 +216,7 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     blocks = replace(detector, smoothing=detector.smoothing / BIN, n_pixels=math.ceil(detector.n_pixels / BIN**2))
     mesh = _assembled(apply(_first_boxes, strips), source.shape)
     few = [(source, window, blocks, mesh, 1.0) for window in _windows(source.shape, SAMPLES // 2)]
-    known = [noise for _, noise in apply(_covered_window, few) if np.isfinite(noise)]
+    known = [noise for noise in apply(_smoothed_noise, few) if np.isfinite(noise)]
     smoothed = float(np.median(known)) if known else 1.0
     for most in (MOST_GROWN, GROWN):  # where large sources leave no sky, closer to them
         between = list(apply(_boxes_between, [(*strip, blocks, mesh, smoothed, most) for strip in strips]))
@@ -270,7 +270,7 @@ def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float, int
     pixels = source.read(window)
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
-    covered = _covered(pixels, window, blocks, mesh, smoothed, most)[0][inner]
+    covered = _covered(pixels, window, blocks, mesh, smoothed, most)[inner]
     return _boxes(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, every=ROWS)
 
 
@@ -284,18 +284,27 @@ _Sample = tuple[Source, Window, "Detector", _Boxes, float]
 """An image, a window of it, a detector for blocks, the mesh so far, and the noise of smoothed blocks."""
 
 
-def _covered_window(sample: _Sample) -> tuple[np.ndarray, float]:
-    """`_covered` of a window."""
+def _smoothed_noise(sample: _Sample) -> float:
+    """Noise of the smoothed blocks of a window where no source is; NaN if it has no such place."""
     source, window, blocks, mesh, smoothed = sample
-    return _covered(source.read(window), window, blocks, mesh, smoothed)
+    near, smooth, rms = _near_sources(source.read(window), window, blocks, mesh, smoothed, MOST_GROWN)
+    blank = ~near & np.isfinite(rms)
+    return _mad_std((smooth / rms)[blank]) if blank.any() else np.nan
 
 
 def _covered(
-    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float, most: int = MOST_GROWN
-) -> tuple[np.ndarray, float]:
-    """Pixels of sources and what is near them; and the noise of the smoothed blocks, where nothing is.
+    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float, most: int
+) -> np.ndarray:
+    """Pixels of sources and what is near them, bool, (H, W); arguments as for `_near_sources`."""
+    height, width = pixels.bad.shape
+    near = _near_sources(pixels, window, detector, mesh, smoothed, most)[0]
+    return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width]
 
-    Looks at blocks of pixels, which is enough to tell where the sky is.
+
+def _near_sources(
+    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of pixels of sources and what is near them: enough to tell where the sky is.
 
     Parameters
     ----------
@@ -306,39 +315,46 @@ def _covered(
         For blocks.
     mesh : _Boxes
     smoothed : float
-        Noise of the smoothed blocks in units of that of pixels, as it was taken for known.
+        Noise of the smoothed blocks in units of that of pixels.
     most : int
         Pixels that sources grow by at most.
 
     Returns
     -------
-    covered : ndarray, bool, (H, W)
-    smoothed : float
-        As it is found; NaN where sources and bad pixels are all there is.
+    near : ndarray, bool, (h, w)
+    smooth, rms : ndarray, float32, (h, w)
+        The smoothed blocks, and the noise of a pixel there: NaN in blocks without data.
     """
-    height, width = pixels.bad.shape
-    blocks = -(-height // BIN), -(-width // BIN)
-    padded = np.zeros((BIN * blocks[0], BIN * blocks[1]), np.float32)
-    np.copyto(padded[:height, :width], pixels.data, where=~pixels.bad)
-    used = np.zeros(padded.shape, bool)
-    np.logical_not(pixels.bad, out=used[:height, :width])
-    parts = [(slice(i, None, BIN), slice(j, None, BIN)) for i in range(BIN) for j in range(BIN)]
-    number = functools.reduce(np.add, (used[part].view(np.int8) for part in parts))
-    light = functools.reduce(np.add, (padded[part] for part in parts)) / np.maximum(number, 1)
-    level, rms = (np.empty(blocks, np.float32) for _ in range(2))
+    light, bad = _binned(pixels)
+    level, rms = (np.empty(light.shape, np.float32) for _ in range(2))
     first = window[0].start // BIN, window[1].start // BIN
-    place = slice(first[0], first[0] + blocks[0]), slice(first[1], first[1] + blocks[1])
+    place = slice(first[0], first[0] + light.shape[0]), slice(first[1], first[1] + light.shape[1])
     for values, out in ((mesh.level, level), (mesh.rms, rms)):
         _interpolate(values, (mesh.shape[0] / BIN, mesh.shape[1] / BIN), place, out)
     np.maximum(rms, np.float32(1e-3 * np.median(mesh.rms)), out=rms)
-    bad = number == 0
     rms[bad] = np.nan
+    smooth = detector.smooth(np.subtract(light, level, out=light), bad)
     sky = Sky(level, rms, np.ones((1, 1)), np.nan)
-    smooth = detector.smooth(light - level, bad)
-    near = _with_surroundings(detector.regions(smooth, sky, smoothed), most)
-    blank = ~(near | bad)
-    found = _mad_std((smooth / rms)[blank]) if blank.any() else np.nan
-    return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width], found
+    return _with_surroundings(detector.regions(smooth, sky, smoothed), most), smooth, rms
+
+
+def _binned(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the usable pixels of blocks, and where there are none: float32 and bool, (h, w)."""
+    blocks = [-(-n // BIN) for n in pixels.bad.shape]
+    whole = all(n % BIN == 0 for n in pixels.bad.shape)
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        rows = functools.reduce(np.add, (values[i::BIN] for i in range(BIN)))
+        return np.asarray(functools.reduce(np.add, (rows[:, i::BIN] for i in range(BIN))))
+
+    if whole and not pixels.bad.any():
+        return summed(pixels.data) * np.float32(1 / BIN**2), np.zeros(blocks, bool)
+    inside = tuple(slice(0, n) for n in pixels.bad.shape)
+    padded, used = (np.zeros([BIN * n for n in blocks], kind) for kind in (np.float32, np.int8))
+    np.copyto(padded[inside], pixels.data, where=~pixels.bad)
+    np.logical_not(pixels.bad, out=used[inside].view(bool))
+    number = summed(used)
+    return summed(padded) / np.maximum(number, 1), number == 0
 
 
 def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
@@ -409,7 +425,7 @@ def _sky_of(values: np.ndarray) -> tuple[float, float]:
     """
     kept, mean, std = _clipped(values)
     end = len(kept) * 3 // 10
-    middle = float(kept[end : len(kept) - end].mean(dtype=float))
+    middle = float(np.add.reduce(kept[end : len(kept) - end], dtype=float)) / (len(kept) - 2 * end)
     level = middle if std > 0 and abs(mean - middle) >= 0.3 * std else 2.5 * middle - 1.5 * mean
     return level, float(median(np.abs(kept - kept.dtype.type(_middle(kept)))) * _RMS_OF_MAD)
 
@@ -422,9 +438,9 @@ def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[
     """
     values = np.sort(values)
     middle = float(values[len(values) // 2])
-    shifted = values.astype(float) - middle
-    squares = shifted**2
-    first, last, total, square = 0, len(values), float(shifted.sum()), float(squares.sum())
+    shifted = values.astype(float)
+    shifted -= middle
+    first, last, total, square = 0, len(values), float(np.add.reduce(shifted)), float(shifted @ shifted)
     for _ in range(rounds):
         n = last - first
         deviation = sigma * math.sqrt(max(square / n - (total / n) ** 2, 0.0))
@@ -434,8 +450,8 @@ def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[
         stop = first + int(left.searchsorted(values.dtype.type(half + deviation), "right"))
         if stop - start == n:
             break
-        for end in (slice(first, start), slice(stop, last)):
-            total, square = total - float(shifted[end].sum()), square - float(squares[end].sum())
+        for end in (shifted[first:start], shifted[stop:last]):
+            total, square = total - float(np.add.reduce(end)), square - float(end @ end)
         first, last = start, stop
     n = last - first
     return values[first:last], middle + total / n, math.sqrt(max(square / n - (total / n) ** 2, 0.0))
@@ -501,11 +517,13 @@ def _interpolate(mesh: np.ndarray, shape: tuple[float, float], window: Window, o
     """
     values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
     values = ndimage.spline_filter(values, order=3, mode="mirror")
-    first, weights = _weights(np.arange(window[1].start, window[1].stop), shape[1], mesh.shape[1])
-    values = np.einsum("hkx,kx->hx", values[:, first + np.arange(4)[:, None]], weights).astype(out.dtype)
     start, stop, step = window[0].start, window[0].stop, max(int(shape[0] / mesh.shape[0]) // 8, 1)
     rows = np.arange(start // step, (stop - 1) // step + 2) * step
     first, weights = _weights(rows, shape[0], mesh.shape[0])
+    values = values[first[0] : first[-1] + 4]  # those that the window needs
+    first -= first[0]
+    columns, across = _weights(np.arange(window[1].start, window[1].stop), shape[1], mesh.shape[1])
+    values = np.einsum("hkx,kx->hx", values[:, columns + np.arange(4)[:, None]], across).astype(out.dtype)
     weights = weights.astype(out.dtype)[:, :, None]
     lines = weights[0] * values[first]
     for k in (1, 2, 3):
@@ -564,7 +582,7 @@ def _noise(job: tuple[Detector, Source, Window, Detector, _Boxes, float, int]) -
     detector, source, window, blocks, mesh, smoothed, most = job
     pixels = source.read(window)
     sky = Mesh(*mesh[:3], np.ones((1, 1)), np.nan, np.nan, np.nan).at(window, pixels)
-    blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed, most)[0])
+    blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed, most))
     if not blank[::2, ::2].any():
         blank = ~pixels.bad  # one source covers all of it
         if not blank[::2, ::2].any():
@@ -585,18 +603,14 @@ def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
     out = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
     if not used.any():
         return out
-    values = np.where(used, np.clip(normalised - np.median(normalised[used]), -5, 5), 0).astype(float)
-    inside = used.astype(float)
-    for dy in range(REACH + 1):
-        for dx in range(-REACH, REACH + 1):
-            if (dy, dx) >= (0, 0):
-                for plane, array in zip(out, (values, inside), strict=True):
-                    plane[REACH + dy, REACH + dx] = plane[REACH - dy, REACH - dx] = _shifted_sum(array, dx, dy)
+    values = np.where(used, np.clip(normalised - median(normalised[used]), -5, 5), 0)
+    # Rows one behind the other, with zeros between: a shift is then one of a line of numbers.
+    width = values.shape[1] + REACH
+    for plane, array in zip(out, (values, used), strict=True):
+        line = np.pad(array.astype(float), ((0, 0), (0, REACH))).ravel()
+        for dy in range(REACH + 1):
+            for dx in range(-REACH, REACH + 1):
+                if (lag := dy * width + dx) >= 0:
+                    total = line[lag:] @ line[: line.size - lag]
+                    plane[REACH + dy, REACH + dx] = plane[REACH - dy, REACH - dx] = total
     return out
-
-
-def _shifted_sum(values: np.ndarray, dx: int, dy: int) -> float:
-    h, w = values.shape
-    a = values[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
-    b = values[max(0, -dy) : h + min(0, -dy), max(0, -dx) : w + min(0, -dx)]
-    return float(np.einsum("ij,ij->", a, b))

@@ -7,7 +7,7 @@ from skimage.segmentation import expand_labels
 from sersicnet.detect import Detector
 from sersicnet.mosaic import Pixels, grown, median
 from sersicnet.render import Renderer
-from sersicnet.sky import Held, Mesh, _clipped, _mad_std, _sky_of, dilated, estimate_sky
+from sersicnet.sky import REACH, Held, Mesh, _binned, _clipped, _mad_std, _products, _sky_of, dilated, estimate_sky
 
 
 def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):
@@ -134,3 +134,31 @@ def test_a_large_mosaic_may_be_empty_over_whole_windows():
     data[:600, :700] = np.nan
     found = estimate_sky(Held(Pixels(data, ~np.isfinite(data))), Detector())
     np.testing.assert_allclose(np.median(found.rms), 1, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7)])
+@pytest.mark.parametrize("some_bad", [False, True])
+def test_blocks_are_means_of_usable_pixels(shape, some_bad):
+    data = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    data[:2, 2:4] = np.where(some_bad, np.nan, 1)
+    data[3, 0] = np.where(some_bad, np.inf, 1)
+    bad = ~np.isfinite(data)
+    light, empty = _binned(Pixels(data, bad))
+    for (i, j), value in np.ndenumerate(light):
+        block = (slice(2 * i, 2 * i + 2), slice(2 * j, 2 * j + 2))
+        usable = data[block][~bad[block]]
+        assert empty[i, j] == (len(usable) == 0)
+        assert value == pytest.approx(usable.mean() if len(usable) else 0, abs=1e-6)
+
+
+def test_products_are_those_of_pairs_of_blank_pixels():
+    rng = np.random.default_rng(0)
+    values, used = rng.normal(0, 1, (20, 30)), rng.random((20, 30)) > 0.3
+    found = _products(values, used)
+    clean = np.where(used, values - np.median(values[used]), 0)
+    for dy in range(-REACH, REACH + 1):
+        for dx in range(-REACH, REACH + 1):
+            pairs = [(y, x) for y, x in np.ndindex(20, 30) if 0 <= y + dy < 20 and 0 <= x + dx < 30]
+            total = sum(clean[y, x] * clean[y + dy, x + dx] for y, x in pairs)
+            number = sum(used[y, x] and used[y + dy, x + dx] for y, x in pairs)
+            assert found[:, REACH + dy, REACH + dx] == pytest.approx([total, number])
