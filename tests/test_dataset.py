@@ -1,9 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
 
-from sersicnet import dataset, mosaic
+from sersicnet import dataset, mosaic, simulate
 from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
 from sersicnet.errors import DatasetError
 from sersicnet.simulate import Simulation, stamps
@@ -247,6 +249,16 @@ def test_a_damaged_block_is_named(tmp_path, small_dataset):
         data.stamps(0, 32)
         with pytest.raises(DatasetError, match="stamps from row 32 cannot be read"):
             list(data.batches(10, 0, 64))
+
+
+def test_threads_may_share_a_dataset(tmp_path):
+    """HDF5's own reading of blocks, which h5py 3.14 does not lock, crashed."""
+    data = simulate.simulate(tmp_path / "a.h5", Simulation(960, seed=1), workers=2, command="simulate")
+    with Dataset(data) as shared, ThreadPoolExecutor(8) as threads:
+        blocks = range(0, 960, BLOCK)
+        alone = [shared.stamps(first, first + BLOCK) for first in blocks]
+        for found, expected in zip(threads.map(lambda i: shared.stamps(i, i + BLOCK), blocks), alone, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_stamps_that_another_program_stored_are_read(tmp_path, small_dataset):
