@@ -840,7 +840,7 @@ def train(
             "label_std": std.tolist(),
             "domain": _domain(simulated, recipe),
             "data": _data_record(simulated, len(source)),
-            "limits": _limits(task, real),
+            "limits": _limits(task, real, errors=scale is not None),
         }
         if base is not None:
             card["base"] = _base_record(base)
@@ -1159,7 +1159,7 @@ def finetune(
         "data": _real_record(real, n, command),
         "limits": [
             *([_INVENTED] if real.recipe else []),
-            f"Errors are calibrated on the {n // 5} galaxies that also chose the epoch and the layers.",
+            _chosen_by(f"the {n // 5} galaxies", "the epoch and the layers", errors=scale is not None),
         ],
         "scores": {
             "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
@@ -1207,9 +1207,12 @@ def _freeze(core: keras.Model, *, body: bool) -> None:
 
 # --- what both share ------------------------------------------------------------------------
 
+_SIMULATED_ERRORS = (
+    "Errors are calibrated on simulations; real galaxies are no Sersic profiles, and there they are too small."
+)
 _LIMITS = (
     "Knows isolated galaxies of a single Sersic profile; bars, arms and neighbours were not shown to it.",
-    "Errors are calibrated on simulations; real galaxies are no Sersic profiles, and there they are too small.",
+    _SIMULATED_ERRORS,
     "Stars and galaxies smaller than a pixel are outside of its domain.",
 )
 _INVENTED = "The galaxies of the other domain were invented, by `sersicnet simulate`: no real galaxy was trained on."
@@ -1252,17 +1255,27 @@ def _summary(
     return text if base is None else f"{text} It started from `{base.path.name}`."
 
 
-def _limits(task: _Task, real: Dataset | Arrays | None) -> list[str]:
+def _limits(task: _Task, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
+    """What to know of weights; `errors` tells whether they predict any."""
     if real is None:
-        return list(_LIMITS)
+        return [limit for limit in _LIMITS if errors or limit != _SIMULATED_ERRORS]
     judges, kind = task.labelled[slice(*task.valid_rows)], _kind(real)
-    errors = (
-        "Errors are calibrated on simulations, not on the galaxies that it was adapted to without labels; "
-        "nor did these choose the epoch."
-    )
     if task.source.is_real[slice(*task.valid_rows)][judges].any():
-        errors = f"Errors are calibrated on the {judges.sum()} labelled {kind} galaxies that also chose the epoch."
-    return [*([] if kind == "real" else [_INVENTED]), errors, _LIMITS[-1]]
+        chosen = _chosen_by(f"the {judges.sum()} labelled {kind} galaxies", "the epoch", errors=errors)
+    elif errors:
+        chosen = (
+            "Errors are calibrated on simulations, not on the galaxies that it was adapted to without labels; "
+            "nor did these choose the epoch."
+        )
+    else:
+        chosen = "Simulated galaxies chose the epoch, not those that it was adapted to without labels."
+    return [*([] if kind == "real" else [_INVENTED]), chosen, _LIMITS[-1]]
+
+
+def _chosen_by(galaxies: str, what: str, *, errors: bool) -> str:
+    if errors:
+        return f"Errors are calibrated on {galaxies} that also chose {what}."
+    return f"It predicts no errors; {galaxies} that validated chose {what}."
 
 
 def _error_scale(core: keras.Model, task: _Task) -> np.ndarray:
