@@ -440,7 +440,7 @@ def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[
     middle = float(values[len(values) // 2])
     shifted = values.astype(float)
     shifted -= middle
-    first, last, total, square = 0, len(values), float(np.add.reduce(shifted)), float(shifted @ shifted)
+    first, last, total, square = 0, len(values), float(np.add.reduce(shifted)), _product(shifted, shifted)
     for _ in range(rounds):
         n = last - first
         deviation = sigma * math.sqrt(max(square / n - (total / n) ** 2, 0.0))
@@ -451,10 +451,15 @@ def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[
         if stop - start == n:
             break
         for end in (shifted[first:start], shifted[stop:last]):
-            total, square = total - float(np.add.reduce(end)), square - float(end @ end)
+            total, square = total - float(np.add.reduce(end)), square - _product(end, end)
         first, last = start, stop
     n = last - first
     return values[first:last], middle + total / n, math.sqrt(max(square / n - (total / n) ** 2, 0.0))
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of products; not by BLAS, whose last bits depend on the number of its threads."""
+    return float(np.einsum("i,i->", a, b))
 
 
 def _middle(ordered: np.ndarray) -> float:
@@ -611,6 +616,6 @@ def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
         for dy in range(REACH + 1):
             for dx in range(-REACH, REACH + 1):
                 if (lag := dy * width + dx) >= 0:
-                    total = line[lag:] @ line[: line.size - lag]
+                    total = _product(line[lag:], line[: line.size - lag])
                     plane[REACH + dy, REACH + dx] = plane[REACH - dy, REACH - dx] = total
     return out

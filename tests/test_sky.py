@@ -3,6 +3,7 @@ import pytest
 from astropy.stats import SigmaClip, mad_std
 from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from skimage.segmentation import expand_labels
+from threadpoolctl import threadpool_limits
 
 from sersicnet.detect import Detector
 from sersicnet.mosaic import Pixels, grown, median
@@ -162,3 +163,14 @@ def test_products_are_those_of_pairs_of_blank_pixels():
             total = sum(clean[y, x] * clean[y + dy, x + dx] for y, x in pairs)
             number = sum(used[y, x] and used[y + dy, x + dx] for y, x in pairs)
             assert found[:, REACH + dy, REACH + dx] == pytest.approx([total, number])
+
+
+def test_no_bit_of_the_sky_depends_on_the_threads_of_blas():
+    data = np.random.default_rng(0).normal(0, 1, (400, 390)).astype(np.float32)
+    source = Held(Pixels(data, np.zeros(data.shape, bool)))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(estimate_sky(source, Detector()).arrays())
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(values, found[1][name], err_msg=name)
