@@ -352,7 +352,7 @@ def test_keras_is_imported_by_its_home_alone():
 def test_the_installed_command_starts_without_the_test_tools(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     done = subprocess.run(
-        [sys.executable, "-c", "from sersicnet.cli import main; main()", "--help"],
+        [sys.executable, "-m", "sersicnet", "--help"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
