@@ -42,6 +42,9 @@ PSF_TOLERANCE = 0.1
 
 LEAST_N = 2 * dataset.BLOCK
 
+SETTLED = 100
+"""Steps after which the first, slow ones no longer count in the speed of training."""
+
 PSF, LOOK, MATCHED, TEST, WEIGHTS = "psf.fits", "look.json", "matched.h5", "test.h5", "weights"
 
 Tell = Callable[[str], None]
@@ -87,7 +90,8 @@ def adapt(
         Simulated galaxies; a tenth as many more are the held-out test.
     epochs : int
     prior : str or Path
-        ``candels``, ``uniform``, or a table of galaxies; see `sersicnet.simulate.plan`.
+        ``candels``, for as many galaxies at every magnitude from 18 to where the mosaic ends, shaped as those of
+        CANDELS; ``uniform``, or a table of galaxies, see `sersicnet.simulate.plan`.
     psf : str or Path, optional
         FITS image of the effective PSF; the stack of the mosaic's stars by default.
     gain : float, optional
@@ -173,13 +177,18 @@ def adapt(
             real = dataset.real_galaxies(image, zero_point=zero.value)
         recipe = training.ADAPT[start.card["network"]]
         recipe = replace(recipe, epochs=epochs, patience=epochs)
-        tell(_training_time(start, n, epochs))
+        tell(f"training {epochs} epochs of {n} galaxies on {training.device()}")
+        fast = 0.0
 
         def follow(progress: training.Progress) -> None:
+            nonlocal fast
             record = progress.record
             if record is None:
                 stage = f"training, epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
                 report(stage, progress.step, progress.steps)
+                if not fast and (progress.epoch > 1 or progress.step >= SETTLED) and progress.stamps_per_second > 0:
+                    fast = progress.stamps_per_second
+                    tell(training.estimate(start.card["network"], fast, progress.steps * recipe.batch / fast))
             else:
                 tell(
                     f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, validation error "
@@ -393,14 +402,13 @@ def _simulate(
     matched = simulations.plan(
         n,
         seed,
-        prior=None if str(prior) == "uniform" else prior,
         psf=[run / PSF],
         noise_from=image,
         zero_point=found["zero_point"],
         neighbours=True,
         instrument=taken_with,
     )
-    matched = replace(matched, prior=_detectable(matched.prior, found))
+    matched = replace(matched, prior=_detectable(prior, found))
     sets = ((MATCHED, matched), (TEST, replace(matched, n=max(n // 10, dataset.BLOCK), seed=seed + 1)))
     missing = [(name, simulation) for name, simulation in sets if not (run / name).exists()]
     tell(_simulation_time([simulation for _, simulation in missing], run, workers))
@@ -414,25 +422,32 @@ def _simulate(
         )
 
 
-def _detectable(prior: simulations.Prior, found: dict[str, Any]) -> simulations.Prior:
-    """The prior without what the mosaic is too shallow for; warns where it does not reach the mosaic's galaxies."""
+def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
+    """The prior to where the mosaic ends; warns where it does not reach the mosaic's galaxies."""
     # Point sources at 5 sigma within a circle of one FWHM; a galaxy is fainter still to see.
     pixels = np.sqrt(np.pi) * found["psf_fwhm"] / found["pixel_scale"]
-    limit = found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels)
-    low, high = prior.mag
+    limit = float(found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels))
+    if str(prior) == "candels":
+        chosen = simulations.Prior.candels(found["pixel_scale"], limit)
+    elif str(prior) == "uniform":
+        chosen = simulations.Prior()
+    else:
+        chosen = simulations.Prior.of_catalogue(prior, found["pixel_scale"])
+    low, high = chosen.mag
     if limit < low + 1:
         raise InputError(
             f"{found['image']} reaches magnitude {limit:.1f}, the prior begins at {low:g}: give --prior a table of "
             "brighter galaxies, and check --zero-point."
         )
+    high = min(high, limit)
     if found["mag"] is not None:
         bright, median, faint = found["mag"]
         if bright < low - 0.5 or faint > high + 0.5:
             _warn(
                 f"The galaxies of {found['image']} have magnitudes {bright:.1f} to {faint:.1f} (median {median:.1f}), "
-                f"the prior {low:g} to {high:g}. Outside of it the weights are not trained: give --prior a table."
+                f"the prior {low:g} to {high:.4g}. Outside of it the weights are not trained: give --prior a table."
             )
-    return replace(prior, mag=(low, min(high, float(limit))))
+    return replace(chosen, mag=(low, high))
 
 
 def _measured(found: dict[str, Any], start: weights.Weights) -> str:
@@ -456,18 +471,6 @@ def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) 
     total = sum(s.n for s in missing)
     begun = ", less what is there already" if list(run.glob("*.unfinished")) else ""
     return f"simulating {total} galaxies: about {_duration(total * each)}{begun}"
-
-
-def _training_time(start: weights.Weights, n: int, epochs: int) -> str:
-    """How long training will take if this machine is as fast as the one of the weights' card."""
-    record, size = start.card["training"], start.card["data"]["n"]
-    if not record["epochs"] or not record["seconds"]:
-        return f"training {epochs} epochs of {n} galaxies"
-    each = record["seconds"] / record["epochs"] / size
-    return (
-        f"training {epochs} epochs of {n} galaxies: about {_duration(each * n * epochs)} at the speed at which "
-        f"{start.name} was trained ({record['device']})"
-    )
 
 
 def _duration(seconds: float) -> str:

@@ -875,7 +875,11 @@ def adapt(
         typer.Option(help="Electrons per image unit; as deep as the training images by default.", show_default=False),
     ] = None,
     prior: Annotated[
-        str, typer.Option(help="Which galaxies to simulate: candels, uniform, or a table of galaxies.")
+        str,
+        typer.Option(
+            help="Which galaxies to simulate: candels, for shapes as there and as many at every magnitude; uniform; or "
+            "a table of galaxies."
+        ),
     ] = "candels",
     n: Annotated[int, typer.Option("--n", help="Simulated galaxies.", min=1)] = 20_000,
     epochs: Annotated[int, typer.Option(help="Epochs of training.", min=1)] = 3,

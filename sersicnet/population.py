@@ -110,23 +110,70 @@ class Mixture:
         q = np.clip(1 - values[:, 3], *_Q_RANGE)
         return np.logaddexp.reduce(each) - np.log(values[:, 1] * values[:, 2] * q * (1 - q))
 
+    def log_counts(self, mag: np.ndarray) -> np.ndarray:
+        """Logarithm of the density of magnitudes alone, up to the constant of `log_density`, float64, (N,)."""
+        return np.logaddexp.reduce(self._log_counts(np.asarray(mag)[:, None]), axis=1)
+
+    def _log_counts(self, mag: np.ndarray | float) -> np.ndarray:
+        """Of each component."""
+        variance = (self.roots @ self.roots.transpose(0, 2, 1))[:, 0, 0]
+        return np.log(self.weights) - 0.5 * ((mag - self.means[:, 0]) ** 2 / variance + np.log(variance))
+
     def at_magnitude(self, mag: float, rng: np.random.Generator) -> tuple[float, float, float]:
-        """Radius [pix], index and ellipticity of a galaxy of a given magnitude."""
-        covariance = self.roots @ self.roots.transpose(0, 2, 1)
-        variance = covariance[:, 0, 0]
-        distance = mag - self.means[:, 0]
-        log_weight = np.log(self.weights) - 0.5 * (distance**2 / variance + np.log(variance))
-        weights = np.exp(log_weight - log_weight.max())
-        k = rng.choice(len(weights), p=weights / weights.sum())
-        slope = covariance[k, 1:, 0] / variance[k]
-        rest = covariance[k, 1:, 1:] - np.outer(slope, covariance[k, 0, 1:])
-        values = self.means[k, 1:] + slope * distance[k] + np.linalg.cholesky(rest) @ rng.standard_normal(3)
-        _, r_eff, n, e = _physical(np.concatenate([[mag], values])[None])[0]
+        """Radius [pix], index and ellipticity of a galaxy of a given magnitude, moved into what can be drawn."""
+        r_eff, n, e = self._shape_at(mag, rng)
         return (
             float(np.clip(r_eff, 0.3, FULL_RANGES["r_eff_pix"][1])),
             float(np.clip(n, *FULL_RANGES["sersic_n"])),
             float(np.clip(e, 0, 0.95)),
         )
+
+    def _shape_at(self, mag: float, rng: np.random.Generator) -> tuple[float, float, float]:
+        covariance = self.roots @ self.roots.transpose(0, 2, 1)
+        variance = covariance[:, 0, 0]
+        distance = mag - self.means[:, 0]
+        log_weight = self._log_counts(mag)
+        weights = np.exp(log_weight - log_weight.max())
+        k = rng.choice(len(weights), p=weights / weights.sum())
+        slope = covariance[k, 1:, 0] / variance[k]
+        rest = covariance[k, 1:, 1:] - np.outer(slope, covariance[k, 0, 1:])
+        values = self.means[k, 1:] + slope * distance[k] + np.linalg.cholesky(rest) @ rng.standard_normal(3)
+        _, r_eff, n, e = _physical(np.concatenate([[mag], values])[None])[0].tolist()
+        return r_eff, n, e
+
+
+@dataclass(frozen=True, eq=False)
+class Even:
+    """The galaxies of a mixture, as many at every magnitude.
+
+    Attributes
+    ----------
+    mixture : Mixture
+    known : (float, float)
+        Magnitudes that it knows: brighter and fainter galaxies are shaped as those at the ends.
+    """
+
+    mixture: Mixture
+    known: tuple[float, float]
+
+    def record(self) -> dict[str, Any]:
+        """What names it in a dataset's configuration."""
+        return {"name": f"{self.mixture.name}, evenly in magnitude", "sha256": self.mixture.sha256}
+
+    def draw(self, rng: np.random.Generator, ranges: Ranges) -> dict[str, float]:
+        """Draw one galaxy, as `Mixture.draw`."""
+        for _ in range(1000):
+            mag = rng.uniform(*ranges["mag"])
+            shape = self.mixture._shape_at(float(np.clip(mag, *self.known)), rng)
+            galaxy = dict(zip(TARGET_NAMES, (mag, *shape), strict=True))
+            if all(low <= galaxy[name] <= high for name, (low, high) in ranges.items()):
+                return galaxy
+        raise InputError(f"The prior {self.mixture.name} has no galaxies within the ranges {ranges}. Widen them.")
+
+    def log_density(self, values: np.ndarray) -> np.ndarray:
+        """Logarithm of the density, up to a constant, as `Mixture.log_density`."""
+        mag = np.clip(values[:, 0], *self.known)
+        return self.mixture.log_density(np.column_stack([mag, values[:, 1:]])) - self.mixture.log_counts(mag)
 
 
 # Weight; means; standard deviations; correlations (12, 13, 14, 23, 24, 34).

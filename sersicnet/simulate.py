@@ -33,7 +33,7 @@ import sersicnet
 from sersicnet import dataset, population, reallike, scene
 from sersicnet.errors import DatasetError, InputError, check_output
 from sersicnet.instrument import F160W, Instrument
-from sersicnet.population import Mixture
+from sersicnet.population import Even, Mixture
 from sersicnet.realsky import BlankSky, Psf, blank_sky, full_width, photon_noise, read_psf
 from sersicnet.scene import Camera
 from sersicnet.scene import parameters as _parameters
@@ -72,7 +72,7 @@ class Prior:
     log_radii : float
         Fraction of the galaxies whose radius is drawn log-uniformly instead;
         uniform radii leave few small galaxies to learn from.
-    joint : Mixture, optional
+    joint : Mixture or Even, optional
         A joint distribution; see `sersicnet.population`.
     """
 
@@ -81,12 +81,20 @@ class Prior:
     sersic_n: tuple[float, float] = (TARGETS[2].low, TARGETS[2].high)
     ellipticity: tuple[float, float] = (TARGETS[3].low, TARGETS[3].high)
     log_radii: float = 0.0
-    joint: Mixture | None = None
+    joint: Mixture | Even | None = None
 
     @classmethod
-    def candels(cls, pixel_scale: float = population.CANDELS_SCALE) -> Prior:
-        """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels_mixture`."""
-        return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture(pixel_scale))
+    def candels(cls, pixel_scale: float = population.CANDELS_SCALE, limit: float | None = None) -> Prior:
+        """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels_mixture`.
+
+        With a `limit` there are as many at every magnitude from 18 to there, but at most to the faintest
+        that networks learn; beyond 25.5, where the survey ends, they are shaped as there.
+        """
+        mixture = population.candels_mixture(pixel_scale)
+        if limit is None:
+            return cls(mag=population.CANDELS_MAG, joint=mixture)
+        known = population.CANDELS_RANGES["mag"]
+        return cls(mag=(population.CANDELS_MAG[0], min(limit, TARGETS[0].high)), joint=Even(mixture, known))
 
     @classmethod
     def of_catalogue(cls, path: str | Path, pixel_scale: float) -> Prior:
@@ -220,7 +228,10 @@ class Simulation:
         """
         prior, joint = dict(record["prior"]), record["prior"].get("joint")
         log_radii = prior.get("log_radii", 0.0)
-        if joint is not None and joint != population.candels_mixture().record():
+        scale = record["instrument"]["pixel_scale"]
+        candels = [p.joint for p in (Prior.candels(scale), Prior.candels(scale, limit=25.0))]
+        drawn = next((own for own in candels if own is not None and own.record() == joint), None)
+        if joint is not None and drawn is None:
             raise DatasetError(f"Its galaxies came from {joint['name']}, which the dataset does not hold.")
         if "sky" in record:
             raise DatasetError(f"Its noise came from {record['sky']['name']}, which the dataset does not hold.")
@@ -239,7 +250,7 @@ class Simulation:
             Prior(
                 **{name: tuple(prior[name]) for name in TARGET_NAMES},
                 log_radii=log_radii,
-                joint=None if joint is None else population.candels_mixture(),
+                joint=drawn,
             ),
             instrument,
             psfs=psfs,

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from sersicnet import adapt, dataset, detect, instrument, mosaic, points, realsky, simulate, train, weights
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
@@ -126,7 +127,7 @@ def test_the_card_has_the_domain_of_the_mosaic(survey, adapted):
     assert domain["psf_fwhm"] == pytest.approx(found["psf_fwhm"])
     assert domain["rms"][0] <= 0.0044
     assert domain["rms"][1] >= 0.0036
-    assert domain["ranges"]["mag"] == [18, 25]
+    assert domain["ranges"]["mag"] == [18, pytest.approx(depth(found))]
     assert card["data"]["n"] == 32
     assert card["data"]["config"]["instrument"]["exposure"] == 20_000
     assert found["rms"] == pytest.approx(0.004, rel=0.1)
@@ -140,7 +141,7 @@ def test_what_was_measured_is_told_before_and_after(adapted):
     done, lines, _ = adapted
     assert "stars in the PSF; FWHM" in lines[0]
     assert "simulating 48 galaxies: about" in lines[1]
-    assert any("at the speed at which tiny was trained" in line for line in lines)
+    assert any(line.startswith("training 1 epochs of 32 galaxies on ") for line in lines)
     table = adapt.as_markdown(done)
     assert "| tiny | R² |" in table
     assert "| w | R² |" in table
@@ -162,13 +163,34 @@ def test_a_killed_run_continues_where_it_was(adapted):
     ]
 
 
-def test_the_prior_ends_where_the_mosaic_does():
-    found = {"image": "a.fits", "zero_point": 24.0, "rms": 0.02, "correlation": 1.0, "mag": [18.0, 20.0, 22.0]}
-    found |= {"psf_fwhm": 0.24, "pixel_scale": 0.08}
-    prior = simulate.Prior.candels(0.08)
-    assert adapt._detectable(prior, found).mag == (18, pytest.approx(24 - 2.5 * np.log10(5 * 0.02 * 3 * np.pi**0.5)))
-    with pytest.warns(SersicnetWarning, match=r"magnitudes 18.0 to 26.2 .* the prior 18 to 25"):
-        assert adapt._detectable(prior, {**found, "rms": 2e-4, "mag": [18.0, 24.0, 26.2]}).mag == (18, 25)
+SEEN = {"image": "a.fits", "zero_point": 24.0, "rms": 0.02, "correlation": 1.0, "mag": [18.0, 20.0, 22.0]}
+SEEN |= {"psf_fwhm": 0.24, "pixel_scale": 0.08}
+DEEP = {**SEEN, "rms": 2e-4, "mag": [18.0, 24.0, 26.2]}
+
+
+def depth(found):
+    """Magnitude of a point source with a signal to noise of 5 in a circle of one FWHM."""
+    pixels = np.pi**0.5 * found["psf_fwhm"] / found["pixel_scale"]
+    return found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels)
+
+
+@pytest.mark.parametrize("found", [SEEN, DEEP])
+def test_the_prior_ends_where_the_mosaic_does(found):
+    prior = adapt._detectable("candels", found)
+    assert prior.mag == (18, pytest.approx(min(depth(found), 27)))
+    rng = np.random.default_rng(0)
+    drawn = [prior.joint.draw(rng, prior.ranges)["mag"] for _ in range(1000)]
+    assert np.median(drawn) == pytest.approx(np.mean(prior.mag), abs=0.5)
+
+
+def test_a_table_ends_where_the_mosaic_does(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "galaxies.csv"
+    columns = {"mag": (18, 25), "r_eff_pix": (2, 20), "sersic_n": (1, 3), "ellipticity": (0.1, 0.8)}
+    Table({name: rng.uniform(*ends, 300) for name, ends in columns.items()}).write(path)
+    assert adapt._detectable(path, SEEN).mag == (pytest.approx(18, abs=0.1), pytest.approx(depth(SEEN)))
+    with pytest.warns(SersicnetWarning, match=r"magnitudes 18.0 to 26.2 .* the prior 18.\d+ to 24.\d+\. Outside"):
+        assert adapt._detectable(path, DEEP).mag[1] == pytest.approx(25, abs=0.1)
 
 
 def test_radii_of_the_prior_are_angles():

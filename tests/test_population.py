@@ -29,6 +29,34 @@ def test_candels_has_the_distributions_of_the_catalogue():
     assert correlation[1, 3] == pytest.approx(0.24, abs=0.06)
 
 
+def test_galaxies_to_a_limit_are_as_many_at_every_magnitude():
+    prior = Prior.candels(limit=27.0)
+    values = drawn(prior, 10_000)
+    assert prior.mag == (18, 27)
+    counts, _ = np.histogram(values[:, 0], np.arange(18, 27.5))
+    assert counts == pytest.approx(len(values) / 9, rel=0.1)
+    usual = drawn(Prior.candels(), 10_000)
+    for low, high in ((22, 23), (24, 25)):  # where they are shaped as the survey's
+        own, theirs = (v[(v[:, 0] > low) & (v[:, 0] < high)] for v in (values, usual))
+        np.testing.assert_allclose(np.median(own, axis=0)[1:], np.median(theirs, axis=0)[1:], rtol=0.1)
+    faint = values[values[:, 0] > 26]  # as those where the survey ends
+    assert np.median(faint[:, 1]) == pytest.approx(np.median(usual[usual[:, 0] > 24.7, 1]), rel=0.15)
+
+
+def test_the_density_to_a_limit_is_that_of_the_draws():
+    """The mean of 1 / density over the draws, within a box, is the volume of the box over the share of it."""
+    prior = Prior.candels(limit=27.0)
+    values = drawn(prior, 20_000)
+    boxes = [((19, 21), (5, 15)), ((24, 25), (3, 8)), ((26, 27), (2, 6))]
+    norms = []
+    for (m0, m1), (r0, r1) in boxes:
+        low, high = np.array([m0, r0, 0.7, 0.2]), np.array([m1, r1, 2.0, 0.7])
+        inside = ((values > low) & (values < high)).all(axis=1)
+        weights = np.exp(-prior.log_density(values[inside]))
+        norms.append(weights.sum() / np.prod(high - low))
+    np.testing.assert_allclose(norms, np.mean(norms), rtol=0.25)
+
+
 @pytest.fixture
 def catalogue(tmp_path):
     """Write a table of galaxies whose radii follow their magnitudes; returns a function of the ending."""
@@ -100,6 +128,8 @@ def test_a_changed_table_is_another_prior(catalogue):
 def test_ranges_without_galaxies_are_refused():
     with pytest.raises(InputError, match="has no galaxies within the ranges"):
         population.candels_mixture().draw(np.random.default_rng(0), {**FULL_RANGES, "mag": (3.0, 4.0)})
+    with pytest.raises(InputError, match="has no galaxies within the ranges"):
+        Prior.candels(limit=27.0).joint.draw(np.random.default_rng(0), {**FULL_RANGES, "r_eff_pix": (1e5, 1e6)})
 
 
 def test_neighbours_have_the_counts_of_the_sky():

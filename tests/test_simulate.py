@@ -445,3 +445,12 @@ def test_galaxies_are_of_two_kinds():
         simulate.plan(10, galaxies="real-like", log_radii=0.5)
     with pytest.raises(InputError, match="--noiseless-labels is for --galaxies real-like"):
         simulate.plan(10, noiseless_labels=True)
+
+
+@pytest.mark.parametrize("limit", [None, 26.0])
+def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit):
+    coarse = replace(F160W, pixel_scale=0.12)
+    drawn = Simulation(8, seed=3, prior=Prior.candels(0.12, limit), instrument=coarse)
+    again = Simulation.of_record(drawn.record())
+    assert again.record() == drawn.record()
+    assert [simulate.draw_truth(again, i)[0] for i in range(8)] == [simulate.draw_truth(drawn, i)[0] for i in range(8)]
