@@ -228,11 +228,6 @@ class Simulation:
         """
         prior, joint = dict(record["prior"]), record["prior"].get("joint")
         log_radii = prior.get("log_radii", 0.0)
-        scale = record["instrument"]["pixel_scale"]
-        candels = [p.joint for p in (Prior.candels(scale), Prior.candels(scale, limit=25.0))]
-        drawn = next((own for own in candels if own is not None and own.record() == joint), None)
-        if joint is not None and drawn is None:
-            raise DatasetError(f"Its galaxies came from {joint['name']}, which the dataset does not hold.")
         if "sky" in record:
             raise DatasetError(f"Its noise came from {record['sky']['name']}, which the dataset does not hold.")
         psfs: tuple[Psf, ...] = ()
@@ -244,6 +239,11 @@ class Simulation:
             instrument = Instrument(**{**record["instrument"], "pixels": tuple(record["instrument"]["pixels"])})
         except TypeError as error:
             raise DatasetError(f"Its instrument is described in another way than by this version ({error}).") from error
+        scale = instrument.pixel_scale
+        candels = [p.joint for p in (Prior.candels(scale), Prior.candels(scale, limit=25.0))]
+        drawn = next((own for own in candels if own is not None and own.record() == joint), None)
+        if joint is not None and drawn is None:
+            raise DatasetError(f"Its galaxies came from {joint['name']}, which the dataset does not hold.")
         return cls(
             record["n"],
             record["seed"],
