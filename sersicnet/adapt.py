@@ -177,18 +177,19 @@ def adapt(
             real = dataset.real_galaxies(image, zero_point=zero.value)
         recipe = training.ADAPT[start.card["network"]]
         recipe = replace(recipe, epochs=epochs, patience=epochs)
-        tell(f"training {epochs} epochs of {n} galaxies on {training.device()}")
-        fast = 0.0
+        tell(f"training on {training.device()}, {epochs} times {n} galaxies")
+        estimated = False
 
         def follow(progress: training.Progress) -> None:
-            nonlocal fast
+            nonlocal estimated
             record = progress.record
             if record is None:
                 stage = f"training, epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
                 report(stage, progress.step, progress.steps)
-                if not fast and (progress.epoch > 1 or progress.step >= SETTLED) and progress.stamps_per_second > 0:
-                    fast = progress.stamps_per_second
-                    tell(training.estimate(start.card["network"], fast, progress.steps * recipe.batch / fast))
+                speed = progress.stamps_per_second
+                if not estimated and progress.step >= SETTLED and speed > 0:
+                    estimated = True
+                    tell(training.estimate(start.card["network"], speed, progress.steps * recipe.batch / speed))
             else:
                 tell(
                     f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, validation error "

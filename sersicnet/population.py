@@ -8,6 +8,7 @@ built-in numbers come from.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,15 @@ def _physical(values: np.ndarray) -> np.ndarray:
     mag, r_eff, n, logit = values.T
     with np.errstate(over="ignore"):
         return np.column_stack([mag, 10**r_eff, 10**n, 1 / (1 + np.exp(logit))])
+
+
+def _first_within(ranges: Ranges, one: Callable[[], Sequence[float]], prior: str) -> dict[str, float]:
+    """The first galaxy within the ranges; refuses ranges that have next to none."""
+    for _ in range(1000):
+        galaxy = dict(zip(TARGET_NAMES, one(), strict=True))
+        if all(low <= galaxy[name] <= high for name, (low, high) in ranges.items()):
+            return galaxy
+    raise InputError(f"The prior {prior} has no galaxies within the ranges {ranges}. Widen them.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +90,14 @@ class Mixture:
         InputError
             If the distribution has next to nothing within the ranges.
         """
-        for _ in range(1000):
+
+        def one() -> list[float]:
             k = min(int(np.searchsorted(np.cumsum(self.weights), rng.random())), len(self.means) - 1)
             root = self.roots[k if len(self.roots) > 1 else 0]
-            values = _physical((self.means[k] + root @ rng.standard_normal(4))[None])[0]
-            galaxy = dict(zip(TARGET_NAMES, values.tolist(), strict=True))
-            if all(low <= galaxy[name] <= high for name, (low, high) in ranges.items()):
-                return galaxy
-        raise InputError(f"The prior {self.name} has no galaxies within the ranges {ranges}. Widen them.")
+            values: list[float] = _physical((self.means[k] + root @ rng.standard_normal(4))[None])[0].tolist()
+            return values
+
+        return _first_within(ranges, one, self.name)
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
         """Logarithm of the density, up to a constant.
@@ -162,13 +172,12 @@ class Even:
 
     def draw(self, rng: np.random.Generator, ranges: Ranges) -> dict[str, float]:
         """Draw one galaxy, as `Mixture.draw`."""
-        for _ in range(1000):
+
+        def one() -> tuple[float, ...]:
             mag = rng.uniform(*ranges["mag"])
-            shape = self.mixture._shape_at(float(np.clip(mag, *self.known)), rng)
-            galaxy = dict(zip(TARGET_NAMES, (mag, *shape), strict=True))
-            if all(low <= galaxy[name] <= high for name, (low, high) in ranges.items()):
-                return galaxy
-        raise InputError(f"The prior {self.mixture.name} has no galaxies within the ranges {ranges}. Widen them.")
+            return mag, *self.mixture._shape_at(float(np.clip(mag, *self.known)), rng)
+
+        return _first_within(ranges, one, self.mixture.name)
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
         """Logarithm of the density, up to a constant, as `Mixture.log_density`."""
@@ -219,6 +228,11 @@ def candels_mixture(pixel_scale: float = CANDELS_SCALE) -> Mixture:
     means[:, 1] += np.log10(CANDELS_SCALE / pixel_scale)
     digest = hashlib.sha256(repr(_CANDELS).encode()).hexdigest()
     return Mixture("candels", digest, weights / weights.sum(), means, np.linalg.cholesky(covariance))
+
+
+def candels_evenly(pixel_scale: float = CANDELS_SCALE) -> Even:
+    """The galaxies of `candels_mixture`, as many at every magnitude."""
+    return Even(candels_mixture(pixel_scale), CANDELS_RANGES["mag"])
 
 
 def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Ranges]:
@@ -363,7 +377,7 @@ def draw_neighbours(rng: np.random.Generator, size: int, pixel_scale: float) -> 
             m = float(np.interp(brighter, number, mag))
             shape = (_POINT, 1.0, 0.0)
             if not is_star:
-                r_eff, n, e = _CANDELS_MIXTURE.at_magnitude(float(np.clip(m, 18, 25.5)), rng)
+                r_eff, n, e = _CANDELS_MIXTURE.at_magnitude(float(np.clip(m, *CANDELS_RANGES["mag"])), rng)
                 shape = (r_eff * CANDELS_SCALE / pixel_scale, n, e)
             objects.append(
                 {

@@ -90,11 +90,10 @@ class Prior:
         With a `limit` there are as many at every magnitude from 18 to there, but at most to the faintest
         that networks learn; beyond 25.5, where the survey ends, they are shaped as there.
         """
-        mixture = population.candels_mixture(pixel_scale)
         if limit is None:
-            return cls(mag=population.CANDELS_MAG, joint=mixture)
-        known = population.CANDELS_RANGES["mag"]
-        return cls(mag=(population.CANDELS_MAG[0], min(limit, TARGETS[0].high)), joint=Even(mixture, known))
+            return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture(pixel_scale))
+        mag = population.CANDELS_MAG[0], min(limit, TARGETS[0].high)
+        return cls(mag=mag, joint=population.candels_evenly(pixel_scale))
 
     @classmethod
     def of_catalogue(cls, path: str | Path, pixel_scale: float) -> Prior:
@@ -239,9 +238,8 @@ class Simulation:
             instrument = Instrument(**{**record["instrument"], "pixels": tuple(record["instrument"]["pixels"])})
         except TypeError as error:
             raise DatasetError(f"Its instrument is described in another way than by this version ({error}).") from error
-        scale = instrument.pixel_scale
-        candels = [p.joint for p in (Prior.candels(scale), Prior.candels(scale, limit=25.0))]
-        drawn = next((own for own in candels if own is not None and own.record() == joint), None)
+        candels = [make(instrument.pixel_scale) for make in (population.candels_mixture, population.candels_evenly)]
+        drawn = next((own for own in candels if own.record() == joint), None)
         if joint is not None and drawn is None:
             raise DatasetError(f"Its galaxies came from {joint['name']}, which the dataset does not hold.")
         return cls(

@@ -1,4 +1,5 @@
 import contextlib
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -141,7 +142,7 @@ def test_what_was_measured_is_told_before_and_after(adapted):
     done, lines, _ = adapted
     assert "stars in the PSF; FWHM" in lines[0]
     assert "simulating 48 galaxies: about" in lines[1]
-    assert any(line.startswith("training 1 epochs of 32 galaxies on ") for line in lines)
+    assert any(re.fullmatch(r"training on .+, 1 times 32 galaxies", line) for line in lines)
     table = adapt.as_markdown(done)
     assert "| tiny | R² |" in table
     assert "| w | R² |" in table
@@ -151,6 +152,23 @@ def test_adapted_weights_measure_their_mosaic(survey, adapted):
     table = measure(survey[0], weights_name=adapted[0].path, refine=False)
     assert len(table) > 20
     assert not adapted[0].path.with_name("w.run").exists()
+
+
+def test_how_long_training_takes_is_told_once_it_is_known(survey, tiny_weights, tmp_path, monkeypatch):
+    lines, named = [], {"sources": 9, "galaxies": 9, "stars": 9, "psf_source": "stars", "next_correlation": 0.3}
+    monkeypatch.setattr(adapt, "_look", lambda *arguments: {**SEEN, **named})
+    monkeypatch.setattr(adapt, "_simulate", lambda *arguments: None)
+
+    def trained(*arguments, report, **options):
+        for step in (1, 99, 150, 200):
+            speed = np.nan if step == 1 else 640.0
+            report(train.Progress(1, 3, step, 400, 0.5, None, stamps_per_second=speed))
+        raise KilledError
+
+    monkeypatch.setattr(train, "train", trained)
+    with pytest.raises(KilledError):
+        adapt.adapt(survey[0], tmp_path / "w", base=tiny_weights, n=32, gain=20_000.0, tell=lines.append)
+    assert [line.split(",")[0] for line in lines if "an epoch" in line] == ["about 40 s an epoch (640 stamps/s"]
 
 
 def test_a_killed_run_continues_where_it_was(adapted):
