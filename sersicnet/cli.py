@@ -484,6 +484,14 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option(
+            help="With the prior candels: as many galaxies at every AB magnitude, from 18 to this one; the survey's "
+            "counts to 25 by default.",
+            show_default=False,
+        ),
+    ] = None,
     log_radii: Annotated[
         float, typer.Option(help="Fraction of the radii drawn log-uniformly, of the uniform prior.", min=0, max=1)
     ] = 0.0,
@@ -558,7 +566,7 @@ def simulate(
 
     if mosaic is not None:
         _refuse_with_mosaic(
-            prior=prior, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter, noise_from=noise_from,
+            prior=prior, depth=depth, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter, noise_from=noise_from,
             neighbours=neighbours, centring=centring, preview=preview,
             galaxies=galaxies if galaxies != "sersic" else None, noiseless_labels=noiseless_labels,
         )  # fmt: skip
@@ -579,6 +587,7 @@ def simulate(
             n,
             seed,
             prior=prior,
+            depth=depth,
             log_radii=log_radii,
             psf=psf or (),
             psf_scatter=psf_scatter,

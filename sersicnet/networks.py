@@ -291,7 +291,9 @@ def with_adversary(network: keras.Model) -> keras.Model:
     The reversal is the identity forward and multiplies the gradient by -lambda
     backward, written without a custom gradient so that it runs on any backend:
     ``(1 + lambda) stop_gradient(x) - lambda x``. (The study's listing changes the
-    sign of the forward pass, which reverses nothing.)
+    sign of the forward pass, which reverses nothing.) Behind it each galaxy's features are
+    brought to zero mean and unit variance: an adversary that can grow them without bound
+    makes the networks of the study diverge.
 
     Parameters
     ----------
@@ -311,6 +313,7 @@ def with_adversary(network: keras.Model) -> keras.Model:
     strength = keras.Input((1,), name="lambda")
     features = network.get_layer("features").output
     x = (1 + strength) * ops.stop_gradient(features) - strength * features
+    x = layers.LayerNormalization(center=False, scale=False)(x)
     x = layers.Dense(128, activation="relu")(x)
     x = layers.Dense(64, activation="relu")(x)
     domain = layers.Dense(2, activation="softmax", name="domain")(x)

@@ -289,6 +289,7 @@ def plan(
     seed: int = 0,
     *,
     prior: str | Path | None = None,
+    depth: float | None = None,
     log_radii: float = 0.0,
     psf: Sequence[str | Path] = (),
     psf_scatter: float = 0.0,
@@ -309,6 +310,8 @@ def plan(
     prior : str or Path, optional
         ``candels``, or a table; see `Prior.candels` and `Prior.of_catalogue`.
         Uniform by default, and ``candels`` for real-like galaxies.
+    depth : float, optional
+        For ``candels``: as many galaxies at every AB magnitude, from 18 to this one.
     log_radii : float
         For the uniform prior; see `Prior`.
     psf : sequence of str or Path
@@ -349,10 +352,15 @@ def plan(
         raise InputError("--log-radii is for the uniform prior, which real-like galaxies do not have: leave it out.")
     if prior is None and galaxies == "real-like":
         prior = "candels"
+    bright, faint = population.CANDELS_MAG[0], TARGETS[0].high
+    if depth is not None and str(prior) != "candels":
+        raise InputError("--depth is for --prior candels, which ends at mag 25 without it: give both, or none.")
+    if depth is not None and not bright + 1 <= depth <= faint:
+        raise InputError(f"--depth is a magnitude from {bright + 1:g} to {faint:g}; received {depth:g}.")
     if prior is None:
         chosen = Prior(log_radii=log_radii)
     elif str(prior) == "candels":
-        chosen = Prior.candels(instrument.pixel_scale)
+        chosen = Prior.candels(instrument.pixel_scale, depth)
     else:
         chosen = Prior.of_catalogue(prior, instrument.pixel_scale)
     return Simulation(

@@ -95,6 +95,17 @@ def test_the_adversary_shares_the_features():
     )
 
 
+def test_the_adversary_cannot_gain_by_the_size_of_features():
+    stamps = keras.Input((128, 128))
+    features = keras.layers.Dense(8, use_bias=False, name="features")
+    network = keras.Model(stamps, features(keras.layers.Flatten()(stamps)))
+    model = networks.with_adversary(network)
+    inputs = [STAMPS, np.ones((4, 1), np.float32)]
+    before = ops.convert_to_numpy(model(inputs)["domain"])
+    features.set_weights([1e3 * features.get_weights()[0]])
+    np.testing.assert_allclose(ops.convert_to_numpy(model(inputs)["domain"]), before, rtol=0.02)
+
+
 def test_files_of_a_network_are_compressed_without_loss(tmp_path):
     import onnxruntime
 

@@ -351,6 +351,15 @@ def test_the_galaxies_do_not_depend_on_their_neighbours():
         np.testing.assert_array_equal(alone[name], among[name])
 
 
+@pytest.mark.parametrize("galaxies", ["sersic", "real-like"])
+def test_the_prior_candels_reaches_a_depth(galaxies):
+    simulation = simulate.plan(1, prior="candels", depth=27.0, galaxies=galaxies)
+    assert simulation.prior.mag == (18, 27)
+    magnitudes = [simulate.draw_truth(simulation, index)[0]["mag"] for index in range(400)]
+    assert np.mean(np.array(magnitudes) < 20) == pytest.approx(2 / 9, abs=0.07)
+    assert np.mean(np.array(magnitudes) > 25) == pytest.approx(2 / 9, abs=0.07)
+
+
 def test_centres_scatter_as_those_of_detections():
     for mag, scale in ((19.0, 0.1), (24.5, 0.7)):
         prior = Prior(mag=(mag, mag + 0.1), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0), ellipticity=(0.0, 0.3))
@@ -364,6 +373,9 @@ def test_centres_scatter_as_those_of_detections():
     ("options", "message"),
     [
         ({"prior": "candels", "log_radii": 0.5}, "leave out either"),
+        ({"depth": 26.0}, "give both, or none"),
+        ({"depth": 26.0, "prior": "table.csv"}, "give both, or none"),
+        ({"depth": 18.5, "prior": "candels"}, "from 19 to 27; received 18.5"),
         ({"zero_point": 25.0}, "--zero-point is that of the image of --noise-from"),
         ({"prior": "none.csv"}, "there is none"),
         ({"psf": ["none.fits"]}, "no such file"),
