@@ -400,7 +400,7 @@ class Detector:
         parts = np.zeros(clean.shape, np.int32)
         parts.ravel()[extended.at] = extended.label + len(regions)
         parts.ravel()[regions.at] = regions.label
-        at = np.flatnonzero(parts)
+        at = np.unique(np.concatenate([regions.at, extended.at]))
         region = parts.ravel()[at]
         self._deblend(smooth, parts, at, regions, sky.rms * np.float32(smoothed))
         label = parts.ravel()[at]
@@ -590,7 +590,7 @@ def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.n
     height, width = values.shape
     reach = len(kernel) // 2
     padded = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
-    np.copyto(padded[reach:-reach, reach:-reach], values, where=used)
+    np.copyto(padded[reach:-reach, reach:-reach], values, where=True if used.all() else used)
     out = np.empty((height, width), np.float32)
     rows = max(_AT_ONCE // width, 1)
     for first in range(0, height, rows):

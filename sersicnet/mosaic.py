@@ -132,17 +132,28 @@ class Image:
             return self._held[window].copy()
         with _readable(self.path), np.errstate(over="ignore"):  # beyond single precision is infinite
             if self._plain is not None:
-                kind, start = self._plain
-                # Mapped anew each time, so that pages read before are not held.
-                return np.array(np.memmap(self.path, kind, "r", start, self.shape)[window], dtype=np.float32, order="C")
+                return self._part(*self._plain, window)
             if self._open is None:
                 hdus = fits.open(self.path, memmap=False)  # its sections are read when asked for
                 self._open = hdus, hdus[self.hdu].section
             return np.array(self._open[1][window], dtype=np.float32, order="C")
 
+    def _part(self, kind: np.dtype, start: int, window: Window) -> np.ndarray:
+        """A part of plain pixels, row by row: half of the time that a map of the file takes."""
+        rows, columns = (range(*part.indices(n)) for part, n in zip(window, self.shape, strict=True))
+        out = np.empty((len(rows), len(columns)), kind)
+        with self.path.open("rb", buffering=0) as file:
+            for row, line in zip(rows, out, strict=True):
+                file.seek(start + (row * self.shape[1] + columns.start) * kind.itemsize)
+                if file.readinto(line) < line.nbytes:
+                    raise OSError("it ends before its last pixel")
+        if kind.byteorder == ">":
+            out = out.byteswap(inplace=True).view(kind.newbyteorder())
+        return out.astype(np.float32, copy=False)
+
     @functools.cached_property
     def _plain(self) -> tuple[np.dtype, int] | None:
-        """Type and offset of pixels that can be mapped as they are: a section of astropy costs ten times as much."""
+        """Type and offset of pixels that can be read as they are: a section of astropy costs ten times as much."""
         with self.path.open("rb") as file:
             if file.read(6) != b"SIMPLE":
                 return None
@@ -249,6 +260,8 @@ def without_data(data: np.ndarray) -> np.ndarray:
 
 def _has_block(zero: np.ndarray) -> bool:
     """Whether there is any block of 5 x 5; most images have none, and to look for them takes longer than this."""
+    if not zero[::ZERO_BLOCK, ::ZERO_BLOCK].any():  # each block has one of these
+        return False
     for axis in (0, 1):
         parts = np.moveaxis(zero, axis, 0)
         n = len(parts) - ZERO_BLOCK + 1

@@ -70,7 +70,7 @@ def _context() -> BaseContext:
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sersicnet.tiles"])
+    context.set_forkserver_preload(["sersicnet.preload"])
     return context
 
 
