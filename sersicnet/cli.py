@@ -507,6 +507,15 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    uniform: Annotated[
+        float,
+        typer.Option(
+            help="With --depth: fraction of the galaxies drawn uniformly instead, from mag 16 on, so that rare ones "
+            "are known, too.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
     log_radii: Annotated[
         float, typer.Option(help="Fraction of the radii drawn log-uniformly, of the uniform prior.", min=0, max=1)
     ] = 0.0,
@@ -582,8 +591,8 @@ def simulate(
 
     if mosaic is not None:
         _refuse_with_mosaic(
-            prior=prior, depth=depth, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter, noise_from=noise_from,
-            neighbours=neighbours, centring=centring, preview=preview,
+            prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
+            noise_from=noise_from, neighbours=neighbours, centring=centring, preview=preview,
             galaxies=galaxies if galaxies != "sersic" else None, noiseless_labels=noiseless_labels,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
@@ -604,6 +613,7 @@ def simulate(
             seed,
             prior=prior,
             depth=depth,
+            uniform=uniform,
             log_radii=log_radii,
             psf=psf or (),
             psf_scatter=psf_scatter,

@@ -160,7 +160,7 @@ class Even:
     ----------
     mixture : Mixture
     known : (float, float)
-        Magnitudes that it knows: brighter and fainter galaxies are shaped as those at the ends.
+        Magnitudes that it knows: there are no brighter galaxies, and fainter ones are shaped as those at the end.
     """
 
     mixture: Mixture
@@ -174,15 +174,20 @@ class Even:
         """Draw one galaxy, as `Mixture.draw`."""
 
         def one() -> tuple[float, ...]:
-            mag = rng.uniform(*ranges["mag"])
+            mag = rng.uniform(max(ranges["mag"][0], self.known[0]), ranges["mag"][1])
             return mag, *self.mixture._shape_at(float(np.clip(mag, *self.known)), rng)
 
         return _first_within(ranges, one, self.mixture.name)
 
     def log_density(self, values: np.ndarray) -> np.ndarray:
-        """Logarithm of the density, up to a constant, as `Mixture.log_density`."""
+        """Logarithm of the density of radius, index and ellipticity at a magnitude, as `Mixture.log_density`.
+
+        It has a unit integral, but for what is drawn again.
+        """
         mag = np.clip(values[:, 0], *self.known)
-        return self.mixture.log_density(np.column_stack([mag, values[:, 1:]])) - self.mixture.log_counts(mag)
+        shapes = self.mixture.log_density(np.column_stack([mag, values[:, 1:]])) - self.mixture.log_counts(mag)
+        shapes -= 1.5 * np.log(2 * np.pi) + 2 * np.log(np.log(10))
+        return np.where(values[:, 0] >= self.known[0], shapes, -np.inf)
 
 
 # Weight; means; standard deviations; correlations (12, 13, 14, 23, 24, 34).

@@ -19,7 +19,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -64,7 +64,8 @@ class Prior:
     """Ranges that parameters are drawn from, uniformly and independently.
 
     The defaults are those of the study; the radius is along the semi-major axis.
-    With `joint`, the parameters are drawn from it, within the ranges.
+    With `joint`, the parameters are drawn from it, within the ranges, but for a
+    fraction `uniform`, so that rare galaxies are known, too.
 
     Attributes
     ----------
@@ -74,6 +75,8 @@ class Prior:
         uniform radii leave few small galaxies to learn from.
     joint : Mixture or Even, optional
         A joint distribution; see `sersicnet.population`.
+    uniform : float
+        With an `Even` one, the fraction of the galaxies that are drawn without it.
     """
 
     mag: tuple[float, float] = (TARGETS[0].low, TARGETS[0].high)
@@ -82,6 +85,7 @@ class Prior:
     ellipticity: tuple[float, float] = (TARGETS[3].low, TARGETS[3].high)
     log_radii: float = 0.0
     joint: Mixture | Even | None = None
+    uniform: float = 0.0
 
     @classmethod
     def candels(cls, pixel_scale: float = population.CANDELS_SCALE, limit: float | None = None) -> Prior:
@@ -119,11 +123,17 @@ class Prior:
         -------
         ndarray, float64, (N,)
         """
-        if self.joint is not None:
+        if self.joint is not None and not self.uniform:
             return self.joint.log_density(values)
         low, high = self.r_eff_pix
         logarithmic = self.log_radii / (values[:, 1] * np.log(high / low))
-        return np.log((1 - self.log_radii) / (high - low) + logarithmic)
+        alone = np.log((1 - self.log_radii) / (high - low) + logarithmic)
+        if self.joint is None:
+            return alone
+        alone -= sum(np.log(high - low) for low, high in (self.mag, self.sersic_n, self.ellipticity))
+        assert isinstance(self.joint, Even)
+        joint = self.joint.log_density(values) - np.log(self.mag[1] - max(self.mag[0], self.joint.known[0]))
+        return np.logaddexp(np.log(self.uniform) + alone, np.log1p(-self.uniform) + joint)
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,8 @@ class Simulation:
         prior = {**self.prior.ranges, "log_radii": self.prior.log_radii}
         if self.prior.joint is not None:
             prior["joint"] = self.prior.joint.record()
+        if self.prior.uniform:
+            prior["uniform"] = self.prior.uniform
         out: dict[str, Any] = {"n": self.n, "seed": self.seed, "prior": prior, "instrument": asdict(instrument)}
         scale = instrument.pixel_scale
         if self.psfs:
@@ -249,6 +261,7 @@ class Simulation:
                 **{name: tuple(prior[name]) for name in TARGET_NAMES},
                 log_radii=log_radii,
                 joint=drawn,
+                uniform=prior.get("uniform", 0.0),
             ),
             instrument,
             psfs=psfs,
@@ -290,6 +303,7 @@ def plan(
     *,
     prior: str | Path | None = None,
     depth: float | None = None,
+    uniform: float = 0.0,
     log_radii: float = 0.0,
     psf: Sequence[str | Path] = (),
     psf_scatter: float = 0.0,
@@ -312,6 +326,8 @@ def plan(
         Uniform by default, and ``candels`` for real-like galaxies.
     depth : float, optional
         For ``candels``: as many galaxies at every AB magnitude, from 18 to this one.
+    uniform : float
+        With `depth`, the fraction of the galaxies drawn from the uniform prior to there, which begins at mag 16.
     log_radii : float
         For the uniform prior; see `Prior`.
     psf : sequence of str or Path
@@ -357,10 +373,16 @@ def plan(
         raise InputError("--depth is for --prior candels, which ends at mag 25 without it: give both, or none.")
     if depth is not None and not bright + 1 <= depth <= faint:
         raise InputError(f"--depth is a magnitude from {bright + 1:g} to {faint:g}; received {depth:g}.")
+    if uniform and depth is None:
+        raise InputError("--uniform goes with --depth: give both, or none.")
+    if not 0 <= uniform < 1:
+        raise InputError(f"--uniform is a fraction from 0 to below 1; received {uniform}.")
     if prior is None:
         chosen = Prior(log_radii=log_radii)
     elif str(prior) == "candels":
         chosen = Prior.candels(instrument.pixel_scale, depth)
+        if uniform:
+            chosen = replace(chosen, mag=(TARGETS[0].low, chosen.mag[1]), uniform=uniform)
     else:
         chosen = Prior.of_catalogue(prior, instrument.pixel_scale)
     return Simulation(
@@ -506,7 +528,7 @@ def draw_truth(simulation: Simulation, index: int) -> tuple[dict[str, float], np
 
 
 def _draw_shape(prior: Prior, rng: np.random.Generator) -> dict[str, float]:
-    if prior.joint is not None:
+    if prior.joint is not None and not (prior.uniform and rng.random() < prior.uniform):
         return prior.joint.draw(rng, prior.ranges)
     low, high = prior.r_eff_pix
     logarithmic = rng.random() < prior.log_radii

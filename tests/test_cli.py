@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import re
@@ -74,6 +75,7 @@ def test_measuring_does_not_import_tensorflow(field, tmp_path):
 def test_measure_writes_a_catalogue_and_says_so(run, field, tmp_path):
     code, out, err = run("measure", field[0], "-o", tmp_path / "cat.fits")
     assert code == 0
+    assert gc.isenabled()
     assert out == ""
     assert "25.9463 AB, from MAGZERO" in err
     table = QTable.read(tmp_path / "cat.fits")
@@ -310,8 +312,11 @@ def test_a_preview_alone_writes_no_set(run, tmp_path, monkeypatch):
 
 
 def test_train_and_fine_tune(run, small_dataset, field, tmp_path, tiny_network):
-    code, _, err = run("train", small_dataset, "-o", tmp_path / "w", "--epochs", "1", "--network", tiny_network)
+    code, _, err = run(
+        "train", small_dataset, "-o", tmp_path / "w", "--epochs", "1", "--batch", "32", "--network", tiny_network
+    )
     assert code == 0
+    assert weights.load(tmp_path / "w").card["recipe"]["batch"] == 32
     assert "R_e [px]" in err
     assert "training on" in err
     rows = ["x,y,mag,r_eff_pix,sersic_n,ellipticity"]

@@ -283,3 +283,8 @@ def test_blocks_of_zeros_are_seen():
     assert not without_data(data).any()
     data[7, 10:15] = 0
     assert without_data(data)[7, 10:15].all()
+    for dy in range(5):
+        for dx in range(5):
+            data = np.ones((30, 30), np.float32)
+            data[10 + dy : 15 + dy, 11 + dx : 16 + dx] = 0
+            assert np.count_nonzero(without_data(data)) == 25

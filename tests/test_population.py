@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from astropy.table import QTable, Table
 
-from sersicnet import population
+from sersicnet import population, simulate
 from sersicnet.errors import InputError
 from sersicnet.population import FULL_RANGES
 from sersicnet.schema import TARGET_NAMES
@@ -11,7 +11,7 @@ from sersicnet.simulate import Prior
 
 def drawn(prior, n=3000, seed=0):
     rng = np.random.default_rng(seed)
-    galaxies = [prior.joint.draw(rng, prior.ranges) for _ in range(n)]
+    galaxies = [simulate._draw_shape(prior, rng) for _ in range(n)]
     return np.array([[galaxy[name] for name in TARGET_NAMES] for galaxy in galaxies])
 
 
@@ -55,6 +55,19 @@ def test_the_density_to_a_limit_is_that_of_the_draws():
         weights = np.exp(-prior.log_density(values[inside]))
         norms.append(weights.sum() / np.prod(high - low))
     np.testing.assert_allclose(norms, np.mean(norms), rtol=0.25)
+
+
+def test_a_fraction_is_uniform_and_the_density_is_of_unit_integral():
+    prior = simulate.plan(1, prior="candels", depth=27.0, uniform=0.3).prior
+    values = drawn(prior, 20_000)
+    assert prior.mag == (16, 27)
+    assert np.mean(values[:, 0] < 18) == pytest.approx(0.3 * 2 / 11, rel=0.1)
+    assert np.mean(values[:, 1] > 25) == pytest.approx(0.3 * 0.52, rel=0.15)
+    for (m0, m1), (r0, r1) in (((16, 18), (10, 40)), ((19, 21), (5, 15)), ((24, 25), (3, 8)), ((24, 27), (25, 50))):
+        low, high = np.array([m0, r0, 0.7, 0.2]), np.array([m1, r1, 2.0, 0.7])
+        inside = ((values > low) & (values < high)).all(axis=1)
+        volume = np.exp(-prior.log_density(values[inside])).sum() / len(values)
+        assert volume == pytest.approx(np.prod(high - low), rel=4 / np.sqrt(inside.sum()))
 
 
 @pytest.fixture

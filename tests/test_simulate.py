@@ -374,6 +374,8 @@ def test_centres_scatter_as_those_of_detections():
     [
         ({"prior": "candels", "log_radii": 0.5}, "leave out either"),
         ({"depth": 26.0}, "give both, or none"),
+        ({"uniform": 0.3, "prior": "candels"}, "give both, or none"),
+        ({"uniform": 1.0, "prior": "candels", "depth": 26.0}, "from 0 to below 1; received 1.0"),
         ({"depth": 26.0, "prior": "table.csv"}, "give both, or none"),
         ({"depth": 18.5, "prior": "candels"}, "from 19 to 27; received 18.5"),
         ({"zero_point": 25.0}, "--zero-point is that of the image of --noise-from"),
@@ -459,10 +461,11 @@ def test_galaxies_are_of_two_kinds():
         simulate.plan(10, noiseless_labels=True)
 
 
-@pytest.mark.parametrize("limit", [None, 26.0])
-def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit):
+@pytest.mark.parametrize(("limit", "uniform"), [(None, 0.0), (26.0, 0.0), (26.0, 0.5)])
+def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit, uniform):
     coarse = replace(F160W, pixel_scale=0.12)
-    drawn = Simulation(8, seed=3, prior=Prior.candels(0.12, limit), instrument=coarse)
+    prior = replace(Prior.candels(0.12, limit), uniform=uniform)
+    drawn = Simulation(8, seed=3, prior=prior, instrument=coarse)
     again = Simulation.of_record(drawn.record())
     assert again.record() == drawn.record()
     assert [simulate.draw_truth(again, i)[0] for i in range(8)] == [simulate.draw_truth(drawn, i)[0] for i in range(8)]

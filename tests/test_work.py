@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,18 @@ def test_jobs_are_done_once_on_every_kind_of_worker():
         with work.workers(n, nothing) as apply:
             assert sorted(apply(square, range(7))) == [(i, i * i) for i in range(7)]
             assert list(work.in_order(apply)(square, range(7))) == [i * i for i in range(7)]
+
+
+def frozen(number):
+    return gc.get_freeze_count(), gc.isenabled()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers start afresh elsewhere")
+def test_workers_do_not_search_what_they_were_born_with_for_garbage():
+    with work.workers(2, nothing) as apply:
+        for _, (count, enabled) in apply(frozen, range(2)):
+            assert count > 50_000
+            assert enabled
 
 
 def test_a_worker_that_was_killed_is_told():
