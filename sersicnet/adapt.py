@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from sersicnet import dataset, detect, instrument, mosaic, points, realsky, weights
+from sersicnet import dataset, detect, instrument, mosaic, points, population, realsky, weights
 from sersicnet import simulate as simulations
 from sersicnet import train as training
 from sersicnet.errors import InputError, SersicnetWarning
@@ -41,6 +41,9 @@ PSF_TOLERANCE = 0.1
 """How far the width of point-like sources may be from that of the weights' PSF for it to be taken instead."""
 
 LEAST_N = 2 * dataset.BLOCK
+
+RARE = 0.3
+"""Fraction of the galaxies of the prior candels that are drawn uniformly: large, faint ones would be unknown."""
 
 SETTLED = 100
 """Steps after which the first, slow ones no longer count in the speed of training."""
@@ -429,15 +432,16 @@ def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
     pixels = np.sqrt(np.pi) * found["psf_fwhm"] / found["pixel_scale"]
     limit = float(found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels))
     if str(prior) == "candels":
-        chosen = simulations.Prior.candels(found["pixel_scale"], limit)
+        chosen = simulations.Prior.candels(found["pixel_scale"], limit, RARE)
     elif str(prior) == "uniform":
         chosen = simulations.Prior()
     else:
         chosen = simulations.Prior.of_catalogue(prior, found["pixel_scale"])
     low, high = chosen.mag
-    if limit < low + 1:
+    begins = population.CANDELS_MAG[0] if str(prior) == "candels" else low
+    if limit < begins + 1:
         raise InputError(
-            f"{found['image']} reaches magnitude {limit:.1f}, the prior begins at {low:g}: give --prior a table of "
+            f"{found['image']} reaches magnitude {limit:.1f}, the prior begins at {begins:g}: give --prior a table of "
             "brighter galaxies, and check --zero-point."
         )
     high = min(high, limit)

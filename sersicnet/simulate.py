@@ -19,7 +19,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -88,16 +88,19 @@ class Prior:
     uniform: float = 0.0
 
     @classmethod
-    def candels(cls, pixel_scale: float = population.CANDELS_SCALE, limit: float | None = None) -> Prior:
+    def candels(
+        cls, pixel_scale: float = population.CANDELS_SCALE, limit: float | None = None, uniform: float = 0.0
+    ) -> Prior:
         """The galaxies of CANDELS/COSMOS with 18 < mag < 25; see `sersicnet.population.candels_mixture`.
 
         With a `limit` there are as many at every magnitude from 18 to there, but at most to the faintest
-        that networks learn; beyond 25.5, where the survey ends, they are shaped as there.
+        that networks learn; beyond 25.5, where the survey ends, they are shaped as there. A fraction `uniform`
+        of them is of the default prior instead, which begins at 16.
         """
         if limit is None:
             return cls(mag=population.CANDELS_MAG, joint=population.candels_mixture(pixel_scale))
-        mag = population.CANDELS_MAG[0], min(limit, TARGETS[0].high)
-        return cls(mag=mag, joint=population.candels_evenly(pixel_scale))
+        mag = TARGETS[0].low if uniform else population.CANDELS_MAG[0], min(limit, TARGETS[0].high)
+        return cls(mag=mag, joint=population.candels_evenly(pixel_scale), uniform=uniform)
 
     @classmethod
     def of_catalogue(cls, path: str | Path, pixel_scale: float) -> Prior:
@@ -380,9 +383,7 @@ def plan(
     if prior is None:
         chosen = Prior(log_radii=log_radii)
     elif str(prior) == "candels":
-        chosen = Prior.candels(instrument.pixel_scale, depth)
-        if uniform:
-            chosen = replace(chosen, mag=(TARGETS[0].low, chosen.mag[1]), uniform=uniform)
+        chosen = Prior.candels(instrument.pixel_scale, depth, uniform)
     else:
         chosen = Prior.of_catalogue(prior, instrument.pixel_scale)
     return Simulation(

@@ -128,7 +128,7 @@ def test_the_card_has_the_domain_of_the_mosaic(survey, adapted):
     assert domain["psf_fwhm"] == pytest.approx(found["psf_fwhm"])
     assert domain["rms"][0] <= 0.0044
     assert domain["rms"][1] >= 0.0036
-    assert domain["ranges"]["mag"] == [18, pytest.approx(depth(found))]
+    assert domain["ranges"]["mag"] == [16, pytest.approx(depth(found))]
     assert card["data"]["n"] == 32
     assert card["data"]["config"]["instrument"]["exposure"] == 20_000
     assert found["rms"] == pytest.approx(0.004, rel=0.1)
@@ -195,10 +195,11 @@ def depth(found):
 @pytest.mark.parametrize("found", [SEEN, DEEP])
 def test_the_prior_ends_where_the_mosaic_does(found):
     prior = adapt._detectable("candels", found)
-    assert prior.mag == (18, pytest.approx(min(depth(found), 27)))
+    assert prior.mag == (16, pytest.approx(min(depth(found), 27)))
+    assert prior.uniform == adapt.RARE
     rng = np.random.default_rng(0)
     drawn = [prior.joint.draw(rng, prior.ranges)["mag"] for _ in range(1000)]
-    assert np.median(drawn) == pytest.approx(np.mean(prior.mag), abs=0.5)
+    assert np.median(drawn) == pytest.approx((18 + prior.mag[1]) / 2, abs=0.5)
 
 
 def test_a_table_ends_where_the_mosaic_does(tmp_path):

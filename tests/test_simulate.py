@@ -464,8 +464,7 @@ def test_galaxies_are_of_two_kinds():
 @pytest.mark.parametrize(("limit", "uniform"), [(None, 0.0), (26.0, 0.0), (26.0, 0.5)])
 def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit, uniform):
     coarse = replace(F160W, pixel_scale=0.12)
-    prior = replace(Prior.candels(0.12, limit), uniform=uniform)
-    drawn = Simulation(8, seed=3, prior=prior, instrument=coarse)
+    drawn = Simulation(8, seed=3, prior=Prior.candels(0.12, limit, uniform), instrument=coarse)
     again = Simulation.of_record(drawn.record())
     assert again.record() == drawn.record()
     assert [simulate.draw_truth(again, i)[0] for i in range(8)] == [simulate.draw_truth(drawn, i)[0] for i in range(8)]
