@@ -402,8 +402,9 @@ def _boxes(
         step = min(every, max((y.stop - y.start) // LEAST_ROWS, 1))
         for j, x in enumerate(columns):
             part = slice(y.start - first, y.stop - first, step), x
-            values = data[part][~ignore[part]]
-            if len(values) > (1 - COVERED) * ignore[part].size:
+            ignored = ignore[part]
+            values = data[part][~ignored] if ignored.any() else data[part].ravel()
+            if len(values) > (1 - COVERED) * ignored.size:
                 level[i, j], rms[i, j] = _sky_of(values)
     blank = data[bad]
     huge = np.isfinite(blank) & (np.abs(blank) >= HUGE)
