@@ -293,7 +293,7 @@ def with_adversary(network: keras.Model) -> keras.Model:
     ``(1 + lambda) stop_gradient(x) - lambda x``. (The study's listing changes the
     sign of the forward pass, which reverses nothing.) Behind it each galaxy's features are
     brought to zero mean and unit variance: an adversary that can grow them without bound
-    makes the networks of the study diverge.
+    makes ``tl`` diverge.
 
     Parameters
     ----------
