@@ -595,7 +595,8 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         the file; not needed with `image`), ``x, y`` (zero-based) or ``ra, dec``
         (degrees), ``mag`` (AB), ``r_eff_pix`` or ``r_eff`` (arcsec; both along
         the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``, and if known ``snr``. Rows
-        whose ``fit_status``, as `sersicnet fit` writes it, is not 0 are left out.
+        whose ``fit_status``, as `sersicnet fit` writes it, is not 0 are left out, and so
+        are those in such a table whose fit went to a place outside of the image or without data.
     image : str or Path, optional
         The one image that all rows lie in.
     zero_point : float, optional
@@ -642,6 +643,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         if image is None and not row["image"]:
             raise DatasetError(f"{path}, line {line}: image is empty.")
         by_image.setdefault(Path(image) if image is not None else path.parent / row["image"], []).append(i)
+    fitted, good = "fit_status" in names, np.ones(len(rows), bool)
     stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), np.float32)
     targets, mags = np.empty((len(rows), len(TARGET_NAMES))), np.empty(len(rows))
     for file_path, members in by_image.items():
@@ -657,6 +659,9 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
                 label["x"], label["y"] = (float(v) for v in frame.pixels(label["ra"], label["dec"]))
             height, width = frame.data.shape
             if not (-0.5 <= label["x"] < width - 0.5 and -0.5 <= label["y"] < height - 0.5):
+                good[i] = False
+                if fitted:
+                    continue
                 raise DatasetError(
                     f"{path}, line {line}: x = {label['x']:g}, y = {label['y']:g} is outside of {frame.name}, "
                     f"which is {width} x {height} pixels."
@@ -670,12 +675,18 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             x, y = np.array([label["x"]]), np.array([label["y"]])
             stamp = mosaic.cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
             if stamp.empty[0] or not np.isfinite(stamp.pixels).all():
+                good[i] = False
+                if fitted:
+                    continue
                 raise DatasetError(f"{path}, line {line}: {frame.name} has no data at x = {x[0]:g}, y = {y[0]:g}.")
             stamps[i], mags[i] = stamp.pixels[0], label["mag"]
             relative = relative_magnitude(label["mag"], zero, stamp.rms[0])
             targets[i] = relative, label["r_eff_pix"], label["sersic_n"], label["ellipticity"]
     snr = np.array([_number(row["snr"]) for _, row in rows]) if "snr" in names else None
-    return Arrays(stamps, targets, np.ones(len(rows), bool), mags, snr)
+    if not good.any():
+        raise DatasetError(f"No row of {path} lies in its image. Is it a table of another one?")
+    labels = Arrays(stamps, targets, np.ones(len(rows), bool), mags, snr)
+    return labels if good.all() else labels.taken(np.flatnonzero(good))
 
 
 def _number(text: str | None) -> float:

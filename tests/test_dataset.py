@@ -330,6 +330,16 @@ def test_bad_labels_are_named(labelled, text, message):
         dataset.read_labels(labelled(text))
 
 
+def test_fits_that_left_the_image_are_no_labels(labelled):
+    header = HEADER.strip() + ",fit_status,snr\n"
+    inside, outside = (f"field.fits,200,{y},20,5,1,0.3,0,{snr}\n" for y, snr in ((200, 30), (900, 40)))
+    galaxies = dataset.read_labels(labelled(header + outside + inside))
+    assert len(galaxies) == 1
+    assert galaxies.snr.tolist() == [30]
+    with pytest.raises(DatasetError, match="table of another one"):
+        dataset.read_labels(labelled(header + outside))
+
+
 def test_arrays_stream_like_a_dataset():
     arrays = Arrays(np.zeros((40, 128, 128), np.float32), np.zeros((40, 4)), np.zeros(40, bool), np.zeros(40))
     seen = np.concatenate([i for _, i in arrays.batches(8, 3, 40, np.random.default_rng(0))])
