@@ -475,11 +475,7 @@ def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) 
     each = (time.perf_counter() - started) / few / (workers or os.cpu_count() or 1)
     total = sum(s.n for s in missing)
     begun = ", less what is there already" if list(run.glob("*.unfinished")) else ""
-    return f"simulating {total} galaxies: about {_duration(total * each)}{begun}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    return f"simulating {total} galaxies: about {weights.duration(total * each)}{begun}"
 
 
 def _finish(

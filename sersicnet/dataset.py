@@ -658,10 +658,10 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             if not {"x", "y"} <= set(label):
                 label["x"], label["y"] = (float(v) for v in frame.pixels(label["ra"], label["dec"]))
             height, width = frame.data.shape
-            if not (-0.5 <= label["x"] < width - 0.5 and -0.5 <= label["y"] < height - 0.5):
-                good[i] = False
-                if fitted:
-                    continue
+            good[i] = -0.5 <= label["x"] < width - 0.5 and -0.5 <= label["y"] < height - 0.5
+            if fitted and not good[i]:
+                continue
+            if not good[i]:
                 raise DatasetError(
                     f"{path}, line {line}: x = {label['x']:g}, y = {label['y']:g} is outside of {frame.name}, "
                     f"which is {width} x {height} pixels."
@@ -674,10 +674,10 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             own = claimed[round(label["y"]), round(label["x"])]
             x, y = np.array([label["x"]]), np.array([label["y"]])
             stamp = mosaic.cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
-            if stamp.empty[0] or not np.isfinite(stamp.pixels).all():
-                good[i] = False
-                if fitted:
-                    continue
+            good[i] = not stamp.empty[0] and np.isfinite(stamp.pixels).all()
+            if fitted and not good[i]:
+                continue
+            if not good[i]:
                 raise DatasetError(f"{path}, line {line}: {frame.name} has no data at x = {x[0]:g}, y = {y[0]:g}.")
             stamps[i], mags[i] = stamp.pixels[0], label["mag"]
             relative = relative_magnitude(label["mag"], zero, stamp.rms[0])

@@ -432,6 +432,11 @@ def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:
     (path / SUMS).write_text("".join(sums))
 
 
+def duration(seconds: float) -> str:
+    """Seconds, or minutes, in words."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
 def readable(card: Mapping[str, Any]) -> str:
     """The card as a Markdown page."""
     domain = card["domain"]
@@ -452,7 +457,7 @@ def readable(card: Mapping[str, Any]) -> str:
         *([f"- adapted to: {found['n']:,} stamps, `{found['command']}`"] if (found := _adapted(card)) else []),
         f"- command: `{card['command']}`, seed {card['seed']}",
         *[f"- begun at: `{base['name']}`, made by `{base['command']}`" for base in _bases(card)],
-        f"- training: {card['training']['epochs']} epochs, {card['training']['seconds'] / 60:.0f} minutes "
+        f"- training: {card['training']['epochs']} epochs, {duration(card['training']['seconds'])} "
         f"on {card['training']['device']} ({card['training']['backend']})",
         "",
     ]

@@ -78,6 +78,13 @@ def test_keras_and_onnx_agree(name, stamps):
         assert (np.abs(errors - theirs[:, 4:]) <= tolerance + 1e-4 * theirs[:, 4:]).all()
 
 
+def test_a_card_tells_a_short_training_in_seconds():
+    card = weights.load(weights.DEFAULT).card
+    for seconds, words in ((51, "epochs, 51 s on"), (222, "epochs, 4 minutes on")):
+        told = {**card, "training": {**card["training"], "seconds": seconds}}
+        assert words in weights.readable(told)
+
+
 @pytest.mark.parametrize("name", ["network.keras", "network.onnx", "card.json", "README.md"])
 def test_a_changed_byte_is_noticed(copy, name):
     content = bytearray((copy / name).read_bytes())
