@@ -627,7 +627,11 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} is not a CSV file in UTF-8: {error}.") from error
     names = set(reader.fieldnames or ())
-    for choices in _LABELS if image is not None else (("image",), *_LABELS):
+    if image is None and "image" not in names:
+        raise DatasetError(
+            f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with --image."
+        )
+    for choices in _LABELS:
         if not names.intersection(choices):
             raise DatasetError(
                 f"{path} needs a column {' or '.join(choices)}; it has {', '.join(sorted(names)) or 'none'}."
