@@ -28,10 +28,11 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
-from sersicnet import dataset, train, weights
-from sersicnet.evaluate import domain_accuracy, scores
+from sersicnet import dataset, weights
+from sersicnet.evaluating.evaluate import domain_accuracy, scores
 from sersicnet.networks import features
 from sersicnet.schema import TARGET_NAMES
+from sersicnet.training import train
 
 
 def roads(arguments, network, epochs):

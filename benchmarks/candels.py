@@ -25,9 +25,9 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 from matplotlib import pyplot as plt
 
-from sersicnet import detect, mosaic
 from sersicnet.errors import SersicnetWarning
-from sersicnet.measure import fit, measure
+from sersicnet.image import detect, mosaic
+from sersicnet.measuring.measure import fit, measure
 from sersicnet.schema import TARGET_NAMES, Flag
 
 ZERO_POINT = 25.9463

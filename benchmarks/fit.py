@@ -24,9 +24,10 @@ noise of the source, taken from the data.
   a bound). A result that there is counts in the accuracy all the same.
 - The Cramer-Rao bound: the inverse of J^T C^-1 J at the truth, with the exact covariance C
   of the stamp's pixels (independent noise, Poisson from the true model, through the kernel)
-  and J from `sersicnet.render`, as in `sersicnet.limits`. The few bits in the variance itself are left out.
+  and J from `sersicnet.engine.render`, as in `sersicnet.simulating.fisher`. The few bits in the variance
+  itself are left out.
 - The bound with the prior: what the mean of the posterior can reach when the ranges are
-  known, see `sersicnet.limits`; x, y and angle are integrated out, with Gaussians of their
+  known, see `sersicnet.simulating.fisher`; x, y and angle are integrated out, with Gaussians of their
   ranges' variances. Beside it, the simple
   (F + 12 / width^2)^-1, which takes the uniform ranges as Gaussians.
 
@@ -50,8 +51,8 @@ import numpy as np
 import peers
 from scipy import ndimage
 
-from sersicnet import limits
-from sersicnet.render import Renderer
+from sersicnet.engine.render import Renderer
+from sersicnet.simulating import fisher as limits
 
 SIZE, CENTRE = 128, 63.5
 PIXEL_SCALE, ZERO_POINT, EXPOSURE, DEPTH = 0.06, 25.946, 3200.0, 27.0

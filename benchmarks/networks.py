@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from sersicnet import networks, train, weights
+from sersicnet import networks, weights
 from sersicnet.networks import keras
 from sersicnet.schema import N_TARGETS, STAMP_SIZE
+from sersicnet.training import train
 
 EPOCH = 50_000
 

@@ -30,7 +30,7 @@ Q_LEAST = 0.02
 
 def sersicnet(task, sky=1e-3, prior=None):
     """Ours: the noise whitened, Poisson noise from the model, the sky known to be 0 as for the others."""
-    from sersicnet.fit import Fitter, Noise, Status
+    from sersicnet.engine.fit import Fitter, Noise, Status
 
     noise = Noise(task["correlation"], float(task["gain"]), sky)
     fitter = Fitter(task["psf"], noise, task["stamps"].shape[1], prior=prior)
@@ -40,7 +40,7 @@ def sersicnet(task, sky=1e-3, prior=None):
 
 def sersicnet_prior(task):
     """Ours, and the ranges known from which the galaxies were drawn."""
-    from sersicnet.fit import Prior
+    from sersicnet.engine.fit import Prior
 
     (faint, bright), r_eff, n, e = task["ranges"]
     return sersicnet(task, prior=Prior.uniform((faint, bright), r_eff, n, (1 - e[1], 1 - e[0])))

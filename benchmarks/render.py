@@ -17,10 +17,10 @@ import galsim
 import numpy as np
 from scipy import fft, optimize
 
-from sersicnet.instrument import F160W
-from sersicnet.render import Renderer, _hankel_table
+from sersicnet.engine.render import Renderer, _hankel_table
+from sersicnet.image.header import F160W
 from sersicnet.schema import TARGETS
-from sersicnet.simulate import Simulation, _draw_truth, _parameters, effective_psf
+from sersicnet.simulating.simulate import Simulation, _draw_truth, _parameters, effective_psf
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import quadrature

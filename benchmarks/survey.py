@@ -74,7 +74,8 @@ RESAMPLED = 1000
 
 def mosaic_of(side, work, seed, slope=None):
     """A simulated mosaic and its truth, made where they are missing; a path and a table."""
-    from sersicnet import mosaic, simulate
+    from sersicnet.image import mosaic
+    from sersicnet.simulating import simulate
 
     name = f"{side}-{seed}" if slope is None else f"{side}-{seed}-slope{round(100 * slope)}"
     path = work / f"mosaic-{name}.fits"
@@ -203,9 +204,13 @@ def print_sizes(rows):
 
 
 def stages(path, output):
-    """CPU seconds of the stages of `sersicnet.measure.measure`, each without those that it calls; a dict."""
-    from sersicnet import catalogue, detect, domain, mosaic, plan, points, weights
-    from sersicnet import measure as verb
+    """CPU seconds of the stages of `sersicnet.measuring.measure.measure`, each without those that it calls; a dict."""
+    from sersicnet import domain, weights
+    from sersicnet.catalogue import table as catalogue
+    from sersicnet.image import detect, mosaic
+    from sersicnet.image import stars as points
+    from sersicnet.measuring import measure as verb
+    from sersicnet.measuring import plan
 
     spent, running = {"other": 0.0}, ["other"]
     last = time.process_time()
@@ -251,7 +256,7 @@ def stages(path, output):
 
 def stages_alone(path, output):
     """`stages` in a process of its own."""
-    from sersicnet import work
+    from sersicnet import workers as work
 
     with work._environment(), get_context("spawn").Pool(1) as pool:  # as workers of `measure`
         return pool.apply(stages, (path, output))
@@ -272,8 +277,8 @@ def print_stages(side, spent):
 
 def known_psf(size):
     """The middle of the simulations' PSF, of unit sum, and the fraction of its light."""
-    from sersicnet import simulate
-    from sersicnet.instrument import F160W
+    from sersicnet.image.header import F160W
+    from sersicnet.simulating import simulate
 
     whole = simulate.effective_psf(F160W)
     cut = (len(whole) - size) // 2
@@ -283,7 +288,7 @@ def known_psf(size):
 
 def what_peers_know(options):
     """PSF, the fraction of light that it holds, zero point and gain."""
-    from sersicnet.instrument import F160W
+    from sersicnet.image.header import F160W
 
     gain = F160W.exposure * F160W.autocorrelation().sum()  # of a pixel: drizzling averages noise
     return *known_psf(options.peers_psf), F160W.zero_point, gain
@@ -347,7 +352,7 @@ def source_extractor(path, work, psf, held, zero_point, gain, background=64):
 
 def pyimfit(path, work, psf, held, zero_point, gain, known, limit, python):
     """Its fits of our detections that are brighter than a magnitude of ours."""
-    from sersicnet import detect, mosaic
+    from sersicnet.image import detect, mosaic
 
     image = mosaic.read_image(path)
     bad = image.without_data()

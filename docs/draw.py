@@ -23,10 +23,14 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Ellipse
 from scipy import ndimage
 
-from sersicnet import detect, mosaic, preview, reallike, realsky, scene, simulate
-from sersicnet.fit import Fitter, Noise, Status
-from sersicnet.instrument import F160W
+from sersicnet.engine.fit import Fitter, Noise, Status
+from sersicnet.image import detect, mosaic
+from sersicnet.image.header import F160W
 from sersicnet.schema import STAMP_SIZE, Flag
+from sersicnet.simulating import blank_sky as realsky
+from sersicnet.simulating import morphology as reallike
+from sersicnet.simulating import neighbours as scene
+from sersicnet.simulating import preview, simulate
 
 
 def draw(image, catalogue, figure):

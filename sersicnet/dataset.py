@@ -540,7 +540,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
 
     Left out are sources with a signal to noise below 10, stamps that reach beyond
     the image or lack more than a tenth of their pixels, and what looks like a star
-    (see `sersicnet.points.find_stars`). Of more than `MOST_GALAXIES`, as many are
+    (see `sersicnet.image.stars.find_stars`). Of more than `MOST_GALAXIES`, as many are
     taken at random, always the same.
 
     Parameters
@@ -563,7 +563,9 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     DatasetError
         If it has no galaxy left.
     """
-    from sersicnet import detect, instrument, mosaic, points
+    from sersicnet.image import detect, mosaic
+    from sersicnet.image import header as instrument
+    from sersicnet.image import stars as points
 
     frame = mosaic.read_image(path)
     zero = instrument.zero_point(frame.header, zero_point, frame.scales).value
@@ -615,7 +617,8 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     InputError
         If an image cannot be used.
     """
-    from sersicnet import detect, instrument, mosaic
+    from sersicnet.image import detect, mosaic
+    from sersicnet.image import header as instrument
 
     path = Path(path)
     if not path.is_file():

@@ -17,15 +17,15 @@ import numpy as np
 from scipy import ndimage
 
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.realsky import full_width, read_psf
 from sersicnet.schema import DEPTH_TOLERANCE, PSF_TOLERANCE, SCALE_TOLERANCE, TARGET_NAMES
+from sersicnet.simulating.blank_sky import full_width, read_psf
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sersicnet import detect
-    from sersicnet.instrument import Reading
-    from sersicnet.sky import Sky
+    from sersicnet.image import detect
+    from sersicnet.image.header import Reading
+    from sersicnet.image.sky import Sky
 
 REMEDY = "`sersicnet adapt` makes weights for such an image"
 
@@ -208,7 +208,7 @@ _NARROWER = 0.25
 
 
 def width_of_file(path: str | Path, oversampling: int = 1) -> Width:
-    """Width of the PSF in a FITS file; see `sersicnet.realsky.read_psf` for what it may be."""
+    """Width of the PSF in a FITS file; see `sersicnet.simulating.blank_sky.read_psf` for what it may be."""
     psf = read_psf(path)
     if oversampling < 1:
         raise InputError(f"A PSF is oversampled by a whole number from 1; received {oversampling}.")

@@ -5,9 +5,10 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from sersicnet import mosaic, simulate
-from sersicnet.detect import Detector
-from sersicnet.sky import Held, estimate_sky
+from sersicnet.image import mosaic
+from sersicnet.image.detect import Detector
+from sersicnet.image.sky import Held, estimate_sky
+from sersicnet.simulating import simulate
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,7 @@ def blank(tmp_path):
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory, small_dataset):
     """Weights of one epoch on 64 stamps: they work, and know nothing."""
-    from sersicnet import train
+    from sersicnet.training import train
 
     path = tmp_path_factory.mktemp("weights") / "tiny"
     train.train(small_dataset, path, recipe=tiny_recipe(), seed=1, test=small_dataset, command="train")
@@ -66,7 +67,7 @@ def tiny_weights(tmp_path_factory, small_dataset):
 def tiny_recipe(**changes):
     from dataclasses import replace
 
-    from sersicnet import train
+    from sersicnet.training import train
 
     return replace(train.RECIPES["fovea"], epochs=1, batch=16, **changes)
 

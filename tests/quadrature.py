@@ -1,4 +1,4 @@
-"""A second opinion on `sersicnet.render`, slow and without a Hankel transform or a periodic image.
+"""A second opinion on `sersicnet.engine.render`, slow and without a Hankel transform or a periodic image.
 
 The galaxy is cut into elliptical shells, each shell into points of light; the
 points are summed with the PSF taken as the band-limited function that its

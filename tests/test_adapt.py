@@ -8,12 +8,18 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from sersicnet import adapt, dataset, detect, instrument, mosaic, points, realsky, simulate, train, weights
+from sersicnet import dataset, weights
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
-from sersicnet.instrument import F160W
-from sersicnet.measure import measure
-from sersicnet.population import _POINT
-from sersicnet.scene import Camera
+from sersicnet.image import detect, mosaic
+from sersicnet.image import header as instrument
+from sersicnet.image import stars as points
+from sersicnet.image.header import F160W
+from sersicnet.measuring.measure import measure
+from sersicnet.simulating import blank_sky as realsky
+from sersicnet.simulating import simulate
+from sersicnet.simulating.neighbours import Camera
+from sersicnet.simulating.population import _POINT
+from sersicnet.training import adapt, train
 
 SCALE = 0.08
 

@@ -17,7 +17,8 @@ SCRIPT = """
 import json, sys, warnings
 from dataclasses import replace
 import numpy as np
-from sersicnet import train, weights
+from sersicnet import weights
+from sersicnet.training import train
 from sersicnet.dataset import Dataset, real_galaxies
 
 data, output, network, fresh = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "fresh"

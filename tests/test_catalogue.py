@@ -3,7 +3,7 @@ import pytest
 from astropy import units
 from astropy.table import QTable
 
-from sersicnet import catalogue
+from sersicnet.catalogue import table as catalogue
 from sersicnet.errors import InputError
 
 

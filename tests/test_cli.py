@@ -13,9 +13,10 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 import sersicnet
-from sersicnet import cli, dataset, mosaic, weights
-from sersicnet.instrument import F160W
-from sersicnet.simulate import effective_psf
+from sersicnet import cli, dataset, weights
+from sersicnet.image import mosaic
+from sersicnet.image.header import F160W
+from sersicnet.simulating.simulate import effective_psf
 
 COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "adapt", "export", "evaluate", "info"]
 HEAVY = {"tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib"}
@@ -339,7 +340,7 @@ def test_info_is_markdown_for_a_bug_report(run):
 
 
 def test_training_uses_the_fast_kernels_and_starts_in_silence():
-    code = "import os; from sersicnet import train; train.device(); print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    code = "import os; from sersicnet.training import train; train.device(); print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert (done.stdout, done.stderr) == ("1\n", "")

@@ -4,7 +4,8 @@ from astropy import units
 from astropy.table import Table
 from test_look import Page, catalogue, noisy
 
-from sersicnet import crossmatch, look
+from sersicnet.catalogue import crossmatch
+from sersicnet.catalogue import report as look
 from sersicnet.errors import InputError, SersicnetWarning
 
 

@@ -9,9 +9,10 @@ import pytest
 from astropy.io import fits
 from astropy.table import QTable, Table
 
-from sersicnet import cli, simulate
+from sersicnet import cli
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.measure import measure
+from sersicnet.measuring.measure import measure
+from sersicnet.simulating import simulate
 
 SIZE = 256
 CARDS = {

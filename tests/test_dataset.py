@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from sersicnet import dataset, mosaic, simulate
+from sersicnet import dataset
 from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
 from sersicnet.errors import DatasetError
-from sersicnet.simulate import Simulation, stamps
+from sersicnet.image import mosaic
+from sersicnet.simulating import simulate
+from sersicnet.simulating.simulate import Simulation, stamps
 
 
 def test_stamps_come_back_within_half_a_quantum(small_dataset):

@@ -6,9 +6,9 @@ from photutils.segmentation import deblend_sources, detect_sources
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from sersicnet.detect import Detector, Regions, _grown_labels
-from sersicnet.mosaic import Pixels, within
-from sersicnet.sky import Held, Sky, estimate_sky
+from sersicnet.image.detect import Detector, Regions, _grown_labels
+from sersicnet.image.mosaic import Pixels, within
+from sersicnet.image.sky import Held, Sky, estimate_sky
 
 
 def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):

@@ -4,13 +4,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sersicnet import detect, train, weights
+from sersicnet import weights
 from sersicnet.domain import LEAST_POINTS, Domain, Width, width_of_points
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.instrument import F160W, Reading
-from sersicnet.realsky import full_width
-from sersicnet.render import Renderer
-from sersicnet.simulate import effective_psf
+from sersicnet.image import detect
+from sersicnet.image.header import F160W, Reading
+from sersicnet.simulating.blank_sky import full_width
+from sersicnet.simulating.simulate import effective_psf
+from sersicnet.training import train
 
 RMS = np.array([0.003, 0.004])
 CARD = {

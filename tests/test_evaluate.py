@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from sersicnet import evaluate, networks, simulate, weights
+from sersicnet import networks, weights
 from sersicnet.dataset import Dataset
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetError
-from sersicnet.measure import measure
-from sersicnet.render import Renderer
+from sersicnet.evaluating import evaluate
+from sersicnet.measuring.measure import measure
 from sersicnet.schema import TARGET_NAMES
+from sersicnet.simulating import simulate
 
 RNG = np.random.default_rng(0)
 TRUTH = np.column_stack([RNG.uniform(16, 27, 400), RNG.uniform(1, 50, 400), RNG.uniform(0.3, 6, 400), RNG.random(400)])
@@ -165,7 +167,7 @@ def test_labelled_galaxies_can_be_scored(field, tmp_path):
 
 
 def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch):
-    monkeypatch.setattr("sersicnet.limits.GALAXIES", 6)
+    monkeypatch.setattr("sersicnet.simulating.fisher.GALAXIES", 6)
     result = evaluate.evaluate(small_dataset, limits=True)
     assert result["limits"]["n"] == 6
     assert list(result["limits"]["estimates"]) == ["sky free", "sky known", "sky known to 0.03 rms"]

@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sersicnet import fit
+from sersicnet.engine import fit
+from sersicnet.engine.fit import Fitter, Noise, Prior, Status
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError
-from sersicnet.fit import Fitter, Noise, Prior, Status
-from sersicnet.instrument import F160W
-from sersicnet.render import Renderer
-from sersicnet.simulate import effective_psf, observe
+from sersicnet.image.header import F160W
+from sersicnet.simulating.simulate import effective_psf, observe
 
 PSF = effective_psf(F160W, 61)
 RMS = 0.003

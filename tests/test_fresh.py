@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sersicnet import fresh, simulate
 from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError
-from sersicnet.simulate import Simulation
+from sersicnet.simulating import simulate
+from sersicnet.simulating.simulate import Simulation
+from sersicnet.training import on_the_fly as fresh
 
 SCATTERED = Simulation(20, seed=3, psf_scatter=0.15, centring=True)
 

@@ -3,8 +3,8 @@ import pytest
 from astropy.io import fits
 
 from sersicnet.errors import InputError
-from sersicnet.instrument import pixel_scale, zero_point
-from sersicnet.mosaic import read_image
+from sersicnet.image.header import pixel_scale, zero_point
+from sersicnet.image.mosaic import read_image
 
 HST = {"PHOTFLAM": 1.9275602e-20, "PHOTPLAM": 15369.176, "BUNIT": "ELECTRONS/S"}
 

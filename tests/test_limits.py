@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from sersicnet import limits, population, simulate
 from sersicnet.dataset import Dataset
+from sersicnet.engine.fit import Fitter, Noise
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError
-from sersicnet.fit import Fitter, Noise
-from sersicnet.instrument import F160W
-from sersicnet.render import Renderer
+from sersicnet.image.header import F160W
 from sersicnet.schema import TARGETS
+from sersicnet.simulating import fisher as limits
+from sersicnet.simulating import population, simulate
 
 TAPS = np.array([0.31, 1.0, 0.31]) / 1.62
 GALAXY = np.array([15.8, 15.2, 30.0, 3.0, 1.5, 0.6, 30.0])

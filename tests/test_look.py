@@ -8,11 +8,12 @@ from astropy.io import fits
 from astropy.table import QTable
 from conftest import turned
 
-from sersicnet import look, mosaic
-from sersicnet.detect import Detector
+from sersicnet.catalogue import report as look
 from sersicnet.errors import InputError
+from sersicnet.image import mosaic
+from sersicnet.image.detect import Detector
+from sersicnet.image.sky import estimate_sky
 from sersicnet.schema import Flag
-from sersicnet.sky import estimate_sky
 
 META = {
     "IMAGE": "field <1>.fits", "ZEROPT": 25.0, "ZPSOURCE": "MAGZERO", "PIXSCALE": 0.06, "PIXSRC": "WCS", "SKYRMS": 0.01,

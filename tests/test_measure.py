@@ -11,14 +11,17 @@ from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
 
-from sersicnet import detect, mosaic, simulate, tiles, weights
-from sersicnet import measure as module
+from sersicnet import weights
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.instrument import F160W
-from sersicnet.measure import measure
-from sersicnet.render import Renderer
+from sersicnet.image import detect, mosaic
+from sersicnet.image.header import F160W
+from sersicnet.measuring import measure as module
+from sersicnet.measuring import tiles
+from sersicnet.measuring.measure import measure
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
-from sersicnet.simulate import effective_psf, observe
+from sersicnet.simulating import simulate
+from sersicnet.simulating.simulate import effective_psf, observe
 
 PLAIN = [column for column in COLUMNS if column.name not in ("image", "sky", "chi2", "fit_status")]
 

@@ -6,10 +6,10 @@ from astropy.io import fits
 from astropy.table import Table
 from conftest import turned
 
-from sersicnet.detect import Detector
 from sersicnet.errors import InputError
-from sersicnet.mosaic import cut, read_image, without_data
-from sersicnet.sky import Sky
+from sersicnet.image.detect import Detector
+from sersicnet.image.mosaic import cut, read_image, without_data
+from sersicnet.image.sky import Sky
 
 
 def flat_sky(data, rms=1.0):

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from sersicnet import networks, train
+from sersicnet import networks
 from sersicnet.networks import keras, ops
 from sersicnet.schema import encode
+from sersicnet.training import train
 
 STAMPS = np.random.default_rng(0).normal(size=(4, 128, 128)).astype(np.float32)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from photutils.segmentation import SegmentationImage, SourceCatalog
 
-from sersicnet.detect import Detector
+from sersicnet.image.detect import Detector
 
 
 @pytest.fixture(scope="module")

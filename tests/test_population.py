@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from astropy.table import QTable, Table
 
-from sersicnet import population, simulate
 from sersicnet.errors import InputError
-from sersicnet.population import FULL_RANGES
 from sersicnet.schema import TARGET_NAMES
-from sersicnet.simulate import Prior
+from sersicnet.simulating import population, simulate
+from sersicnet.simulating.population import FULL_RANGES
+from sersicnet.simulating.simulate import Prior
 
 
 def drawn(prior, n=3000, seed=0):

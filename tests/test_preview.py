@@ -3,8 +3,8 @@ import pytest
 from matplotlib.image import imread
 
 from sersicnet.errors import InputError
-from sersicnet.preview import preview
-from sersicnet.simulate import Simulation
+from sersicnet.simulating.preview import preview
+from sersicnet.simulating.simulate import Simulation
 
 
 def test_a_preview_shows_every_stamp(tmp_path):

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from sersicnet import reallike, simulate
-from sersicnet.instrument import F160W
-from sersicnet.reallike import Arms, Galaxy, Painter
-from sersicnet.simulate import Prior
+from sersicnet.image.header import F160W
+from sersicnet.simulating import morphology as reallike
+from sersicnet.simulating import simulate
+from sersicnet.simulating.morphology import Arms, Galaxy, Painter
+from sersicnet.simulating.simulate import Prior
 
 PSF = simulate.effective_psf(F160W, 101)
 

@@ -4,10 +4,12 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from sersicnet import mosaic, realsky, simulate
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.instrument import F160W
-from sersicnet.simulate import Field
+from sersicnet.image import mosaic
+from sersicnet.image.header import F160W
+from sersicnet.simulating import blank_sky as realsky
+from sersicnet.simulating import simulate
+from sersicnet.simulating.simulate import Field
 
 
 @pytest.fixture

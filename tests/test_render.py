@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import quadrature
 
+from sersicnet.engine.render import Renderer, sersic_b
 from sersicnet.errors import InputError
-from sersicnet.instrument import F160W
-from sersicnet.render import Renderer, sersic_b
-from sersicnet.simulate import effective_psf
+from sersicnet.image.header import F160W
+from sersicnet.simulating.simulate import effective_psf
 
 SCALE = F160W.pixel_scale
 
@@ -278,7 +278,7 @@ def test_batches_do_not_change_the_result(monkeypatch):
     render = Renderer(xp.asarray(gaussian_psf()), 64)
     rows = np.repeat(ROWS, 2, axis=0)
     together = np.asarray(render(rows))
-    monkeypatch.setattr("sersicnet.render._BATCH", 3 * 128 * 65)
+    monkeypatch.setattr("sersicnet.engine.render._BATCH", 3 * 128 * 65)
     np.testing.assert_array_equal(np.asarray(render(rows)), together)
 
 

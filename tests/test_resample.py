@@ -5,8 +5,8 @@ import pytest
 from astropy.io import fits
 
 from sersicnet.errors import InputError
-from sersicnet.instrument import zero_point
-from sersicnet.mosaic import Exposure, Resampled, read_image
+from sersicnet.image.header import zero_point
+from sersicnet.image.mosaic import Exposure, Resampled, read_image
 
 FACTORS = [0.5, 0.03 / 0.1, 1.0, 0.1 / 0.06, 2.0, 3.7]
 CARDS = {

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from sersicnet import detect, scene, simulate
-from sersicnet.instrument import F160W
-from sersicnet.scene import Camera
+from sersicnet.image import detect
+from sersicnet.image.header import F160W
+from sersicnet.simulating import neighbours as scene
+from sersicnet.simulating import simulate
+from sersicnet.simulating.neighbours import Camera
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,14 @@ from astropy.nddata import overlap_slices
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from sersicnet import dataset, mosaic, simulate
+from sersicnet import dataset
 from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError, InputError
-from sersicnet.instrument import F160W
-from sersicnet.simulate import Field, Prior, Simulation
-from sersicnet.sky import Sky
+from sersicnet.image import mosaic
+from sersicnet.image.header import F160W
+from sersicnet.image.sky import Sky
+from sersicnet.simulating import simulate
+from sersicnet.simulating.simulate import Field, Prior, Simulation
 
 
 def test_psf_is_normalised_and_as_wide_as_measured():
@@ -66,7 +68,7 @@ def test_the_file_does_not_depend_on_the_workers(tmp_path):
 def test_a_killed_run_continues_to_the_same_file(tmp_path):
     code = (
         "import os, sys\n"
-        "from sersicnet.simulate import Simulation, simulate\n"
+        "from sersicnet.simulating.simulate import Simulation, simulate\n"
         "stop = lambda done: os.kill(os.getpid(), 9) if done >= 48 else None\n"
         "simulate(sys.argv[1], Simulation(80, seed=3), workers=1, progress=stop)\n"
     )

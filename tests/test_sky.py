@@ -5,10 +5,21 @@ from photutils.background import MADStdBackgroundRMS, SExtractorBackground
 from skimage.segmentation import expand_labels
 from threadpoolctl import threadpool_limits
 
-from sersicnet.detect import Detector
-from sersicnet.mosaic import Pixels, grown, median
-from sersicnet.render import Renderer
-from sersicnet.sky import REACH, Held, Mesh, _binned, _clipped, _mad_std, _products, _sky_of, dilated, estimate_sky
+from sersicnet.engine.render import Renderer
+from sersicnet.image.detect import Detector
+from sersicnet.image.mosaic import Pixels, grown, median
+from sersicnet.image.sky import (
+    REACH,
+    Held,
+    Mesh,
+    _binned,
+    _clipped,
+    _mad_std,
+    _products,
+    _sky_of,
+    dilated,
+    estimate_sky,
+)
 
 
 def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):

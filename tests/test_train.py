@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from conftest import tiny_core, tiny_recipe
 
-from sersicnet import networks, train, weights
+from sersicnet import networks, weights
 from sersicnet.dataset import Dataset, real_galaxies
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
-from sersicnet.fresh import Fresh
-from sersicnet.instrument import F160W
+from sersicnet.image.header import F160W
 from sersicnet.networks import keras, ops
-from sersicnet.realsky import correlated_noise
+from sersicnet.simulating.blank_sky import correlated_noise
+from sersicnet.training import train
+from sersicnet.training.on_the_fly import Fresh
 
 
 def quick(network, **changes):
@@ -595,7 +596,7 @@ def test_targets_follow_the_noise_that_is_added(small_dataset):
 def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_on_accelerator", lambda: np.asarray)
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr("sersicnet.fresh.DEVICE_PORTION", 32)
+    monkeypatch.setattr("sersicnet.training.on_the_fly.DEVICE_PORTION", 32)
 
     def kill(progress):
         if progress.step == 2:
@@ -613,7 +614,7 @@ def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path
 
 
 def test_fresh_galaxies_stand_in_for_the_simulated_ones_only(small_dataset, monkeypatch):
-    monkeypatch.setattr("sersicnet.fresh.DEVICE_PORTION", 32)
+    monkeypatch.setattr("sersicnet.training.on_the_fly.DEVICE_PORTION", 32)
     real = real_galaxies(small_dataset)
     with Dataset(small_dataset) as data, Fresh(data, 5, asarray=np.asarray) as galaxies:
         source = train.Joined(data, real, 48, True, 0)

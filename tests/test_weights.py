@@ -6,11 +6,13 @@ import warnings
 import numpy as np
 import pytest
 
-from sersicnet import reallike, simulate, weights
+from sersicnet import weights
 from sersicnet.errors import InputError, SersicnetWarning, WeightsError
-from sersicnet.instrument import F160W
+from sersicnet.image.header import F160W
 from sersicnet.schema import TARGETS
-from sersicnet.simulate import effective_psf
+from sersicnet.simulating import morphology as reallike
+from sersicnet.simulating import simulate
+from sersicnet.simulating.simulate import effective_psf
 
 
 @pytest.fixture

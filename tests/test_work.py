@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from sersicnet import work
+from sersicnet import workers as work
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.measure import measure
+from sersicnet.measuring.measure import measure
 
 
 def square(number):
@@ -56,7 +56,7 @@ def test_a_worker_that_was_killed_is_told():
 
 _SLEEPERS = """
 import os, time
-from sersicnet import work
+from sersicnet import workers as work
 def nothing():
     pass
 def sleep(number):
@@ -146,7 +146,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
 
 _MEASURE = """
 import sys, warnings
-from sersicnet.measure import measure
+from sersicnet.measuring.measure import measure
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     measure(sys.argv[1], sys.argv[3], weights_name=sys.argv[2], tile=128, workers=2)

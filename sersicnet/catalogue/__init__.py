@@ -1,0 +1,1 @@
+"""Tables of galaxies: written, read, matched, scored and shown."""

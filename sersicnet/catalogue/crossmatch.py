@@ -1,0 +1,624 @@
+"""A catalogue beside another one: which sources are the same, and how far their parameters differ."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sersicnet.errors import InputError, SersicnetWarning
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+    from matplotlib.figure import Figure
+
+RADIUS = {"sky": 1.0, "pixels": 3.0}
+"""How far partners may lie from each other once the offset is taken out: arcsec on the sky, else pixels."""
+
+OFFSET = {"sky": 0.1, "pixels": 1.0}
+"""Median offset from which on there is a warning: arcsec on the sky, else pixels."""
+
+FEW = 5
+"""Pairs below which there is no median to speak of: no offset is taken out, and no bin is made."""
+
+OUTLIER = 0.5
+
+PARAMETERS = {"mag": "mag", "r_eff": "R_e, relative", "sersic_n": "log10 n", "ellipticity": "ellipticity"}
+"""What is compared, and the kind of difference."""
+
+
+# --- the parts -------------------------------------------------------------------------------------------------
+
+
+def pairs(found: np.ndarray, true: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of points that are each other's nearest.
+
+    Parameters
+    ----------
+    found, true : ndarray, float, (N, D) and (M, D)
+        Rows that are not finite have no partner.
+    reach : float
+        Greatest distance of a pair.
+
+    Returns
+    -------
+    i, j : ndarray, int, (P,)
+        Rows of `found`, ascending, and of `true`.
+    """
+    from scipy.spatial import KDTree
+
+    mine, theirs = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (found, true))
+    if not (len(mine) and len(theirs)):
+        return np.empty(0, int), np.empty(0, int)
+    distance, there = KDTree(true[theirs]).query(found[mine])
+    back = KDTree(found[mine]).query(true[theirs])[1]
+    both = (back[there] == np.arange(len(mine))) & (distance <= reach)
+    return mine[both], theirs[there[both]]
+
+
+def numbers(table: Table, name: str, path: str | Path, unit: str | None = None) -> np.ndarray:
+    """A column as float64, (N,), in `unit` if it has another one; NaN where masked."""
+    from astropy import units
+
+    column = table[name]
+    try:
+        if unit is not None and column.unit is not None:
+            column = units.Quantity(column).to(unit)
+        values: np.ma.MaskedArray = np.ma.asarray(getattr(column, "value", column), dtype=float)
+    except (TypeError, ValueError, units.UnitConversionError) as error:
+        raise InputError(f"Column {name} of {path} must hold numbers: {error}.") from error
+    return np.ma.filled(values, np.nan)
+
+
+# --- the other catalogue ---------------------------------------------------------------------------------------
+
+_SKY = (
+    ("ra", "dec"), ("raj2000", "dej2000"), ("_raj2000", "_dej2000"), ("ra_icrs", "de_icrs"),
+    ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
+)  # fmt: skip
+_PIXELS = (("x", "y", 0.0), ("x_image", "y_image", 1.0), ("xwin_image", "ywin_image", 1.0))
+"""Columns, and what their count starts from."""
+_OF_MOMENTS = {"mag_auto", "flux_radius", "a_image", "alpha_j2000", "x_image"}
+"""Columns of SExtractor; sersicnet writes some of them as well, beside those of the profile."""
+_OF_PROFILES = {"sersic_n", "r_eff", "r_eff_pix"}
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Another catalogue, with what of it can be compared.
+
+    Attributes
+    ----------
+    name : str
+    rows : int
+    sky : ndarray, float64, (N, 2) or None
+        Right ascension and declination, degrees.
+    pixels : ndarray, float64, (N, 2) or None
+        From 0.
+    parameters : dict
+        float64, (N,), NaN where there is no value: ``mag``, else ``mag_auto``, ``r_eff`` (arcsec), ``r_eff_pix``,
+        ``radius`` (of a unit that the table does not tell), ``sersic_n``, ``ellipticity``.
+    notes : tuple of str
+        What who reads the comparison should know.
+    """
+
+    name: str
+    rows: int
+    sky: np.ndarray | None
+    pixels: np.ndarray | None
+    parameters: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Reference:
+        """Read a table of sersicnet, of GALFIT's parameters (mag, re, n, q), or of SExtractor.
+
+        Parameters
+        ----------
+        path : str or Path
+            .fits, .ecsv, .csv or .parquet. Upper and lower case in names do not matter.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read, or has no positions.
+        """
+        from sersicnet.catalogue.table import read_table
+
+        table = read_table(path)
+        at = {name.lower(): name for name in reversed(table.colnames)}
+
+        def column(name: str, unit: str | None = None) -> np.ndarray:
+            return numbers(table, at[name], path, unit)
+
+        sky = pixels = None
+        for ra, dec in _SKY:
+            if sky is None and ra in at and dec in at:
+                sky = np.column_stack([column(ra, "deg"), column(dec, "deg")])
+                sky[~(np.abs(sky[:, 1]) <= 90)] = np.nan  # such as -99 for unknown
+        for x, y, first in _PIXELS:
+            if pixels is None and x in at and y in at:
+                pixels = np.column_stack([column(x), column(y)]) - first
+        if sky is None and pixels is None:
+            raise InputError(
+                f"A catalogue to match has ra and dec, or x and y; {path} has {', '.join(table.colnames) or 'none'}."
+            )
+        found, notes = {}, []
+        if "mag" in at:
+            found["mag"] = column("mag")
+        elif "mag_auto" in at:
+            found["mag_auto"] = column("mag_auto")
+        for name in ("r_eff_pix", "r_eff", "re"):
+            if name in at:
+                unit = _unit_of(table[at[name]], {"r_eff_pix": "pix", "r_eff": "arcsec", "re": ""}[name], path)
+                found[{"pix": "r_eff_pix", "arcsec": "r_eff", "": "radius"}[unit]] = column(name, unit or None)
+        if "flux_radius" in at:
+            notes.append(
+                f"{at['flux_radius']} is the radius of a circle with half of the light, PSF included: "
+                "it is not compared."
+            )
+        for name in ("sersic_n", "n"):
+            if name in at:
+                found.setdefault("sersic_n", column(name))
+        if "ellipticity" in at and at.keys() & _OF_MOMENTS and not at.keys() & _OF_PROFILES:
+            notes.append(f"{at['ellipticity']} is that of SExtractor's moments, PSF included: it is not compared.")
+        elif "ellipticity" in at:
+            found["ellipticity"] = column("ellipticity")
+        elif "q" in at:
+            found["ellipticity"] = 1 - column("q")
+        for name, values in found.items():
+            values[~_possible(name, values)] = np.nan
+        return cls(str(path), len(table), sky, pixels, found, tuple(notes))
+
+
+def _unit_of(column: Any, usual: str, path: str | Path) -> str:
+    """Arcsec or pix, as a column of radii says itself, else `usual`."""
+    from astropy import units
+
+    unit = getattr(column, "unit", None)
+    if unit is None:
+        return usual
+    try:
+        if units.Unit(unit).is_equivalent("arcsec"):
+            return "arcsec"
+        if units.Unit(unit).is_equivalent("pix"):
+            return "pix"
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"Column {column.name} of {path} must be an angle or pixels; received the unit {unit}.")
+
+
+def _possible(name: str, values: np.ndarray) -> np.ndarray:
+    """Which values can be; catalogues have numbers such as -99 for what is not known."""
+    with np.errstate(invalid="ignore"):
+        if name in ("mag", "mag_auto"):
+            return np.abs(values) < 50
+        if name == "ellipticity":
+            return (values >= 0) & (values < 1)
+        return (values > 0) & np.isfinite(values)
+
+
+# --- the comparison --------------------------------------------------------------------------------------------
+
+
+class Statistic(NamedTuple):
+    """How far a parameter of one catalogue is from that of another.
+
+    Attributes
+    ----------
+    n : int
+        Pairs with a value in both.
+    bias : float
+        Median difference; NaN without pairs.
+    error : float
+        Of the bias, 1 sigma.
+    scatter : float
+        Half of the range that holds the differences from the 16th to the 84th percentile.
+    outliers : float
+        Fraction of the differences beyond 0.5.
+    """
+
+    n: int
+    bias: float
+    error: float
+    scatter: float
+    outliers: float
+
+    @classmethod
+    def of(cls, difference: np.ndarray) -> Statistic:
+        """Of differences; those that are NaN do not count."""
+        known = difference[np.isfinite(difference)]
+        if not len(known):
+            return cls(0, np.nan, np.nan, np.nan, np.nan)
+        low, middle, high = np.quantile(known, [0.16, 0.5, 0.84]).tolist()
+        scatter = (high - low) / 2
+        error = 1.2533 * scatter / np.sqrt(len(known))  # a median's, of a Gaussian
+        return cls(len(known), middle, float(error), scatter, float((np.abs(known) > OUTLIER).mean()))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A catalogue beside another one.
+
+    Attributes
+    ----------
+    other : str
+        The other catalogue.
+    on : str
+        "sky" or "pixels": what they were matched on.
+    radius : float
+        Greatest distance of partners, arcsec or pixels.
+    rows : (int, int)
+        Of this and of the other catalogue.
+    i, j : ndarray, int, (P,)
+        Rows of partners.
+    offset, offset_error : ndarray, float64, (2,)
+        Median position here minus there, and its 1 sigma error: to the east and north in
+        arcsec, or along x and y in pixels; NaN where pairs are too few. It was taken out.
+    apart : ndarray, float64, (P, 2)
+        Positions here minus there, before the offset was taken out.
+    clean : ndarray, bool, (P,)
+        Whether the row here has no flags.
+    mag : ndarray, float64, (P,)
+        Magnitudes there, or here if there are none.
+    differences : dict
+        For each of `PARAMETERS` that both have, float64, (P,): magnitudes and ellipticities here minus
+        there, radii here over there minus 1, and log10 of the ratio of the indices.
+    notes : tuple of str
+    """
+
+    other: str
+    on: str
+    radius: float
+    rows: tuple[int, int]
+    i: np.ndarray
+    j: np.ndarray
+    offset: np.ndarray
+    offset_error: np.ndarray
+    apart: np.ndarray
+    clean: np.ndarray
+    mag: np.ndarray
+    differences: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+    @property
+    def unit(self) -> str:
+        """Of distances."""
+        return "arcsec" if self.on == "sky" else "pixels"
+
+    def statistics(self) -> dict[str, dict[str, Statistic]]:
+        """For each parameter, the statistics of ``all`` pairs, and of those without ``flags`` here."""
+        return {
+            name: {"all": Statistic.of(off), "flags == 0": Statistic.of(off[self.clean])}
+            for name, off in self.differences.items()
+        }
+
+    def by_magnitude(self) -> list[tuple[float, float, dict[str, Statistic]]]:
+        """Statistics of the pairs without flags in bins of one magnitude, with `FEW` or more."""
+        known = self.clean & np.isfinite(self.mag)
+        bins = np.floor(self.mag[known]).astype(int)
+        out = []
+        for low in np.unique(bins).tolist():
+            if (bins == low).sum() >= FEW:
+                inside = known & (np.floor(self.mag) == low)
+                found = {name: Statistic.of(off[inside]) for name, off in self.differences.items()}
+                out.append((float(low), float(low + 1), found))
+        return out
+
+    def sentences(self) -> list[str]:
+        """What was matched, and what to know about it."""
+        n = len(self.i)
+        where = "right ascension and declination" if self.on == "sky" else "x and y"
+        out = [
+            f"{n} of {self.rows[0]} sources have a partner among the {self.rows[1]} of {self.other}: by {where}, each "
+            f"other's nearest within {self.radius:g} {self.unit}."
+        ]
+        if np.isfinite(self.offset).all():
+            axes = ("east", "north") if self.on == "sky" else ("x", "y")
+            parts = [
+                f"{value:+.3f} ± {error:.3f} {self.unit} in {axis}"
+                for value, error, axis in zip(self.offset, self.offset_error, axes, strict=True)
+            ]
+            out.append(f"The median offset, {' and '.join(parts)} (this catalogue minus the other), was taken out.")
+        elif n:
+            out.append("Pairs are too few for a median offset; none was taken out.")
+        return [*out, *self.notes]
+
+    def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Title, head and rows of the tables of statistics; none without pairs."""
+        if not len(self.i) or not self.differences:
+            return []
+        rows = [
+            [PARAMETERS[name], sample, str(one.n), f"{one.bias:+.4f} ± {one.error:.4f}", f"{one.scatter:.4f}",
+             f"{one.outliers:.1%}"]
+            for name, samples in self.statistics().items()
+            for sample, one in samples.items()
+            if one.n
+        ]  # fmt: skip
+        title = (
+            "This catalogue against the other. Bias: median difference; scatter: half of the range from 16 to 84 %; "
+            "outliers: differences beyond 0.5. Radii are ratios minus 1, indices log10 of ratios."
+        )
+        out = [(title, ["", "rows", "N", "bias", "scatter", "outliers"], rows)]
+        bins = [
+            [f"{low:g}-{high:g}", *(_cell(found[name]) for name in self.differences)]
+            for low, high, found in self.by_magnitude()
+        ]
+        if bins:
+            head = ["mag", *(PARAMETERS[name] for name in self.differences)]
+            out.append(("By magnitude, rows without flags: bias ± scatter; outliers (N).", head, bins))
+        return out
+
+    def as_markdown(self) -> str:
+        """All of it as a page."""
+        parts = ["\n".join(self.sentences())]
+        for title, head, rows in self.tables():
+            lines = [head, ["---"] * len(head), *rows]
+            parts += [title, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        return "\n\n".join(parts) + "\n"
+
+    def figure(self) -> Figure:
+        """Offsets of the positions, and differences against magnitude."""
+        from matplotlib.figure import Figure
+
+        n = 1 + len(self.differences)
+        figure = Figure(figsize=(4.2 * min(n, 3), 3.6 * -(-n // 3)), layout="constrained")
+        panels = figure.subplots(-(-n // 3), min(n, 3), squeeze=False).ravel()
+        for axes in panels[n:]:
+            axes.set_axis_off()
+        figure.suptitle("blue: without flags here; grey: with flags; orange: medians, and scatter in bins", fontsize=8)
+        _draw_offsets(panels[0], self)
+        magnitude = np.isfinite(self.mag)
+        for axes, (name, off) in zip(panels[1:], self.differences.items(), strict=False):
+            axes.axhline(0, color="black", lw=0.6)
+            for chosen, colour in ((magnitude & ~self.clean, "#aaaaaa"), (magnitude & self.clean, "#0072b2")):
+                axes.scatter(self.mag[chosen], off[chosen], s=5 if len(off) < 3000 else 1.5, c=colour, linewidths=0)
+            bins = [(low + high) / 2 for low, high, _ in self.by_magnitude()]
+            found = [statistics[name] for *_, statistics in self.by_magnitude()]
+            axes.errorbar(
+                bins,
+                [one.bias for one in found],
+                [one.scatter for one in found],
+                fmt="o-",
+                ms=4,
+                lw=1.2,
+                color="#d55e00",
+            )
+            known = np.abs(off[np.isfinite(off)])
+            reach = 1.3 * float(np.quantile(known, 0.97)) if len(known) else 1.0
+            axes.set_ylim(-reach or -1.0, reach or 1.0)
+            axes.set_xlabel("mag")
+            axes.set_title(PARAMETERS[name], fontsize=10)
+        return figure
+
+    def draw(self, path: str | Path) -> None:
+        """Write `figure` as .png or .pdf; it appears whole or not at all.
+
+        Raises
+        ------
+        InputError
+            If it has another ending, or cannot be written.
+        """
+        from sersicnet.catalogue.table import beside
+
+        path = Path(path)
+        if path.suffix.lower() not in (".png", ".pdf"):
+            raise InputError(f"A figure ends in .png or .pdf; received {path.name}.")
+        with beside(path) as partial:
+            self.figure().savefig(partial, dpi=120, format=path.suffix[1:].lower())
+
+
+def _cell(found: Statistic) -> str:
+    return f"{found.bias:+.3f} ± {found.scatter:.3f}; {found.outliers:.0%} ({found.n})" if found.n else ""
+
+
+def _draw_offsets(axes: Any, comparison: Comparison) -> None:
+    apart, radius = comparison.apart, comparison.radius
+    for chosen, colour in ((~comparison.clean, "#aaaaaa"), (comparison.clean, "#0072b2")):
+        axes.scatter(*apart[chosen].T, s=5 if len(apart) < 3000 else 1.5, c=colour, linewidths=0)
+    middle = np.nan_to_num(comparison.offset)
+    axes.plot(*middle, "+", color="#d55e00", ms=12, mew=1.5)
+    known = np.abs(apart - middle)
+    reach = min(1.3 * float(np.quantile(known, 0.95)), radius) if len(known) else radius
+    axes.set_xlim(middle[0] - (reach or radius), middle[0] + (reach or radius))
+    axes.set_ylim(middle[1] - (reach or radius), middle[1] + (reach or radius))
+    names = ("east", "north") if comparison.on == "sky" else ("x", "y")
+    axes.set_xlabel(f"{names[0]}, here minus there [{comparison.unit}]")
+    axes.set_ylabel(f"{names[1]} [{comparison.unit}]")
+    axes.set_title(f"positions of {len(apart)} pairs", fontsize=10)
+    axes.set_aspect("equal")
+
+
+def match(table: Table, other: str | Path | Reference, *, radius: float | None = None) -> Comparison:
+    """Compare a catalogue with another one.
+
+    Partners are each other's nearest within a radius, once the median offset between the
+    catalogues is taken out. An offset larger than the radius is not found.
+
+    Parameters
+    ----------
+    table : Table
+        As `sersicnet.measuring.measure.measure` returns it.
+    other : str, Path or Reference
+        What `Reference.read` reads.
+    radius : float, optional
+        In arcsec where both have a sky, else in pixels; by default `RADIUS`.
+
+    Returns
+    -------
+    Comparison
+        Without pairs, if there are none.
+
+    Raises
+    ------
+    InputError
+        If the other catalogue cannot be used.
+
+    Warns
+    -----
+    SersicnetWarning
+        When the offset is above `OFFSET`, or nothing matches.
+    """
+    if radius is not None and not (radius > 0 and np.isfinite(radius)):
+        raise InputError(f"A radius to match in is positive; received {radius:g}.")
+    there = other if isinstance(other, Reference) else Reference.read(other)
+    on, here, theirs = _places(table, there)
+    radius = RADIUS[on] if radius is None else float(radius)
+    i, j, offset = _matched(on, here, theirs, radius)
+    apart = _apart(on, here[i], theirs[j])
+    comparison = Comparison(
+        other=there.name, on=on, radius=radius, rows=(len(table), there.rows), i=i, j=j, offset=offset,
+        offset_error=np.array([Statistic.of(values).error for values in apart.T]), apart=apart,
+        clean=numbers(table, "flags", "the catalogue")[i] == 0 if "flags" in table.colnames else np.ones(len(i), bool),
+        **_compared(table, there, i, j),
+    )  # fmt: skip
+    unit = comparison.unit
+    if not len(i):
+        _warn(
+            f"None of the {len(table)} sources lies within {radius:g} {unit} of one of the {there.rows} of "
+            f"{there.name}. Do both speak of the same field?"
+        )
+    elif np.hypot(*offset) > OFFSET[on]:
+        _warn(
+            f"Positions differ from those of {there.name} by {np.hypot(*offset):.3f} ± "
+            f"{np.hypot(*comparison.offset_error):.3f} {unit} in the median: is the WCS of the image right?"
+            if on == "sky"
+            else f"Positions differ from those of {there.name} by {np.hypot(*offset):.2f} pixels in the median: "
+            "does it count from 1, or speak of another image?"
+        )
+    return comparison
+
+
+def _places(table: Table, other: Reference) -> tuple[str, np.ndarray, np.ndarray]:
+    """What both can be matched on, and their positions, (N, 2)."""
+    names = set(table.colnames)
+    if other.sky is not None and {"ra", "dec"} <= names:
+        return "sky", _columns(table, "ra", "dec"), other.sky
+    if other.pixels is not None and {"x", "y"} <= names:
+        return "pixels", _columns(table, "x", "y"), other.pixels
+    raise InputError(
+        f"Catalogues are matched by ra and dec, or by x and y, that both have; {other.name} has only "
+        f"{'ra and dec, and the image no WCS' if other.pixels is None else 'x and y'}."
+    )
+
+
+def _columns(table: Table, *names: str) -> np.ndarray:
+    return np.column_stack([numbers(table, name, "the catalogue") for name in names])
+
+
+def _matched(on: str, here: np.ndarray, there: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of partners, and the median offset, NaN where it cannot be told."""
+    reach = 2 * np.sin(np.radians(radius / 3600) / 2) if on == "sky" else radius
+    offset = np.full(2, np.nan)
+    i, j = np.empty(0, int), np.empty(0, int)
+    for _ in range(10):
+        moved = _moved(on, there, np.nan_to_num(offset))
+        partners = pairs(_points(on, here), _points(on, moved), reach)
+        if np.array_equal(partners, (i, j)):
+            break
+        i, j = partners
+        if len(i) < FEW:
+            offset = np.full(2, np.nan)
+            break
+        offset = np.median(_apart(on, here[i], there[j]), axis=0)
+    return i, j, offset
+
+
+def _points(on: str, places: np.ndarray) -> np.ndarray:
+    """Where distances can be taken: points of the unit sphere, or pixels."""
+    if on == "pixels":
+        return places
+    ra, dec = np.radians(places).T
+    return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+
+
+def _apart(on: str, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Positions here minus there, (N, 2), arcsec to the east and north, or pixels."""
+    apart = here - there
+    if on == "sky":
+        apart[:, 0] = ((apart[:, 0] + 180) % 360 - 180) * np.cos(np.radians(here[:, 1]))
+        apart *= 3600
+    return apart
+
+
+def _moved(on: str, places: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    if on == "pixels":
+        return places + offset
+    with np.errstate(divide="ignore", invalid="ignore"):
+        east = offset[0] / 3600 / np.cos(np.radians(places[:, 1]))
+    return np.column_stack([places[:, 0] + east, np.clip(places[:, 1] + offset[1] / 3600, -90, 90)])
+
+
+def _compared(table: Table, other: Reference, i: np.ndarray, j: np.ndarray) -> dict[str, Any]:
+    """The magnitudes, differences and notes of a comparison."""
+    theirs = {name: values[j] for name, values in other.parameters.items()}
+    mine: dict[str, np.ndarray] = {}
+    for name in ("mag", "mag_auto", "r_eff", "r_eff_pix", "sersic_n", "ellipticity"):
+        mine[name] = numbers(table, name, "the catalogue")[i] if name in table.colnames else np.full(len(i), np.nan)
+        mine[name][~_possible(name, mine[name])] = np.nan
+    notes = list(other.notes)
+    differences = {}
+    if "mag" in theirs:
+        differences["mag"] = mine["mag"] - theirs["mag"]
+    elif "mag_auto" in theirs and "mag_auto" in table.colnames:
+        differences["mag"] = mine["mag_auto"] - theirs["mag_auto"]
+        notes.append("Magnitudes are those of Kron ellipses in both, mag_auto here.")
+    elif "mag_auto" in theirs:
+        differences["mag"] = mine["mag"] - theirs["mag_auto"]
+        notes.append("Magnitudes there are of an aperture, MAG_AUTO, not of all of a profile: expect them fainter.")
+    radii = _radii(mine, theirs, notes)
+    if radii is not None:
+        differences["r_eff"] = radii[0] / radii[1] - 1
+    if "sersic_n" in theirs:
+        differences["sersic_n"] = np.log10(mine["sersic_n"] / theirs["sersic_n"])
+    if "ellipticity" in theirs:
+        differences["ellipticity"] = mine["ellipticity"] - theirs["ellipticity"]
+    missing = [PARAMETERS[name].split(",")[0] for name in PARAMETERS if name not in differences]
+    if missing:
+        notes.append(f"Not compared: {', '.join(missing)}.")
+    return {
+        "mag": theirs.get("mag", theirs.get("mag_auto", mine["mag"])),
+        "differences": differences,
+        "notes": tuple(notes),
+    }
+
+
+def _radii(
+    mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray], notes: list[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Radii of both in the same unit; None where that cannot be told."""
+    if "r_eff" in theirs and np.isfinite(mine["r_eff"]).any():
+        return mine["r_eff"], theirs["r_eff"]
+    if "r_eff_pix" in theirs:
+        notes.append("Radii are compared in pixels, taken to be of the same size in both.")
+        return mine["r_eff_pix"], theirs["r_eff_pix"]
+    if "r_eff" in theirs:
+        notes.append("The other catalogue has radii in arcsec, and the pixel scale here is not known.")
+    if "radius" in theirs:
+        return _radii_of_unknown_unit(mine, theirs["radius"], notes)
+    return None
+
+
+def _radii_of_unknown_unit(
+    mine: dict[str, np.ndarray], radius: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Radii beside a column ``re`` without a unit, which is in arcsec in some catalogues and in pixels in others."""
+    ratios = {}
+    for name, unit in (("r_eff", "arcsec"), ("r_eff_pix", "pixels")):
+        ratio = mine[name] / radius
+        if np.isfinite(ratio).any():
+            ratios[name] = unit, float(np.nanmedian(ratio))
+    near = [name for name, (_, ratio) in ratios.items() if 0.5 < ratio < 2]
+    if len(near) != 1:
+        notes.append("re has no unit, and its values do not tell whether it is arcsec or pixels: it is not compared.")
+        return None
+    unit, ratio = ratios[near[0]]
+    notes.append(f"re has no unit; it is taken for {unit}, for the median of the ratio is {ratio:.2f} then.")
+    return mine[near[0]], radius
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SersicnetWarning, stacklevel=3)

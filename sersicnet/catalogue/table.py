@@ -1,0 +1,265 @@
+"""The catalogue as a file: units, descriptions and UCDs on each column, and where it came from."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import astropy
+import numpy as np
+import photutils
+from astropy import units
+from astropy.io import fits
+from astropy.io.votable import from_table
+from astropy.io.votable.tree import Info, VOTableFile
+from astropy.table import Column, QTable, Table
+
+import sersicnet
+from sersicnet.errors import InputError
+from sersicnet.image import header as instrument
+from sersicnet.image import mosaic
+from sersicnet.schema import COLUMN
+
+FORMATS = {
+    ".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet",
+    ".vot": "votable", ".xml": "votable"}  # fmt: skip
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a catalogue whose name does not tell its format."""
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {path.name}.")
+
+
+def read_table(path: str | Path) -> Table:
+    """Read a table by its ending (.fits, .ecsv, .csv, .parquet), with clear errors."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"A table is a file; there is none at {path}.")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"A table ends in {', '.join(FORMATS)}; received {path.name}.")
+    try:
+        return Table.read(path, format=kind)
+    except Exception as error:  # every reader has exceptions of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path} cannot be read as {kind}: {reason[0]}") from error
+
+
+def origin() -> dict[str, str]:
+    """Date and versions, as FITS cards."""
+    return {
+        "DATE": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").removesuffix("+00:00"),
+        "SNETVER": sersicnet.__version__,
+        "PHOTUTIL": photutils.__version__,
+        "ASTROPY": astropy.__version__,
+    }
+
+
+_CARD_COMMENTS = {
+    "IMAGE": "image measured",
+    "IMAGES": "number of images measured",
+    "DATE": "UTC date of this catalogue",
+    "MAGSYS": "magnitude system",
+    "ZEROPT": "magnitude of one image unit",
+    "ZPSOURCE": "where ZEROPT was read",
+    "PIXSRC": "where PIXSCALE was read",
+    "PIXSCALE": "arcsec per pixel",
+    "RESAMPLE": "measured pixels per pixel of the image",
+    "SKYRMS": "median noise of a blank pixel, image units",
+    "NOISECOR": "noise of large apertures over white noise",
+    "MAPFACT": "factor on the noise map given",
+    "PSFFWHM": "full width of the PSF, pixels",
+    "PSFSRC": "where PSFFWHM is from",
+    "OUTSIDE": "what is outside the domain of the weights",
+    "WEIGHTS": "network weights",
+    "WTSHA256": "SHA-256 of the network",
+    "SNETVER": "version of sersicnet",
+    "PHOTUTIL": "version of photutils",
+    "ASTROPY": "version of astropy",
+    "STAMPSIZ": "side of a stamp in pixels",
+    "COMMAND": "command line",
+    "PSF": "PSF of the fits",
+    "GAIN": "electrons per image unit, in the fits",
+    "STRUCTUR": "scatter of galaxies about a profile, in fits",
+    "PRIOR": "what the fits assume of galaxies",
+}
+
+
+def write(table: QTable, path: Path) -> None:
+    """Write a catalogue; it appears whole or not at all.
+
+    FITS gets units, descriptions (``TCOMMn``) and UCDs (``TUCDn``), of which
+    astropy writes only the first.
+    """
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "fits":
+        _whole(path, lambda partial: _hdu(table).writeto(partial, overwrite=True, checksum=True))
+    elif kind == "votable":
+        _whole(path, lambda partial: _votable(table).to_xml(str(partial)))
+    else:
+        _whole(path, lambda partial: table.write(partial, format=kind, overwrite=True))
+
+
+def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
+    """Those of `sersicnet.schema.COLUMNS` that are given, with units and descriptions."""
+    table = QTable()
+    for name, column in COLUMN.items():
+        if name in columns:
+            content = np.asarray(columns[name]).astype(column.dtype)
+            table[name] = content * units.Unit(column.unit) if column.unit else content
+            table[name].info.description = column.description
+    return table
+
+
+def joined(tables: Sequence[QTable]) -> QTable:
+    """One catalogue of many images: a column tells the image, and ids count through all of them.
+
+    Columns that an image lacks are NaN, or 0 for whole numbers. What the images do not
+    share in their headers goes into the history, a line for each.
+    """
+    given = {name for table in tables for name in table.colnames}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMN if name in given or name == "image"}
+    before = 0
+    for table in tables:
+        for name, values in parts.items():
+            kind = COLUMN[name].dtype
+            if name == "image":
+                part = np.full(len(table), str(table.meta["IMAGE"]))
+            elif name in table.colnames:
+                part = np.array(getattr(table[name], "value", table[name]))
+            else:
+                part = np.full(len(table), 0 if kind == "i4" else np.nan)
+            if name in ("id", "parent"):
+                part[part > 0] += before
+            values.append(part)
+        before += len(table)
+    out = assembled({name: np.concatenate(values) for name, values in parts.items()})
+    keys = dict.fromkeys(key for table in tables for key in table.meta if key != "DATE")
+    shared = {key for key in keys if len({str(table.meta.get(key)) for table in tables}) == 1}
+    out.meta.update({key: tables[0].meta[key] for key in keys if key in shared})
+    out.meta.update(origin())
+    out.meta["IMAGES"] = len(tables)
+    out.meta["HISTORY"] = [
+        "; ".join(f"{key} {table.meta[key]}" for key in keys if key not in shared and key in table.meta)
+        for table in tables
+    ]
+    return out
+
+
+@contextmanager
+def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray | None]:
+    """An image that lies on another one, to be filled part by part; it appears whole or not at all.
+
+    Yields
+    ------
+    ndarray, float32, (H, W) or None
+        On disk; None without a path.
+    """
+    if path is None:
+        yield None
+        return
+    header = fits.Header() if frame.wcs is None else frame.wcs.to_header()
+    for key in ("BUNIT", *instrument.KEYWORDS):
+        if key in frame.header:
+            header[key] = frame.header[key]
+    header["IMAGE"] = frame.name if len(frame.name) < 60 else Path(frame.name).name
+    header["SNETVER"] = sersicnet.__version__
+    full = fits.PrimaryHDU(header=header).header
+    full["BITPIX"], full["NAXIS"] = -32, 2
+    full.set("NAXIS1", frame.shape[1], after="NAXIS")
+    full.set("NAXIS2", frame.shape[0], after="NAXIS1")
+    start = full.tostring().encode("ascii")
+    size = 4 * frame.shape[0] * frame.shape[1]
+    with beside(path) as partial:
+        with partial.open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + -(-size // 2880) * 2880)
+        pixels = np.memmap(partial, ">f4", "r+", len(start), frame.shape)
+        yield pixels
+        pixels.flush()
+        del pixels
+        if path.suffix == ".gz":
+            packed = partial.with_suffix(".packed")
+            try:
+                with partial.open("rb") as plain, gzip.open(packed, "wb") as file:
+                    shutil.copyfileobj(plain, file)
+                packed.replace(partial)
+            finally:
+                packed.unlink(missing_ok=True)
+
+
+def _whole(path: Path, write_to: Callable[[Path], None]) -> None:
+    """Let something be written beside `path`, then rename it: it appears whole or not at all."""
+    with beside(path) as partial:
+        write_to(partial)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that gets its name in the end."""
+    suffix = "".join(path.suffixes[-2:])
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _ascii(text: str) -> str:
+    """What a FITS header can hold."""
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _votable(table: QTable) -> VOTableFile:
+    file = from_table(Table(table))
+    resource = file.resources[0]
+    for key, value in table.meta.items():
+        resource.infos.append(Info(name=key, value=str(value)))
+    for field in resource.tables[0].fields:
+        field.ucd = COLUMN[field.name].ucd
+    return file
+
+
+def _format(column: Column) -> str:
+    kind = np.asarray(column).dtype
+    return f"{kind.itemsize // 4}A" if kind.kind == "U" else {"i4": "J", "f4": "E", "f8": "D"}[kind.str[1:]]
+
+
+def _hdu(table: QTable) -> fits.HDUList:
+    unit = fits.BinTableHDU.from_columns(
+        [
+            fits.Column(
+                name=name,
+                format=_format(table[name]),
+                unit=COLUMN[name].unit or None,
+                array=np.asarray(getattr(table[name], "value", table[name])),
+            )
+            for name in table.colnames
+        ],
+        name="CATALOG",
+    )
+    for i, name in enumerate(table.colnames, start=1):
+        unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
+        unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")
+    for key, value in table.meta.items():
+        if key in ("COMMAND", "HISTORY"):
+            for line in value if isinstance(value, list) else [value]:
+                unit.header.add_history(_ascii(line))
+            continue
+        if isinstance(value, str):
+            value = _ascii(value)
+        unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
+    return fits.HDUList([fits.PrimaryHDU(), unit])

@@ -1,0 +1,67 @@
+"""What is installed: versions, devices and weights, as Markdown for a bug report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+import sersicnet
+from sersicnet import weights
+from sersicnet.errors import SersicnetError
+
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "astropy",
+    "photutils",
+    "scikit-image",
+    "galsim",
+    "h5py",
+    "onnxruntime",
+    "keras",
+    "tensorflow",
+    "jax",
+    "torch",
+)
+
+
+def info() -> str:
+    """Describe this installation.
+
+    Returns
+    -------
+    str
+        Markdown: versions, the devices of inference and of training, and the
+        shipped weights with their domains and scores.
+    """
+    lines = [f"## sersicnet {sersicnet.__version__}", ""]
+    lines += [f"- Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"]
+    lines += [f"- {package} {version}" for package in PACKAGES if (version := _version(package))]
+    lines += [f"- measuring runs on: {', '.join(weights.providers())}"]
+    lines += [f"- training runs on: {_training_device()}", "", "## Weights", ""]
+    for name in weights.shipped():
+        try:
+            found = weights.load(name)
+        except SersicnetError as error:
+            lines += [f"`{name}`: {error}", ""]
+            continue
+        lines += [weights.readable(found.card).replace("\n## ", "\n### ").replace("# ", "### ", 1)]
+    if not weights.shipped():
+        lines += [f"none in {weights.shipped_directory()}"]
+    return "\n".join(lines).rstrip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _training_device() -> str:
+    try:
+        from sersicnet.training.train import device
+    except ImportError as error:
+        return f"nothing: {error}"
+    return device()

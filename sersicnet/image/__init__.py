@@ -1,0 +1,1 @@
+"""From an image to its sky, stars, PSF, detections and stamps."""

@@ -1,0 +1,340 @@
+"""The point sources of an image, and the PSF that they make together."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from sersicnet.image.detect import Detections
+from sersicnet.image.mosaic import Stamps, cut
+from sersicnet.image.sky import Sky
+from sersicnet.schema import LOW_SNR_LIMIT, MASKED_LIMIT, STAMP_SIZE
+
+LEAST_STARS = 5
+"""Stars below which nothing can be told of the PSF: a clump of fewer sizes may be chance."""
+
+MOST_STARS = 200
+
+PSF_SIDE = STAMP_SIZE - 1
+"""Side of a measured PSF, pixels."""
+
+POINT_SNR = 50.0
+"""Signal to noise from which on the size of a source tells whether it is a point."""
+
+_STAR_SNR = (400.0, 200.0, 100.0)
+_CLUMP = 0.06  # width of the range of log size that stars fill
+_CLUMP_CONTRAST = 1.5
+_STAR_SIGMA = (0.5, 6.0)
+_STAR_SCATTER = 0.0125  # of the log size of stars; galaxies fill the whole range
+_STAR_MISFIT = 0.05  # rms of what a star differs from the stack by, in units of its own rms
+_RING = 1.25
+_SKY_OFF = 0.06  # how far the sky under a star may be off, in units of the rms of a pixel
+_WING_SLOPE = 3.0
+_WING_SLOPES = (2.0, 5.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Stars:
+    """The point sources of an image, and what they look like together.
+
+    Attributes
+    ----------
+    psf : ndarray, float64, (127, 127) or None
+        Effective PSF: unit sum, centred on the middle pixel. None if there are too
+        few stars.
+    used : ndarray, bool, (N,)
+        Which detections it was made from.
+    alike : ndarray, bool, (N,)
+        Which detections look like stars: all that are no larger than those used.
+    size : ndarray, float64, (N,)
+        Standard deviation of the Gaussian that each detection is most like, pixels;
+        NaN where there is none, or the source cannot be trusted.
+    snr : ndarray, float64, (N,)
+        Of the detection through that Gaussian.
+    """
+
+    psf: np.ndarray | None
+    used: np.ndarray
+    alike: np.ndarray
+    size: np.ndarray
+    snr: np.ndarray
+
+
+def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -> Stars:
+    """Find the point sources among detections, and stack them to a PSF.
+
+    Stars all have the same size, and nothing is smaller: of the sizes of the
+    bright, isolated, round detections, the clump at the small end is taken if it
+    stands out against what is just above it. Saturated stars are larger, and
+    stay outside. The stars are shifted to a common centre and averaged, weighted by
+    their flux, without pixels that differ from the rest; centres and fluxes
+    are then measured with the PSF so made, stars that do not look like it are
+    dropped, and all is repeated. Where the noise of the stack covers the wings,
+    they follow a power law that fits the rings further in.
+
+    Parameters
+    ----------
+    data : ndarray, float32, (H, W)
+        Image, sky included.
+    bad : ndarray, bool, (H, W)
+    sky, found
+        From a `Detector`.
+
+    Returns
+    -------
+    Stars
+    """
+    n = len(found)
+    size, snr, round_ = np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, bool)
+    nobody = np.zeros(n, bool)
+    claimed = found.claimed()
+    for first in range(0, n, MOST_STARS):
+        part = slice(first, min(first + MOST_STARS, n))
+        stamps = cut(data, bad, sky, found.x[part], found.y[part], claimed, np.arange(part.start, part.stop) + 1)
+        size[part], snr[part], round_[part] = sizes(stamps)
+    size[found.blended] = np.nan
+    clump = _clump(np.where(round_, size, np.nan), snr)
+    if clump is None:
+        return Stars(None, nobody, nobody, size, snr)
+    low, high, faintest = clump
+    with np.errstate(invalid="ignore"):
+        members = np.flatnonzero(round_ & (size >= low) & (size <= high) & (snr >= faintest))
+        members = np.sort(members[np.argsort(-snr[members], kind="stable")][:MOST_STARS])
+    stamps = cut(data, bad, sky, found.x[members], found.y[members], claimed, members + 1)
+    psf, kept = _stacked(stamps, sky.correlation)
+    own = size[members[kept]]
+    # The size of an undersampled star depends on where in a pixel it lies.
+    if psf is None or np.log(own).std() > _STAR_SCATTER * max(1, 1.2 / np.median(own)):
+        return Stars(None, nobody, nobody, size, snr)
+    used = nobody.copy()
+    used[members[kept]] = True
+    with np.errstate(invalid="ignore"):
+        alike = size <= high * (1 + 2 / snr)
+    return Stars(psf, used, alike, size, snr)
+
+
+def size_of(psf: np.ndarray) -> float:
+    """The size that `Stars.size` has for a noiseless star, pixels."""
+    half = min(psf.shape[0] // 2, STAMP_SIZE // 2 - 1)
+    middle = psf.shape[0] // 2
+    stamp, at = np.zeros((1, STAMP_SIZE, STAMP_SIZE), np.float32), STAMP_SIZE // 2
+    inner, outer = slice(middle - half, middle + half + 1), slice(at - half, at + half + 1)
+    stamp[0, outer, outer] = 1e6 * psf[inner, inner]
+    here, no, one = np.array([float(at)]), np.zeros(stamp.shape, bool), np.ones(1)
+    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), no[:, 0, 0], 0 * one, 0 * one, no[:, 0, 0])
+    return float(sizes(star)[0][0])
+
+
+PLATEAU = 4
+"""Pixels of the same highest value in a centre that tell that it was cut off."""
+
+
+def saturated(stamps: Stamps, level: float = np.inf) -> np.ndarray:
+    """Which sources lost light where their centre is brightest, bool, (N,).
+
+    Those with a pixel of `level` or more among the central 9 x 9, and those whose
+    brightest pixels there all have the very same value.
+
+    Parameters
+    ----------
+    stamps : Stamps
+    level : float
+        Image units above the sky.
+    """
+    middle = slice(STAMP_SIZE // 2 - 5, STAMP_SIZE // 2 + 4)
+    centre = np.where(stamps.replaced[:, middle, middle], -np.inf, stamps.pixels[:, middle, middle])
+    centre = centre.reshape(len(centre), -1)
+    highest = centre.max(axis=1, initial=-np.inf, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        reached = highest[:, 0] * stamps.rms >= level
+        # The sky that was subtracted may slope.
+        flat = np.isclose(centre, highest, rtol=1e-4, atol=0.02).sum(axis=1) >= PLATEAU
+    return reached | (flat & (highest[:, 0] > LOW_SNR_LIMIT))
+
+
+def good_galaxies(
+    data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections, stars: Stars | None = None
+) -> np.ndarray:
+    """Which detections a network can learn from, bool, (N,).
+
+    Those with a signal to noise of `sersicnet.schema.LOW_SNR_LIMIT`, whose stamp
+    lies inside the image and has nearly all of its pixels, and that do not look
+    like a star.
+
+    Parameters
+    ----------
+    data, bad, sky, found
+        As for `find_stars`.
+    stars : Stars, optional
+        Found already.
+    """
+    stars = stars or find_stars(data, bad, sky, found)
+    half = STAMP_SIZE // 2
+    good = ~stars.alike & (found.flux > 0) & np.isfinite(found.x) & np.isfinite(found.y)
+    for i in np.flatnonzero(good):
+        x, y = round(found.x[i]) - half, round(found.y[i]) - half
+        good[i] = 0 < x < data.shape[1] - STAMP_SIZE and 0 < y < data.shape[0] - STAMP_SIZE
+        if good[i]:
+            window = slice(y, y + STAMP_SIZE), slice(x, x + STAMP_SIZE)
+            snr = found.flux[i] / (np.sqrt(found.area[i]) * np.nanmedian(sky.rms[window]) * sky.correlation)
+            good[i] = snr >= LOW_SNR_LIMIT and bad[window].mean() <= MASKED_LIMIT
+    return good
+
+
+def sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Size [pix] and S/N of sources as Gaussians see them, float64, (N,), and which may be stars, bool, (N,).
+
+    The size is that of the round Gaussian whose weight makes the second moment
+    half of its own variance; it does not care for noise far out, as a plain
+    second moment does.
+    """
+    n, middle = len(stamps.x), STAMP_SIZE // 2
+    inner = slice(middle - reach, middle + reach)
+    values = stamps.pixels[:, inner, inner].astype(float)
+    along = np.arange(2.0 * reach)
+    cx, cy = stamps.x - inner.start, stamps.y - inner.start
+    sigma, total, squares = np.full(n, 1.5), np.zeros(n), np.ones(n)
+    e1, e2 = np.ones(n), np.ones(n)
+    good = ~stamps.empty & np.isfinite(stamps.rms)
+    values[~good] = np.nan
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for _ in range(rounds):
+            # Weight and moments are products of factors along x and y.
+            to_x, to_y = (along - centre[:, None] for centre in (cx, cy))
+            in_x, in_y = (np.exp(-0.5 * (to / sigma[:, None]) ** 2) for to in (to_x, to_y))
+            by_x, by_y = (
+                np.stack([weight, weight * to, weight * to**2], axis=-1) for weight, to in ((in_x, to_x), (in_y, to_y))
+            )
+            moments = by_y.transpose(0, 2, 1) @ (values @ by_x)
+            total, squares = moments[:, 0, 0], (in_x**2).sum(axis=1) * (in_y**2).sum(axis=1)
+            mx, my, mxx, myy, mxy = (moments[:, j, i] / total for j, i in ((0, 1), (1, 0), (0, 2), (2, 0), (1, 1)))
+            cx, cy = cx + np.clip(2 * mx, -1, 1), cy + np.clip(2 * my, -1, 1)
+            trace = mxx + myy
+            e1, e2 = 2 * (mxx - myy) / trace, 4 * mxy / trace
+            sigma = np.clip(np.sqrt(np.where(trace > 0, trace, np.nan)), *_STAR_SIGMA)
+        snr = total / np.sqrt(squares)
+        square_x, square_y = ((along - centre[:, None]) ** 2 for centre in (cx, cy))
+        near = square_y[:, :, None] + square_x[:, None, :] < (3 * sigma[:, None, None]) ** 2
+        whole = ~(stamps.replaced[:, inner, inner] & near).any(axis=(1, 2))
+        inside = (sigma > _STAR_SIGMA[0]) & (sigma < _STAR_SIGMA[1])
+        moved = np.hypot(cx + inner.start - stamps.x, cy + inner.start - stamps.y) > 1
+        trusted = good & whole & inside & ~moved & (snr > 0)
+        round_ = trusted & (np.hypot(e1, e2) < 0.25)
+    return np.where(trusted, sigma, np.nan), np.where(trusted, snr, np.nan), round_
+
+
+def _clump(size: np.ndarray, snr: np.ndarray) -> tuple[float, float, float] | None:
+    """Smallest and largest size of the stars, and the S/N that they have at least; None without a clump."""
+    best, result = _CLUMP_CONTRAST, None
+    for faintest in _STAR_SNR:
+        with np.errstate(invalid="ignore"):
+            logs = np.sort(np.log(size[np.isfinite(size) & (snr >= faintest)]))
+        below = np.arange(len(logs))
+        inside = np.searchsorted(logs, logs + _CLUMP, "right") - below
+        above = np.searchsorted(logs, logs + 2 * _CLUMP, "right") - below - inside
+        contrast = (inside - above) / np.sqrt(inside + above + 1)
+        contrast[(inside < LEAST_STARS) | (below > 2 + 0.1 * inside)] = -np.inf
+        if len(logs) and contrast.max() > best:
+            best, k = float(contrast.max()), int(contrast.argmax())
+            result = float(np.exp(logs[k])), float(np.exp(logs[k] + _CLUMP)), faintest
+    return result
+
+
+def _stacked(stamps: Stamps, correlation: float, rounds: int = 4) -> tuple[np.ndarray | None, np.ndarray]:
+    """Stack the stamps of stars; the PSF, and which stars it was made from."""
+    middle, n = PSF_SIDE // 2, len(stamps.x)
+    y, x = np.indices((PSF_SIDE, PSF_SIDE)) - middle
+    radius = np.hypot(x, y)
+    core = radius < 8
+    noise_of_mean = 1 + 2 * correlation * np.sqrt(2 / core.sum())  # two sigma above the mean square of correlated noise
+    shift = np.column_stack([stamps.x, stamps.y]) - middle
+    flux = np.array([p[:-1, :-1][core].sum() for p in stamps.pixels])
+    kept = flux > 0
+    psf = np.zeros((PSF_SIDE, PSF_SIDE))
+    for turn in range(rounds):
+        if kept.sum() < LEAST_STARS:
+            return None, kept
+        centred = np.array([_shifted(p, -d)[:-1, :-1] for p, d in zip(stamps.pixels[kept], shift[kept], strict=True)])
+        missing = np.array([ndimage.binary_dilation(m, np.ones((3, 3)))[:-1, :-1] for m in stamps.replaced[kept]])
+        scaled = np.where(missing, np.nan, centred / flux[kept, None, None])
+        psf, noise, sky = _mean_star(scaled, flux[kept])
+        psf /= psf[core].sum()
+        dy, dx = np.gradient(psf)
+        misfit = np.zeros(n)
+        basis = np.column_stack([psf[core], -dx[core], -dy[core]])
+        for k, star in zip(np.flatnonzero(kept), centred, strict=True):
+            (amount, ax, ay), *_ = np.linalg.lstsq(basis, star[core], rcond=None)
+            flux[k] = amount
+            shift[k] += np.clip([ax / amount, ay / amount], -0.5, 0.5)
+            left = star[core] - basis @ (amount, ax, ay)
+            excess = max(float((left**2).mean()) - noise_of_mean, 0)
+            misfit[k] = np.sqrt(excess / (star[core] ** 2).mean())
+        if turn > 0:
+            kept &= (misfit < _STAR_MISFIT) & (flux > 0)
+    if kept.sum() < LEAST_STARS:
+        return None, kept
+    psf = _with_wings(psf, radius, noise * correlation, sky * _SKY_OFF)
+    return psf / psf.sum(), kept
+
+
+def _shifted(stamp: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """A stamp moved by a fraction of its pixels along x and y, by a phase in Fourier space."""
+    fy, fx = (np.fft.fftfreq(n) for n in stamp.shape)
+    phase = np.exp(-2j * np.pi * (fx[None, :] * by[0] + fy[:, None] * by[1]))
+    return np.fft.ifft2(np.fft.fft2(stamp) * phase).real
+
+
+def _mean_star(scaled: np.ndarray, flux: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Mean of stars of unit flux, weighted by their flux, without outliers; the noise of a pixel of it, and of its sky.
+
+    The latter is what a sky that is off by the rms of a pixel makes of it.
+    """
+    weight = np.minimum(flux, 4 * np.median(flux)) ** 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # pixels that no star has
+        typical = np.nan_to_num(np.nanmedian(scaled, axis=0))
+    tolerance = 4 * np.hypot(1 / flux[:, None, None], 0.05 * typical + 0.1 * typical.max() * (typical > 0.2))
+    with np.errstate(invalid="ignore"):
+        good = np.abs(scaled - typical) < tolerance
+    weights = np.where(good, weight[:, None, None], 0)
+    total = weights.sum(axis=0)
+    mean = np.where(good, scaled, 0)
+    mean = np.where(total > 0, (weights * mean).sum(axis=0) / np.maximum(total, 1e-30), typical)
+    return mean, float(np.sqrt((weight**2 / flux**2).sum()) / weight.sum()), float((weight / flux).sum() / weight.sum())
+
+
+def _with_wings(psf: np.ndarray, radius: np.ndarray, noise: float, sky: float) -> np.ndarray:
+    """A PSF whose pixels are replaced by means of rings where the noise covers them, and those by a power law.
+
+    `noise` is that of a pixel, `sky` what all of them may be off by together.
+    """
+    ring = np.rint(radius).astype(int)
+    inside = ring <= PSF_SIDE // 2
+    profile = np.bincount(ring[inside], psf[inside]) / np.bincount(ring[inside])
+    half = int(np.argmax(profile < profile[0] / 2))
+    noisy = profile < 3 * noise
+    first = max(int(np.argmax(noisy)), 2 * half) if noisy.any() else len(profile)
+    if first >= PSF_SIDE // 2:
+        return psf
+    # Rings as wide as a quarter of their radius, from well inside of where they are needed.
+    steps = max(2, round(np.log(PSF_SIDE / 2 / (first / 1.5)) / np.log(_RING)))
+    edges = np.geomspace(first / 1.5, PSF_SIDE / 2, steps + 1)
+    which = np.digitize(radius, edges) - 1
+    there = (which >= 0) & (which < steps)
+    number = np.bincount(which[there], minlength=steps)
+    mean = np.bincount(which[there], psf[there], minlength=steps) / number
+    at = np.bincount(which[there], radius[there], minlength=steps) / number
+    known = mean > np.hypot(5 * noise / np.sqrt(number), 3 * sky)
+    last = int(np.argmin(known)) if not known.all() else steps  # rings known without a gap
+    slope = _WING_SLOPE
+    if last >= 3:
+        slope = float(np.clip(-np.polyfit(np.log(at[:last][-4:]), np.log(mean[:last][-4:]), 1)[0], *_WING_SLOPES))
+    if last == 0:
+        at, mean, last = np.array([first - 1.0]), np.array([max(profile[first - 1], 0)]), 1
+    distance = np.maximum(radius, 1)
+    within = np.exp(np.interp(np.log(distance), np.log(at[:last]), np.log(np.maximum(mean[:last], 1e-30))))
+    beyond = mean[last - 1] * (at[last - 1] / distance) ** slope
+    return np.where(radius < first, psf, np.where(radius < at[last - 1], within, beyond))

@@ -1,0 +1,1 @@
+"""The river from an image to a catalogue."""

@@ -1,0 +1,467 @@
+"""What is done with one tile of an image: find its sources, cut their stamps, ask the network, and fit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from sersicnet import domain, weights
+from sersicnet.engine.fit import Fits, Fitter, Status
+from sersicnet.errors import InputError
+from sersicnet.image import detect, mosaic, photometry
+from sersicnet.image import stars as points
+from sersicnet.image.sky import Mesh, Sky
+from sersicnet.schema import (
+    CROWDED_LIMIT,
+    LOW_SNR_LIMIT,
+    MASKED_LIMIT,
+    STAMP_SIZE,
+    TARGET_NAMES,
+    Flag,
+    absolute_magnitude_of_rms,
+)
+
+STAMPS_AT_ONCE = 512
+"""Stamps cut before they go through the network: 32 MB."""
+
+
+MOST_NEIGHBOURS = 3
+"""Overlapping neighbours that are fitted together with a galaxy; others are masked."""
+
+
+NEIGHBOUR_FLUX = 0.1
+"""Least flux of such a neighbour, as a fraction of the galaxy's."""
+
+
+_NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
+"""Pixels within which neighbours are fitted together with a galaxy."""
+
+
+_STAMP_REACH = STAMP_SIZE // 2 + 4
+"""Pixels around a place that its stamp, and the sources in it, take."""
+
+
+Report = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """All that work on a tile needs to know.
+
+    Attributes
+    ----------
+    exposure : Exposure or Resampled
+    zero_point : float
+    mesh : Mesh
+    places : ndarray, float64, (N, 2) or None
+        Where to measure; None for what is detected.
+    starts : dict
+        Parameters of the places that fits start from, by name.
+    network : Path or None
+        Weights directory; None for fits alone.
+    fitter : Fitter or None
+    psf_width : float
+        Full width of the PSF that moments are freed from, pixels.
+    profiles : bool
+        Whether to collect what tells the width of the image's PSF.
+    saturation : float
+        Value from which on a pixel is saturated.
+    threads : int
+        Of the fits.
+    """
+
+    exposure: mosaic.Exposure | mosaic.Resampled
+    zero_point: float
+    mesh: Mesh
+    places: np.ndarray | None
+    starts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    network: Path | None = None
+    fitter: Fitter | None
+    psf_width: float = 0.0
+    profiles: bool = False
+    saturation: float
+    threads: int
+
+
+def cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
+    """The tiles of an image, about equally large and row by row; they do not overlap."""
+    if tile < STAMP_SIZE:
+        raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
+    edges = [np.linspace(0, n, max(1, round(n / tile)) + 1).round().astype(int).tolist() for n in shape]
+    return [(slice(*rows), slice(*columns)) for rows in pairwise(edges[0]) for columns in pairwise(edges[1])]
+
+
+def measure_tile(setting: Setting, core: mosaic.Window, report: Report = silent) -> dict[str, np.ndarray]:
+    """Measure the places of a tile."""
+    try:
+        report("detecting", 0, 0)
+        scene, own = _Scene.of(setting, core)
+        values = Values.empty(scene, own)
+        if setting.network is not None:
+            _predict(scene, values, _network(setting.network), report)
+        else:
+            _start(scene, values)
+        if setting.fitter is not None:
+            _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
+        profiles = np.zeros((0, 4))
+        if setting.profiles:
+            mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
+            profiles = _profiles(scene, values, mine)
+        return {**{name: array[own] for name, array in values._asdict().items()}, "profiles": profiles}
+    finally:
+        setting.exposure.close()
+
+
+class _Scene(NamedTuple):
+    """A tile with what was detected in it, and the places to be measured; all positions are of the image."""
+
+    setting: Setting
+    zone: mosaic.Window  # where what was detected does not depend on the tile
+    window: mosaic.Window
+    pixels: mosaic.Pixels
+    sky: Sky
+    found: detect.Detections
+    x: np.ndarray
+    y: np.ndarray
+    source: np.ndarray  # index of the detection at each place, -1 for none
+    place: np.ndarray  # number of the place, if places were given
+
+    @classmethod
+    def of(cls, setting: Setting, core: mosaic.Window) -> tuple[_Scene, np.ndarray]:
+        """The scene of a tile, and which of its places are the tile's own."""
+        shape = setting.exposure.shape
+        near = mosaic.grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
+        zone = mosaic.grown(near, _STAMP_REACH, shape)
+        if setting.places is not None:
+            place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
+            if not len(place):
+                zone = slice(0, 0), slice(0, 0)
+        window, pixels, sky, found = detect.Detector().around(setting.exposure, setting.mesh, zone)
+        if setting.places is None:
+            chosen = np.flatnonzero(_inside(found.x, found.y, near, shape))
+            x, y, source, place = found.x[chosen], found.y[chosen], chosen, np.full(len(chosen), -1)
+        else:
+            x, y = setting.places[place].T
+            source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
+        scene = cls(setting, zone, window, pixels, sky, found, x.copy(), y.copy(), source, place)
+        return scene, _inside(x, y, core, shape)
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Column and row of the first pixel of the window."""
+        return self.window[1].start, self.window[0].start
+
+    def of_source(self, values: np.ndarray) -> np.ndarray:
+        """Values of the detection at each place, NaN where there is none."""
+        detected = self.source >= 0
+        if not len(values):
+            return np.full(len(self.x), np.nan)
+        return np.where(detected, values[np.where(detected, self.source, 0)], np.nan)
+
+
+def _inside(x: np.ndarray, y: np.ndarray, window: mosaic.Window, shape: tuple[int, int]) -> np.ndarray:
+    """Which positions belong to a window, bool, (N,); those beyond the image to the nearest one, NaN to the first."""
+    out = np.ones(len(x), bool)
+    for values, part, n in ((x, window[1], shape[1]), (y, window[0], shape[0])):
+        nearest = np.clip(np.rint(np.nan_to_num(values, nan=0.0)), 0, n - 1)
+        out &= (nearest >= part.start) & (nearest < part.stop)
+    return out
+
+
+def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Index of the detection under each position, -1 for none."""
+    inside = np.isfinite(x) & np.isfinite(y)
+    column, row = np.rint(np.where(inside, x, -1)).astype(int), np.rint(np.where(inside, y, -1)).astype(int)
+    inside &= (column >= 0) & (column < segmentation.shape[1]) & (row >= 0) & (row < segmentation.shape[0])
+    out = np.full(len(x), -1)
+    out[inside] = segmentation[row[inside], column[inside]] - 1
+    return out
+
+
+DETECTED = ("a", "b", "area", "parent_x", "parent_y", *photometry.Photometry._fields)
+"""What is kept of a detection as it is; the parent is the brightest source of the same connected region."""
+
+
+def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
+    """`DETECTED` of each place, float64, (N, 10); NaN where nothing is, and for places that are not the tile's own."""
+    found, source, setting = scene.found, scene.source, scene.setting
+    out = np.full((len(scene.x), len(DETECTED)), np.nan)
+    rows = np.flatnonzero(own & (source >= 0))
+    if not len(rows):
+        return out
+    which, back = np.unique(source[rows], return_inverse=True)
+    light = np.column_stack(found.photometry(which))
+    # An aperture that leaves the zone would depend on the tile.
+    half = (photometry.KRON_REACH * found.a[which]).astype(int) + 2
+    leaves = np.zeros(len(which), bool)
+    for place, part, n in zip((found.y[which], found.x[which]), scene.zone, setting.exposure.shape, strict=True):
+        leaves |= (place - half < part.start) & (part.start > 0)
+        leaves |= (place + half > part.stop - 1) & (part.stop < n)
+    far = ~(photometry.reach(found.a[which], light[:, 0]) < _STAMP_REACH)
+    for k in np.flatnonzero(far & leaves):
+        x, y = found.x[which[k]], found.y[which[k]]
+        middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
+        around = mosaic.grown(middle, int(half[k]), setting.exposure.shape)
+        near = detect.Detector().around(setting.exposure, setting.mesh, around).detections
+        same = np.flatnonzero((near.x == x) & (near.y == y))
+        light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
+    parent = found.parent[which]
+    shape = found.a[which], found.b[which], found.area[which], found.x[parent], found.y[parent]
+    out[rows] = np.column_stack([*shape, light])[back]
+    return out
+
+
+class Values(NamedTuple):
+    """What is known of each place so far; magnitudes are AB."""
+
+    place: np.ndarray  # number of the place given, -1 for a detection
+    x0: np.ndarray  # of the detection or the place, which a fit does not change
+    y0: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    targets: np.ndarray
+    errors: np.ndarray
+    theta: np.ndarray
+    sky: np.ndarray
+    chi2: np.ndarray
+    status: np.ndarray
+    rms: np.ndarray
+    snr: np.ndarray
+    size: np.ndarray  # of the Gaussian that the source is most like; NaN if it cannot be trusted
+    size_snr: np.ndarray
+    flags: np.ndarray
+    detected: np.ndarray  # what `DETECTED` names
+
+    @classmethod
+    def empty(cls, scene: _Scene, own: np.ndarray) -> Values:
+        """What the detections tell; the light in apertures only of the tile's own."""
+        n = len(scene.x)
+        signal = scene.of_source(scene.found.flux) / np.sqrt(scene.of_source(scene.found.area))
+        out = cls(
+            place=scene.place,
+            x0=scene.x.copy(),
+            y0=scene.y.copy(),
+            x=scene.x.copy(),
+            y=scene.y.copy(),
+            targets=np.full((n, len(TARGET_NAMES)), np.nan),
+            errors=np.full((n, len(TARGET_NAMES)), np.nan),
+            theta=scene.of_source(scene.found.theta),
+            sky=np.full(n, np.nan),
+            chi2=np.full(n, np.nan),
+            status=np.full(n, -1),
+            rms=np.full(n, np.nan),
+            size=np.full(n, np.nan),
+            size_snr=np.full(n, np.nan),
+            snr=signal / scene.sky.correlation,
+            flags=np.zeros(n, int),
+            detected=_detected(scene, own),
+        )
+        out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
+        return out
+
+    def note(self, rows: slice, stamps: mosaic.Stamps, saturation: float) -> None:
+        """Noise and flags that stamps tell."""
+        flags = self.flags[rows]
+        self.rms[rows] = stamps.rms
+        self.size[rows], self.size_snr[rows], _ = points.sizes(stamps)
+        flags |= Flag.SATURATED * points.saturated(stamps, saturation)
+        self.snr[rows] /= stamps.rms
+        flags |= Flag.NO_DATA * stamps.empty
+        flags |= Flag.EDGE * stamps.edge
+        flags |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
+        flags |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
+        with np.errstate(invalid="ignore"):
+            flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
+
+    def parameters(self, zero_point: float) -> np.ndarray:
+        """What `sersicnet.engine.render.Renderer` draws, in pixels of the image, (N, 7)."""
+        mag, r_eff, n, e = self.targets.T
+        flux = 10 ** (-0.4 * (mag - zero_point))
+        return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
+
+
+def _stamps(
+    scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None
+) -> Iterator[tuple[slice, mosaic.Stamps]]:
+    """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.image.mosaic.cut`."""
+    which = np.arange(len(scene.x)) if which is None else which
+    claimed, n = scene.found.claimed(), len(which)
+    for first in range(0, n, STAMPS_AT_ONCE):
+        rows = slice(first, min(first + STAMPS_AT_ONCE, n))
+        x, y = scene.x[which[rows]], scene.y[which[rows]]
+        data, bad, _ = scene.pixels
+        yield rows, mosaic.cut(data, bad, scene.sky, x, y, claimed, labels[which[rows]], scene.origin)
+
+
+def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Report) -> None:
+    """Cut the stamps, and ask the network."""
+    n = len(scene.x)
+    report("measuring", 0, n)
+    for rows, stamps in _stamps(scene, scene.source + 1):
+        stamps.pixels[stamps.empty] = np.nan
+        values.targets[rows], errors = network.predict(stamps.pixels)
+        if errors is not None:
+            values.errors[rows] = errors
+        values.note(rows, stamps, scene.setting.saturation)
+        values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
+        report("measuring", rows.stop, n)
+
+
+def _start(scene: _Scene, values: Values) -> None:
+    """Take what fits start from out of the user's table, and from moments for the rest."""
+    moments = _moments(scene.found, scene.setting.psf_width)
+    flux, r_eff, n, q = (scene.of_source(moments[:, k]) for k in (2, 3, 4, 5))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mag = scene.setting.zero_point - 2.5 * np.log10(flux)
+    guesses = {"mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - q, "theta": values.theta}
+    for name, column in scene.setting.starts.items():
+        given = column[scene.place]
+        guesses[name] = np.where(np.isfinite(given), given, guesses[name])
+    for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
+        guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
+    for k, name in enumerate(TARGET_NAMES):
+        values.targets[:, k] = guesses[name]
+    values.theta[:] = guesses["theta"]
+    for rows, stamps in _stamps(scene, scene.source + 1):
+        values.note(rows, stamps, scene.setting.saturation)
+    values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
+
+
+def _moments(found: detect.Detections, psf_width: float) -> np.ndarray:
+    """Rough parameters of all detections, (D, 7): the PSF is taken off in quadrature."""
+    a, b = (np.sqrt(np.maximum(axis**2 - (psf_width / 2.355) ** 2, 0.25)) for axis in (found.a, found.b))
+    index = np.full(len(found), 1.5)
+    return np.column_stack([found.x, found.y, 1.2 * found.flux, 1.2 * a, index, np.clip(b / a, 0.1, 0.95), found.theta])
+
+
+def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
+    """The `sersicnet.domain.profiles` of detections, with their size in place of their number."""
+    (data, bad, _), found = scene.pixels, scene.found
+    out = domain.profiles(data, bad, scene.sky, found, which, scene.origin)
+    source = out[:, 3].astype(int)
+    if scene.setting.places is None:  # they are measured themselves
+        size = np.full(len(found), np.nan)
+        size[scene.source] = values.size
+        out[:, 3] = size[source]
+        return out
+    claimed = found.claimed()
+    for first in range(0, len(out), STAMPS_AT_ONCE):
+        part = slice(first, first + STAMPS_AT_ONCE)
+        i = source[part]
+        stamps = mosaic.cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
+        out[part, 3] = points.sizes(stamps)[0]
+    return out
+
+
+@functools.lru_cache(1)
+def _network(path: Path) -> weights.Weights:
+    return weights.load(path)
+
+
+def _overlapping(scene: _Scene) -> list[np.ndarray]:
+    """For each place, the detections that are fitted together with it: bright, and touching.
+
+    Two sources touch when the circles with the area of their detected pixels do;
+    of those with a tenth of the galaxy's flux or more, the ones with the most
+    light at the galaxy count.
+    """
+    found, nobody = scene.found, np.zeros(0, int)
+    if not len(found):
+        return [nobody] * len(scene.x)
+    reach = np.sqrt(found.area / np.pi)
+    tree = KDTree(np.column_stack([found.x, found.y]))
+    out = []
+    for source in scene.source:
+        if source < 0:
+            out.append(nobody)
+            continue
+        near = np.array(tree.query_ball_point((found.x[source], found.y[source]), 0.7 * STAMP_SIZE), int)
+        near = near[near != source]
+        distance = np.hypot(found.x[near] - found.x[source], found.y[near] - found.y[source])
+        touching = (distance < reach[near] + reach[source] + 2) & (
+            found.flux[near] > NEIGHBOUR_FLUX * found.flux[source]
+        )
+        near, distance = near[touching], distance[touching]
+        out.append(near[np.argsort(-found.flux[near] / distance**2)][:MOST_NEIGHBOURS])
+    return out
+
+
+def _fit(scene: _Scene, values: Values, own: np.ndarray, fitter: Fitter, report: Report, *, keep: bool) -> None:
+    """Fit a Sersic profile at the tile's own places; `keep` results that did not converge, else what was there."""
+    zero_point = scene.setting.zero_point
+    parameters = values.parameters(zero_point)
+    starts = _moments(scene.found, scene.setting.psf_width)
+    known = (scene.source >= 0) & np.isfinite(parameters).all(axis=1)
+    starts[scene.source[known]] = parameters[known]
+    neighbours = _overlapping(scene)
+    labels = np.zeros((len(parameters), 1 + MOST_NEIGHBOURS), int)
+    for row, source, near in zip(labels, scene.source, neighbours, strict=True):
+        row[: 1 + len(near)] = source + 1, *(near + 1)
+    mine = np.flatnonzero(own)
+    n = len(mine)
+    report("fitting", 0, n)
+    for part, stamps in _stamps(scene, labels, mine):
+        rows = mine[part]
+        to_stamp = np.zeros((len(rows), 7))
+        to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
+        stamps.replaced[stamps.empty] = True
+        fits = fitter(
+            stamps.pixels * stamps.rms[:, None, None].astype(np.float32),
+            stamps.noise,
+            parameters[rows] + to_stamp,
+            stamps.replaced,
+            [starts[neighbours[row]] + shift for row, shift in zip(rows, to_stamp, strict=True)],
+            workers=scene.setting.threads,
+            report=lambda done, first=part.start: report("fitting", first + done, n),  # type: ignore[misc]
+        )
+        _take(values, rows, fits, to_stamp, zero_point, keep=keep)
+
+
+def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool) -> None:
+    """Put the results of fits into their rows."""
+    # What is left beyond the noise is taken for more noise of the same kind.
+    worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
+    with np.errstate(invalid="ignore"):
+        errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
+    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
+    values.status[rows] = fits.status
+    values.flags[rows[~good]] |= Flag.NOT_REFINED
+    taken = np.isfinite(fits.parameters).all(axis=1) if keep else good
+    if keep:
+        values.targets[rows[~taken]] = np.nan
+    at = rows[taken]
+    x, y, flux, r_eff, n, q, theta = (fits.parameters - to_stamp)[taken].T
+    errors = errors[taken]
+    values.x[at], values.y[at], values.theta[at] = x, y, theta
+    values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
+    values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
+    values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
+
+
+def drawn(core: mosaic.Window, values: Values, zero_point: float, fitter: Fitter) -> np.ndarray:
+    """All galaxies of a tile as the fits see them, float32, (H, W)."""
+    canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
+    parameters = values.parameters(zero_point)
+    parameters = parameters[np.isfinite(parameters).all(axis=1)]
+    sizes = np.select([16 * parameters[:, 3] < STAMP_SIZE, 16 * parameters[:, 3] < 2 * STAMP_SIZE], [1, 2], 4)
+    sizes *= STAMP_SIZE
+    corners = np.rint(parameters[:, :2]).astype(int) - sizes[:, None] // 2
+    low = np.maximum(corners, (core[1].start, core[0].start))
+    high = np.minimum(corners + sizes[:, None], (core[1].stop, core[0].stop))
+    for k in np.flatnonzero((high > low).all(axis=1)):
+        corner, (x0, y0), (x1, y1) = corners[k], low[k], high[k]
+        stamp = fitter.draw(parameters[k] - np.array([*corner, 0, 0, 0, 0, 0]), int(sizes[k]))
+        inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
+        canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+    return canvas

@@ -1,0 +1,1 @@
+"""The river from a prior and a telescope to stamps with their truth."""

@@ -1,0 +1,200 @@
+"""A galaxy among others: neighbours, detection, and the stamp that `measure` would cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sersicnet.engine.render import Renderer
+from sersicnet.image.header import Instrument
+from sersicnet.schema import STAMP_SIZE
+from sersicnet.simulating import morphology as reallike
+from sersicnet.simulating.population import draw_neighbours
+
+if TYPE_CHECKING:
+    from sersicnet.image import detect, mosaic
+
+MARGIN = 32
+"""Pixels around a stamp that belong to the scene in which sources are detected."""
+
+SIZE = STAMP_SIZE + 2 * MARGIN
+
+_SMALL = 64
+_MOST_ATTEMPTS = 8
+_WORST_CENTRING = 1.0
+
+
+def parameters(galaxy: Mapping[str, float], instrument: Instrument) -> list[float]:
+    """What the renderer takes for a galaxy of a truth table."""
+    flux = 10 ** (-0.4 * (galaxy["mag"] - instrument.zero_point))
+    return [
+        galaxy["x"],
+        galaxy["y"],
+        flux,
+        galaxy["r_eff_pix"],
+        galaxy["sersic_n"],
+        1 - galaxy["ellipticity"],
+        galaxy["theta"],
+    ]
+
+
+class Camera:
+    """Draws galaxies through one PSF, and keeps what that needs.
+
+    Parameters
+    ----------
+    psf : ndarray, float, (P, P)
+        Effective PSF; see `sersicnet.engine.render.Renderer`.
+    """
+
+    def __init__(self, psf: np.ndarray) -> None:
+        self.psf = psf
+        self._renderers: dict[int, Renderer] = {}
+        self._painters: dict[tuple[int, int], reallike.Painter] = {}
+
+    def render(self, galaxy: np.ndarray, size: int) -> np.ndarray:
+        """Draw a Sersic profile, float32, (size, size)."""
+        if size not in self._renderers:
+            self._renderers[size] = Renderer(self.psf, size)
+        return self._renderers[size](galaxy)[0]
+
+    def paint(self, galaxy: reallike.Galaxy, variant: int, size: int) -> np.ndarray:
+        """Draw a galaxy of several parts through a variant of the PSF, float32, (size, size)."""
+        key = variant, size
+        if key not in self._painters:
+            self._painters[key] = reallike.Painter(reallike.distorted(self.psf, variant), size)
+        return self._painters[key](galaxy)
+
+
+def centring_error(model: np.ndarray, rms: float) -> float:
+    """How well `sersicnet.image.detect.Detector` finds the centre of a galaxy, in pixels an axis.
+
+    1.4 times the noise over the mean surface brightness within the isophote of
+    1.5 rms, and never more than a pixel. Measured on 1,186 detections of single
+    simulated galaxies with mag 18 to 25.3: the deviations follow a Student
+    distribution of this scale and four degrees of freedom, from 0.03 px at S/N
+    1700 over 0.2 px at 70 to 0.8 px at 11.
+
+    Parameters
+    ----------
+    model : ndarray, float, (H, W)
+        Noiseless image of the galaxy.
+    rms : float
+        Noise of a blank pixel.
+    """
+    inside = model > 1.5 * rms
+    return float(centring_scale(float(model[inside].mean()) if inside.any() else 0.0, rms))
+
+
+def centring_scale(brightness: ArrayLike, rms: ArrayLike) -> np.ndarray:
+    """`centring_error` from the mean brightness within the isophote; 0 where nothing is within it."""
+    brightness = np.asarray(brightness, float)
+    worst = np.full(brightness.shape, _WORST_CENTRING)
+    return np.minimum(np.divide(1.4 * np.asarray(rms), brightness, out=worst, where=brightness > 0), _WORST_CENTRING)
+
+
+def centring_step(scale: float, rng: np.random.Generator) -> np.ndarray:
+    """How far a detection is from its galaxy: along x and y, at most 4 pixels."""
+    return np.clip(scale * rng.standard_t(4, 2), -4, 4)
+
+
+def cut_among_neighbours(
+    model: np.ndarray,
+    galaxy: np.ndarray,
+    camera: Camera,
+    instrument: Instrument,
+    expose: Callable[[np.ndarray], np.ndarray],
+    rng: np.random.Generator,
+    centring: bool = False,
+) -> mosaic.Stamps:
+    """Put neighbours around a galaxy, detect, and cut its stamp as `measure` does.
+
+    A galaxy that is detected is cut about the centroid of its detection, another
+    one about its own centre. Pixels of other detections are replaced. A galaxy
+    that a neighbour swallows would be no entry of a catalogue: its neighbours are
+    drawn again, and in the end left out.
+
+    Parameters
+    ----------
+    model : ndarray, float32, (192, 192)
+        The galaxy without noise, in the middle of the scene.
+    galaxy : ndarray, float, (7,)
+        Its parameters there; see `sersicnet.engine.render.Renderer`.
+    camera : Camera
+    instrument : Instrument
+    expose : callable
+        Adds noise to a scene.
+    rng : numpy Generator
+        Of the neighbours.
+    centring : bool
+        Whether a galaxy that is not detected is cut about a wrong place, too.
+
+    Returns
+    -------
+    Stamps
+        One, in image units; ``x`` and ``y`` are where the galaxy is in it.
+    """
+    from sersicnet.image import detect, mosaic
+    from sersicnet.image.sky import Sky
+
+    bad = np.zeros(model.shape, bool)
+    x, y = float(galaxy[0]), float(galaxy[1])
+    for attempt in range(_MOST_ATTEMPTS):
+        around = draw_neighbours(rng, SIZE + 2 * MARGIN, instrument.pixel_scale)
+        others = [np.array(parameters(o, instrument)) for o in around] if attempt < _MOST_ATTEMPTS - 1 else []
+        scene = model.copy()
+        for other in others:
+            other[:2] -= MARGIN
+            _add(scene, other, camera)
+        observed = expose(scene)
+        _, found = detect.Detector()(observed, bad)
+        label = _own_label(found, galaxy, others)
+        if label >= 0:
+            break
+    at = x, y
+    if label < 0:  # without neighbours: a piece of a galaxy that falls to pieces
+        label = int(found.claimed()[round(y), round(x)])
+    elif label > 0:
+        at = float(found.x[label - 1]), float(found.y[label - 1])
+    elif centring:
+        step = centring_step(_WORST_CENTRING, rng)
+        at = x + step[0], y + step[1]
+    # In image units, and without the sky that a scene so small would tell of.
+    unit = Sky(np.zeros_like(observed), np.ones_like(observed), np.ones((1, 1)), np.nan)
+    cut = mosaic.cut(observed, bad, unit, np.array(at[:1]), np.array(at[1:]), found.claimed(), np.array([label]))
+    cut.x += x - at[0]
+    cut.y += y - at[1]
+    return cut
+
+
+def _add(scene: np.ndarray, other: np.ndarray, camera: Camera) -> None:
+    """Add a neighbour to a scene, in place; a small one on a small stamp."""
+    x, y, _, r_eff, *_ = other
+    if 8 * r_eff > _SMALL or other[2] > 100:
+        scene += camera.render(other, SIZE)
+        return
+    corner = np.rint([x, y]).astype(int) - _SMALL // 2
+    low, high = np.maximum(corner, 0), np.minimum(corner + _SMALL, SIZE)
+    if (low < high).all():
+        drawn = camera.render(other - np.array([*corner, 0, 0, 0, 0, 0]), _SMALL)
+        inner, outer = low - corner, high - corner
+        scene[low[1] : high[1], low[0] : high[0]] += drawn[inner[1] : outer[1], inner[0] : outer[0]]
+
+
+def _own_label(found: detect.Detections, galaxy: np.ndarray, others: list[np.ndarray]) -> int:
+    """Label of the detection of a galaxy; 0 if it is not detected, -1 if it is part of another source."""
+    x, y, flux, r_eff, *_ = galaxy
+    label = int(found.segmentation[round(y), round(x)])
+    if label == 0:
+        return -1 if found.claimed()[round(y), round(x)] else 0
+    if np.hypot(found.x[label - 1] - x, found.y[label - 1] - y) > 3 + r_eff / 2:
+        return -1
+    for other in others:
+        column, row = round(other[0]), round(other[1])
+        inside = 0 <= row < SIZE and 0 <= column < SIZE
+        if inside and found.segmentation[row, column] == label and other[2] > flux:
+            return -1
+    return label

@@ -1,0 +1,71 @@
+"""A look at what a simulation draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sersicnet.errors import InputError, check_output
+from sersicnet.simulating.simulate import Simulation, stamps
+
+FORMATS = (".png", ".pdf")
+COLUMNS, ROWS = 8, 4
+
+
+def preview(path: str | Path, simulation: Simulation, *, overwrite: bool = False) -> Path:
+    """Draw the first stamps of a simulation, at most 32, on one sheet.
+
+    Stamps are in units of their noise, through an asinh. Each is labelled with its
+    magnitude, effective radius [pix], index and ellipticity; one whose truth is
+    not to be trusted (a ``status`` other than 0) has its label in brackets.
+
+    Parameters
+    ----------
+    path : str or Path
+        Figure: .png or .pdf.
+    simulation : Simulation
+    overwrite : bool
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the figure cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    path = check_output(path, overwrite)
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"A preview ends in {' or '.join(FORMATS)}; received {path.name}.")
+    n = min(simulation.n, COLUMNS * ROWS)
+    images, truth = stamps(simulation, np.arange(n))
+    rows = -(-n // COLUMNS)
+    figure = Figure(figsize=(1.5 * COLUMNS, 1.72 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
+        show(axis, image / truth["rms"][i])
+        text = label(*(truth[name][i] for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")))
+        axis.set_title(f"({text})" if truth.get("status", np.zeros(n))[i] else text, fontsize=6, pad=2)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        figure.savefig(partial, dpi=110, format=path.suffix[1:].lower())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def show(axis: object, stamp: np.ndarray) -> None:
+    """Draw a stamp in units of its noise, through an asinh, in grey."""
+    axis.imshow(np.arcsinh(stamp / 3), origin="lower", cmap="gray_r", vmin=-0.7, vmax=4.5)  # type: ignore[attr-defined]
+
+
+def label(mag: float, r_eff: float, n: float, e: float) -> str:
+    """The four parameters in a line."""
+    return f"{mag:.1f} mag, {r_eff:.1f} px, n {n:.1f}, e {e:.2f}"

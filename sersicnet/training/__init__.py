@@ -1,0 +1,1 @@
+"""The river from a dataset to weights."""

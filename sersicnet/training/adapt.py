@@ -1,0 +1,527 @@
+"""Weights for a user's own survey: a mosaic in, a weights directory out, no labels needed.
+
+The PSF and the noise of the mosaic are measured, galaxies are simulated with
+both, and shipped weights are trained on with them. Everything waits in
+``<output>.run`` until it is done, so that the same command continues after any
+interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from sersicnet import dataset, weights
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.evaluating.evaluate import scores
+from sersicnet.image import detect, mosaic
+from sersicnet.image import header as instrument
+from sersicnet.image import stars as points
+from sersicnet.image.header import Instrument
+from sersicnet.schema import SCALE_TOLERANCE, TARGETS
+from sersicnet.simulating import blank_sky as realsky
+from sersicnet.simulating import population
+from sersicnet.simulating import simulate as simulations
+from sersicnet.simulating.simulate import Simulation
+from sersicnet.training import train as training
+
+HOW = "none"
+"""Besides matched simulations, whether features are aligned with the mosaic's own galaxies."""
+
+N = 20_000
+EPOCHS = 3
+
+PSF_TOLERANCE = 0.1
+"""How far the width of point-like sources may be from that of the weights' PSF for it to be taken instead."""
+
+LEAST_N = 2 * dataset.BLOCK
+
+RARE = 0.3
+"""Fraction of the galaxies of the prior candels that are drawn uniformly: large, faint ones would be unknown."""
+
+SETTLED = 100
+"""Steps after which the first, slow ones no longer count in the speed of training."""
+
+PSF, LOOK, MATCHED, TEST, WEIGHTS = "psf.fits", "look.json", "matched.h5", "test.h5", "weights"
+
+Tell = Callable[[str], None]
+Report = Callable[[str, int, int], None]
+
+
+def adapt(
+    image: str | Path,
+    output: str | Path,
+    *,
+    base: str | Path = weights.BASE,
+    how: str = HOW,
+    n: int = N,
+    epochs: int = EPOCHS,
+    prior: str | Path = "candels",
+    psf: str | Path | None = None,
+    gain: float | None = None,
+    zero_point: float | None = None,
+    pixel_scale: float | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    tell: Tell = lambda line: None,
+    report: Report = lambda stage, done, total: None,
+) -> weights.Weights:
+    """Adapt weights to the images of a survey.
+
+    Parameters
+    ----------
+    image : str or Path
+        FITS mosaic; an extension may stand in brackets.
+    output : str or Path
+        Weights directory. The run is kept in ``<output>.run`` until it is done:
+        ``psf.fits``, ``look.json`` (what was measured), the simulated sets and
+        the state of the training. The same call continues it.
+    base : str or Path
+        Weights to begin from.
+    how : {"none", "dann", "daregram"}
+        Besides matched simulations, align the features of real and simulated
+        galaxies; see `sersicnet.training.train.train`.
+    n : int
+        Simulated galaxies; a tenth as many more are the held-out test.
+    epochs : int
+    prior : str or Path
+        ``candels``, for as many galaxies at every magnitude from 18 to where the mosaic ends, shaped as those of
+        CANDELS; ``uniform``, or a table of galaxies, see `sersicnet.simulating.simulate.plan`.
+    psf : str or Path, optional
+        FITS image of the effective PSF; the stack of the mosaic's stars by default.
+    gain : float, optional
+        Electrons per image unit; as deep as the training images of `base` by default.
+    zero_point, pixel_scale : float, optional
+        From the header by default.
+    seed : int
+    workers : int, optional
+        Processes that simulate; one for each core by default.
+    overwrite : bool
+        Replace `output`, and drop an unfinished run with other options.
+    command : str
+        The command line, for the card.
+    tell : callable
+        Receives lines that a user should read: what was measured, how long it will take.
+    report : callable
+        Receives the stage, and how much of it is done.
+
+    Returns
+    -------
+    Weights
+        With ``psf.fits`` in their directory. ``adapted`` on the card holds what was
+        measured, and the scores of `base` on the held-out test.
+
+    Raises
+    ------
+    InputError, DatasetError, WeightsError
+        If something cannot be used, or the mosaic has too few stars for a PSF.
+
+    Warns
+    -----
+    SersicnetWarning
+        If the weights' PSF or gain stand in for the mosaic's, or its galaxies
+        lie outside of the prior.
+    """
+    output = Path(output)
+    weights.check_directory(output, weights.SUMS, overwrite)
+    run = output.with_name(output.name + ".run")
+    if how != "none" and how not in training.ALIGNMENTS:
+        raise InputError(f"--adapt is none, {' or '.join(training.ALIGNMENTS)}; received {how}.")
+    if n < LEAST_N:
+        raise InputError(f"Adapting needs at least {LEAST_N} simulated galaxies; received --n {n}.")
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
+    start = weights.load(base)
+    training._core(start)  # refuses a network of another version now, and not after the simulation
+    report("reading", 0, 0)
+    frame = mosaic.read_image(image)
+    zero = instrument.zero_point(frame.header, zero_point, frame.scales)
+    scale = instrument.pixel_scale(frame.scales, pixel_scale)
+    if not np.isfinite(scale.value):
+        raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give --pixel-scale.")
+    point = None if psf is None else realsky.read_psf(psf)
+    if str(prior) not in ("candels", "uniform"):
+        simulations.Prior.of_catalogue(prior, scale.value)
+    config = {
+        "image": hashlib.sha256(frame.data.tobytes()).hexdigest(),
+        "zero_point": zero.value,
+        "pixel_scale": scale.value,
+        "base": start.sha256,
+        "how": how,
+        "n": n,
+        "epochs": epochs,
+        "prior": str(prior),
+        "psf": None if point is None else point.sha256,
+        "gain": gain,
+        "seed": seed,
+    }
+    _open(run, config, overwrite)
+    if not (run / LOOK).exists():
+        report("detecting", 0, 0)
+        found = _look(frame, zero, scale, start, point, run)
+        _write_whole(run / LOOK, json.dumps(found, indent=1))
+    found = json.loads((run / LOOK).read_text())
+    tell(_measured(found, start))
+    taken_with = _instrument(found, start, gain)
+    if not all((run / name).exists() for name in (MATCHED, TEST)):
+        _simulate(image, run, found, taken_with, n, prior, seed, workers, command, tell, report)
+    if not (run / WEIGHTS).exists():
+        real = None
+        if how != "none":
+            report("cutting galaxies", 0, 0)
+            real = dataset.real_galaxies(image, zero_point=zero.value)
+        recipe = training.ADAPT[start.card["network"]]
+        recipe = replace(recipe, epochs=epochs, patience=epochs)
+        tell(f"training on {training.device()}, {epochs} times {n} galaxies")
+        estimated = False
+
+        def follow(progress: training.Progress) -> None:
+            nonlocal estimated
+            record = progress.record
+            if record is None:
+                stage = f"training, epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
+                report(stage, progress.step, progress.steps)
+                speed = progress.stamps_per_second
+                if not estimated and progress.step >= SETTLED and speed > 0:
+                    estimated = True
+                    tell(training.estimate(start.card["network"], speed, progress.steps * recipe.batch / speed))
+            else:
+                tell(
+                    f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, validation error "
+                    f"{record['valid_mae']:.4f}, {record['seconds']:.0f} s"
+                )
+
+        training.train(
+            run / MATCHED,
+            run / WEIGHTS,
+            network=start.card["network"],
+            recipe=recipe,
+            seed=seed,
+            start=start.path,
+            test=run / TEST,
+            adapt=None if how == "none" else how,
+            real=real,
+            command=command,
+            report=follow,
+        )
+    report("testing", 0, 0)
+    return _finish(run, output, frame.name, found, start, how, n, prior)
+
+
+def as_markdown(done: weights.Weights) -> str:
+    """What `adapt` measured and gained, as Markdown.
+
+    Parameters
+    ----------
+    done : Weights
+        As returned by `adapt`.
+    """
+    adapted = done.card["adapted"]
+    before, after = adapted["before"]["all"], done.card["scores"]["samples"]["all"]
+    lines = [
+        f"| {adapted['image']} | |",
+        "|---|---|",
+        f"| sources, galaxies to learn from | {adapted['sources']}, {adapted['galaxies']} |",
+        f"| stars in the PSF | {adapted['stars']} |",
+        f"| PSF FWHM | {adapted['psf_fwhm']:.4f} arcsec, {adapted['psf_source']} |",
+        f"| pixel scale | {adapted['pixel_scale']:.4f} arcsec, from {adapted['pixel_scale_source']} |",
+        f"| zero point | {adapted['zero_point']:.4f}, from {adapted['zero_point_source']} |",
+        f"| rms of a blank pixel | {adapted['rms']:.4g} |",
+        f"| correlation of noise | {adapted['correlation']:.2f} |",
+        f"| simulated galaxies | {adapted['n']}, prior {adapted['prior']} |",
+        f"| alignment with real ones | {adapted['how']} |",
+        "",
+        f"Scores on {done.card['scores']['test_set']}:",
+        "",
+        "| weights | | " + " | ".join(t.name for t in TARGETS) + " |",
+        "|" + "---|" * (2 + len(TARGETS)),
+    ]
+    for name, found in ((adapted["base"], before), (done.name, after)):
+        for quantity, label in (("r2", "R²"), ("bias", "median error"), ("scatter", "68 % scatter")):
+            lines.append(
+                f"| {name} | {label} | " + " | ".join(f"{found[quantity][t.name]:.4f}" for t in TARGETS) + " |"
+            )
+    return "\n".join(lines)
+
+
+def _open(run: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Make the run's directory, or find it as it was left; one without a simulated galaxy is not worth keeping."""
+    file = run / "adapt.json"
+    if run.exists():
+        same = file.exists() and json.loads(file.read_text()) == json.loads(json.dumps(config))
+        if same:
+            return
+        begun = any(run.glob(f"{MATCHED}*"))
+        if begun and not overwrite:
+            raise InputError(
+                f"{run} holds an unfinished run with other options. "
+                "Repeat its command, or give --overwrite to start anew."
+            )
+        shutil.rmtree(run)
+    run.mkdir()
+    _write_whole(file, json.dumps(config, indent=1))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _look(
+    frame: mosaic.Image,
+    zero: instrument.Reading,
+    scale: instrument.Reading,
+    start: weights.Weights,
+    point: realsky.Psf | None,
+    run: Path,
+) -> dict[str, Any]:
+    """Detect, and measure PSF and noise; the PSF is written into the run."""
+    bad = frame.without_data()
+    sky, found = detect.Detector()(frame.data, bad)
+    if not len(found):
+        raise InputError(f"No source was detected in {frame.name}. Is it background-limited?")
+    stars = points.find_stars(frame.data, bad, sky, found)
+    good = points.good_galaxies(frame.data, bad, sky, found, stars)
+    used = int(stars.used.sum()) if point is None else 0
+    if point is not None:
+        psf, source = point.image, f"from {point.name}"
+    elif stars.psf is not None:
+        psf, source = stars.psf, f"the stack of {used} stars"
+    else:
+        psf, source = _psf_of_weights(frame, stars, scale, start)
+    width = realsky.full_width(psf) * scale.value
+    domain = start.card["domain"]
+    alike = abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
+    if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
+        _warn(
+            f"The stars of {frame.name} have a FWHM of {width:.3f} arcsec, the PSF of {start.name} "
+            f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give --psf."
+        )
+    header = fits.Header()
+    header["IMAGE"] = Path(frame.name).name[:60]
+    header["FWHM"] = (width, "arcsec")
+    header["PIXSCALE"] = (scale.value, "arcsec per pixel")
+    header["STARS"] = (used, "in the stack")
+    partial = run / (PSF + ".partial")
+    fits.PrimaryHDU(psf, header).writeto(partial, overwrite=True)
+    partial.replace(run / PSF)
+    flux = found.flux[good]
+    middle = sky.autocorrelation.shape[0] // 2
+    neighbour = (sky.autocorrelation[middle, middle + 1] + sky.autocorrelation[middle + 1, middle]) / 2
+    return {
+        "image": Path(frame.name).name,
+        "sources": len(found),
+        "galaxies": int(good.sum()),
+        "stars": used,
+        "psf_fwhm": width,
+        "psf_source": source,
+        "pixel_scale": scale.value,
+        "pixel_scale_source": scale.source,
+        "zero_point": zero.value,
+        "zero_point_source": zero.source,
+        "rms": float(np.nanmedian(sky.rms)),
+        "correlation": sky.correlation,
+        "next_correlation": float(neighbour),
+        "mag": np.percentile(zero.value - 2.5 * np.log10(flux), [5, 50, 95]).tolist() if len(flux) else None,
+    }
+
+
+def _psf_of_weights(
+    frame: mosaic.Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
+) -> tuple[np.ndarray, str]:
+    """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
+    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars of like size, too few to measure its PSF"
+    config = start.card["data"].get("config", {})
+    trained_on = config.get("instrument")
+    if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
+        raise InputError(f"{few}: give --psf.")
+    theirs = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
+    psf = simulations.effective_psf(theirs)
+    with np.errstate(invalid="ignore"):
+        narrow = np.where(stars.snr > points.POINT_SNR, stars.size, np.nan)
+    size = points.size_of(psf)
+    if not np.isfinite(narrow).any() or not abs(np.nanmin(narrow) / size - 1) < PSF_TOLERANCE:
+        smallest = (
+            "none is bright" if not np.isfinite(narrow).any() else f"{np.nanmin(narrow) / size:.2f} times as wide"
+        )
+        raise InputError(
+            f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give --psf."
+        )
+    width = realsky.full_width(psf) * scale.value
+    _warn(
+        f"{few}; that of {start.name} is taken, with a FWHM of {width:.3f} arcsec, with which the narrowest source "
+        f"agrees within {PSF_TOLERANCE:.0%}. Give --psf if you have a better one."
+    )
+    return psf, f"that of {start.name}, for want of stars"
+
+
+def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | None) -> Instrument:
+    """What the mosaic was taken with, as far as simulations need it; noise and PSF come from elsewhere."""
+    if gain is None:
+        trained_on = start.card["data"].get("config", {}).get("instrument")
+        if trained_on is None:
+            raise InputError(f"The card of {start.name} tells no exposure: give --gain.")
+        gain = trained_on["exposure"] * 10 ** (-0.4 * (found["zero_point"] - trained_on["zero_point"]))
+        _warn(
+            f"No --gain was given: the galaxies' own Poisson noise is that of the training images of {start.name}, "
+            f"{gain:.4g} electrons per image unit."
+        )
+    # Of the noise (tap, 1, tap) along an axis, next neighbours correlate by 2 tap / (1 + 2 tap^2).
+    rho = float(np.clip(found["next_correlation"], 0, 0.7))
+    return replace(
+        instrument.F160W,
+        name=found["image"],
+        pixel_scale=found["pixel_scale"],
+        zero_point=found["zero_point"],
+        exposure=gain,
+        rms_low=found["rms"],
+        rms_high=found["rms"],
+        noise_tap=float((1 - np.sqrt(1 - 2 * rho**2)) / (2 * rho)) if rho > 0 else 0.0,
+    )
+
+
+def _simulate(
+    image: str | Path,
+    run: Path,
+    found: dict[str, Any],
+    taken_with: Instrument,
+    n: int,
+    prior: str | Path,
+    seed: int,
+    workers: int | None,
+    command: str,
+    tell: Tell,
+    report: Report,
+) -> None:
+    report("looking for blank sky", 0, 0)
+    matched = simulations.plan(
+        n,
+        seed,
+        psf=[run / PSF],
+        noise_from=image,
+        zero_point=found["zero_point"],
+        neighbours=True,
+        instrument=taken_with,
+    )
+    matched = replace(matched, prior=_detectable(prior, found))
+    sets = ((MATCHED, matched), (TEST, replace(matched, n=max(n // 10, dataset.BLOCK), seed=seed + 1)))
+    missing = [(name, simulation) for name, simulation in sets if not (run / name).exists()]
+    tell(_simulation_time([simulation for _, simulation in missing], run, workers))
+    for name, simulation in missing:
+        simulations.simulate(
+            run / name,
+            simulation,
+            workers=workers,
+            command=command,
+            progress=lambda done, total=simulation.n: report("simulating", done, total),  # type: ignore[misc]
+        )
+
+
+def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
+    """The prior to where the mosaic ends; warns where it does not reach the mosaic's galaxies."""
+    # Point sources at 5 sigma within a circle of one FWHM; a galaxy is fainter still to see.
+    pixels = np.sqrt(np.pi) * found["psf_fwhm"] / found["pixel_scale"]
+    limit = float(found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels))
+    if str(prior) == "candels":
+        chosen = simulations.Prior.candels(found["pixel_scale"], limit, RARE)
+    elif str(prior) == "uniform":
+        chosen = simulations.Prior()
+    else:
+        chosen = simulations.Prior.of_catalogue(prior, found["pixel_scale"])
+    low, high = chosen.mag
+    begins = population.CANDELS_MAG[0] if str(prior) == "candels" else low
+    if limit < begins + 1:
+        raise InputError(
+            f"{found['image']} reaches magnitude {limit:.1f}, the prior begins at {begins:g}: give --prior a table of "
+            "brighter galaxies, and check --zero-point."
+        )
+    high = min(high, limit)
+    if found["mag"] is not None:
+        bright, median, faint = found["mag"]
+        if bright < low - 0.5 or faint > high + 0.5:
+            _warn(
+                f"The galaxies of {found['image']} have magnitudes {bright:.1f} to {faint:.1f} (median {median:.1f}), "
+                f"the prior {low:g} to {high:.4g}. Outside of it the weights are not trained: give --prior a table."
+            )
+    return replace(chosen, mag=(low, high))
+
+
+def _measured(found: dict[str, Any], start: weights.Weights) -> str:
+    domain = start.card["domain"]
+    return (
+        f"{found['image']}: {found['sources']} sources, {found['galaxies']} galaxies, {found['stars']} stars in the "
+        f"PSF; FWHM {found['psf_fwhm']:.3f} arcsec ({start.name}: {domain['psf_fwhm']:.3f}), {found['psf_source']}; "
+        f"rms {found['rms']:.3g} at zero point {found['zero_point']:.3f}; noise of large apertures "
+        f"{found['correlation']:.2f} times that of independent pixels"
+    )
+
+
+def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) -> str:
+    """How long the stamps that are not there yet will take, from a few of them."""
+    simulation = missing[0]
+    simulations.stamps(simulation, np.arange(1))  # tables and caches
+    started = time.perf_counter()
+    few = min(4, simulation.n)
+    simulations.stamps(simulation, np.arange(few))
+    each = (time.perf_counter() - started) / few / (workers or os.cpu_count() or 1)
+    total = sum(s.n for s in missing)
+    begun = ", less what is there already" if list(run.glob("*.unfinished")) else ""
+    return f"simulating {total} galaxies: about {weights.duration(total * each)}{begun}"
+
+
+def _finish(
+    run: Path,
+    output: Path,
+    name: str,
+    found: dict[str, Any],
+    start: weights.Weights,
+    how: str,
+    n: int,
+    prior: str | Path,
+) -> weights.Weights:
+    """Complete the card, and give the directory its name."""
+    done = weights.load(run / WEIGHTS)
+    with dataset.Dataset(run / TEST) as test:
+        parts = [
+            start.predict(test.stamps(first, min(first + dataset.BLOCK, len(test))))
+            for first in range(0, len(test), dataset.BLOCK)
+        ]
+        predicted = np.concatenate([values for values, _ in parts])
+        before = scores(test.targets, predicted, mag=test.mag)
+        size = len(test)
+    image = Path(name).name
+    own = f"Knows galaxies of a single Sersic profile among neighbours, through the one PSF of {image}."
+    card = {
+        **done.card,
+        "name": output.name,
+        "summary": f"`{start.name}` adapted to {image}: trained on with {n:,} galaxies simulated with its PSF and noise"
+        + ("." if how == "none" else f", and with {found['galaxies']} real ones without labels ({how})."),
+        "limits": [own, *(limit for limit in done.card["limits"] if not limit.startswith("Knows isolated"))],
+        "scores": {**done.card["scores"], "test_set": f"{size:,} other galaxies simulated for {image}"},
+        "adapted": {**found, "how": how, "n": n, "prior": str(prior), "base": start.name, "before": before},
+    }
+    shutil.copyfile(run / PSF, done.path / PSF)
+    weights.rewrite_card(done.path, card)
+    if output.exists():
+        shutil.rmtree(output)
+    done.path.rename(output)
+    shutil.rmtree(run)
+    return weights.load(output)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, SersicnetWarning, stacklevel=3)

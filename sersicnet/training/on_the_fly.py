@@ -1,0 +1,280 @@
+"""Galaxies that are simulated while a network trains: no two epochs see the same stamp.
+
+They follow the recipe of a dataset. On a CPU, worker processes draw them with
+`sersicnet.simulating.simulate.stamps`; where PyTorch or JAX has an accelerator they are drawn
+there, noise included, and stay there. The truth is drawn on the host in both cases,
+by the same generators: the galaxies are the same ones, only their noise differs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from sersicnet.dataset import Dataset
+from sersicnet.engine.render import Renderer, on_host
+from sersicnet.errors import DatasetError
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, relative_magnitude
+from sersicnet.simulating import neighbours as scene
+from sersicnet.simulating.simulate import Simulation, draw_psf, draw_truth, exposed, stamps
+
+PORTION = 64
+"""Galaxies that a worker process draws at a time."""
+
+DEVICE_PORTION = 512
+"""Galaxies that an accelerator draws at a time."""
+
+Array = Any
+
+
+class Fresh:
+    """Endless galaxies by the recipe of a dataset; a context manager.
+
+    Galaxy i of epoch e depends on the seed, e and i only.
+
+    Parameters
+    ----------
+    data : Dataset
+    seed : int
+    faint_limit : float
+        Galaxies fainter than this AB magnitude are not drawn.
+    asarray : callable, optional
+        Makes of a NumPy array one of the library, and on the device, that galaxies
+        are drawn with. Without it they are drawn by processes on the CPU.
+    workers : int, optional
+        Processes, without `asarray`; by default half of the cores, since training
+        needs the others.
+
+    Raises
+    ------
+    DatasetError
+        If the recipe cannot be followed: parts of it are not in the dataset, or it
+        is too slow to keep a network busy.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        seed: int,
+        *,
+        faint_limit: float = math.inf,
+        asarray: Callable[[np.ndarray], Array] | None = None,
+        workers: int | None = None,
+    ) -> None:
+        psf = data.psf
+        try:
+            self.simulation = Simulation.of_record(data.config, psf)
+        except DatasetError as error:
+            raise DatasetError(f"{data.path} cannot be simulated afresh: {error} Train without --fresh.") from error
+        slow = [what for what, there in (("neighbours", self.simulation.neighbours),
+                                         ("real-like galaxies", self.simulation.real_like)) if there]  # fmt: skip
+        if slow:
+            raise DatasetError(
+                f"{data.path} cannot be simulated while training: {slow[0]} take a tenth of a second a stamp. "
+                "Train without --fresh, on more stamps."
+            )
+        prior = self.simulation.prior
+        if prior.mag[0] >= faint_limit:
+            raise DatasetError(f"{data.path} holds no galaxy brighter than mag {faint_limit:g}.")
+        prior = replace(prior, mag=(prior.mag[0], min(prior.mag[1], faint_limit)))
+        self.simulation = replace(self.simulation, prior=prior)
+        self.seed = seed
+        self._pool: ProcessPoolExecutor | None = None
+        self._device = None
+        if asarray is not None:
+            self._device = OnDevice(self.simulation.psf_images() if psf is None else psf, asarray)
+        else:
+            if importlib.util.find_spec("galsim") is None:
+                raise DatasetError(
+                    "Galaxies are drawn with GalSim where no accelerator draws them, and it is not installed. "
+                    "Run `pip install galsim`, or train without --fresh."
+                )
+            self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _undisturbed)
+
+    def __enter__(self) -> Fresh:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def where(self) -> str:
+        """What draws the galaxies, in words."""
+        return "the accelerator" if self._device is not None else f"{self._workers} processes"
+
+    def galaxies(self, epoch: int, first: int, sizes: Iterator[int]) -> Iterator[tuple[Array, np.ndarray]]:
+        """Galaxies of an epoch, in order.
+
+        Parameters
+        ----------
+        epoch : int
+        first : int
+            The first of them to draw.
+        sizes : iterator of int
+            How many to yield at a time.
+
+        Yields
+        ------
+        stamps : array, float32, (size, 128, 128)
+            In units of their noise; of the library that galaxies are drawn with.
+        targets : ndarray, float64, (size, 4)
+            Relative magnitude, effective radius [pix], Sersic index, ellipticity.
+        """
+        simulation = replace(self.simulation, seed=_epoch_seed(self.seed, epoch))
+        draw = self._by_processes if self._device is None else self._device.portions
+        portions = draw(simulation, first)
+        images, targets = next(portions)
+        for size in sizes:
+            while len(targets) < size:
+                more, truth = next(portions)
+                xp = array_api_compat.array_namespace(more)
+                images, targets = xp.concat([images, more]), np.concatenate([targets, truth])
+            yield images[:size, ...], targets[:size]
+            images, targets = images[size:, ...], targets[size:]
+
+    def _by_processes(self, simulation: Simulation, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Portions without end, drawn ahead by twice the number of processes."""
+        assert self._pool is not None
+        waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
+        skip, at = first % PORTION, first - first % PORTION
+        try:
+            while True:
+                while len(waiting) < 2 * self._workers:
+                    waiting.append(self._pool.submit(portion, simulation, at, PORTION))
+                    at += PORTION
+                images, targets = waiting.popleft().result()
+                yield images[skip:], targets[skip:]
+                skip = 0
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "A worker process was killed; perhaps there was too little memory. The same command continues."
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of 64 bits that no user chooses by chance for a test set."""
+    return int(np.random.SeedSequence([seed, epoch, 0xF2E5], spawn_key=(1,)).generate_state(1, np.uint64)[0])
+
+
+def _undisturbed() -> None:
+    """Leave Ctrl-C, which reaches every process, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def portion(simulation: Simulation, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps in units of their noise, and their targets; workers call this."""
+    images, truth = stamps(simulation, np.arange(first, first + size))
+    images /= truth["rms"].astype(np.float32)[:, None, None]
+    return images, _targets(simulation, truth)
+
+
+def _targets(simulation: Simulation, truth: dict[str, np.ndarray]) -> np.ndarray:
+    targets = np.stack([truth[name] for name in TARGET_NAMES], axis=1)
+    targets[:, 0] = relative_magnitude(truth["mag"], simulation.instrument.zero_point, truth["rms"])
+    return targets
+
+
+class OnDevice:
+    """Draws isolated Sersic galaxies with the array library, and on the device, of its PSFs.
+
+    Parameters
+    ----------
+    psfs : ndarray, float, (K, P, P)
+        See `sersicnet.simulating.simulate.Simulation.psf_images`.
+    asarray : callable
+        As for `Fresh`.
+    """
+
+    def __init__(self, psfs: np.ndarray, asarray: Callable[[np.ndarray], Array]) -> None:
+        self._asarray = asarray
+        self._renderers = [Renderer(asarray(psf.astype(np.float32)), STAMP_SIZE) for psf in psfs]
+        example = asarray(psfs[0])
+        self._xp = array_api_compat.array_namespace(example)
+        self._like = example
+
+    def portions(self, simulation: Simulation, first: int) -> Iterator[tuple[Array, np.ndarray]]:
+        """Portions without end, from a galaxy on."""
+        skip, at = first % DEVICE_PORTION, first - first % DEVICE_PORTION
+        while True:
+            models, truth = self.models(simulation, np.arange(at, at + DEVICE_PORTION))
+            images = self.observed(models, truth["rms"], simulation, at)
+            yield images[skip:, ...], _targets(simulation, truth)[skip:]
+            skip, at = 0, at + DEVICE_PORTION
+
+    def models(self, simulation: Simulation, indices: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:
+        """Noiseless stamps [electrons/s], (N, 128, 128), and their truth: the galaxies of `simulate.stamps`."""
+        truths, numbers, generators = [], [], []
+        for index in indices.tolist():
+            truth, _, more = draw_truth(simulation, index)
+            numbers.append(draw_psf(simulation, truth, more))
+            truths.append(truth)
+            generators.append(more)
+        which = np.array(numbers)
+        rows = np.array([scene.parameters(truth, simulation.instrument) for truth in truths])
+        rms = np.array([truth["rms"] for truth in truths])
+        models = self._drawn(rows, which)
+        if simulation.centring:
+            scales = self._centring_errors(models, rms)
+            steps = [scene.centring_step(s, more) for s, more in zip(scales.tolist(), generators, strict=True)]
+            rows[:, :2] += steps
+            models = self._drawn(rows, which)
+        columns = {name: np.array([t[name] for t in truths], float) for name in simulation.columns}
+        columns["x"], columns["y"] = rows[:, 0], rows[:, 1]
+        return models, columns
+
+    def observed(self, models: Array, rms: np.ndarray, simulation: Simulation, seed: int) -> Array:
+        """Stamps with noise, in units of it: what `simulate.observe` does, on the device."""
+        n, height, width = models.shape
+        level = self._asarray(rms.astype(np.float32))[:, None, None]
+        rng = np.random.default_rng([simulation.seed, seed, 1, 1])
+        sky = simulation.instrument.sky_residual * rms * rng.standard_normal(n)
+        white = self._normal(int(rng.integers(2**62)), (n, height + 2, width + 2))
+        sky = self._asarray(sky.astype(np.float32))[:, None, None]
+        return exposed(models, level, simulation.instrument, white, sky) / level
+
+    def _drawn(self, rows: np.ndarray, which: np.ndarray) -> Array:
+        parts = [np.flatnonzero(which == number) for number in range(len(self._renderers))]
+        drawn = [render(rows[part]) for render, part in zip(self._renderers, parts, strict=True) if len(part)]
+        order = np.argsort(np.concatenate(parts))
+        return self._xp.take(self._xp.concat(drawn), self._asarray(order), axis=0)
+
+    def _centring_errors(self, models: Array, rms: np.ndarray) -> np.ndarray:
+        """`scene.centring_error` of each."""
+        xp = self._xp
+        inside = models > self._asarray((1.5 * rms).astype(np.float32))[:, None, None]
+        light = xp.sum(xp.where(inside, models, xp.zeros_like(models)), axis=(1, 2))
+        pixels = xp.clip(xp.sum(xp.astype(inside, models.dtype), axis=(1, 2)), 1, None)
+        return scene.centring_scale(on_host(light / pixels), rms)
+
+    def _normal(self, seed: int, shape: tuple[int, ...]) -> Array:
+        if array_api_compat.is_torch_array(self._like):
+            import torch
+
+            device = self._like.device
+            return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+        if array_api_compat.is_jax_array(self._like):
+            import jax
+
+            with jax.default_device(next(iter(self._like.devices()))):
+                return jax.random.normal(jax.random.key(seed % 2**31), shape, dtype="float32")
+        return self._asarray(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
