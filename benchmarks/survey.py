@@ -207,10 +207,12 @@ def stages(path, output):
     """CPU seconds of the stages of `sersicnet.measuring.measure.measure`, each without those that it calls; a dict."""
     from sersicnet import domain, weights
     from sersicnet.catalogue import table as catalogue
-    from sersicnet.image import detect, mosaic
+    from sersicnet.image import detect
     from sersicnet.image import stars as points
+    from sersicnet.image.deblend import Deblending
+    from sersicnet.image.exposure import Exposure
     from sersicnet.measuring import measure as verb
-    from sersicnet.measuring import plan
+    from sersicnet.measuring import plan, tiles
 
     spent, running = {"other": 0.0}, ["other"]
     last = time.process_time()
@@ -236,13 +238,13 @@ def stages(path, output):
 
         setattr(owner, name, watched)
 
-    watch(mosaic.Exposure, "read", "reading")
+    watch(Exposure, "read", "reading")
     watch(plan, "estimate_sky", "background and noise")
     watch(detect.Detector, "around", "detection")
-    watch(detect.Detector, "_deblend", "deblending")
+    watch(Deblending, "separate", "deblending")
     watch(detect.Detections, "photometry", "light in apertures")
-    watch(detect.Detections, "claimed", "stamps")
-    watch(mosaic, "cut", "stamps")
+    watch(detect.Detections, "dilated", "stamps")
+    watch(tiles, "cut", "stamps")
     watch(weights.Weights, "predict", "network")
     watch(points, "sizes", "sizes and point sources")
     watch(points, "saturated", "sizes and point sources")
@@ -353,13 +355,14 @@ def source_extractor(path, work, psf, held, zero_point, gain, background=64):
 def pyimfit(path, work, psf, held, zero_point, gain, known, limit, python):
     """Its fits of our detections that are brighter than a magnitude of ours."""
     from sersicnet.image import detect, mosaic
+    from sersicnet.image.stamps import cut
 
     image = mosaic.read_image(path)
     bad = image.without_data()
     sky, found = detect.Detector()(image.data, bad)
     distance, row = KDTree(np.column_stack([known["x"], known["y"]])).query(np.column_stack([found.x, found.y]))
     bright = np.flatnonzero((distance < 0.01) & (known["mag"][row] < limit))
-    stamps = mosaic.cut(image.data, bad, sky, found.x[bright], found.y[bright], found.claimed(), bright + 1)
+    stamps = cut(image.data, bad, sky, found.x[bright], found.y[bright], found.dilated(), bright + 1)
     q = np.clip(found.b / found.a, 0.15, 0.95)[bright]
     radius = np.maximum(1.2 * found.a[bright], 1)
     theta, index = found.theta[bright], np.full(len(bright), 2.0)

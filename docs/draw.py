@@ -26,6 +26,7 @@ from scipy import ndimage
 from sersicnet.engine.fit import Fitter, Noise, Status
 from sersicnet.image import detect, mosaic
 from sersicnet.image.header import F160W
+from sersicnet.image.stamps import cut
 from sersicnet.schema import STAMP_SIZE, Flag
 from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import morphology as reallike
@@ -120,9 +121,9 @@ def real_galaxies(folder, faintest=23.4):
         x, y, mag, r_eff, n, e, angle = (
             float(row[name]) for name in ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity", "pa_deg")
         )
-        claimed = found.claimed()
+        claimed = found.dilated()
         own = np.array([claimed[round(y), round(x)]])
-        stamp = mosaic.cut(frame.data, bad, sky, np.array([x]), np.array([y]), claimed, own)
+        stamp = cut(frame.data, bad, sky, np.array([x]), np.array([y]), claimed, own)
         rms = stamp.rms[0]
         noise = rms * realsky.correlated_noise(np.random.default_rng(len(out)), STAMP_SIZE, sky.autocorrelation)
         image = np.where(stamp.replaced[0] & (stamp.pixels[0] == 0), noise, stamp.pixels[0] * rms)

@@ -566,6 +566,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     from sersicnet.image import detect, mosaic
     from sersicnet.image import header as instrument
     from sersicnet.image import stars as points
+    from sersicnet.image.stamps import cut
 
     frame = mosaic.read_image(path)
     zero = instrument.zero_point(frame.header, zero_point, frame.scales).value
@@ -578,7 +579,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
         )
     if len(good) > MOST_GALAXIES:
         good = np.sort(np.random.default_rng(0).choice(good, MOST_GALAXIES, replace=False))
-    stamps = mosaic.cut(frame.data, bad, sky, found.x[good], found.y[good], found.claimed(), good + 1)
+    stamps = cut(frame.data, bad, sky, found.x[good], found.y[good], found.dilated(), good + 1)
     mags = zero - 2.5 * np.log10(found.flux[good])
     targets = np.full((len(good), len(TARGET_NAMES)), np.nan)
     return Arrays(stamps.pixels, targets, np.ones(len(good), bool), mags)
@@ -619,6 +620,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     """
     from sersicnet.image import detect, mosaic
     from sersicnet.image import header as instrument
+    from sersicnet.image.stamps import cut
 
     path = Path(path)
     if not path.is_file():
@@ -658,7 +660,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         zero = instrument.zero_point(frame.header, zero_point, frame.scales).value
         bad = frame.without_data()
         sky, found = detect.Detector()(frame.data, bad)
-        claimed = found.claimed()
+        claimed = found.dilated()
         for i in members:
             line, row = rows[i]
             label = _numbers(path, line, row)
@@ -680,7 +682,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
                 label["r_eff_pix"] = label["r_eff"] / scale
             own = claimed[round(label["y"]), round(label["x"])]
             x, y = np.array([label["x"]]), np.array([label["y"]])
-            stamp = mosaic.cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
+            stamp = cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
             good[i] = not stamp.empty[0] and np.isfinite(stamp.pixels).all()
             if fitted and not good[i]:
                 continue

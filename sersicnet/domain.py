@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sersicnet.image import detect
     from sersicnet.image.header import Reading
-    from sersicnet.image.sky import Sky
+    from sersicnet.image.pixels import Sky
 
 REMEDY = "`sersicnet adapt` makes weights for such an image"
 

@@ -6,8 +6,9 @@ from astropy.io import fits
 from astropy.table import Table
 
 from sersicnet.image import mosaic
-from sersicnet.image.detect import Detector
-from sersicnet.image.sky import Held, estimate_sky
+from sersicnet.image.pixels import Held, Pixels
+from sersicnet.image.regions import Threshold
+from sersicnet.image.sky import estimate_sky
 from sersicnet.simulating import simulate
 
 
@@ -24,13 +25,13 @@ def field(tmp_path_factory):
 def held(field):
     """The field in memory."""
     image = mosaic.read_image(field[0])
-    return Held(mosaic.Pixels(image.data, image.without_data()))
+    return Held(Pixels(image.data, image.without_data()))
 
 
 @pytest.fixture(scope="session")
 def mesh(held):
     """Sky and noise of the field."""
-    return estimate_sky(held, Detector())
+    return estimate_sky(held, Threshold())
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ from photutils.segmentation import deblend_sources, detect_sources
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from sersicnet.image.detect import Detector, Regions, _grown_labels
-from sersicnet.image.mosaic import Pixels, within
-from sersicnet.image.sky import Held, Sky, estimate_sky
+from sersicnet.image.deblend import Deblending
+from sersicnet.image.detect import Detector
+from sersicnet.image.pixels import Held, Pixels, Sky, within
+from sersicnet.image.regions import Regions, Threshold, grown_labels
+from sersicnet.image.sky import estimate_sky
 
 
 def test_a_zone_has_the_sources_of_the_whole_image(held, mesh):
@@ -73,7 +75,7 @@ def test_bad_pixels_do_not_hide_an_extended_galaxy(faint):
 
 def test_the_second_pass_does_not_depend_on_the_zone(faint):
     detector = Detector()
-    mesh = estimate_sky(faint, detector)
+    mesh = estimate_sky(faint, detector.threshold)
     everything = slice(0, 600), slice(0, 700)
     whole = detector.find(faint.pixels, mesh.at(everything, faint.pixels), mesh)
     for zone in ((slice(0, 301), slice(0, 299)), (slice(115, 130), slice(299, 301)), (slice(480, 500), slice(95, 440))):
@@ -87,15 +89,15 @@ def test_the_second_pass_does_not_depend_on_the_zone(faint):
 def test_labels_grow_as_in_skimage(filled):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((90, 80)) < filled, rng.integers(1, 40, (90, 80)), 0).astype(np.int32)
-    np.testing.assert_array_equal(_grown_labels(labels, 2), expand_labels(labels, 2))
+    np.testing.assert_array_equal(grown_labels(labels, 2), expand_labels(labels, 2))
 
 
 def test_what_cannot_part_need_not_be_deblended():
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((300, 300)), 2.5).astype(np.float32)
     found = detect_sources(smooth, 0.02, 15)
-    detector = Detector(prominence=0, relief=0)
+    deblending = Deblending(prominence=0, relief=0)
     noise = np.ones_like(smooth)
-    several = [detector._separable(smooth[p], found.data[p] == k, noise[p]) for k, p in enumerate(found.slices, 1)]
+    several = [deblending.separable(smooth[p], found.data[p] == k, noise[p], 15) for k, p in enumerate(found.slices, 1)]
     assert 0 < sum(several) < len(several)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,7 +106,7 @@ def test_what_cannot_part_need_not_be_deblended():
     regions = Regions(smooth.shape, at, found.data.ravel()[at])
     assert regions.boxes() == list(found.slices)
     sources = found.data.copy()
-    detector._deblend(smooth, sources, at, regions, noise)
+    deblending.separate(smooth, sources, at, regions, noise, 15)
     np.testing.assert_array_equal(sources, all_of_them.data)
 
 
@@ -115,12 +117,12 @@ def test_what_does_not_rise_need_not_be_deblended(monkeypatch):
     noise = rng.uniform(0.008, 0.012, smooth.shape).astype(np.float32)
     found = detect_sources(smooth, 0.05, 15)
     at = np.flatnonzero(found.data)
-    regions, detector = Regions(smooth.shape, at, found.data.ravel()[at]), Detector(relief=0.3)
-    quick = [detector._separable(smooth[p], found.data[p] == k, noise[p]) for k, p in enumerate(found.slices, 1)]
+    regions, deblending = Regions(smooth.shape, at, found.data.ravel()[at]), Deblending(relief=0.3)
+    quick = [deblending.separable(smooth[p], found.data[p] == k, noise[p], 15) for k, p in enumerate(found.slices, 1)]
     separated, slowly = found.data.copy(), found.data.copy()
-    detector._deblend(smooth, separated, at, regions, noise)
-    monkeypatch.setattr(Detector, "_separable", lambda *_: True)
-    detector._deblend(smooth, slowly, at, regions, noise)
+    deblending.separate(smooth, separated, at, regions, noise, 15)
+    monkeypatch.setattr(Deblending, "separable", lambda *_: True)
+    deblending.separate(smooth, slowly, at, regions, noise, 15)
     np.testing.assert_array_equal(separated, slowly)
     assert len(regions) / 20 < sum(quick) < len(regions) / 2
     assert separated.max() > len(regions)
@@ -132,7 +134,7 @@ def test_regions_are_those_of_photutils():
     rms[40:60, 100:200] = np.nan
     sky = Sky(np.zeros_like(smooth), rms, np.ones((1, 1)), np.nan)
     found = detect_sources(smooth, np.where(np.isnan(rms), np.inf, 0.03), 15)
-    regions = Detector(threshold=3.0).regions(smooth, sky, 1.0)
+    regions = Threshold(level=3.0).regions(smooth, sky, 1.0)
     np.testing.assert_array_equal(regions.mask(), found.data > 0)
     np.testing.assert_array_equal(regions.label, found.data[found.data > 0])
     assert len(regions) == found.n_labels

@@ -11,7 +11,8 @@ from conftest import turned
 from sersicnet.catalogue import report as look
 from sersicnet.errors import InputError
 from sersicnet.image import mosaic
-from sersicnet.image.detect import Detector
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.regions import Threshold
 from sersicnet.image.sky import estimate_sky
 from sersicnet.schema import Flag
 
@@ -53,15 +54,15 @@ class Page(HTMLParser):
 
 def exposure(tmp_path, wcs=True, shape=(200, 200)):
     if wcs:
-        return mosaic.Exposure(turned(tmp_path, -1, 20.0))
+        return Exposure(turned(tmp_path, -1, 20.0))
     data = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     fits.PrimaryHDU(data).writeto(tmp_path / "plain.fits")
-    return mosaic.Exposure(mosaic.read_image(tmp_path / "plain.fits"))
+    return Exposure(mosaic.read_image(tmp_path / "plain.fits"))
 
 
 def noisy(tmp_path, shape=(200, 200)):
     image = exposure(tmp_path, wcs=False, shape=shape)
-    mesh = estimate_sky(image, Detector())
+    mesh = estimate_sky(image, Threshold())
     image.close()
     return image, mesh
 
@@ -139,7 +140,7 @@ def test_a_large_image_is_averaged_without_its_bad_pixels(tmp_path, monkeypatch)
     data[:20, :20] = np.nan
     data[100, 100] = np.nan
     fits.PrimaryHDU(data).writeto(tmp_path / "holes.fits")
-    holes = mosaic.Exposure(mosaic.read_image(tmp_path / "holes.fits"))
+    holes = Exposure(mosaic.read_image(tmp_path / "holes.fits"))
     view = look._averaged(holes, mesh, holes.image.whole, 10)
     assert view.signal.shape == (21, 31)
     assert np.isnan(view.signal[:2, :2]).all()

@@ -16,6 +16,7 @@ from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image.header import F160W
+from sersicnet.image.regions import Regions
 from sersicnet.measuring import measure as module
 from sersicnet.measuring import tiles
 from sersicnet.measuring.measure import measure
@@ -507,7 +508,7 @@ def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file
 
 def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_file, monkeypatch):
     monkeypatch.setattr(
-        detect.Detector, "regions", lambda self, smooth, *args: detect.Regions(smooth.shape, *np.zeros((2, 0), int))
+        detect.Detector, "regions", lambda self, smooth, *args: Regions(smooth.shape, *np.zeros((2, 0), int))
     )
     table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=table)

@@ -8,8 +8,9 @@ from conftest import turned
 
 from sersicnet.errors import InputError
 from sersicnet.image.detect import Detector
-from sersicnet.image.mosaic import cut, read_image, without_data
-from sersicnet.image.sky import Sky
+from sersicnet.image.mosaic import read_image
+from sersicnet.image.pixels import Sky, without_data
+from sersicnet.image.stamps import cut
 
 
 def flat_sky(data, rms=1.0):
@@ -208,7 +209,7 @@ def test_neighbours_and_holes_take_the_opposite_side():
 
 
 def test_detector_shows_its_options():
-    assert "threshold=3.0" in repr(Detector())
+    assert "level=3.0" in repr(Detector())
 
 
 def test_world_coordinates_need_a_wcs(blank):

@@ -21,7 +21,7 @@ def both(held, mesh):
     theirs = SourceCatalog(
         clean,
         SegmentationImage(ours.segmentation),
-        convolved_data=detector.smooth(clean, bad),
+        convolved_data=detector.threshold.smooth(clean, bad),
         error=sky.rms,
         mask=bad,
         aperture_mask_method="correct",

@@ -5,8 +5,10 @@ import pytest
 from astropy.io import fits
 
 from sersicnet.errors import InputError
+from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import zero_point
-from sersicnet.image.mosaic import Exposure, Resampled, read_image
+from sersicnet.image.mosaic import read_image
+from sersicnet.image.resample import Resampled
 
 FACTORS = [0.5, 0.03 / 0.1, 1.0, 0.1 / 0.06, 2.0, 3.7]
 CARDS = {

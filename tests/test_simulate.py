@@ -16,7 +16,8 @@ from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.image import mosaic
 from sersicnet.image.header import F160W
-from sersicnet.image.sky import Sky
+from sersicnet.image.pixels import Sky
+from sersicnet.image.stamps import cut
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import Field, Prior, Simulation
 
@@ -152,7 +153,7 @@ def test_a_simulated_stamp_cut_from_a_mosaic_is_itself(index):
     canvas[100:228, 150:278] = simulated[0]
     position = np.array([150 + truth["x"][0]]), np.array([100 + truth["y"][0]])
     sky = Sky(np.zeros_like(canvas), np.full_like(canvas, truth["rms"][0]), np.ones((1, 1)), np.nan)
-    stamp = mosaic.cut(canvas, np.zeros(canvas.shape, bool), sky, *position).pixels[0]
+    stamp = cut(canvas, np.zeros(canvas.shape, bool), sky, *position).pixels[0]
     np.testing.assert_allclose(stamp * truth["rms"][0], simulated[0], rtol=1e-5)
 
 
@@ -161,9 +162,9 @@ def test_centres_of_training_and_cut_stamps_have_the_same_range():
     x = np.linspace(150, 152, 41)
     image, one = np.zeros((400, 400), np.float32), np.ones((400, 400), np.float32)
     sky = Sky(image, one, np.ones((1, 1)), np.nan)
-    cut = mosaic.cut(image, np.zeros(image.shape, bool), sky, x, 200 + 0 * x).x
+    found = cut(image, np.zeros(image.shape, bool), sky, x, 200 + 0 * x).x
     assert 63 <= min(dithers) < max(dithers) <= 64
-    assert 63 < cut.min() < cut.max() <= 64
+    assert 63 < found.min() < found.max() <= 64
     starts = [overlap_slices((400, 400), (128, 128), (200, value))[0][1].start for value in x]
     np.testing.assert_allclose(cut, x - starts)
 

@@ -6,20 +6,9 @@ from skimage.segmentation import expand_labels
 from threadpoolctl import threadpool_limits
 
 from sersicnet.engine.render import Renderer
-from sersicnet.image.detect import Detector
-from sersicnet.image.mosaic import Pixels, grown, median
-from sersicnet.image.sky import (
-    REACH,
-    Held,
-    Mesh,
-    _binned,
-    _clipped,
-    _mad_std,
-    _products,
-    _sky_of,
-    dilated,
-    estimate_sky,
-)
+from sersicnet.image.pixels import Held, Pixels, grown, median
+from sersicnet.image.regions import Threshold, dilated
+from sersicnet.image.sky import REACH, Mesh, _binned, _clipped, _mad_std, _products, _sky_of, estimate_sky
 
 
 def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):
@@ -27,8 +16,8 @@ def test_sky_and_noise_of_a_pixel_do_not_depend_on_the_window(held, mesh):
     whole, inner = (mesh.at(window, held.read(window)) for window in (everything, part))
     np.testing.assert_array_equal(inner.level, whole.level[part])
     np.testing.assert_array_equal(inner.rms, whole.rms[part])
-    smooth = Detector().smooth
-    wide = grown(part, Detector().halo, held.shape)
+    smooth = Threshold().smooth
+    wide = grown(part, Threshold().halo, held.shape)
     np.testing.assert_array_equal(
         smooth(held.pixels.data[wide], held.pixels.bad[wide])[7:-7, 7:-7],
         smooth(held.pixels.data, held.pixels.bad)[wide][7:-7, 7:-7],
@@ -42,7 +31,7 @@ def test_a_mesh_follows_a_sloping_sky():
     data = slope + rng.normal(0, 1 + x / 900, x.shape).astype(np.float32)
     held = Held(Pixels(data, np.zeros(data.shape, bool)))
     window = slice(0, 700), slice(0, 900)
-    sky = estimate_sky(held, Detector()).at(window, held.pixels)
+    sky = estimate_sky(held, Threshold()).at(window, held.pixels)
     inner = slice(150, -150), slice(150, -150)
     assert np.abs(sky.level - slope)[inner].max() < 0.12
     assert np.abs(sky.rms / (1 + x / 900) - 1)[inner].max() < 0.06
@@ -55,7 +44,7 @@ def test_a_box_full_of_a_source_takes_the_sky_from_around():
     y, x = np.indices(data.shape) - 320.0
     data += (200 * np.exp(-np.hypot(x, y) / 25)).astype(np.float32)
     held = Held(Pixels(data, np.zeros(data.shape, bool)))
-    mesh = estimate_sky(held, Detector())
+    mesh = estimate_sky(held, Threshold())
     assert isinstance(mesh, Mesh)
     assert mesh.level == pytest.approx(3, abs=0.25)
     assert mesh.rms == pytest.approx(1, abs=0.1)
@@ -66,7 +55,7 @@ def test_the_wings_of_galaxies_are_hardly_taken_for_sky():
     draw = Renderer(np.ones((1, 1)), 640)
     for x, y in ((200, 200), (200, 440), (440, 200), (440, 440)):
         data += draw(np.array([[x, y, 30000, 15, 3, 0.7, 30]]))[0]
-    mesh = estimate_sky(Held(Pixels(data, np.zeros(data.shape, bool))), Detector())
+    mesh = estimate_sky(Held(Pixels(data, np.zeros(data.shape, bool))), Threshold())
     assert mesh.level.mean() == pytest.approx(3, abs=0.03)
     assert mesh.level.max() < 3.06
 
@@ -76,7 +65,7 @@ def test_a_galaxy_that_nearly_fills_the_image_leaves_a_sky():
     data = rng.normal(3, 1, (192, 192)).astype(np.float32)
     y, x = np.indices(data.shape) - 95.5
     data += np.where(np.hypot(x, y) < 72, 20, 0).astype(np.float32)
-    mesh = estimate_sky(Held(Pixels(data, np.zeros(data.shape, bool))), Detector())
+    mesh = estimate_sky(Held(Pixels(data, np.zeros(data.shape, bool))), Threshold())
     assert mesh.level == pytest.approx(3, abs=0.5)
 
 
@@ -144,7 +133,7 @@ def test_the_sky_scatters_less_than_by_medians():
 def test_a_large_mosaic_may_be_empty_over_whole_windows():
     data = np.random.default_rng(0).normal(0, 1, (2304, 2304)).astype(np.float32)
     data[:600, :700] = np.nan
-    found = estimate_sky(Held(Pixels(data, ~np.isfinite(data))), Detector())
+    found = estimate_sky(Held(Pixels(data, ~np.isfinite(data))), Threshold())
     np.testing.assert_allclose(np.median(found.rms), 1, atol=0.02)
 
 
@@ -182,6 +171,6 @@ def test_no_bit_of_the_sky_depends_on_the_threads_of_blas():
     found = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found.append(estimate_sky(source, Detector()).arrays())
+            found.append(estimate_sky(source, Threshold()).arrays())
     for name, values in found[0].items():
         np.testing.assert_array_equal(values, found[1][name], err_msg=name)

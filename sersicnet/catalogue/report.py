@@ -15,6 +15,8 @@ from astropy.table import QTable
 import sersicnet
 from sersicnet.catalogue import table as catalogue
 from sersicnet.image import mosaic
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import Window
 from sersicnet.schema import FLAG_MEANING, TARGETS, Flag
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from sersicnet.catalogue.crossmatch import Comparison
     from sersicnet.image.sky import Mesh
 
-Draw = Callable[[mosaic.Window], np.ndarray]
+Draw = Callable[[Window], np.ndarray]
 """All galaxies of a window as the fits see them: float32 in image units, without the sky."""
 
 
@@ -176,7 +178,7 @@ EXTREME = 15.0
 def report(
     path: str | Path,
     table: QTable,
-    exposure: mosaic.Exposure,
+    exposure: Exposure,
     mesh: Mesh,
     draw: Draw | None = None,
     comparison: Comparison | None = None,
@@ -191,7 +193,7 @@ def report(
         Page; it appears whole or not at all.
     table : QTable
         As `sersicnet.measuring.measure.measure` returns it, with its provenance.
-    exposure : mosaic.Exposure
+    exposure : Exposure
         The image that was measured.
     mesh : Mesh
         Its sky and noise; where it was resampled, those of the image all the same.
@@ -239,7 +241,7 @@ def _page(run: _Run, comparison: Comparison | None) -> str:
 class _Run:
     """A catalogue with its image, and its columns as plain arrays."""
 
-    def __init__(self, table: QTable, exposure: mosaic.Exposure, mesh: Mesh, draw: Draw | None) -> None:
+    def __init__(self, table: QTable, exposure: Exposure, mesh: Mesh, draw: Draw | None) -> None:
         self.table, self.exposure, self.mesh, self.draw = table, exposure, mesh, draw
         self.meta: Mapping[str, Any] = table.meta
         self.name = str(self.meta.get("IMAGE", exposure.image.name))
@@ -361,13 +363,13 @@ class _View(NamedTuple):
         Pixels of the window that have data.
     """
 
-    window: mosaic.Window
+    window: Window
     signal: np.ndarray
     block: int
     usable: int
 
 
-def _averaged(exposure: mosaic.Exposure, mesh: Mesh, window: mosaic.Window, block: int) -> _View:
+def _averaged(exposure: Exposure, mesh: Mesh, window: Window, block: int) -> _View:
     rows, columns = window
     step = block * max(1, STRIP // (block * (columns.stop - columns.start)))
     sums, counts = [], []
@@ -385,7 +387,7 @@ def _averaged(exposure: mosaic.Exposure, mesh: Mesh, window: mosaic.Window, bloc
     return _View(window, mean, block, int(count.sum(dtype=float)))
 
 
-def _signal(exposure: mosaic.Exposure, mesh: Mesh, window: mosaic.Window) -> tuple[np.ndarray, np.ndarray]:
+def _signal(exposure: Exposure, mesh: Mesh, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """A window without its sky in units of its noise, 0 where it has no data; and where that is."""
     pixels = exposure.read(window)
     sky = mesh.at(window, pixels)
@@ -421,7 +423,7 @@ def _detections(run: _Run, view: _View) -> str:
     return "\n".join(parts)
 
 
-def _busiest(run: _Run) -> mosaic.Window | None:
+def _busiest(run: _Run) -> Window | None:
     """The window with most sources, of those that tile the image; None without sources."""
     good = np.isfinite(run.x) & np.isfinite(run.y)
     corners = [np.arange(0, max(n - DETAIL, 0) + 1, DETAIL) for n in run.exposure.shape]
@@ -827,7 +829,7 @@ def _galaxy(run: _Run, row: int) -> str:
     )
 
 
-def _placed(values: np.ndarray, inner: mosaic.Window, side: int) -> np.ndarray:
+def _placed(values: np.ndarray, inner: Window, side: int) -> np.ndarray:
     out = np.full((side, side), np.nan, np.float32)
     out[inner] = values
     return out

@@ -1,4 +1,4 @@
-"""From a FITS image to detections and stamps.
+"""Images in FITS files, read part by part.
 
 Pixel coordinates are zero-based everywhere; FITS's one-based values stay inside
 this module.
@@ -8,75 +8,26 @@ from __future__ import annotations
 
 import functools
 import gzip
-import math
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
-from astropy.wcs import WCS, FITSFixedWarning, Sip
+from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from sersicnet.errors import InputError
 from sersicnet.image import header as instrument
-from sersicnet.schema import STAMP_SIZE
-
-if TYPE_CHECKING:
-    from sersicnet.image.sky import Sky
-
-
-Window = tuple[slice, slice]
-"""Rows and columns of a part of an image; within it, and without steps."""
-
-
-class Pixels(NamedTuple):
-    """A window of an image.
-
-    Attributes
-    ----------
-    data : ndarray, float32, (H, W)
-        Sky included.
-    bad : ndarray, bool, (H, W)
-        Pixels without data.
-    noise : ndarray, float32, (H, W) or None
-        Relative noise of the pixels, where the user has a map of it; NaN in `bad` ones.
-    """
-
-    data: np.ndarray
-    bad: np.ndarray
-    noise: np.ndarray | None = None
-
-
-def grown(window: Window, margin: int, shape: tuple[int, int]) -> Window:
-    """A window with a margin around it, as far as the image reaches."""
-    rows, columns = (
-        slice(max(part.start - margin, 0), min(part.stop + margin, n)) for part, n in zip(window, shape, strict=True)
-    )
-    return rows, columns
-
-
-def within(window: Window, outer: Window) -> Window:
-    """A window in the pixels of another one that holds it."""
-    rows, columns = (slice(part.start - o.start, part.stop - o.start) for part, o in zip(window, outer, strict=True))
-    return rows, columns
-
-
-HUGE = 1e18
-"""Value from which on a pixel holds no data; the square of ten times as much is beyond single precision."""
+from sersicnet.image.pixels import Window, without_data
 
 LEAST_SHEAR = 0.1
 """Area of a pixel on the sky over the product of its sides; less is a line, not an area."""
-
-ZERO_BLOCK = 5
-"""Side of a block of zeros that tells that an image was not exposed there."""
 
 
 class Image:
@@ -237,244 +188,6 @@ class Image:
         dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # such as -99 for unknown
         x, y = self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
         return np.asarray(x), np.asarray(y)
-
-
-def without_data(data: np.ndarray) -> np.ndarray:
-    """Pixels that hold no data, bool, (H, W).
-
-    Those that are not finite or beyond `HUGE`, and zeros of blocks of 5 x 5, with
-    the zeros within five pixels of them: drizzled mosaics are 0 outside of their
-    footprint. Other zeros are data; quantised images are full of them. Whether a
-    pixel holds data depends on nothing that is farther than 10 pixels away.
-    """
-    if data.size and data.min() > -HUGE and data.max() < HUGE:  # not so with a NaN; two looks, and no copy
-        bad = np.zeros(data.shape, bool)
-    else:
-        bad = ~(np.abs(data) < HUGE)
-    zero = data == 0
-    if _has_block(zero):
-        blocks = ndimage.binary_opening(zero, np.ones((ZERO_BLOCK, ZERO_BLOCK)))
-        bad |= ndimage.binary_dilation(blocks, np.ones((3, 3)), ZERO_BLOCK, mask=zero)
-    return bad
-
-
-def _has_block(zero: np.ndarray) -> bool:
-    """Whether there is any block of 5 x 5; most images have none, and to look for them takes longer than this."""
-    if not zero[::ZERO_BLOCK, ::ZERO_BLOCK].any():  # each block has one of these
-        return False
-    for axis in (0, 1):
-        parts = np.moveaxis(zero, axis, 0)
-        n = len(parts) - ZERO_BLOCK + 1
-        if n < 1 or not zero.any():
-            return False
-        zero = np.moveaxis(functools.reduce(np.logical_and, (parts[k : k + n] for k in range(ZERO_BLOCK))), 0, axis)
-    return bool(zero.any())
-
-
-ZERO_REACH = 2 * ZERO_BLOCK
-"""Pixels around a pixel that tell whether it holds data."""
-
-
-class Exposure(NamedTuple):
-    """An image with the maps that belong to it, read window by window.
-
-    Attributes
-    ----------
-    image : Image
-    noise : Image or None
-        Of the same shape.
-    kind : str
-        What `noise` holds: "rms", "var" (variance) or "wht" (inverse variance), in any
-        unit.
-    mask : Image or None
-        Of the same shape; pixels that are not zero are ignored.
-    """
-
-    image: Image
-    noise: Image | None = None
-    kind: str = "rms"
-    mask: Image | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.image.shape
-
-    @property
-    def images(self) -> list[Image]:
-        """The image and its maps, as far as there are any."""
-        return [image for image in (self.image, self.noise, self.mask) if image is not None]
-
-    def read(self, window: Window) -> Pixels:
-        """The pixels of a window. What is not finite, unexposed, masked, or has no noise, is bad."""
-        wide = grown(window, ZERO_REACH, self.shape)
-        inner = within(window, wide)
-        data = self.image.read(wide)
-        bad = without_data(data)[inner]
-        data = np.ascontiguousarray(data[inner])
-        noise = None
-        if self.noise is not None:
-            noise = self.noise.read(window)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                good = np.isfinite(noise) & (noise > 0)
-                bad |= ~good
-                noise = {"rms": noise, "var": np.sqrt(noise), "wht": 1 / np.sqrt(noise)}[self.kind]
-            noise = np.where(good, noise, np.nan).astype(np.float32)
-        if self.mask is not None:
-            bad |= self.mask.read(window) != 0
-        return Pixels(data, bad, noise)
-
-    def close(self) -> None:
-        """Close all files."""
-        for image in self.images:
-            image.close()
-
-
-MOST_RESAMPLING = 10.0
-"""Largest change of the pixel scale, up or down."""
-
-MISSING = 1e-3
-"""Fraction of a resampled pixel's area without data from which on it has none. What is missing is missing light, of the
-sky too, and this much is far below the noise; the overlaps' rounding errors are farther below."""
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """An exposure on a grid of another pixel scale, read window by window.
-
-    The first corner and the axes stay. A pixel of the image is a box of even
-    brightness, and each new pixel sums the boxes by the area that it shares with them.
-    Light is kept, so that one unit of a new pixel is the same flux as one unit of an old
-    one: the zero point of the image holds. This is also so for an image in surface
-    brightness, whose values are taken as flux in units of MJy/sr times the area of an
-    old pixel.
-
-    Both boxes widen what is in the image: in old pixels, the variance of a PSF along
-    each axis grows by (1 + 1 / factor**2) / 12, and by |1 - 1 / factor**2| / 12 where one
-    pixel scale is a multiple of the other. The noise of neighbouring pixels becomes
-    correlated, or more so.
-
-    Attributes
-    ----------
-    exposure : Exposure
-    factor : float
-        Old pixel scale over the new one: new pixels along an old one.
-
-    Raises
-    ------
-    InputError
-        If the factor is not from 0.1 to 10.
-    """
-
-    exposure: Exposure
-    factor: float
-
-    def __post_init__(self) -> None:
-        if not 1 / MOST_RESAMPLING <= self.factor <= MOST_RESAMPLING:
-            raise InputError(
-                f"Resampling changes a pixel scale by a factor of up to {MOST_RESAMPLING:g}; received {self.factor:g}. "
-                "Bin or interpolate the image by other means first."
-            )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width; the last row and column may reach beyond the image."""
-        height, width = (int(np.ceil(n * self.factor - MISSING)) for n in self.exposure.shape)
-        return height, width
-
-    def to_grid(self, old: ArrayLike) -> np.ndarray:
-        """Zero-based pixels of the grid along either axis, of those of the image."""
-        return (np.asarray(old) + 0.5) * self.factor - 0.5
-
-    def from_grid(self, new: ArrayLike) -> np.ndarray:
-        """Zero-based pixels of the image along either axis, of those of the grid."""
-        return (np.asarray(new) + 0.5) / self.factor - 0.5
-
-    @property
-    def wcs(self) -> WCS | None:
-        """Celestial coordinates of the grid; None where the image has none."""
-        if self.exposure.image.wcs is None:
-            return None
-        out = self.exposure.image.wcs.deepcopy()
-        out.wcs.crpix = self.to_grid(out.wcs.crpix - 1) + 1
-        if out.wcs.has_cd():
-            out.wcs.cd = out.wcs.cd / self.factor
-        else:
-            out.wcs.cdelt = out.wcs.cdelt / self.factor
-        if out.sip is not None:
-            sip = out.sip
-            planes = [None if plane is None else self._sip(plane) for plane in (sip.a, sip.b, sip.ap, sip.bp)]
-            out.sip = Sip(*planes, self.to_grid(sip.crpix - 1) + 1)
-        out.pixel_shape = self.shape[::-1]
-        out.wcs.set()
-        return out
-
-    def _sip(self, coefficients: np.ndarray) -> np.ndarray:
-        """Coefficients of a distortion, by powers of offsets in pixels of the grid."""
-        powers = np.add.outer(*[np.arange(n) for n in coefficients.shape])
-        return coefficients * self.factor ** (1.0 - powers)
-
-    @property
-    def header(self) -> fits.Header:
-        """The image's header with the grid's WCS, and values per pixel as they are on the grid.
-
-        In place of a surface brightness stands the zero point of the flux in an old pixel.
-        """
-        header = self.exposure.image.header.copy()
-        for keyword in list(header):
-            if _WCS_CARD.fullmatch(keyword) or re.fullmatch(r"[AB]P?_(\d_\d|ORDER|DMAX)", keyword):
-                header.remove(keyword, ignore_missing=True, remove_all=True)
-        if self.wcs is not None:
-            header.update(self.wcs.to_header(relax=True))
-        if isinstance(header.get("SATURATE"), float | int):
-            header["SATURATE"] /= self.factor**2
-        if "/sr" in str(header.get("BUNIT", "")).lower():
-            with suppress(InputError):  # the user knows it then
-                header["MAGZERO"] = instrument.zero_point(self.exposure.image.header).value
-            for keyword in ("BUNIT", "PHOTFLAM", "PHOTPLAM", "FLUXMAG0"):
-                header.remove(keyword, ignore_missing=True)
-        return header
-
-    def read(self, window: Window) -> Pixels:
-        """The pixels of a window, the same whatever the window; those without data are NaN.
-
-        The noise of old pixels counts as independent.
-        """
-        taps = [self._taps(part, n) for part, n in zip(window, self.exposure.shape, strict=True)]
-        rows, columns = (slice(int(index.min()), int(index.max()) + 1) for index, _ in taps)
-        data, bad, noise = self.exposure.read((rows, columns))
-        inner = [(index - part.start, weight) for (index, weight), part in zip(taps, (rows, columns), strict=True)]
-        missing = 1 - _summed(~bad, inner, 1) * self.factor**2
-        gone = missing > MISSING
-        out = np.where(gone, np.nan, _summed(np.where(bad, 0, data), inner, 1)).astype(np.float32)
-        if noise is None:
-            return Pixels(out, gone)
-        # A variance may be beyond single precision where its root is not.
-        variance = _summed(np.where(bad, 0, noise).astype(float) ** 2, inner, 2)
-        return Pixels(out, gone, np.where(gone, np.nan, np.sqrt(variance)).astype(np.float32))
-
-    def _taps(self, part: slice, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The old pixels along an axis that new ones overlap, and the shares of them that they get, (K, N)."""
-        new = np.arange(part.start, part.stop)
-        low, high = new / self.factor, (new + 1) / self.factor
-        old = np.floor(low).astype(int) + np.arange(int(np.ceil(1 / self.factor)) + 1)[:, None]
-        share = np.maximum(np.minimum(high, old + 1) - np.maximum(low, old), 0)
-        return np.minimum(old, n - 1), np.where(old < n, share, 0.0)
-
-    def close(self) -> None:
-        """Close all files."""
-        self.exposure.close()
-
-
-def _summed(values: np.ndarray, taps: list[tuple[np.ndarray, np.ndarray]], power: int) -> np.ndarray:
-    """Sums of pixels by their shares to a power along y and x, float64, term by term: the same in every window."""
-    for axis, (indices, shares) in enumerate(taps):
-        form = (-1, 1) if axis == 0 else (1, -1)
-        total = np.zeros(1)
-        for index, share in zip(indices, shares, strict=True):
-            total = total + (share**power).reshape(form) * np.take(values, index, axis)
-        values = total
-    return values
 
 
 @contextmanager
@@ -642,7 +355,7 @@ def _legible(header: fits.Header) -> fits.Header:
     return out
 
 
-_WCS_CARD = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE|RADESYS|EQUINOX")
+WCS_CARD = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE|RADESYS|EQUINOX")
 _WCS_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE")
 
 
@@ -653,7 +366,7 @@ def _celestial(header: fits.Header, shape: tuple[int, int]) -> WCS | None:
         warnings.simplefilter("ignore", AstropyWarning)
         try:
             # wcslib takes its defaults for what it cannot read, and those look right.
-            cards = {keyword: header[keyword] for keyword in header if _WCS_CARD.fullmatch(keyword)}
+            cards = {keyword: header[keyword] for keyword in header if WCS_CARD.fullmatch(keyword)}
             numbers = [value for keyword, value in cards.items() if _WCS_NUMBER.fullmatch(keyword)]
             if not np.isfinite(numbers).all():
                 return None
@@ -666,168 +379,3 @@ def _celestial(header: fits.Header, shape: tuple[int, int]) -> WCS | None:
         except Exception:  # wcslib raises several kinds of its own; all mean: no usable WCS
             return None
     return wcs if np.hypot(*np.subtract(there_and_back, middle)) < 0.1 and shear > LEAST_SHEAR else None
-
-
-def median(values: np.ndarray) -> np.floating:
-    """`numpy.median` of finite values, in a fifth of the time: one partition is much faster than those about two."""
-    half = len(values) // 2
-    ordered = np.partition(values, half)
-    middle = ordered[half : half + 1]
-    if len(values) % 2 == 0:
-        middle = np.append(ordered[:half].max(), middle)
-    return middle.mean()
-
-
-@dataclass
-class Stamps:
-    """Stamps of an image, cleaned for a network.
-
-    Attributes
-    ----------
-    pixels : ndarray, float32, (N, 128, 128)
-        Sky subtracted, in units of `rms`; neighbours and bad pixels replaced.
-    replaced : ndarray, bool, (N, 128, 128)
-        Which pixels were replaced.
-    x, y : ndarray, float64, (N,)
-        Positions of the sources in their stamps, zero-based.
-    rms : ndarray, float64, (N,)
-        Noise of a blank pixel around each source, image units.
-    noise : ndarray, float32, (N, 128, 128)
-        Noise of a blank pixel, image units; NaN without data.
-    edge : ndarray, bool, (N,)
-        Whether the stamp reaches beyond the image.
-    unusable : ndarray, float64, (N,)
-        Fraction of pixels masked, not finite or outside.
-    neighbours : ndarray, float64, (N,)
-        Fraction of pixels that belong to other sources.
-    empty : ndarray, bool, (N,)
-        Whether none of the central 5 x 5 pixels can be used.
-    """
-
-    pixels: np.ndarray
-    replaced: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    rms: np.ndarray
-    noise: np.ndarray
-    edge: np.ndarray
-    unusable: np.ndarray
-    neighbours: np.ndarray
-    empty: np.ndarray
-
-
-def cut(
-    data: np.ndarray,
-    bad: np.ndarray,
-    sky: Sky,
-    x: np.ndarray,
-    y: np.ndarray,
-    claimed: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
-    origin: tuple[int, int] = (0, 0),
-) -> Stamps:
-    """Cut stamps about positions.
-
-    A source comes to lie in (63, 64] on both axes, as in the simulations. Pixels
-    of neighbours, and pixels without data, take the value of the pixel opposite
-    to them through the centre of the source, since galaxies are nearly
-    symmetric; where that one cannot be used either, the sky's.
-
-    Parameters
-    ----------
-    data : ndarray, float32, (H, W)
-        Image, sky included.
-    bad : ndarray, bool, (H, W)
-    sky : Sky
-    x, y : ndarray, float, (N,)
-        Zero-based positions; may lie outside, or be NaN.
-    claimed : ndarray, int, (H, W), optional
-        Which source each pixel belongs to, see `Detections.claimed`; 0 is sky.
-    labels : ndarray, int, (N,) or (N, M), optional
-        The source's own label at each position, 0 for none; or several, of
-        sources that stay in its stamp.
-    origin : (int, int)
-        x and y of the first pixel of the arrays, where they are a window of the image
-        that positions refer to.
-
-    Returns
-    -------
-    Stamps
-    """
-    n, size = len(x), STAMP_SIZE
-    out = Stamps(
-        np.zeros((n, size, size), np.float32),
-        np.ones((n, size, size), bool),
-        np.full(n, np.nan),
-        np.full(n, np.nan),
-        np.full(n, np.nan),
-        np.full((n, size, size), np.nan, np.float32),
-        np.ones(n, bool),
-        np.ones(n),
-        np.zeros(n),
-        np.ones(n, bool),
-    )
-    middle = slice(size // 2 - 3, size // 2 + 2)
-    for i in range(n):
-        if not (np.isfinite(x[i]) and np.isfinite(y[i])):
-            continue
-        corner = math.ceil(y[i] - origin[1] - size / 2), math.ceil(x[i] - origin[0] - size / 2)
-        image_part, stamp_part = _overlap(corner, data.shape)
-        if image_part[0].start >= image_part[0].stop or image_part[1].start >= image_part[1].stop:
-            continue
-        values, noise = out.pixels[i], sky.rms[image_part]
-        np.subtract(data[image_part], sky.level[image_part], out=values[stamp_part])
-        replaced = bad[image_part].copy()
-        lost = np.count_nonzero(replaced)
-        if claimed is not None:
-            there = claimed[image_part]
-            other = there != 0
-            for own in np.atleast_1d(labels[i]) if labels is not None else ():
-                other &= there != own
-            replaced |= other
-        out.replaced[i][stamp_part] = replaced
-        out.noise[i][stamp_part] = noise
-        some = noise[::_NOISE_STEP, ::_NOISE_STEP]
-        some = some[np.isfinite(some)]
-        if not len(some):
-            some = noise[np.isfinite(noise)]
-        out.rms[i] = median(some) if len(some) else np.nan
-        out.edge[i] = noise.size < size * size
-        out.unusable[i] = 1 - (noise.size - lost) / size**2
-        out.neighbours[i] = (np.count_nonzero(replaced) - lost) / size**2
-        usable = np.zeros((size, size), bool)
-        usable[stamp_part] = ~bad[image_part]
-        out.empty[i] = not usable[middle, middle].any()
-        out.x[i] = x[i] - (origin[0] + corner[1])
-        out.y[i] = y[i] - (origin[1] + corner[0])
-        _fill(values, out.replaced[i], (out.x[i], out.y[i]))
-        values /= out.rms[i]
-    return out
-
-
-_NOISE_STEP = 4
-"""The noise of a stamp is the median of that of every so many rows and columns."""
-
-
-def _overlap(corner: tuple[int, int], shape: tuple[int, int]) -> tuple[Window, Window]:
-    """Where a stamp with that first pixel lies in an image, and that part in the stamp; empty where they are apart."""
-    image, stamp = [], []
-    for first, n in zip(corner, shape, strict=True):
-        low, high = min(max(first, 0), n), max(min(first + STAMP_SIZE, n), 0)
-        image.append(slice(low, high))
-        stamp.append(slice(low - first, high - first))
-    return (image[0], image[1]), (stamp[0], stamp[1])
-
-
-def _fill(values: np.ndarray, replaced: np.ndarray, centre: tuple[float, float]) -> None:
-    """Replace pixels by their opposites through the centre, in place."""
-    if not replaced.any():
-        return
-    rows, cols = np.nonzero(replaced)
-    opposite_rows = np.rint(2 * centre[1] - rows).astype(int)
-    opposite_cols = np.rint(2 * centre[0] - cols).astype(int)
-    inside = (opposite_rows >= 0) & (opposite_rows < len(values))
-    inside &= (opposite_cols >= 0) & (opposite_cols < len(values))
-    opposite_rows, opposite_cols = np.where(inside, opposite_rows, 0), np.where(inside, opposite_cols, 0)
-    usable = inside & ~replaced[opposite_rows, opposite_cols]
-    values[rows, cols] = np.where(usable, values[opposite_rows, opposite_cols], 0)

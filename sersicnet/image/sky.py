@@ -6,18 +6,16 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
 from sersicnet.errors import InputError
-from sersicnet.image.mosaic import HUGE, Pixels, Window, grown, median, within
-
-if TYPE_CHECKING:
-    from sersicnet.image.detect import Detector, Regions
+from sersicnet.image.pixels import HUGE, Pixels, Sky, Source, Window, grown, median, within
+from sersicnet.image.regions import Regions, Threshold, dilated
 
 BOX = 128
 """Side of a box of the mesh in pixels, about; at least two boxes cover an image along each axis."""
@@ -63,69 +61,6 @@ BIN = 2
 
 REACH = 3
 """Lags of the noise's autocorrelation along each axis, pixels."""
-
-
-class Source(Protocol):
-    """An image with the maps that belong to it, read window by window."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-
-    def read(self, window: Window) -> Pixels:
-        """The pixels of a window within the image."""
-
-
-class Held(NamedTuple):
-    """An image that is in memory as a `Source`."""
-
-    pixels: Pixels
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.pixels.data.shape  # type: ignore[return-value]
-
-    def read(self, window: Window) -> Pixels:
-        """Views of a window."""
-        data, bad, noise = self.pixels
-        return Pixels(data[window], bad[window], None if noise is None else noise[window])
-
-
-@dataclass
-class Sky:
-    """Background and noise of an image, or of a window of one.
-
-    Attributes
-    ----------
-    level : ndarray, float32, (H, W)
-        The sky.
-    rms : ndarray, float32, (H, W)
-        Standard deviation of a blank pixel; NaN in pixels without data.
-    autocorrelation : ndarray, float64, (7, 7)
-        Of blank pixels, by lag along y and x; 1 in the middle.
-    map_factor : float
-        What the user's noise map was multiplied with to match the scatter of
-        blank pixels; NaN without a map.
-    """
-
-    level: np.ndarray
-    rms: np.ndarray
-    autocorrelation: np.ndarray
-    map_factor: float
-
-    @property
-    def correlation(self) -> float:
-        """How much larger the noise of a large aperture is than that of independent pixels.
-
-        1 for white noise, about 2 for drizzled images.
-        """
-        return correlation(self.autocorrelation)
-
-
-def correlation(autocorrelation: np.ndarray) -> float:
-    """Noise of a large aperture over that of independent pixels, from an autocorrelation."""
-    return float(np.sqrt(max(autocorrelation.sum(), 1.0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +127,7 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """What applies a function to many things, in their order; `map`, or one that has workers."""
 
 
-def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
+def estimate_sky(source: Source, threshold: Threshold, apply: Map = map) -> Mesh:
     """Estimate sky and noise of an image, strip by strip.
 
     First from all pixels, clipped; then from those between the sources that
@@ -201,7 +136,7 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     Parameters
     ----------
     source : Source
-    detector : Detector
+    threshold : Threshold
         What finds the sources.
     apply : callable
         Applies a function to the strips.
@@ -213,7 +148,7 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
     """
     edges = _edges(source.shape)
     strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
-    blocks = replace(detector, smoothing=detector.smoothing / BIN, n_pixels=math.ceil(detector.n_pixels / BIN**2))
+    blocks = threshold.binned(BIN)
     mesh = _assembled(apply(_first_boxes, strips), source.shape)
     few = [(source, window, blocks, mesh, 1.0) for window in _windows(source.shape, SAMPLES // 2)]
     known = [noise for noise in apply(_smoothed_noise, few) if np.isfinite(noise)]
@@ -223,7 +158,7 @@ def estimate_sky(source: Source, detector: Detector, apply: Map = map) -> Mesh:
         if any(np.isfinite(part.level).any() for part in between):
             break
     mesh = _assembled(between, source.shape)
-    jobs = [(detector, source, window, blocks, mesh, smoothed, most) for window in _windows(source.shape, SAMPLES)]
+    jobs = [(threshold, source, window, blocks, mesh, smoothed, most) for window in _windows(source.shape, SAMPLES)]
     return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, jobs)))
 
 
@@ -262,7 +197,7 @@ def _first_boxes(strip: _Strip) -> _Boxes:
     return _boxes(data, bad, bad, (own, edges[1]), source.shape, every=FIRST_ROWS)
 
 
-def _boxes_between(strip: tuple[Source, Edges, int, Detector, _Boxes, float, int]) -> _Boxes:
+def _boxes_between(strip: tuple[Source, Edges, int, Threshold, _Boxes, float, int]) -> _Boxes:
     source, edges, first, blocks, mesh, smoothed, most = strip
     own, rows = _rows_of(edges, first)
     strip_window = rows, slice(0, source.shape[1])
@@ -280,8 +215,8 @@ def _aligned(window: Window) -> Window:
     return rows, columns
 
 
-_Sample = tuple[Source, Window, "Detector", _Boxes, float]
-"""An image, a window of it, a detector for blocks, the mesh so far, and the noise of smoothed blocks."""
+_Sample = tuple[Source, Window, Threshold, _Boxes, float]
+"""An image, a window of it, a threshold for blocks, the mesh so far, and the noise of smoothed blocks."""
 
 
 def _smoothed_noise(sample: _Sample) -> float:
@@ -293,16 +228,16 @@ def _smoothed_noise(sample: _Sample) -> float:
 
 
 def _covered(
-    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float, most: int
+    pixels: Pixels, window: Window, threshold: Threshold, mesh: _Boxes, smoothed: float, most: int
 ) -> np.ndarray:
     """Pixels of sources and what is near them, bool, (H, W); arguments as for `_near_sources`."""
     height, width = pixels.bad.shape
-    near = _near_sources(pixels, window, detector, mesh, smoothed, most)[0]
+    near = _near_sources(pixels, window, threshold, mesh, smoothed, most)[0]
     return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width]
 
 
 def _near_sources(
-    pixels: Pixels, window: Window, detector: Detector, mesh: _Boxes, smoothed: float, most: int
+    pixels: Pixels, window: Window, threshold: Threshold, mesh: _Boxes, smoothed: float, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Blocks of pixels of sources and what is near them: enough to tell where the sky is.
 
@@ -311,7 +246,7 @@ def _near_sources(
     pixels : Pixels
     window : Window
         Where they are in the image, `_aligned`.
-    detector : Detector
+    threshold : Threshold
         For blocks.
     mesh : _Boxes
     smoothed : float
@@ -333,9 +268,9 @@ def _near_sources(
         _interpolate(values, (mesh.shape[0] / BIN, mesh.shape[1] / BIN), place, out)
     np.maximum(rms, np.float32(1e-3 * np.median(mesh.rms)), out=rms)
     rms[bad] = np.nan
-    smooth = detector.smooth(np.subtract(light, level, out=light), bad)
+    smooth = threshold.smooth(np.subtract(light, level, out=light), bad)
     sky = Sky(level, rms, np.ones((1, 1)), np.nan)
-    return _with_surroundings(detector.regions(smooth, sky, smoothed), most), smooth, rms
+    return _with_surroundings(threshold.regions(smooth, sky, smoothed), most), smooth, rms
 
 
 def _binned(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
@@ -371,23 +306,6 @@ def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
         inside = np.zeros(part.shape, bool)
         inside[row[own] - first[0], column[own] - first[1]] = True
         part |= dilated(inside, reach)
-    return out
-
-
-def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
-    """A mask grown by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
-    out, wide = inside.copy(), inside.copy()
-    width = 0
-    for dy in range(reach, -1, -1):  # from the shortest chord of the disc to the longest
-        while (width + 1) ** 2 + dy**2 <= reach**2:
-            width += 1
-            wide[:, width:] |= inside[:, :-width]
-            wide[:, :-width] |= inside[:, width:]
-        if dy:
-            out[dy:] |= wide[:-dy]
-            out[:-dy] |= wide[dy:]
-        else:
-            out |= wide
     return out
 
 
@@ -597,9 +515,9 @@ def _joint(samples: Iterable[_Noise | None]) -> tuple[np.ndarray, float, float, 
     return autocorrelation, smoothed, widely, factor
 
 
-def _noise(job: tuple[Detector, Source, Window, Detector, _Boxes, float, int]) -> _Noise | None:
+def _noise(job: tuple[Threshold, Source, Window, Threshold, _Boxes, float, int]) -> _Noise | None:
     """The noise in the blank pixels of a window."""
-    detector, source, window, blocks, mesh, smoothed, most = job
+    threshold, source, window, blocks, mesh, smoothed, most = job
     pixels = source.read(window)
     sky = Mesh(*mesh[:3], np.ones((1, 1)), np.nan, np.nan, np.nan).at(window, pixels)
     blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed, most))
@@ -612,9 +530,9 @@ def _noise(job: tuple[Detector, Source, Window, Detector, _Boxes, float, int]) -
     if pixels.noise is not None:
         factor = _mad_std((clean / pixels.noise)[blank])
         sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
-    smooth = detector.smooth(clean, pixels.bad)
+    smooth = threshold.smooth(clean, pixels.bad)
     ratio = _mad_std((smooth / sky.rms)[blank])
-    wide = detector.smooth_widely(smooth, sky, ratio) / sky.rms[::2, ::2]
+    wide = threshold.smooth_widely(smooth, sky, ratio) / sky.rms[::2, ::2]
     return _Noise(ratio, _mad_std(wide[blank[::2, ::2]]), _products(clean / sky.rms, blank), factor)
 
 

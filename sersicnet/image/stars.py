@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from sersicnet.image.detect import Detections
-from sersicnet.image.mosaic import Stamps, cut
-from sersicnet.image.sky import Sky
+from sersicnet.image.pixels import Sky
+from sersicnet.image.stamps import Stamps, cut
 from sersicnet.schema import LOW_SNR_LIMIT, MASKED_LIMIT, STAMP_SIZE
 
 LEAST_STARS = 5
@@ -90,7 +90,7 @@ def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -
     n = len(found)
     size, snr, round_ = np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, bool)
     nobody = np.zeros(n, bool)
-    claimed = found.claimed()
+    claimed = found.dilated()
     for first in range(0, n, MOST_STARS):
         part = slice(first, min(first + MOST_STARS, n))
         stamps = cut(data, bad, sky, found.x[part], found.y[part], claimed, np.arange(part.start, part.stop) + 1)

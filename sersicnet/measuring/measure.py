@@ -29,9 +29,9 @@ from sersicnet.catalogue import table as catalogue
 from sersicnet.engine.fit import SKY_LEFT, STRUCTURE, Fitter, Noise, Prior
 from sersicnet.errors import InputError, SersicnetWarning, check_output
 from sersicnet.image import header as instrument
-from sersicnet.image import mosaic
 from sersicnet.image import stars as points
-from sersicnet.image.sky import Mesh, correlation, estimate_sky
+from sersicnet.image.pixels import Window, correlation
+from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
 from sersicnet.measuring.plan import Plan
 from sersicnet.schema import (
@@ -640,7 +640,7 @@ class _Files:
             comparison.draw(figure)
         if self.page is not None:
             if plan.factor != 1:  # the page shows the image as it is
-                mesh = estimate_sky(plan.exposure, plan.detector)
+                mesh = estimate_sky(plan.exposure, plan.detector.threshold)
             look.report(self.page, table, plan.exposure, mesh, draw, comparison)
 
 
@@ -693,7 +693,7 @@ def _all_tiles(
     return tiles.Values(**{name: values[order] for name, values in joined.items()}), profiles
 
 
-def _tile_name(core: mosaic.Window) -> str:
+def _tile_name(core: Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
 
 

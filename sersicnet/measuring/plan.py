@@ -22,7 +22,10 @@ from sersicnet.catalogue import table as catalogue
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
-from sersicnet.image.sky import Mesh, correlation, estimate_sky
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import correlation
+from sersicnet.image.resample import Resampled
+from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
 from sersicnet.schema import TARGET_NAMES
 
@@ -39,13 +42,13 @@ MAP_LIMIT = 3.0
 class Plan(NamedTuple):
     """What is to be measured: an image with its maps, what its header tells, and the places if they are given."""
 
-    exposure: mosaic.Exposure
+    exposure: Exposure
     zero: instrument.Reading
     scale: instrument.Reading
     table: Table | None  # what the user gave
     places: np.ndarray | None  # x and y of its rows in pixels of the source, (N, 2)
     detector: detect.Detector
-    source: mosaic.Exposure | mosaic.Resampled  # the exposure, or what it was brought to
+    source: Exposure | Resampled  # the exposure, or what it was brought to
 
     @classmethod
     def of(
@@ -81,7 +84,7 @@ class Plan(NamedTuple):
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *zero, *scale)
         if frame.wcs is None:
             _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
-        exposure = mosaic.Exposure(frame, noise, kind, hidden)
+        exposure = Exposure(frame, noise, kind, hidden)
         return cls(exposure, zero, scale, table, places, detect.Detector(), exposure)
 
     def at_scale_of(self, network: weights.Weights, resample: bool) -> Plan:
@@ -91,7 +94,7 @@ class Plan(NamedTuple):
             return self
         if not np.isfinite(self.scale.value):
             raise InputError(f"{self.frame.name} has no pixel scale to resample from: give --pixel-scale.")
-        grid = mosaic.Resampled(self.exposure, self.scale.value / network.domain.pixel_scale)
+        grid = Resampled(self.exposure, self.scale.value / network.domain.pixel_scale)
         if grid.factor > MOST_FINER:
             _warn(
                 f"Pixels of {self.scale.value:.4f} arcsec become {grid.factor:.2f} times finer: their noise is "
@@ -107,15 +110,15 @@ class Plan(NamedTuple):
     @property
     def factor(self) -> float:
         """Pixels of the source along one of the image."""
-        return self.source.factor if isinstance(self.source, mosaic.Resampled) else 1.0
+        return self.source.factor if isinstance(self.source, Resampled) else 1.0
 
     def to_image(self, pixels: np.ndarray) -> np.ndarray:
         """Positions in pixels of the image, of those in the source."""
-        return self.source.from_grid(pixels) if isinstance(self.source, mosaic.Resampled) else pixels
+        return self.source.from_grid(pixels) if isinstance(self.source, Resampled) else pixels
 
     def widened(self, size: float) -> float:
         """Standard deviation of a point in pixels of the source, of that in the image."""
-        if not isinstance(self.source, mosaic.Resampled):
+        if not isinstance(self.source, Resampled):
             return size
         return self.factor * float(np.sqrt(size**2 + (1 + 1 / self.factor**2) / 12))
 
@@ -194,7 +197,7 @@ class Plan(NamedTuple):
         found = kept.get("mesh")
         if found is None:
             report("measuring the sky", 0, 0)
-            mesh = estimate_sky(self.source, self.detector, work.in_order(apply))
+            mesh = estimate_sky(self.source, self.detector.threshold, work.in_order(apply))
             _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.put("mesh", mesh.arrays())
         else:

@@ -15,9 +15,13 @@ from scipy.spatial import KDTree
 from sersicnet import domain, weights
 from sersicnet.engine.fit import Fits, Fitter, Status
 from sersicnet.errors import InputError
-from sersicnet.image import detect, mosaic, photometry
+from sersicnet.image import detect, photometry
 from sersicnet.image import stars as points
-from sersicnet.image.sky import Mesh, Sky
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import Pixels, Sky, Window, grown
+from sersicnet.image.resample import Resampled
+from sersicnet.image.sky import Mesh
+from sersicnet.image.stamps import Stamps, cut
 from sersicnet.schema import (
     CROWDED_LIMIT,
     LOW_SNR_LIMIT,
@@ -81,7 +85,7 @@ class Setting:
         Of the fits.
     """
 
-    exposure: mosaic.Exposure | mosaic.Resampled
+    exposure: Exposure | Resampled
     zero_point: float
     mesh: Mesh
     places: np.ndarray | None
@@ -94,7 +98,7 @@ class Setting:
     threads: int
 
 
-def cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
+def cores(shape: tuple[int, int], tile: int) -> list[Window]:
     """The tiles of an image, about equally large and row by row; they do not overlap."""
     if tile < STAMP_SIZE:
         raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
@@ -102,7 +106,7 @@ def cores(shape: tuple[int, int], tile: int) -> list[mosaic.Window]:
     return [(slice(*rows), slice(*columns)) for rows in pairwise(edges[0]) for columns in pairwise(edges[1])]
 
 
-def measure_tile(setting: Setting, core: mosaic.Window, report: Report = silent) -> dict[str, np.ndarray]:
+def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dict[str, np.ndarray]:
     """Measure the places of a tile."""
     try:
         report("detecting", 0, 0)
@@ -127,9 +131,9 @@ class _Scene(NamedTuple):
     """A tile with what was detected in it, and the places to be measured; all positions are of the image."""
 
     setting: Setting
-    zone: mosaic.Window  # where what was detected does not depend on the tile
-    window: mosaic.Window
-    pixels: mosaic.Pixels
+    zone: Window  # where what was detected does not depend on the tile
+    window: Window
+    pixels: Pixels
     sky: Sky
     found: detect.Detections
     x: np.ndarray
@@ -138,11 +142,11 @@ class _Scene(NamedTuple):
     place: np.ndarray  # number of the place, if places were given
 
     @classmethod
-    def of(cls, setting: Setting, core: mosaic.Window) -> tuple[_Scene, np.ndarray]:
+    def of(cls, setting: Setting, core: Window) -> tuple[_Scene, np.ndarray]:
         """The scene of a tile, and which of its places are the tile's own."""
         shape = setting.exposure.shape
-        near = mosaic.grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
-        zone = mosaic.grown(near, _STAMP_REACH, shape)
+        near = grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
+        zone = grown(near, _STAMP_REACH, shape)
         if setting.places is not None:
             place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
             if not len(place):
@@ -170,7 +174,7 @@ class _Scene(NamedTuple):
         return np.where(detected, values[np.where(detected, self.source, 0)], np.nan)
 
 
-def _inside(x: np.ndarray, y: np.ndarray, window: mosaic.Window, shape: tuple[int, int]) -> np.ndarray:
+def _inside(x: np.ndarray, y: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
     """Which positions belong to a window, bool, (N,); those beyond the image to the nearest one, NaN to the first."""
     out = np.ones(len(x), bool)
     for values, part, n in ((x, window[1], shape[1]), (y, window[0], shape[0])):
@@ -212,7 +216,7 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
     for k in np.flatnonzero(far & leaves):
         x, y = found.x[which[k]], found.y[which[k]]
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
-        around = mosaic.grown(middle, int(half[k]), setting.exposure.shape)
+        around = grown(middle, int(half[k]), setting.exposure.shape)
         near = detect.Detector().around(setting.exposure, setting.mesh, around).detections
         same = np.flatnonzero((near.x == x) & (near.y == y))
         light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
@@ -270,7 +274,7 @@ class Values(NamedTuple):
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
         return out
 
-    def note(self, rows: slice, stamps: mosaic.Stamps, saturation: float) -> None:
+    def note(self, rows: slice, stamps: Stamps, saturation: float) -> None:
         """Noise and flags that stamps tell."""
         flags = self.flags[rows]
         self.rms[rows] = stamps.rms
@@ -291,17 +295,15 @@ class Values(NamedTuple):
         return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
 
 
-def _stamps(
-    scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None
-) -> Iterator[tuple[slice, mosaic.Stamps]]:
-    """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.image.mosaic.cut`."""
+def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) -> Iterator[tuple[slice, Stamps]]:
+    """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.image.stamps.cut`."""
     which = np.arange(len(scene.x)) if which is None else which
-    claimed, n = scene.found.claimed(), len(which)
+    claimed, n = scene.found.dilated(), len(which)
     for first in range(0, n, STAMPS_AT_ONCE):
         rows = slice(first, min(first + STAMPS_AT_ONCE, n))
         x, y = scene.x[which[rows]], scene.y[which[rows]]
         data, bad, _ = scene.pixels
-        yield rows, mosaic.cut(data, bad, scene.sky, x, y, claimed, labels[which[rows]], scene.origin)
+        yield rows, cut(data, bad, scene.sky, x, y, claimed, labels[which[rows]], scene.origin)
 
 
 def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Report) -> None:
@@ -355,11 +357,11 @@ def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
         size[scene.source] = values.size
         out[:, 3] = size[source]
         return out
-    claimed = found.claimed()
+    claimed = found.dilated()
     for first in range(0, len(out), STAMPS_AT_ONCE):
         part = slice(first, first + STAMPS_AT_ONCE)
         i = source[part]
-        stamps = mosaic.cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
+        stamps = cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
         out[part, 3] = points.sizes(stamps)[0]
     return out
 
@@ -449,7 +451,7 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
 
 
-def drawn(core: mosaic.Window, values: Values, zero_point: float, fitter: Fitter) -> np.ndarray:
+def drawn(core: Window, values: Values, zero_point: float, fitter: Fitter) -> np.ndarray:
     """All galaxies of a tile as the fits see them, float32, (H, W)."""
     canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
     parameters = values.parameters(zero_point)

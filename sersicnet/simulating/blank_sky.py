@@ -125,7 +125,7 @@ class BlankSky:
         Noise of a blank pixel in each patch; without patches, the lowest and
         the highest of the image.
     autocorrelation : ndarray, float64, (7, 7)
-        See `sersicnet.image.sky.Sky`.
+        See `sersicnet.image.pixels.Sky`.
     """
 
     name: str

@@ -15,7 +15,8 @@ from sersicnet.simulating import morphology as reallike
 from sersicnet.simulating.population import draw_neighbours
 
 if TYPE_CHECKING:
-    from sersicnet.image import detect, mosaic
+    from sersicnet.image import detect
+    from sersicnet.image.stamps import Stamps
 
 MARGIN = 32
 """Pixels around a stamp that belong to the scene in which sources are detected."""
@@ -109,7 +110,7 @@ def cut_among_neighbours(
     expose: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
     centring: bool = False,
-) -> mosaic.Stamps:
+) -> Stamps:
     """Put neighbours around a galaxy, detect, and cut its stamp as `measure` does.
 
     A galaxy that is detected is cut about the centroid of its detection, another
@@ -137,8 +138,9 @@ def cut_among_neighbours(
     Stamps
         One, in image units; ``x`` and ``y`` are where the galaxy is in it.
     """
-    from sersicnet.image import detect, mosaic
-    from sersicnet.image.sky import Sky
+    from sersicnet.image import detect
+    from sersicnet.image.pixels import Sky
+    from sersicnet.image.stamps import cut
 
     bad = np.zeros(model.shape, bool)
     x, y = float(galaxy[0]), float(galaxy[1])
@@ -156,7 +158,7 @@ def cut_among_neighbours(
             break
     at = x, y
     if label < 0:  # without neighbours: a piece of a galaxy that falls to pieces
-        label = int(found.claimed()[round(y), round(x)])
+        label = int(found.dilated()[round(y), round(x)])
     elif label > 0:
         at = float(found.x[label - 1]), float(found.y[label - 1])
     elif centring:
@@ -164,10 +166,10 @@ def cut_among_neighbours(
         at = x + step[0], y + step[1]
     # In image units, and without the sky that a scene so small would tell of.
     unit = Sky(np.zeros_like(observed), np.ones_like(observed), np.ones((1, 1)), np.nan)
-    cut = mosaic.cut(observed, bad, unit, np.array(at[:1]), np.array(at[1:]), found.claimed(), np.array([label]))
-    cut.x += x - at[0]
-    cut.y += y - at[1]
-    return cut
+    stamp = cut(observed, bad, unit, np.array(at[:1]), np.array(at[1:]), found.dilated(), np.array([label]))
+    stamp.x += x - at[0]
+    stamp.y += y - at[1]
+    return stamp
 
 
 def _add(scene: np.ndarray, other: np.ndarray, camera: Camera) -> None:
@@ -189,7 +191,7 @@ def _own_label(found: detect.Detections, galaxy: np.ndarray, others: list[np.nda
     x, y, flux, r_eff, *_ = galaxy
     label = int(found.segmentation[round(y), round(x)])
     if label == 0:
-        return -1 if found.claimed()[round(y), round(x)] else 0
+        return -1 if found.dilated()[round(y), round(x)] else 0
     if np.hypot(found.x[label - 1] - x, found.y[label - 1] - y) > 3 + r_eff / 2:
         return -1
     for other in others:

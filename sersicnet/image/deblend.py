@@ -1,0 +1,223 @@
+"""Touching sources separated."""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+import sys
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.utils.exceptions import AstropyUserWarning
+
+from sersicnet.image.regions import Regions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deblending:
+    """How touching sources are separated.
+
+    Attributes
+    ----------
+    n_levels, contrast : int, float
+        See `photutils.segmentation.deblend_sources`.
+    prominence, relief : float
+        Height that the peak of a deblended source must have above the saddle to a higher
+        one: in units of the noise of the smoothed image, and as a fraction of the
+        saddle's height. Other peaks are structure, or noise on its wings, and join it.
+    """
+
+    n_levels: int = 32
+    contrast: float = 0.005
+    prominence: float = 4.0
+    relief: float = 0.1
+
+    def separate(
+        self, smooth: np.ndarray, labels: np.ndarray, at: np.ndarray, regions: Regions, noise: np.ndarray, n_pixels: int
+    ) -> None:
+        """Separate regions into sources, in place.
+
+        Parameters
+        ----------
+        smooth : ndarray, float32, (H, W)
+            The smoothed image.
+        labels : ndarray, int32, (H, W)
+            Numbers of all regions from 1, first those of `regions`. The sources that a region is
+            separated into get the last numbers.
+        at : ndarray, int, (P,)
+            Pixels with a label, as places in the flattened image.
+        regions : Regions
+            The regions that may be separated.
+        noise : ndarray, float32, (H, W)
+            Noise of the smoothed image.
+        n_pixels : int
+            Least number of pixels of a source.
+        """
+        # Only blends need this, and skimage with it.
+        from photutils.segmentation import SegmentationImage, deblend_sources
+
+        # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
+        options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
+        n = int(labels.ravel()[at].max())
+        stays = np.ones(n + 1, bool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            for label, part in enumerate(regions.boxes(), 1):
+                inside = labels[part] == label
+                if not self.separable(smooth[part], inside, noise[part], n_pixels):
+                    continue
+                own = deblend_sources(
+                    smooth[part],
+                    SegmentationImage(inside.astype(np.int32)),
+                    n_pixels,
+                    n_levels=self.n_levels,
+                    contrast=self.contrast,
+                    **options,
+                ).data
+                own = self.prominent(smooth[part], own, noise[part])
+                several = int(own.max())
+                if several > 1:
+                    labels[part][inside] = n + own[inside]
+                    stays[label], n = False, n + several
+        stays = np.concatenate([stays, np.ones(n + 1 - len(stays), bool)])
+        stays[0] = False
+        labels.ravel()[at] = np.cumsum(stays, dtype=np.int32)[labels.ravel()[at]]
+
+    def separable(self, smooth: np.ndarray, inside: np.ndarray, noise: np.ndarray, n_pixels: int) -> bool:
+        """Whether a region may be separated: others need not go through all levels of the deblending."""
+        if np.count_nonzero(inside) < 2 * n_pixels:
+            return False
+        least = self.prominence * float(noise[inside].min())
+        heights = np.full((inside.shape[0] + 2, inside.shape[1] + 2), -np.inf, smooth.dtype)
+        np.copyto(heights[1:-1, 1:-1], smooth, where=inside)
+        highest = np.maximum(np.maximum(heights[:-2], heights[1:-1]), heights[2:])
+        highest = np.maximum(np.maximum(highest[:, :-2], highest[:, 1:-1]), highest[:, 2:])
+        peaks = (heights[1:-1, 1:-1] == highest) & (highest >= smooth[inside].min() + least)
+        return bool(np.count_nonzero(peaks) > 1) and _may_part(heights, n_pixels, 0.999 * least, 0.999 * self.relief)
+
+    def prominent(self, smooth: np.ndarray, labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Let parts of a region that do not rise above their surroundings join these; int32, (H, W), from 1."""
+        n = int(labels.max())
+        highest = np.full(n + 1, -np.inf, smooth.dtype)
+        np.maximum.at(highest, labels, smooth)
+        peaks = dict(enumerate(highest.tolist()))
+        saddles = _saddles(labels, smooth, noise)
+        joins: dict[int, int] = {}
+        queue = [(self._rise(peaks, label, saddles), label) for label in saddles]
+        heapq.heapify(queue)
+        while queue:
+            rise, label = heapq.heappop(queue)
+            if label in joins or rise != self._rise(peaks, label, saddles):
+                continue  # out of date
+            if rise >= 1:
+                break
+            other = _higher(peaks, label, saddles)
+            assert other is not None
+            joins[label] = other
+            for third, saddle in saddles.pop(label).items():
+                del saddles[third][label]
+                if third == other:
+                    continue
+                best = max(saddle, saddles[other].get(third, saddle))
+                saddles[other][third] = saddles[third][other] = best
+                heapq.heappush(queue, (self._rise(peaks, third, saddles), third))
+            heapq.heappush(queue, (self._rise(peaks, other, saddles), other))
+        stays = np.ones(n + 1, np.int32)
+        stays[[0, *joins]] = 0
+        final = np.cumsum(stays, dtype=np.int32) * stays
+        for label in joins:
+            other = label
+            while other in joins:
+                other = joins[other]
+            final[label] = final[other]
+        return final[labels]
+
+    def _rise(self, peaks: dict[int, float], label: int, saddles: _Saddles) -> float:
+        """How far a peak rises above its saddle to a higher one, in units of what it must; infinite for the highest."""
+        other = _higher(peaks, label, saddles)
+        if other is None:
+            return np.inf
+        height, noise = saddles[label][other]
+        return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
+
+
+def _may_part(heights: np.ndarray, n_pixels: int, least: float, relief: float) -> bool:
+    """Whether a region has, at some height, two parts of `n_pixels` or more that stand apart, and rise above that.
+
+    From its highest pixel down, parts grow and meet each other.
+
+    Parameters
+    ----------
+    heights : ndarray, float, (H, W)
+        Minus infinity around the region, and at all sides.
+    n_pixels : int
+    least, relief : float
+        What both must rise by above the height where they meet: at least, and as a fraction of it.
+    """
+    flat, width = heights.ravel(), heights.shape[1]
+    places = np.flatnonzero(np.isfinite(flat))
+    if len(places) > _MOST_PIXELS:
+        return True
+    places = places[np.argsort(-flat[places])]
+    head = [-1] * len(flat)  # the first pixel of the part that a pixel belongs to, or one on the way there
+    size = [0] * len(flat)
+    peak = [0.0] * len(flat)
+    steps = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
+    for place, height in zip(places.tolist(), flat[places].tolist(), strict=True):
+        mine = -1
+        for step in steps:
+            other = head[place + step]
+            if other < 0:
+                continue
+            while head[other] != other:
+                other = head[other]
+            if mine < 0 or other == mine:
+                mine = other
+                continue
+            if size[other] >= n_pixels and size[mine] >= n_pixels:
+                rise = min(peak[other], peak[mine]) - height
+                if rise >= least and rise >= relief * height:
+                    return True
+            if size[other] > size[mine]:
+                mine, other = other, mine
+            head[other] = mine
+            size[mine] += size[other]
+            peak[mine] = max(peak[mine], peak[other])
+        if mine < 0:
+            mine, peak[place] = place, height
+        head[place] = mine
+        size[mine] += 1
+    return False
+
+
+_MOST_PIXELS = 5000
+"""Pixels of a region from which on it is deblended without a look at it before."""
+
+
+_Saddles = dict[int, dict[int, tuple[float, float]]]
+"""Height of the saddle between touching sources and the noise there, by their labels, both ways."""
+
+
+def _higher(peaks: dict[int, float], label: int, saddles: _Saddles) -> int | None:
+    """The higher neighbour beyond the highest saddle; of equal peaks, that with the smaller label is higher."""
+    own = peaks[label], -label
+    higher = [(saddle, other) for other, saddle in saddles[label].items() if (peaks[other], -other) > own]
+    return max(higher)[1] if higher else None
+
+
+def _saddles(labels: np.ndarray, smooth: np.ndarray, noise: np.ndarray) -> _Saddles:
+    out: _Saddles = {}
+    h, w = labels.shape
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        here = slice(0, h - dy), slice(max(0, -dx), w - max(0, dx))
+        there = slice(dy, h), slice(max(0, dx), w + min(0, dx))
+        a, b = labels[here], labels[there]
+        touching = (a != b) & (a > 0) & (b > 0)
+        heights = np.minimum(smooth[here], smooth[there])[touching]
+        for one, two, height, sigma in zip(
+            a[touching].tolist(), b[touching].tolist(), heights.tolist(), noise[here][touching].tolist(), strict=True
+        ):
+            found = max((height, sigma), out.get(one, {}).get(two, (-np.inf, 0.0)))
+            out.setdefault(one, {})[two] = out.setdefault(two, {})[one] = found
+    return out

@@ -1,0 +1,295 @@
+"""Connected regions above a threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+from sersicnet.image.pixels import Sky, Window
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Connected regions of an image.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Of the image.
+    at : ndarray, int, (P,)
+        Their pixels, as places in the flattened image.
+    label : ndarray, int32, (P,)
+        Number of the region that a pixel belongs to, from 1 without gaps.
+    """
+
+    shape: tuple[int, int]
+    at: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.label.max(initial=0))
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the pixels, int, (P,)."""
+        row = self.at // self.shape[1]
+        return row, self.at - row * self.shape[1]
+
+    def mask(self) -> np.ndarray:
+        """Which pixels of the image are in a region, bool, (H, W)."""
+        out = np.zeros(self.shape, bool)
+        out.ravel()[self.at] = True
+        return out
+
+    def chosen(self, which: np.ndarray) -> Regions:
+        """Some of them, by their number, bool, (N + 1,); the first one is ignored. They get new numbers."""
+        new = np.concatenate([[0], np.cumsum(which[1:])]).astype(np.int32) * which
+        label = new[self.label]
+        return Regions(self.shape, self.at[label > 0], label[label > 0])
+
+    def within(self, window: Window) -> np.ndarray:
+        """Which of them have pixels in a window, by their number, bool, (N + 1,)."""
+        row, column = self.places()
+        inside = (row >= window[0].start) & (row < window[0].stop)
+        inside &= (column >= window[1].start) & (column < window[1].stop)
+        out = np.zeros(len(self) + 1, bool)
+        out[self.label[inside]] = True
+        return out
+
+    def boxes(self) -> list[Window]:
+        """The smallest window around each of them."""
+        sides = []
+        for places in self.places():
+            low, high = np.full(len(self) + 1, np.iinfo(np.int64).max), np.zeros(len(self) + 1, np.int64)
+            np.minimum.at(low, self.label, places)
+            np.maximum.at(high, self.label, places)
+            sides.append([slice(a, b + 1) for a, b in zip(low[1:].tolist(), high[1:].tolist(), strict=True)])
+        return list(zip(*sides, strict=True))
+
+    def margins(self) -> tuple[float, float, float, float]:
+        """Pixels between them and the sides of the image: the lower and upper along y, then along x."""
+        if not len(self.at):
+            return (math.inf,) * 4
+        (row, column), (height, width) = self.places(), self.shape
+        return row.min(), height - 1 - row.max(), column.min(), width - 1 - column.max()
+
+    def overlapping(self, other: Regions) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of numbers of regions that share pixels, int, (M,) each."""
+        mine = np.zeros(self.shape, np.int32)
+        mine.ravel()[self.at] = self.label
+        both = mine.ravel()[other.at]
+        shared = both > 0
+        pairs = np.unique(both[shared].astype(np.int64) * (len(other) + 1) + other.label[shared])
+        return pairs // (len(other) + 1), pairs % (len(other) + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """What stands out of the noise of an image, in two filters.
+
+    Attributes
+    ----------
+    level : float
+        In units of the noise of the smoothed image.
+    smoothing : float
+        FWHM of the Gaussian that the image is smoothed with, pixels.
+    n_pixels : int
+        Least number of connected pixels above the threshold.
+    wide : float
+        FWHM of the Gaussian of the second pass, pixels. Before the second pass, the smoothed image is
+        clipped at the threshold of the first one, so that compact sources stay small.
+    """
+
+    level: float = 3.0
+    smoothing: float = 3.0
+    n_pixels: int = 15
+    wide: float = 10.0
+
+    @property
+    def halo(self) -> int:
+        """Pixels beyond a window that the first pass in it depends on, besides whole sources."""
+        return len(_gaussian(self.smoothing)) // 2 + 1
+
+    @property
+    def wide_halo(self) -> int:
+        """The same of the second pass."""
+        return self.halo + 2 * (len(self._wide_kernel) // 2 + 1)
+
+    @property
+    def _wide_kernel(self) -> np.ndarray:
+        """The Gaussian that makes the smoothed image, every second pixel of it, as wide as the second pass needs."""
+        return _gaussian(math.sqrt(self.wide**2 - self.smoothing**2) / 2)
+
+    def binned(self, n: int) -> Threshold:
+        """The threshold of the first pass for an image binned by `n`."""
+        return replace(self, smoothing=self.smoothing / n, n_pixels=math.ceil(self.n_pixels / n**2))
+
+    def smooth(self, clean: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        """An image smoothed for detection, float32; each pixel alike, whatever window it is in."""
+        return _convolved(clean, ~bad, _gaussian(self.smoothing))
+
+    def smooth_widely(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> np.ndarray:
+        """The smoothed image for the second pass, of every second pixel, float32; `smooth` begins with one of them."""
+        limit = np.float32(self.level * smoothed) * sky.rms[::2, ::2]
+        known = np.isfinite(limit)
+        limit[~known] = 0
+        return _convolved(np.clip(smooth[::2, ::2], -limit, limit), known, self._wide_kernel)
+
+    def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> Regions:
+        """Connected regions above the threshold, numbered in order of their first pixels.
+
+        Those of `photutils.segmentation.detect_sources`, kept as their pixels alone.
+
+        Parameters
+        ----------
+        smooth : ndarray, float32, (H, W)
+            From `smooth`.
+        sky : Sky
+        smoothed : float
+            Noise of the smoothed image in units of that of its pixels.
+        """
+        return self._above(smooth, np.float32(self.level * smoothed) * sky.rms)
+
+    def extended(self, smooth: np.ndarray, sky: Sky, smoothed: float, widely: float, window: Window) -> Regions:
+        """Connected regions of the second pass, in a window of the image.
+
+        Parameters
+        ----------
+        smooth, sky, smoothed
+            As for `regions`.
+        widely : float
+            Noise of the image smoothed for the second pass in units of that of its pixels.
+        window : Window
+            Place of `smooth` in the image: the second pass uses its even rows and columns.
+        """
+        first = window[0].start % 2, window[1].start % 2
+        own = slice(first[0], None), slice(first[1], None)
+        part = Sky(sky.level[own], sky.rms[own], sky.autocorrelation, sky.map_factor)
+        wide = self.smooth_widely(smooth[own], part, smoothed)
+        found = self._above(wide, np.float32(self.level * widely) * part.rms[::2, ::2])
+        (height, width), (row, column) = smooth.shape, found.places()
+        rows = first[0] + 2 * row + np.array([[0], [0], [1], [1]])
+        columns = first[1] + 2 * column + np.array([[0], [1], [0], [1]])
+        inside = (rows < height) & (columns < width)
+        at, labels = (rows * width + columns)[inside], np.broadcast_to(found.label, rows.shape)[inside]
+        good = np.isfinite(sky.rms.ravel()[at])
+        return Regions((height, width), at[good], labels[good])
+
+    def _above(self, smooth: np.ndarray, threshold: np.ndarray) -> Regions:
+        with np.errstate(invalid="ignore"):
+            above = smooth > threshold  # never where the noise is NaN
+        at = np.flatnonzero(above)
+        found = Regions(above.shape, at, _connected(at, above.shape[1]))
+        return found.chosen(np.bincount(found.label, minlength=1) >= self.n_pixels)
+
+
+def _connected(at: np.ndarray, width: int) -> np.ndarray:
+    """Number the connected regions of pixels, from 1 and in order of their first pixels.
+
+    Pixels in a row make a run; runs of two rows that touch, over corners too, are of one
+    region. Few pixels of an image are in a region, so this is faster than to go through all.
+
+    Parameters
+    ----------
+    at : ndarray, int, (P,)
+        The pixels, as places in the flattened image, in order.
+    width : int
+        Of the image.
+
+    Returns
+    -------
+    ndarray, int32, (P,)
+    """
+    if not len(at):
+        return np.zeros(0, np.int32)
+    begins = np.ones(len(at), bool)
+    begins[1:] = (np.diff(at) > 1) | (at[1:] % width == 0)
+    starts = np.flatnonzero(begins)
+    first, last = at[starts], at[np.append(starts[1:], len(at)) - 1]
+    below = (first // width + 1) * width
+    low = np.searchsorted(last, np.maximum(first + width - 1, below))
+    high = np.searchsorted(first, np.minimum(last + width + 1, below + width - 1), "right")
+    touching = high - low
+    one = np.repeat(np.arange(len(first)), touching)
+    other = np.arange(len(one)) + np.repeat(low - np.cumsum(touching) + touching, touching)
+    links = sparse.coo_array((np.ones(len(one), bool), (one, other)), shape=(len(first),) * 2)
+    number = sparse.csgraph.connected_components(links, directed=False)[1] + 1
+    return number.astype(np.int32)[np.cumsum(begins) - 1]
+
+
+def _gaussian(fwhm: float) -> np.ndarray:
+    """A Gaussian of unit sum out to three of its sigmas, float32."""
+    sigma = fwhm / math.sqrt(8 * math.log(2))
+    reach = math.ceil(3 * sigma)
+    line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return (line / line.sum()).astype(np.float32)
+
+
+_AT_ONCE = 20_000
+"""Pixels that are smoothed at once, in whole rows: what is made on the way stays in the processor's cache."""
+
+
+def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Values where they are used, else 0, and beyond; smoothed along both axes; float32."""
+    height, width = values.shape
+    reach = len(kernel) // 2
+    padded = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
+    np.copyto(padded[reach:-reach, reach:-reach], values, where=True if used.all() else used)
+    out = np.empty((height, width), np.float32)
+    rows = max(_AT_ONCE // width, 1)
+    for first in range(0, height, rows):
+        n = min(rows, height - first)
+        down = _summed(kernel, [padded[first + k : first + k + n] for k in range(2 * reach + 1)])
+        out[first : first + n] = _summed(kernel, [down[:, k : k + width] for k in range(2 * reach + 1)])
+    return out
+
+
+def _summed(weights: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+    """Sum of arrays with symmetric weights, float32; of an odd number."""
+    middle = len(arrays) // 2
+    out = arrays[middle] * weights[middle]
+    term = np.empty_like(out)
+    for k in range(middle):
+        np.add(arrays[k], arrays[-1 - k], out=term)
+        term *= weights[k]
+        out += term
+    return out
+
+
+def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
+    """A mask grown by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
+    out, wide = inside.copy(), inside.copy()
+    width = 0
+    for dy in range(reach, -1, -1):  # from the shortest chord of the disc to the longest
+        while (width + 1) ** 2 + dy**2 <= reach**2:
+            width += 1
+            wide[:, width:] |= inside[:, :-width]
+            wide[:, :-width] |= inside[:, width:]
+        if dy:
+            out[dy:] |= wide[:-dy]
+            out[:-dy] |= wide[dy:]
+        else:
+            out |= wide
+    return out
+
+
+def grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
+    """What `skimage.segmentation.expand_labels` makes of labels, for small distances; (H, W).
+
+    Of labels that are equally near, the one further left counts, then the upper one.
+    """
+    sides = range(-reach, reach + 1)
+    steps = [(dy, dx) for dx in sides for dy in sides if 0 < dx**2 + dy**2 <= reach**2]
+    steps.sort(key=lambda step: step[0] ** 2 + step[1] ** 2)
+    out = np.pad(labels, reach)
+    flat, width = out.ravel(), out.shape[1]
+    free = flat == 0
+    place = np.flatnonzero(~free)
+    own = flat[place]
+    for dy, dx in reversed(steps):
+        there = place - dy * width - dx
+        given = free[there]
+        flat[there[given]] = own[given]
+    return np.ascontiguousarray(out[reach:-reach, reach:-reach])

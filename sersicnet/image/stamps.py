@@ -1,0 +1,166 @@
+"""Stamps cut from an image, cleaned for a network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sersicnet.image.pixels import Sky, Window, median
+from sersicnet.schema import STAMP_SIZE
+
+
+@dataclass
+class Stamps:
+    """Stamps of an image, cleaned for a network.
+
+    Attributes
+    ----------
+    pixels : ndarray, float32, (N, 128, 128)
+        Sky subtracted, in units of `rms`; neighbours and bad pixels replaced.
+    replaced : ndarray, bool, (N, 128, 128)
+        Which pixels were replaced.
+    x, y : ndarray, float64, (N,)
+        Positions of the sources in their stamps, zero-based.
+    rms : ndarray, float64, (N,)
+        Noise of a blank pixel around each source, image units.
+    noise : ndarray, float32, (N, 128, 128)
+        Noise of a blank pixel, image units; NaN without data.
+    edge : ndarray, bool, (N,)
+        Whether the stamp reaches beyond the image.
+    unusable : ndarray, float64, (N,)
+        Fraction of pixels masked, not finite or outside.
+    neighbours : ndarray, float64, (N,)
+        Fraction of pixels that belong to other sources.
+    empty : ndarray, bool, (N,)
+        Whether none of the central 5 x 5 pixels can be used.
+    """
+
+    pixels: np.ndarray
+    replaced: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    rms: np.ndarray
+    noise: np.ndarray
+    edge: np.ndarray
+    unusable: np.ndarray
+    neighbours: np.ndarray
+    empty: np.ndarray
+
+
+def cut(
+    data: np.ndarray,
+    bad: np.ndarray,
+    sky: Sky,
+    x: np.ndarray,
+    y: np.ndarray,
+    claimed: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    origin: tuple[int, int] = (0, 0),
+) -> Stamps:
+    """Cut stamps about positions.
+
+    A source comes to lie in (63, 64] on both axes, as in the simulations. Pixels
+    of neighbours, and pixels without data, take the value of the pixel opposite
+    to them through the centre of the source, since galaxies are nearly
+    symmetric; where that one cannot be used either, the sky's.
+
+    Parameters
+    ----------
+    data : ndarray, float32, (H, W)
+        Image, sky included.
+    bad : ndarray, bool, (H, W)
+    sky : Sky
+    x, y : ndarray, float, (N,)
+        Zero-based positions; may lie outside, or be NaN.
+    claimed : ndarray, int, (H, W), optional
+        Which source each pixel belongs to, see `Detections.claimed`; 0 is sky.
+    labels : ndarray, int, (N,) or (N, M), optional
+        The source's own label at each position, 0 for none; or several, of
+        sources that stay in its stamp.
+    origin : (int, int)
+        x and y of the first pixel of the arrays, where they are a window of the image
+        that positions refer to.
+
+    Returns
+    -------
+    Stamps
+    """
+    n, size = len(x), STAMP_SIZE
+    out = Stamps(
+        np.zeros((n, size, size), np.float32),
+        np.ones((n, size, size), bool),
+        np.full(n, np.nan),
+        np.full(n, np.nan),
+        np.full(n, np.nan),
+        np.full((n, size, size), np.nan, np.float32),
+        np.ones(n, bool),
+        np.ones(n),
+        np.zeros(n),
+        np.ones(n, bool),
+    )
+    middle = slice(size // 2 - 3, size // 2 + 2)
+    for i in range(n):
+        if not (np.isfinite(x[i]) and np.isfinite(y[i])):
+            continue
+        corner = math.ceil(y[i] - origin[1] - size / 2), math.ceil(x[i] - origin[0] - size / 2)
+        image_part, stamp_part = _overlap(corner, data.shape)
+        if image_part[0].start >= image_part[0].stop or image_part[1].start >= image_part[1].stop:
+            continue
+        values, noise = out.pixels[i], sky.rms[image_part]
+        np.subtract(data[image_part], sky.level[image_part], out=values[stamp_part])
+        replaced = bad[image_part].copy()
+        lost = np.count_nonzero(replaced)
+        if claimed is not None:
+            there = claimed[image_part]
+            other = there != 0
+            for own in np.atleast_1d(labels[i]) if labels is not None else ():
+                other &= there != own
+            replaced |= other
+        out.replaced[i][stamp_part] = replaced
+        out.noise[i][stamp_part] = noise
+        some = noise[::_NOISE_STEP, ::_NOISE_STEP]
+        some = some[np.isfinite(some)]
+        if not len(some):
+            some = noise[np.isfinite(noise)]
+        out.rms[i] = median(some) if len(some) else np.nan
+        out.edge[i] = noise.size < size * size
+        out.unusable[i] = 1 - (noise.size - lost) / size**2
+        out.neighbours[i] = (np.count_nonzero(replaced) - lost) / size**2
+        usable = np.zeros((size, size), bool)
+        usable[stamp_part] = ~bad[image_part]
+        out.empty[i] = not usable[middle, middle].any()
+        out.x[i] = x[i] - (origin[0] + corner[1])
+        out.y[i] = y[i] - (origin[1] + corner[0])
+        _fill(values, out.replaced[i], (out.x[i], out.y[i]))
+        values /= out.rms[i]
+    return out
+
+
+_NOISE_STEP = 4
+"""The noise of a stamp is the median of that of every so many rows and columns."""
+
+
+def _overlap(corner: tuple[int, int], shape: tuple[int, int]) -> tuple[Window, Window]:
+    """Where a stamp with that first pixel lies in an image, and that part in the stamp; empty where they are apart."""
+    image, stamp = [], []
+    for first, n in zip(corner, shape, strict=True):
+        low, high = min(max(first, 0), n), max(min(first + STAMP_SIZE, n), 0)
+        image.append(slice(low, high))
+        stamp.append(slice(low - first, high - first))
+    return (image[0], image[1]), (stamp[0], stamp[1])
+
+
+def _fill(values: np.ndarray, replaced: np.ndarray, centre: tuple[float, float]) -> None:
+    """Replace pixels by their opposites through the centre, in place."""
+    if not replaced.any():
+        return
+    rows, cols = np.nonzero(replaced)
+    opposite_rows = np.rint(2 * centre[1] - rows).astype(int)
+    opposite_cols = np.rint(2 * centre[0] - cols).astype(int)
+    inside = (opposite_rows >= 0) & (opposite_rows < len(values))
+    inside &= (opposite_cols >= 0) & (opposite_cols < len(values))
+    opposite_rows, opposite_cols = np.where(inside, opposite_rows, 0), np.where(inside, opposite_cols, 0)
+    usable = inside & ~replaced[opposite_rows, opposite_cols]
+    values[rows, cols] = np.where(usable, values[opposite_rows, opposite_cols], 0)
