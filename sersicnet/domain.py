@@ -8,7 +8,6 @@ point sources.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import InputError, warn
 from sersicnet.schema import DEPTH_TOLERANCE, PSF_TOLERANCE, SCALE_TOLERANCE, TARGET_NAMES
 from sersicnet.simulating.blank_sky import full_width, read_psf
 
@@ -171,7 +170,7 @@ class Domain:
             reasons.append("PSF")
             rows[:] = True
             trained = " to ".join(dict.fromkeys(f"{w:.2f}" for w in self.widths))
-            _warn(
+            warn(
                 f"The image's PSF has a full width of {width.value:.2f} pixels ({width.source}), {self.name} was "
                 f"trained at {trained}: every row is flagged. {REMEDY}; --psf tells another width."
             )
@@ -180,7 +179,7 @@ class Domain:
             outside = (depth < self.rms[0] / DEPTH_TOLERANCE) | (depth > self.rms[1] * DEPTH_TOLERANCE)
         if len(outside) and outside.mean() > 0.5:
             reasons.append("depth")
-            _warn(
+            warn(
                 f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {self.zero_point}, "
                 f"{self.name} was trained at {self.rms[0]:g} to {self.rms[1]:g}: rows are flagged. {REMEDY}."
             )
@@ -369,7 +368,3 @@ def _gaussian(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> _Core | None:
     height = np.exp(c[0] + (c[1] * x0 + c[2] * y0) / 2)
     fwhm = np.sqrt(8 * np.log(2) * long * short)
     return _Core(float(fwhm), float(1 - short / long), float(x0), float(y0), float(height))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SersicnetWarning, stacklevel=4)

@@ -1,17 +1,21 @@
-"""The exceptions that sersicnet raises on purpose.
+"""The exceptions and warnings of sersicnet.
 
-Each message is one line: the rule, the value received, what to do. The
-command line prints it and exits with 1; anything else that escapes is a bug.
+Each message is one line: the rule, the value received, what to do. Parameters are named
+in backticks, and the command line replaces them by its options. It prints the message and
+exits with 1; any other exception is a bug.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import warnings
 from pathlib import Path
 
 
 class SersicnetError(Exception):
-    """Base class of every error that a user can cause and mend."""
+    """Base class of every error that a user can cause or mend."""
 
 
 class InputError(SersicnetError):
@@ -26,26 +30,38 @@ class WeightsError(SersicnetError):
     """A weights directory that is missing, damaged or of another kind."""
 
 
+class OutputError(SersicnetError):
+    """The disk refuses to be written to: it is full, or permission is missing."""
+
+
+class WorkError(SersicnetError):
+    """Work could not be done: a worker process was killed, or no scheduler answers."""
+
+
 class SersicnetWarning(UserWarning):
     """Something that a user should know, though the work goes on."""
 
 
-def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Refuse an output file that cannot be written, before any work is done.
+_NOT_CALLERS = (str(Path(__file__).parent) + os.sep, contextlib.__file__)
 
-    Raises
-    ------
-    InputError
-        If it is a directory, has no directory to be in, or exists and
-        `overwrite` is not set.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"The output must be a file; {path} is a directory. Add a file name.")
-    if not path.parent.is_dir():
-        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"The output's directory {path.parent} cannot be written to. Choose another one.")
-    return path
+
+def warn(message: str) -> None:
+    """Issue a `SersicnetWarning` at the line outside of sersicnet that called it."""
+    level = 2
+    while _is_inside(level) and _is_inside(level + 1) is not None:
+        level += 1
+    warnings.warn(message, SersicnetWarning, stacklevel=level)
+
+
+def _is_inside(level: int) -> bool | None:
+    """Whether the frame that many levels above this function's caller is sersicnet's; None if there is none."""
+    try:
+        frame = sys._getframe(level)
+    except ValueError:
+        return None
+    return frame.f_code.co_filename.startswith(_NOT_CALLERS)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sersicnet.domain import Domain
-from sersicnet.errors import InputError, SersicnetWarning, WeightsError
+from sersicnet.errors import InputError, WeightsError, first_line, warn
 from sersicnet.schema import N_TARGETS, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, TARGETS
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class Weights:
             session = onnxruntime.InferenceSession(str(self.path / ONNX), options, providers=providers())
         except Exception as error:  # ONNX Runtime raises several kinds of its own
             raise WeightsError(
-                f"{self.path / ONNX} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]} "
+                f"{self.path / ONNX} cannot be opened by ONNX Runtime: {first_line(error)} "
                 "Install or train the weights again."
             ) from error
         shapes = [port.shape[1:] for port in (*session.get_inputs(), *session.get_outputs())]
@@ -184,7 +183,7 @@ class Weights:
             parameters = model.get_layer("core").count_params()
         except Exception as error:  # Keras raises several kinds
             raise WeightsError(
-                f"{path} cannot be read as a network of sersicnet: {str(error).splitlines()[0]} "
+                f"{path} cannot be read as a network of sersicnet: {first_line(error)} "
                 "Install or train the weights again."
             ) from error
         if model.output_shape[1:] != (self._width,) or parameters != self.card["parameters"]:
@@ -330,11 +329,7 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if problem:
-        warnings.warn(
-            f"{path} has no {ONNX}: {problem}. To measure with it, run `sersicnet export {path}` elsewhere.",
-            SersicnetWarning,
-            stacklevel=2,
-        )
+        warn(f"{path} has no {ONNX}: {problem}. To measure with it, run `sersicnet export {path}` elsewhere.")
     return load(path, to_train=True)
 
 
@@ -397,30 +392,6 @@ def _export(path: Path, model: keras.Model | None = None) -> str:
     finally:
         partial.unlink(missing_ok=True)
     return ""
-
-
-def check_directory(path: Path, mark: str, overwrite: bool) -> None:
-    """Refuse an output directory that exists, or that a user would not want replaced.
-
-    Parameters
-    ----------
-    path : Path
-    mark : str
-        Name of a file that tells that the directory is one of ours.
-    overwrite : bool
-
-    Raises
-    ------
-    InputError
-        If it exists and `overwrite` is not set, or it exists without `mark`, or
-        there is no directory to put it into.
-    """
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Choose another name, or give --overwrite.")
-    if path.exists() and not (path / mark).is_file():
-        raise InputError(f"{path} was not made by this command (it has no {mark}), so it is not overwritten.")
 
 
 def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import InputError, warn
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -477,12 +476,12 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
     )  # fmt: skip
     unit = comparison.unit
     if not len(i):
-        _warn(
+        warn(
             f"None of the {len(table)} sources lies within {radius:g} {unit} of one of the {there.rows} of "
             f"{there.name}. Do both speak of the same field?"
         )
     elif np.hypot(*offset) > OFFSET[on]:
-        _warn(
+        warn(
             f"Positions differ from those of {there.name} by {np.hypot(*offset):.3f} ± "
             f"{np.hypot(*comparison.offset_error):.3f} {unit} in the median: is the WCS of the image right?"
             if on == "sky"
@@ -618,7 +617,3 @@ def _radii_of_unknown_unit(
     unit, ratio = ratios[near[0]]
     notes.append(f"re has no unit; it is taken for {unit}, for the median of the ratio is {ratio:.2f} then.")
     return mine[near[0]], radius
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SersicnetWarning, stacklevel=3)

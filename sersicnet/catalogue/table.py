@@ -21,7 +21,7 @@ from astropy.io.votable.tree import Info, VOTableFile
 from astropy.table import Column, QTable, Table
 
 import sersicnet
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, first_line
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
 from sersicnet.schema import COLUMN
@@ -48,8 +48,7 @@ def read_table(path: str | Path) -> Table:
     try:
         return Table.read(path, format=kind)
     except Exception as error:  # every reader has exceptions of its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be read as {kind}: {reason[0]}") from error
+        raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from error
 
 
 def origin() -> dict[str, str]:

@@ -28,7 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 import sersicnet
-from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, check_output
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
+from sersicnet.output import check_output
 from sersicnet.schema import TARGET_NAMES
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import numpy as np
 from sersicnet import weights
 from sersicnet.catalogue.crossmatch import numbers, pairs
 from sersicnet.errors import InputError
+from sersicnet.output import check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, TARGETS, encode
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ def evaluate(
 def _checked(output: str | Path | None, overwrite: bool) -> Path | None:
     if output is None:
         return None
-    weights.check_directory(Path(output), "scores.json", overwrite)
+    check_directory(Path(output), "scores.json", overwrite)
     return Path(output)
 
 

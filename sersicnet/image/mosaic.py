@@ -22,7 +22,7 @@ from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
 from numpy.typing import ArrayLike
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, first_line
 from sersicnet.image import header as instrument
 from sersicnet.image.pixels import Window, without_data
 
@@ -201,7 +201,7 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # astropy and cfitsio raise nearly anything on damage
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         reason = reason.partition(" If this is really a FITS file")[0]
         raise InputError(f"{path} is not a readable FITS file, or it is cut short: {reason}") from error
 

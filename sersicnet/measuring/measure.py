@@ -12,7 +12,6 @@ import logging
 import re
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,14 @@ from sersicnet.catalogue import crossmatch
 from sersicnet.catalogue import report as look
 from sersicnet.catalogue import table as catalogue
 from sersicnet.engine.fit import SKY_LEFT, STRUCTURE, Fitter, Noise, Prior
-from sersicnet.errors import InputError, SersicnetWarning, check_output
+from sersicnet.errors import InputError, warn
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
 from sersicnet.image.pixels import Window, correlation
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
 from sersicnet.measuring.plan import Plan
+from sersicnet.output import check_output
 from sersicnet.schema import (
     LARGE_LIMIT,
     RANGE_FLAGS,
@@ -472,7 +472,7 @@ structure, robust, model, residual, tile, workers, scheduler, overwrite, command
     files = _Files.checked(image, overwrite, output, model=model, residual=residual)
     _check_noise(gain, structure)
     if gain is None:
-        _warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
+        warn("No --gain was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
     point, source = _psf_of_file(psf)
     plan = Plan.of(image, hdu, zero_point, pixel_scale, rms, wht, var, mask, positions, report)
     fitting = _Fitting(point, source, psf_oversampling, gain, _prior(prior, plan), str(prior), structure, robust)
@@ -684,7 +684,7 @@ def _all_tiles(
     if plan.places is None:
         order = np.lexsort((joined["x0"], joined["y0"]))
         if not len(order):
-            _warn(
+            warn(
                 f"No source was detected in {plan.frame.name}: the catalogue has no rows. "
                 "Is the image background-limited, with light positive?"
             )
@@ -723,7 +723,7 @@ def _psf_of_weights(network: weights.Weights) -> tuple[np.ndarray, str]:
     trained_on = _trained_on(network, "PSF")
     if network.card["data"]["config"].get("psfs"):
         raise InputError(f"{network.name} was trained with PSFs of its own: give the image's PSF with --psf.")
-    _warn(f"No --psf was given: fits use that of the weights' domain, {trained_on['name']}.")
+    warn(f"No --psf was given: fits use that of the weights' domain, {trained_on['name']}.")
     preset = instrument.Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
     return effective_psf(preset), f"of the weights: {trained_on['name']}"
 
@@ -825,7 +825,3 @@ def _provenance(plan: Plan, mesh: Mesh, network: weights.Weights | None, command
     if command:
         meta["COMMAND"] = command
     return meta
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SersicnetWarning, stacklevel=3)

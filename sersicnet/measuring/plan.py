@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from sersicnet import domain, weights
 from sersicnet import workers as work
 from sersicnet.catalogue import crossmatch
 from sersicnet.catalogue import table as catalogue
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import InputError, warn
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image.exposure import Exposure
@@ -83,7 +82,7 @@ class Plan(NamedTuple):
         _log.info("%s: %d x %d pixels", frame.name, *frame.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *zero, *scale)
         if frame.wcs is None:
-            _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
+            warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
         exposure = Exposure(frame, noise, kind, hidden)
         return cls(exposure, zero, scale, table, places, detect.Detector(), exposure)
 
@@ -96,7 +95,7 @@ class Plan(NamedTuple):
             raise InputError(f"{self.frame.name} has no pixel scale to resample from: give --pixel-scale.")
         grid = Resampled(self.exposure, self.scale.value / network.domain.pixel_scale)
         if grid.factor > MOST_FINER:
-            _warn(
+            warn(
                 f"Pixels of {self.scale.value:.4f} arcsec become {grid.factor:.2f} times finer: their noise is "
                 "correlated over more pixels than is measured, so that S/N and errors are too good."
             )
@@ -165,7 +164,7 @@ class Plan(NamedTuple):
             yield kept
         except KeyboardInterrupt:
             if path is not None:
-                _warn(f"Interrupted: what is finished is kept in {path}, and the same command continues.")
+                warn(f"Interrupted: what is finished is kept in {path}, and the same command continues.")
             raise
         finally:
             self.exposure.close()
@@ -188,7 +187,7 @@ class Plan(NamedTuple):
         most = min(n or os.cpu_count() or 1, len(tiles.cores(self.source.shape, tile)))
         if self.processes(n, tile) < most:
             held = next(image for image in self.exposure.images if image.is_held)
-            _warn(f"{held.name} is compressed as a whole: it is held in memory, and one process does the work.")
+            warn(f"{held.name} is compressed as a whole: it is held in memory, and one process does the work.")
         with work.workers(self.processes(n, tile), weights.use_one_thread) as apply:
             yield apply
 
@@ -203,7 +202,7 @@ class Plan(NamedTuple):
         else:
             mesh = Mesh.of(found)
         if self.exposure.noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
-            _warn(
+            warn(
                 f"{self.exposure.noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
                 "the scatter of blank pixels: only its relative values are used. Is it what "
                 f"--{self.exposure.kind} takes, in units of the image? Weights of drizzled images often are exposure "
@@ -241,7 +240,3 @@ def _starts(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
     if "ellipticity" not in out and "q" in table.colnames:
         out["ellipticity"] = 1 - _column(table, "q")
     return out
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SersicnetWarning, stacklevel=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import fft, ndimage
 
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import InputError, warn
 from sersicnet.image import header as instruments
 from sersicnet.image.header import Instrument
 from sersicnet.schema import SCALE_TOLERANCE
@@ -227,7 +226,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     zero = instruments.zero_point(frame.header, zero_point, frame.scales).value
     scale = instruments.pixel_scale(frame.scales).value
     if abs(scale / instrument.pixel_scale - 1) > SCALE_TOLERANCE:
-        _warn(
+        warn(
             f"{frame.name} has {scale:.3g} arcsec per pixel, the simulation {instrument.pixel_scale:g}: "
             "its noise is used as it is, pixel by pixel."
         )
@@ -265,7 +264,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     if len(patches) >= LEAST_PATCHES:
         kept, noise = np.array(patches[:MOST_PATCHES]), np.array(rms[:MOST_PATCHES])
     else:
-        _warn(
+        warn(
             f"{frame.name} has {len(patches)} blank patches of {PATCH} x {PATCH} pixels, {LEAST_PATCHES} are needed: "
             "the noise is drawn with its power spectrum instead."
         )
@@ -290,7 +289,3 @@ def _patches(covered: np.ndarray, bad: np.ndarray) -> Iterator[tuple[slice, slic
             part = slice(y, y + PATCH), slice(x, x + PATCH)
             if not bad[part].any() and covered[part].mean() <= _COVERED_LIMIT:
                 yield part
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, SersicnetWarning, stacklevel=3)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sersicnet.errors import InputError, check_output
+from sersicnet.errors import InputError
+from sersicnet.output import check_output
 from sersicnet.simulating.simulate import Simulation, stamps
 
 FORMATS = (".png", ".pdf")

@@ -31,8 +31,9 @@ import scipy
 
 import sersicnet
 from sersicnet import dataset
-from sersicnet.errors import DatasetError, InputError, check_output
+from sersicnet.errors import DatasetError, InputError
 from sersicnet.image.header import F160W, Instrument
+from sersicnet.output import check_output
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGET_NAMES, TARGETS
 from sersicnet.simulating import morphology as reallike
 from sersicnet.simulating import neighbours as scene

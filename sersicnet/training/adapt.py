@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,13 @@ import numpy as np
 from astropy.io import fits
 
 from sersicnet import dataset, weights
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import InputError, warn
 from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
 from sersicnet.image.header import Instrument
+from sersicnet.output import check_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
 from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import population
@@ -136,7 +136,7 @@ def adapt(
         lie outside of the prior.
     """
     output = Path(output)
-    weights.check_directory(output, weights.SUMS, overwrite)
+    check_directory(output, weights.SUMS, overwrite)
     run = output.with_name(output.name + ".run")
     if how != "none" and how not in training.ALIGNMENTS:
         raise InputError(f"--adapt is none, {' or '.join(training.ALIGNMENTS)}; received {how}.")
@@ -307,7 +307,7 @@ def _look(
     domain = start.card["domain"]
     alike = abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
     if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
-        _warn(
+        warn(
             f"The stars of {frame.name} have a FWHM of {width:.3f} arcsec, the PSF of {start.name} "
             f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give --psf."
         )
@@ -362,7 +362,7 @@ def _psf_of_weights(
             f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give --psf."
         )
     width = realsky.full_width(psf) * scale.value
-    _warn(
+    warn(
         f"{few}; that of {start.name} is taken, with a FWHM of {width:.3f} arcsec, with which the narrowest source "
         f"agrees within {PSF_TOLERANCE:.0%}. Give --psf if you have a better one."
     )
@@ -376,7 +376,7 @@ def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | Non
         if trained_on is None:
             raise InputError(f"The card of {start.name} tells no exposure: give --gain.")
         gain = trained_on["exposure"] * 10 ** (-0.4 * (found["zero_point"] - trained_on["zero_point"]))
-        _warn(
+        warn(
             f"No --gain was given: the galaxies' own Poisson noise is that of the training images of {start.name}, "
             f"{gain:.4g} electrons per image unit."
         )
@@ -453,7 +453,7 @@ def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
     if found["mag"] is not None:
         bright, median, faint = found["mag"]
         if bright < low - 0.5 or faint > high + 0.5:
-            _warn(
+            warn(
                 f"The galaxies of {found['image']} have magnitudes {bright:.1f} to {faint:.1f} (median {median:.1f}), "
                 f"the prior {low:g} to {high:.4g}. Outside of it the weights are not trained: give --prior a table."
             )
@@ -521,7 +521,3 @@ def _finish(
     done.path.rename(output)
     shutil.rmtree(run)
     return weights.load(output)
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, SersicnetWarning, stacklevel=3)

@@ -15,7 +15,6 @@ import queue
 import shutil
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,9 +28,10 @@ import sersicnet
 from sersicnet import networks, weights
 from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.engine.render import on_host
-from sersicnet.errors import DatasetError, InputError, SersicnetWarning
+from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import keras, ops
+from sersicnet.output import check_directory
 from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, decode, encode, relative_magnitude
 from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.training.on_the_fly import Fresh
@@ -1180,12 +1180,10 @@ def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
         row = int(np.flatnonzero(~inside)[0])
         which = int(np.flatnonzero(~good[row])[0])
         value, (low, high) = targets[row, which], ranges[which]
-        warnings.warn(
+        warn(
             f"{(~inside).sum()} of {len(targets)} labelled galaxies are left out, since {base.name} does not know such "
             f"ones: the first has {'relative ' * (which == 0)}{TARGET_NAMES[which]} = {value:.4g}, beyond {low:.4g} to "
-            f"{high:.4g}.",
-            SersicnetWarning,
-            stacklevel=3,
+            f"{high:.4g}."
         )
     return inside
 
@@ -1219,7 +1217,7 @@ _INVENTED = "The galaxies of the other domain were invented, by `sersicnet simul
 
 
 def _prepare(output: Path, overwrite: bool) -> Path:
-    weights.check_directory(output, weights.SUMS, overwrite)
+    check_directory(output, weights.SUMS, overwrite)
     return output.with_name(output.name + ".run")
 
 

@@ -1,0 +1,438 @@
+"""Output that appears whole or not at all, and what an unfinished run keeps."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import socket
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from sersicnet.errors import InputError, OutputError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from filelock import BaseFileLock
+
+Report = Callable[[str, int, int], None]
+"""Receives the name of a stage, the steps of it that are done, and how many it has; 0 if that is not known."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """Refuse an output file that cannot be written, before any work is done.
+
+    Parameters
+    ----------
+    path : str or Path
+    overwrite : bool
+        Whether the file may exist.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the path is a directory, its parent directory does not exist or cannot be
+        written to, or the file exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"The output must be a file; {path} is a directory. Add a file name.")
+    if not path.parent.is_dir():
+        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already. Choose another name, or give `overwrite`.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"The output's directory {path.parent} cannot be written to. Choose another one.")
+    return path
+
+
+def check_directory(path: Path, mark: str, overwrite: bool) -> None:
+    """Refuse an output directory that exists, or that a user would not want replaced.
+
+    Parameters
+    ----------
+    path : Path
+    mark : str
+        Name of a file that every directory made by the command holds.
+    overwrite : bool
+        Whether the directory may exist.
+
+    Raises
+    ------
+    InputError
+        If the directory exists and `overwrite` is not set, or it exists without `mark`,
+        or its parent directory does not exist.
+    """
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already. Choose another name, or give `overwrite`.")
+    if path.exists() and not (path / mark).is_file():
+        raise InputError(f"{path} was not made by this command (it has no {mark}), so it is not overwritten.")
+
+
+# --- whole or not at all ----------------------------------------------------------------------
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to be written, which is renamed to `path` at the end.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced if it exists.
+
+    Yields
+    ------
+    Path
+        An empty file with the same ending.
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses; `path` is as it was.
+    """
+    partial = None
+    with _explained(path, "What was there before is intact"):
+        try:
+            ending = "".join(path.suffixes[-2:])
+            handle, name = tempfile.mkstemp(ending, f".{path.stem}-", path.parent)
+            os.close(handle)
+            partial = Path(name)
+            yield partial
+            partial.chmod(0o644)
+            partial.replace(path)
+        finally:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A directory beside `path` to be filled, which is renamed to `path` at the end.
+
+    A directory that exists is renamed to ``.<name>.old`` first, and removed when the new
+    one is in its place. If the process dies between the two renames, the next call
+    renames it back.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced if it exists.
+
+    Yields
+    ------
+    Path
+        An empty directory.
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses; `path` is as it was.
+    """
+    old = path.with_name(f".{path.name}.old")
+    partial = None
+    with _explained(path, "What was there before is intact"):
+        try:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            partial.chmod(0o755)
+            yield partial
+            _remove(old)
+            if path.exists():
+                path.rename(old)
+            try:
+                partial.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            _remove(old)
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a directory, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path, consolation: str) -> Iterator[None]:
+    """Say that the disk refuses to hold `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "errno = " not in str(error):
+            raise  # h5py raises either, but not only for the disk
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
+        raise OutputError(f"{path} could not be written: {reason}. {consolation}.") from error
+
+
+# --- unfinished runs --------------------------------------------------------------------------
+
+CONFIG, DROPPED, LOCK, HOLDER = "config.json", "dropped.json", "lock", "holder.json"
+
+_KEPT = "What was kept before is intact; when the disk is well again, the same command continues"
+
+
+class Run:
+    """All that an unfinished run keeps, in a directory; a context manager.
+
+    Every file is written under another name and renamed, so that a run can be killed at
+    any moment. The directory is locked for as long as the run is open: a second equal
+    command is refused rather than let the two destroy each other's files. The operating
+    system releases the lock of a process that was killed. When the run is closed before
+    anything was kept, no directory is left.
+
+    Parameters
+    ----------
+    path : Path or None
+        The directory, usually ``<output>.run``. None keeps nothing.
+    config : mapping
+        Options that determine the result; can be written as JSON. An unfinished run is
+        continued only if they are equal.
+    overwrite : bool
+        Whether to drop an unfinished run with other options.
+
+    Attributes
+    ----------
+    path : Path or None
+
+    Raises
+    ------
+    InputError
+        If there is an unfinished run with other options, another process holds the run,
+        or the run is damaged.
+    OutputError
+        If the disk refuses.
+    """
+
+    def __init__(self, path: Path | None, config: Mapping[str, Any], overwrite: bool) -> None:
+        self.path, self._made = path, False
+        self._lock: BaseFileLock | None = None
+        if path is None:
+            return
+        self._config = _text(config)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} should be a directory for what is finished, and is a file. Move it away.")
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"The directory {path.parent} does not exist. Create it first.")
+        with _explained(path, _KEPT):
+            self._made = not path.exists() or (path / LOCK).exists()
+            self._take_lock(path)
+        try:
+            with _explained(path, _KEPT):
+                if (path / DROPPED).exists():
+                    self._drop(path)
+            found = self.read(CONFIG.removesuffix(".json"))
+            if found is not None and _text(found) != self._config:
+                if not overwrite:
+                    raise InputError(
+                        f"{path} holds an unfinished run with other options{_unlike(found, config)}. "
+                        "Repeat its command, or give `overwrite` to start anew."
+                    )
+                with _explained(path, _KEPT):
+                    self._drop(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the run; what was kept stays."""
+        lock, self._lock = self._lock, None
+        if lock is None or self.path is None:
+            return
+        with suppress(OSError):
+            (self.path / HOLDER).unlink(missing_ok=True)
+        with suppress(OSError):  # Windows removes no file that is open
+            (self.path / LOCK).unlink(missing_ok=True)
+        lock.release()
+        if self._made:
+            with suppress(OSError):  # not empty
+                self.path.rmdir()
+
+    def remove(self) -> None:
+        """Drop all that was kept, and close the run: it is done."""
+        if self.path is not None and (self.path / CONFIG).exists():
+            with _explained(self.path, "The output is complete; remove the directory by hand"):
+                self._drop(self.path)
+        self.close()
+
+    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of ``<name>.npz``; None if they were not kept, or the file is damaged."""
+        import numpy as np  # which `sersicnet --help` need not wait for
+
+        if self.path is None or not (file := self.path / f"{name}.npz").exists():
+            return None
+        try:
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
+                return dict(found)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None  # damaged by the file system: the piece is done again
+
+    def keep_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Keep arrays in ``<name>.npz``."""
+        import numpy as np
+
+        if self.path is not None:
+            with self.writing(f"{name}.npz") as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+
+    def read(self, name: str) -> Any:
+        """The value in ``<name>.json``; None if it was not kept.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged.
+        """
+        if self.path is None or not (file := self.path / f"{name}.json").exists():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file} cannot be read ({first_line(error)}): the run is damaged. Remove {self.path} to start anew."
+            ) from error
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep a value that can be written as JSON in ``<name>.json``."""
+        if self.path is not None:
+            with self.writing(f"{name}.json") as partial:
+                partial.write_text(json.dumps(value, indent=1))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A file to be written, which becomes the file `name` of the run at the end.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses; the file that had the name before stays.
+        """
+        path = self._begun()
+        partial = path / f"partial-{name}"
+        with _explained(path / name, _KEPT):
+            try:
+                yield partial
+                partial.replace(path / name)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def appending(self, name: str) -> BinaryIO:
+        """The file `name` of the run, opened to be read and appended to."""
+        path = self._begun()
+        with _explained(path / name, _KEPT):
+            return (path / name).open("a+b")
+
+    def _begun(self) -> Path:
+        """The directory, with the configuration in it."""
+        if self.path is None:
+            raise ValueError("a run without a path keeps nothing")
+        if not (self.path / CONFIG).exists():
+            with _explained(self.path, _KEPT):
+                self.path.mkdir(exist_ok=True)
+                partial = self.path / f"partial-{CONFIG}"
+                partial.write_text(self._config)
+                partial.replace(self.path / CONFIG)
+        return self.path
+
+    def _take_lock(self, path: Path) -> None:
+        from filelock import FileLock, Timeout  # takes 0.05 s, which `sersicnet --help` need not wait for
+
+        lock = FileLock(path / LOCK)
+        for _ in range(10):
+            # Another process may remove the directory, which it held, at any moment.
+            with suppress(FileNotFoundError):
+                path.mkdir(exist_ok=True)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout as error:
+                    raise InputError(
+                        f"{path} is in use: {_held_by(path / HOLDER)}. Wait until that command is done, or stop it."
+                    ) from error
+                break
+        else:
+            raise InputError(f"{path} was removed while this command began. Repeat the command.")
+        self._lock = lock
+        now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")
+        # Not in the lock file, which older versions of filelock empty when another process tries to lock it.
+        (path / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
+
+    def _drop(self, path: Path) -> None:
+        """Remove all that was kept. The mark that this was begun goes last, so that a kill in between is mended."""
+        if (path / CONFIG).exists():
+            (path / CONFIG).replace(path / DROPPED)
+        for entry in path.iterdir():
+            if entry.name not in (DROPPED, LOCK, HOLDER):
+                _remove(entry)
+        (path / DROPPED).unlink(missing_ok=True)
+        self._made = True
+
+
+def _held_by(file: Path) -> str:
+    """Who holds a run, in words."""
+    try:
+        holder = json.loads(file.read_text())
+        return f"process {holder['pid']} on {holder['host']} has held it since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process holds it"
+
+
+def _text(config: Any) -> str:
+    return json.dumps(config, indent=1, sort_keys=True)
+
+
+def _unlike(found: Any, config: Mapping[str, Any]) -> str:
+    """The options that differ, with both values if they are short, in brackets."""
+    if not isinstance(found, dict):
+        return ""
+    before, now = _flat(found), _flat(json.loads(json.dumps(config)))
+    names = [name for name in {**now, **before} if _text(before.get(name)) != _text(now.get(name))]
+    short = [name for name in names if all(len(_shown(side.get(name))) < 40 for side in (before, now))]
+    told = [f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in short]
+    return f" ({'; '.join(told or names)})" if names else ""
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a configuration, those of nested ones under names with dots."""
+    out: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            out |= {f"{name}.{inner}": each for inner, each in _flat(value).items()}
+        else:
+            out[name] = value
+    return out
