@@ -62,7 +62,7 @@ def everything(folder, psf):
             path, positions=rows["x", "y"], zero_point=ZERO_POINT, psf=psf, gain=GAIN
         ),
         "the same, without structure": lambda path, rows: fit(
-            path, positions=rows["x", "y"], zero_point=ZERO_POINT, psf=psf, gain=GAIN, structure=0.0
+            path, positions=rows["x", "y"], zero_point=ZERO_POINT, psf=psf, gain=GAIN, model_error=0.0
         ),
     }
     names = list(dict.fromkeys(labels["image"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,11 @@ def check_ending(path: Path) -> None:
     """Refuse a catalogue whose name does not tell its format."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {path.name}.")
+
+
+def stem(image: Path) -> str:
+    """Name of an image or a catalogue without its directory and endings."""
+    return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
 
 
 def read_table(path: str | Path) -> Table:

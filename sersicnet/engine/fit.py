@@ -45,7 +45,7 @@ POSITION_REACH = 12.0
 SKY_LEFT = 0.1
 """How well a subtracted sky is usually known, in units of the rms of a pixel: one standard deviation."""
 
-STRUCTURE = 0.05
+MODEL_ERROR = 0.05
 """What real galaxies usually scatter about a Sersic profile, as a fraction of their surface brightness.
 
 Whitened noise makes every arm and nucleus of a bright galaxy significant; without this, one
@@ -116,15 +116,15 @@ class Noise:
         Standard deviation of the sky that is left in a stamp, in units of the
         rms of a blank pixel: how well the subtracted sky is known. inf for not
         at all.
-    structure : float
-        What galaxies scatter about a smooth profile, as a fraction of their
+    model_error : float
+        Scatter of galaxies about a smooth profile, as a fraction of their
         surface brightness: arms, bars and clumps are noise to a Sersic profile.
     """
 
     correlation: np.ndarray
     gain: float = np.inf
     sky: float = np.inf
-    structure: float = 0.0
+    model_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -682,7 +682,7 @@ class _Fit:
         images = np.concatenate([(galaxy.data - model)[None], derivatives.reshape(-1, size, size)])
         white = self._whitened(images)
         noise, light = self.fitter.noise, np.maximum(model, 0)
-        added = light * (np.float32(1 / noise.gain) + np.float32(noise.structure**2) * light) / self.of_sky
+        added = light * (np.float32(1 / noise.gain) + np.float32(noise.model_error**2) * light) / self.of_sky
         residual = white[0].astype(float) - free[-1] * self.of_level
         jacobian = np.concatenate([white[1:] * slopes[:-1, None].astype(np.float32), self.of_level[None]])
         return _Place(free, parameters, slopes, residual, jacobian, np.sqrt(1 + added).ravel())

@@ -1,34 +1,224 @@
-"""An image with the maps that belong to it."""
+"""An image with all that is known about it: maps, zero point, pixel scale, saturation."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from astropy import nddata
+from astropy.io import fits
+from astropy.wcs import WCS
+from numpy.typing import ArrayLike
 
-from sersicnet.image.mosaic import Image
+from sersicnet.errors import InputError, warn
+from sersicnet.image import header as headers
+from sersicnet.image.header import Reading
+from sersicnet.image.mosaic import HeldImage, Image, choose, header_of, read_image, read_map
 from sersicnet.image.pixels import ZERO_REACH, Pixels, Window, grown, within, without_data
 
+NOISE_KINDS = ("rms", "wht", "var")
+"""What a noise map may hold: the noise, its inverse variance, or its variance."""
 
-class Exposure(NamedTuple):
-    """An image with the maps that belong to it, read window by window.
+_UNKNOWN = Reading(float("nan"), "none")
+
+_UNCERTAINTIES = {"std": "rms", "var": "var", "ivar": "wht"}
+"""What the uncertainties of astropy's NDData hold, by their type."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exposure:
+    """An image with its maps and what is known about it, read window by window.
+
+    Usually made by `open`, `of_arrays` or `of`.
 
     Attributes
     ----------
     image : Image
+    zero_point : Reading
+        AB magnitude of one image unit, and where it was read.
+    pixel_scale : Reading
+        Arcsec per pixel, and where it was read; NaN if it is not known.
     noise : Image or None
-        Of the same shape.
-    kind : str
-        What `noise` holds: "rms", "var" (variance) or "wht" (inverse variance), in any
-        unit.
+        Noise map of the same shape, in any unit: its scale is fitted to the scatter of blank
+        pixels. Pixels that are not finite or not positive have no data.
+    noise_kind : {"rms", "wht", "var"}
+        What `noise` holds: the noise, its inverse variance, or its variance.
     mask : Image or None
         Of the same shape; pixels that are not zero are ignored.
+    saturation : float
+        Value at and above which a pixel is saturated, image units; infinite if it is not known.
     """
 
     image: Image
+    zero_point: Reading = _UNKNOWN
+    pixel_scale: Reading = _UNKNOWN
     noise: Image | None = None
-    kind: str = "rms"
+    noise_kind: str = "rms"
     mask: Image | None = None
+    saturation: float = np.inf
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        hdu: int | str | None = None,
+        noise: str | Path | None = None,
+        noise_kind: str = "rms",
+        mask: str | Path | None = None,
+        zero_point: float | None = None,
+        pixel_scale: float | None = None,
+    ) -> Exposure:
+        """Open an image in a FITS file; its pixels are read when they are needed.
+
+        Parameters
+        ----------
+        path : str or Path
+            FITS file, see `sersicnet.image.mosaic.read_image`; an extension may follow in brackets.
+        hdu : int or str, optional
+            Number or name of the extension; SCI or the first image by default.
+        noise : str or Path, optional
+            FITS file of the noise map. In a file of several extensions, RMS or ERR is taken for a
+            map of the rms, WHT or IVM for one of the inverse variance, VAR or VARIANCE for one of the
+            variance, else the first image; ``file.fits[NAME]`` chooses another.
+        noise_kind : {"rms", "wht", "var"}
+            What `noise` holds.
+        mask : str or Path, optional
+            FITS file of the mask: MASK or DQ, else the first image.
+        zero_point, pixel_scale : float, optional
+            AB magnitude of one image unit, and arcsec per pixel; from the header by default.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be used, or the zero point is not known.
+        """
+        image = read_image(path, hdu)
+        return cls._assembled(
+            image,
+            None if noise is None else read_map(noise, noise_kind, image),
+            noise_kind,
+            None if mask is None else read_map(mask, "mask", image),
+            zero_point,
+            pixel_scale,
+        )
+
+    @classmethod
+    def of_arrays(
+        cls,
+        data: ArrayLike,
+        *,
+        noise: ArrayLike | None = None,
+        noise_kind: str = "rms",
+        mask: ArrayLike | None = None,
+        wcs: WCS | None = None,
+        header: Mapping[str, Any] | None = None,
+        zero_point: float | None = None,
+        pixel_scale: float | None = None,
+        name: str = "the array",
+    ) -> Exposure:
+        """An exposure of arrays in memory.
+
+        Parameters
+        ----------
+        data : array_like, float, (H, W)
+            Image, sky-subtracted or not, in any linear unit; masked pixels have no data.
+        noise : array_like, float, (H, W), optional
+        noise_kind : {"rms", "wht", "var"}
+            What `noise` holds.
+        mask : array_like, (H, W), optional
+            Pixels that are not zero are ignored.
+        wcs : WCS, optional
+            By default that of `header`.
+        header : mapping, optional
+            FITS header or other facts, which the zero point may be read from.
+        zero_point, pixel_scale : float, optional
+            AB magnitude of one image unit, and arcsec per pixel; from header and WCS by default.
+        name : str
+            For messages and the catalogue's header.
+
+        Raises
+        ------
+        InputError
+            If an array cannot be used, or the zero point is not known.
+        """
+        image = HeldImage(data, header, wcs, name)
+        maps = []
+        for values, what in ((noise, "the noise map"), (mask, "the mask")):
+            one = None if values is None else HeldImage(values, name=what)
+            if one is not None and one.shape != image.shape:
+                raise InputError(f"{what} has the shape {one.shape}, the image {image.shape}: they must agree.")
+            maps.append(one)
+        return cls._assembled(image, maps[0], noise_kind, maps[1], zero_point, pixel_scale)
+
+    @classmethod
+    def of(cls, source: Any, **options: Any) -> Exposure:
+        """An exposure of whatever holds an image.
+
+        Parameters
+        ----------
+        source : Exposure, str, Path, HDUList, HDU, NDData, CCDData or array_like
+            For an NDData, its mask, uncertainty, WCS and header count, unless `options` hold others.
+        **options
+            As for `open` where `source` is a path, else as for `of_arrays`; ``hdu`` chooses one of an HDUList.
+        """
+        if isinstance(source, cls):
+            if options:
+                raise InputError(f"An exposure is complete; received {', '.join(options)} with it.")
+            return source
+        if isinstance(source, str | Path):
+            return cls.open(source, **options)
+        if isinstance(source, fits.HDUList):
+            name = source.filename() or "the HDU list"
+            number = choose(source, options.pop("hdu", None), ("SCI",), name)
+            options = {"header": header_of(source[number], source[0]), "name": f"{name}[{number}]", **options}
+            return cls.of_arrays(_pixels(source[number], options["name"]), **options)
+        if hasattr(source, "header") and hasattr(source, "is_image"):
+            options = {"header": header_of(source), "name": source.name or "the HDU", **options}
+            return cls.of_arrays(_pixels(source, options["name"]), **options)
+        if isinstance(source, nddata.NDData):
+            return cls.of_arrays(source.data, **{**_of_nddata(source), **options})
+        return cls.of_arrays(source, **options)
+
+    @classmethod
+    def _assembled(
+        cls,
+        image: Image,
+        noise: Image | None,
+        noise_kind: str,
+        mask: Image | None,
+        zero_point: float | None,
+        pixel_scale: float | None,
+    ) -> Exposure:
+        if noise_kind not in NOISE_KINDS:
+            raise InputError(f"A noise map holds one of {', '.join(NOISE_KINDS)}; received {noise_kind}.")
+        zero = headers.zero_point(image.header, zero_point, image.scales)
+        scale = headers.pixel_scale(image.scales, pixel_scale)
+        return cls(image, zero, scale, noise, noise_kind, mask, _saturation(image))
+
+    def __repr__(self) -> str:
+        height, width = self.shape
+        maps = [f"noise={self.noise_kind}"] * (self.noise is not None) + ["mask"] * (self.mask is not None)
+        facts = [
+            f"{self.name}: {width} x {height} pixels",
+            f"zero point {self.zero_point.value:.4f} ({self.zero_point.source})",
+            f"{self.pixel_scale.value:.4g} arcsec per pixel ({self.pixel_scale.source})",
+            *maps,
+        ]
+        return f"<Exposure {', '.join(facts)}>"
+
+    @property
+    def name(self) -> str:
+        """File and extension, or what else the image is called."""
+        return self.image.name
+
+    @property
+    def wcs(self) -> WCS | None:
+        """Celestial coordinates; None where there are none."""
+        return self.image.wcs
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -37,7 +227,7 @@ class Exposure(NamedTuple):
 
     @property
     def images(self) -> list[Image]:
-        """The image and its maps, as far as there are any."""
+        """The image and its maps, if there are any."""
         return [image for image in (self.image, self.noise, self.mask) if image is not None]
 
     def read(self, window: Window) -> Pixels:
@@ -53,7 +243,7 @@ class Exposure(NamedTuple):
             with np.errstate(invalid="ignore", divide="ignore"):
                 good = np.isfinite(noise) & (noise > 0)
                 bad |= ~good
-                noise = {"rms": noise, "var": np.sqrt(noise), "wht": 1 / np.sqrt(noise)}[self.kind]
+                noise = {"rms": noise, "var": np.sqrt(noise), "wht": 1 / np.sqrt(noise)}[self.noise_kind]
             noise = np.where(good, noise, np.nan).astype(np.float32)
         if self.mask is not None:
             bad |= self.mask.read(window) != 0
@@ -63,3 +253,36 @@ class Exposure(NamedTuple):
         """Close all files."""
         for image in self.images:
             image.close()
+
+
+def _saturation(image: Image) -> float:
+    """The value of SATURATE in the header; infinite where there is none, or it cannot be read, which is warned of."""
+    found = image.header.get("SATURATE")
+    if found is None:
+        return np.inf
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        warn(f"SATURATE in the header of {image.name} should be a number; received {found!r}: it is ignored.")
+        return np.inf
+
+
+def _pixels(unit: Any, name: str) -> np.ndarray:
+    if not unit.is_image or unit.data is None:
+        raise InputError(f"{name} holds no image. Choose another extension with `hdu`.")
+    return np.asarray(unit.data)
+
+
+def _of_nddata(source: nddata.NDData) -> dict[str, Any]:
+    """What an NDData says of its image, as options of `Exposure.of_arrays`."""
+    out: dict[str, Any] = {"header": dict(source.meta), "name": f"the {type(source).__name__}"}
+    if source.unit is not None:
+        out["header"].setdefault("BUNIT", source.unit.to_string("fits"))
+    if isinstance(source.wcs, WCS):
+        out["wcs"] = source.wcs
+    if source.mask is not None:
+        out["mask"] = np.broadcast_to(np.asarray(source.mask, dtype=np.uint8), source.data.shape)
+    kind = _UNCERTAINTIES.get(getattr(source.uncertainty, "uncertainty_type", ""))
+    if kind is not None:
+        out.update(noise=source.uncertainty.array, noise_kind=kind)
+    return out

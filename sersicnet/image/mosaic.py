@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,46 +27,41 @@ from sersicnet.errors import InputError, first_line
 from sersicnet.image import header as instrument
 from sersicnet.image.pixels import Window, without_data
 
+LEAST_SIDE = 16
+"""Pixels that an image has a side, at least."""
+
 LEAST_SHEAR = 0.1
 """Area of a pixel on the sky over the product of its sides; less is a line, not an area."""
 
 
 class Image:
-    """A two-dimensional image in a FITS file, read part by part.
+    """A two-dimensional image, read part by part.
 
     Parameters
     ----------
-    path : Path
-    hdu : int
-        Number of the extension.
+    name : str
+        For messages.
     header : fits.Header
     shape : (int, int)
         Height and width.
-    held : ndarray, float32, optional
-        All pixels, where the file cannot be read in parts.
+    wcs : WCS, optional
+        By default that of the header.
 
     Attributes
     ----------
+    name : str
     header : fits.Header
     shape : (int, int)
     wcs : WCS or None
-        None where the header has no celestial coordinates.
-    name : str
-        File and extension, for messages.
+        None where there are no celestial coordinates.
+    wcs_problem : str
+        Why the celestial coordinates that the header describes cannot be used; empty if they can, or if it
+        describes none.
     """
 
-    def __init__(
-        self, path: Path, hdu: int, header: fits.Header, shape: tuple[int, int], held: np.ndarray | None = None
-    ) -> None:
-        self.path, self.hdu, self.header, self.shape = path, hdu, header, shape
-        self.name = f"{path}[{hdu}]"
-        self.wcs = _celestial(header, shape)
-        self._held = held
-        self._open: tuple[fits.HDUList, Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process opens the file itself.
-        return {**self.__dict__, "_open": None}
+    def __init__(self, name: str, header: fits.Header, shape: tuple[int, int], wcs: WCS | None = None) -> None:
+        self.name, self.header, self.shape = name, header, shape
+        self.wcs, self.wcs_problem = _celestial(header, shape, wcs)
 
     @property
     def whole(self) -> Window:
@@ -73,55 +69,25 @@ class Image:
         return slice(0, self.shape[0]), slice(0, self.shape[1])
 
     @property
+    def path(self) -> Path | None:
+        """The file that the image is read from; None for an image in memory."""
+        return None
+
+    @property
     def is_held(self) -> bool:
-        """Whether all of it is in memory, since its file cannot be read in parts."""
-        return self._held is not None
+        """Whether all of the image is in memory."""
+        return True
+
+    def identity(self) -> list[Any]:
+        """What changes when the pixels do: it names the image in a run that is kept."""
+        raise NotImplementedError
 
     def read(self, window: Window) -> np.ndarray:
         """A part of the image, float32 in native byte order; NaN where the file says so."""
-        if self._held is not None:
-            return self._held[window].copy()
-        with _readable(self.path), np.errstate(over="ignore"):  # beyond single precision is infinite
-            if self._plain is not None:
-                return self._part(*self._plain, window)
-            if self._open is None:
-                hdus = fits.open(self.path, memmap=False)  # its sections are read when asked for
-                self._open = hdus, hdus[self.hdu].section
-            return np.array(self._open[1][window], dtype=np.float32, order="C")
-
-    def _part(self, kind: np.dtype, start: int, window: Window) -> np.ndarray:
-        """A part of plain pixels, row by row: half of the time that a map of the file takes."""
-        rows, columns = (range(*part.indices(n)) for part, n in zip(window, self.shape, strict=True))
-        out = np.empty((len(rows), len(columns)), kind)
-        with self.path.open("rb", buffering=0) as file:
-            for row, line in zip(rows, out, strict=True):
-                file.seek(start + (row * self.shape[1] + columns.start) * kind.itemsize)
-                if file.readinto(line) < line.nbytes:
-                    raise OSError("it ends before its last pixel")
-        if kind.byteorder == ">":
-            out = out.byteswap(inplace=True).view(kind.newbyteorder())
-        return out.astype(np.float32, copy=False)
-
-    @functools.cached_property
-    def _plain(self) -> tuple[np.dtype, int] | None:
-        """Type and offset of pixels that can be read as they are: a section of astropy costs ten times as much."""
-        with self.path.open("rb") as file:
-            if file.read(6) != b"SIMPLE":
-                return None
-        with fits.open(self.path, memmap=False) as hdus:
-            unit = hdus[self.hdu]
-            scaled = unit.header.get("BSCALE", 1) != 1 or unit.header.get("BZERO", 0) or "BLANK" in unit.header
-            if scaled or isinstance(unit, fits.CompImageHDU):
-                return None
-            bits = unit.header["BITPIX"]
-            kind = np.dtype(f">{'f' if bits < 0 else 'i' if bits > 8 else 'u'}{abs(bits) // 8}")
-            return kind, unit.fileinfo()["datLoc"]
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close the file; it is opened again when something is read."""
-        if self._open is not None:
-            self._open[0].close()
-            self._open = None
 
     @functools.cached_property
     def data(self) -> np.ndarray:
@@ -190,6 +156,149 @@ class Image:
         return np.asarray(x), np.asarray(y)
 
 
+class FitsImage(Image):
+    """An image in a FITS file.
+
+    Parameters
+    ----------
+    path : Path
+    hdu : int
+        Number of the extension.
+    header : fits.Header
+    shape : (int, int)
+        Height and width.
+    held : ndarray, float32, optional
+        All pixels, where the file cannot be read in parts.
+    """
+
+    def __init__(
+        self, path: Path, hdu: int, header: fits.Header, shape: tuple[int, int], held: np.ndarray | None = None
+    ) -> None:
+        super().__init__(f"{path}[{hdu}]", header, shape)
+        self._path, self.hdu, self._held = path, hdu, held
+        self._open: tuple[fits.HDUList, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process opens the file itself.
+        return {**self.__dict__, "_open": None}
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all of the image is in memory, since its file cannot be read in parts."""
+        return self._held is not None
+
+    def identity(self) -> list[Any]:
+        """Size and time of the file."""
+        about = self._path.stat()
+        return [about.st_size, about.st_mtime_ns]
+
+    def is_in(self, other: Image) -> bool:
+        """Whether it is the extension that another image is read from."""
+        return isinstance(other, FitsImage) and self.hdu == other.hdu and self._path.samefile(other._path)
+
+    def read(self, window: Window) -> np.ndarray:
+        """A part of the image, float32 in native byte order; NaN where the file says so."""
+        if self._held is not None:
+            return self._held[window].copy()
+        with _readable(self._path), np.errstate(over="ignore"):  # beyond single precision is infinite
+            if self._plain is not None:
+                return self._part(*self._plain, window)
+            if self._open is None:
+                hdus = fits.open(self._path, memmap=False)  # its sections are read when asked for
+                self._open = hdus, hdus[self.hdu].section
+            return np.array(self._open[1][window], dtype=np.float32, order="C")
+
+    def _part(self, kind: np.dtype, start: int, window: Window) -> np.ndarray:
+        """A part of plain pixels, row by row: half of the time that a map of the file takes."""
+        rows, columns = (range(*part.indices(n)) for part, n in zip(window, self.shape, strict=True))
+        out = np.empty((len(rows), len(columns)), kind)
+        with self._path.open("rb", buffering=0) as file:
+            for row, line in zip(rows, out, strict=True):
+                file.seek(start + (row * self.shape[1] + columns.start) * kind.itemsize)
+                if file.readinto(line) < line.nbytes:
+                    raise OSError("it ends before its last pixel")
+        if kind.byteorder == ">":
+            out = out.byteswap(inplace=True).view(kind.newbyteorder())
+        return out.astype(np.float32, copy=False)
+
+    @functools.cached_property
+    def _plain(self) -> tuple[np.dtype, int] | None:
+        """Type and offset of pixels that can be read as they are: a section of astropy costs ten times as much."""
+        with self._path.open("rb") as file:
+            if file.read(6) != b"SIMPLE":
+                return None
+        with fits.open(self._path, memmap=False) as hdus:
+            unit = hdus[self.hdu]
+            scaled = unit.header.get("BSCALE", 1) != 1 or unit.header.get("BZERO", 0) or "BLANK" in unit.header
+            if scaled or isinstance(unit, fits.CompImageHDU):
+                return None
+            bits = unit.header["BITPIX"]
+            kind = np.dtype(f">{'f' if bits < 0 else 'i' if bits > 8 else 'u'}{abs(bits) // 8}")
+            return kind, unit.fileinfo()["datLoc"]
+
+    def close(self) -> None:
+        """Close the file; it is opened again when something is read."""
+        if self._open is not None:
+            self._open[0].close()
+            self._open = None
+
+
+class HeldImage(Image):
+    """An image in memory.
+
+    Parameters
+    ----------
+    data : array_like, (H, W)
+        Numbers; masked ones count as NaN.
+    header : mapping, optional
+    wcs : WCS, optional
+        By default that of the header.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    InputError
+        If `data` is not a two-dimensional array of numbers.
+    """
+
+    def __init__(
+        self, data: ArrayLike, header: Mapping[str, Any] | None = None, wcs: WCS | None = None, name: str = "the array"
+    ) -> None:
+        with np.errstate(over="ignore"):  # beyond single precision is infinite
+            try:
+                held = np.ma.filled(np.ma.asarray(data).astype(np.float32), np.nan)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"An image is an array of numbers; {name} is not: {first_line(error)}.") from error
+        check_shape(name, held.shape, None)
+        known = header if isinstance(header, fits.Header) else _header_of(header or {})
+        super().__init__(name, known, held.shape, wcs)
+        self._held = np.ascontiguousarray(held)
+
+    def identity(self) -> list[Any]:
+        """SHA-256 of the pixels."""
+        return [hashlib.sha256(self._held.tobytes()).hexdigest()]
+
+    def read(self, window: Window) -> np.ndarray:
+        """A part of the image, float32, copied."""
+        return self._held[window].copy()
+
+
+def _header_of(cards: Mapping[str, Any]) -> fits.Header:
+    """Those of some facts that a header can hold."""
+    out = fits.Header()
+    for keyword, value in cards.items():
+        if isinstance(value, str | int | float | bool | np.number) and len(keyword) <= 8:
+            with suppress(ValueError):
+                out[keyword] = value
+    return out
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turn what astropy says of a damaged file into one line."""
@@ -198,8 +307,8 @@ def _readable(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore", AstropyWarning)
             warnings.filterwarnings("error", message=".*truncated.*", category=AstropyUserWarning)
             yield
-    except InputError:
-        raise
+    except (InputError, MemoryError, NameError, AssertionError):
+        raise  # none of these is a fault of the file
     except Exception as error:  # astropy and cfitsio raise nearly anything on damage
         reason = first_line(error)
         reason = reason.partition(" If this is really a FITS file")[0]
@@ -212,8 +321,8 @@ def read_image(
     *,
     prefer: tuple[str, ...] = ("SCI",),
     shape: tuple[int, int] | None = None,
-    least: int = 16,
-) -> Image:
+    least: int = LEAST_SIDE,
+) -> FitsImage:
     """Read an image from a FITS file.
 
     Parameters
@@ -233,7 +342,7 @@ def read_image(
 
     Returns
     -------
-    Image
+    FitsImage
 
     Raises
     ------
@@ -253,33 +362,22 @@ def read_image(
         file.seek(0)
         # Opened here, for astropy leaves a damaged file open.
         with fits.open(file, memmap=False) as hdus:
-            chosen = _choose(hdus, hdu, prefer, path)
+            chosen = choose(hdus, hdu, prefer, path)
             name = f"{path}[{chosen}]"
             unit = hdus[chosen]
             if not unit.is_image:
-                raise InputError(f"{name} is a table, not an image. Choose another extension with --hdu.")
-            header, primary = _legible(unit.header), _legible(hdus[0].header)
-            for keyword in instrument.KEYWORDS:
-                if keyword in primary:
-                    header.setdefault(keyword, primary[keyword])
-            found = unit.shape
+                raise InputError(f"{name} is a table, not an image. Choose another extension with `hdu`.")
+            header, found = header_of(unit, hdus[0]), unit.shape
             if not found:
-                raise InputError(f"{name} holds no data. Choose another extension with --hdu.")
-            if len(found) != 2:
-                raise InputError(f"{name} has {len(found)} axes {found}; an image has two. Extract one plane first.")
-            if min(found) < least:
-                raise InputError(f"{name} is {found[1]} x {found[0]} pixels; an image has at least {least} a side.")
-            if shape is not None and found != shape:
-                raise InputError(
-                    f"{name} is {found[1]} x {found[0]} pixels, the image {shape[1]} x {shape[0]}: they must agree."
-                )
+                raise InputError(f"{name} holds no data. Choose another extension with `hdu`.")
+            check_shape(name, found, shape, least)
             if compressed:
                 with np.errstate(over="ignore"):
                     held = np.ascontiguousarray(unit.data, dtype=np.float32)
                 with gzip.open(path) as whole:
                     while whole.read(1 << 24):
                         pass  # the checksum stands at the end
-    return Image(path, chosen, header, found, held)
+    return FitsImage(path, chosen, header, found, held)
 
 
 MAPS = {
@@ -291,7 +389,7 @@ MAPS = {
 """Extensions that hold each kind of map, where a file has several."""
 
 
-def read_map(path: str | Path, kind: str, image: Image) -> Image:
+def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
     """Read a map that belongs to an image; see `read_image`.
 
     Parameters
@@ -309,15 +407,38 @@ def read_map(path: str | Path, kind: str, image: Image) -> Image:
         an extension of that kind begins with.
     """
     found = read_image(path, prefer=MAPS[kind], shape=image.shape)
-    if found.hdu == image.hdu and found.path.samefile(image.path):
+    if found.is_in(image):
         raise InputError(
-            f"--{kind} needs a map of its own; received {found.name}, the image itself. "
+            f"A noise map or mask is another image than the one that it belongs to; received {found.name}, the image itself. "
             f"Name the extension of the map, as in {found.path.name}[{MAPS[kind][0]}]."
         )
     return found
 
 
-def _choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], path: Path) -> int:
+def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, int] | None, least: int = LEAST_SIDE) -> None:
+    """Refuse an array that is no image, or is too small, or has another shape than it must have."""
+    if len(found) != 2:
+        raise InputError(f"{name} has {len(found)} axes {found}; an image has two. Extract one plane first.")
+    if min(found) < least:
+        raise InputError(f"{name} is {found[1]} x {found[0]} pixels; an image has at least {least} a side.")
+    if shape is not None and found != shape:
+        raise InputError(
+            f"{name} is {found[1]} x {found[0]} pixels, the image {shape[1]} x {shape[0]}: they must agree."
+        )
+
+
+def header_of(unit: Any, primary: Any = None) -> fits.Header:
+    """The legible header of an HDU; where it lacks a keyword of the zero point, that of the primary HDU counts."""
+    header = _legible(unit.header)
+    first = {} if primary is None else _legible(primary.header)
+    for keyword in instrument.KEYWORDS:
+        if keyword in first:
+            header.setdefault(keyword, first[keyword])
+    return header
+
+
+def choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], path: Path | str) -> int:
+    """Number of the HDU that is asked for, or else of the one that holds the image."""
     if hdu is not None:
         key: int | str = int(hdu) if str(hdu).lstrip("-").isdigit() else str(hdu)
         try:
@@ -359,23 +480,42 @@ WCS_CARD = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA)\d|(CD|PC)\d_\d|LON
 _WCS_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE")
 
 
-def _celestial(header: fits.Header, shape: tuple[int, int]) -> WCS | None:
-    """The celestial WCS of a header; None where there is none, or it does not lead from pixels to the sky and back."""
+def _celestial(header: fits.Header, shape: tuple[int, int], given: WCS | None) -> tuple[WCS | None, str]:
+    """The celestial WCS of an image, if it leads from pixels to the sky and back; else None, and why, if known.
+
+    Parameters
+    ----------
+    header : fits.Header
+    shape : (int, int)
+        Height and width.
+    given : WCS or None
+        What goes before that of the header.
+    """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", FITSFixedWarning)
         warnings.simplefilter("ignore", AstropyWarning)
         try:
-            # wcslib takes its defaults for what it cannot read, and those look right.
-            cards = {keyword: header[keyword] for keyword in header if WCS_CARD.fullmatch(keyword)}
-            numbers = [value for keyword, value in cards.items() if _WCS_NUMBER.fullmatch(keyword)]
-            if not np.isfinite(numbers).all():
-                return None
-            wcs = WCS(header, naxis=2)
-            if not (wcs.has_celestial and wcs.pixel_n_dim == 2) or np.abs(wcs.wcs.crval).max() > 360:
-                return None
+            if given is None:
+                # wcslib takes its defaults for what it cannot read, and those look right.
+                cards = {keyword: header[keyword] for keyword in header if WCS_CARD.fullmatch(keyword)}
+                for keyword, value in cards.items():
+                    is_number = isinstance(value, int | float) and np.isfinite(value)
+                    if _WCS_NUMBER.fullmatch(keyword) and not is_number:
+                        return None, f"{keyword} is {value}, not a number"
+            wcs = WCS(header, naxis=2) if given is None else given.celestial
+            if not (wcs.has_celestial and wcs.pixel_n_dim == 2):
+                return None, ""
+            if np.abs(wcs.wcs.crval).max() > 360:
+                return None, f"its reference value is {wcs.wcs.crval.tolist()} degrees"
             middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
             there_and_back = wcs.world_to_pixel(wcs.pixel_to_world(*middle).icrs)
             shear = proj_plane_pixel_area(wcs) / np.prod(proj_plane_pixel_scales(wcs))
-        except Exception:  # wcslib raises several kinds of its own; all mean: no usable WCS
-            return None
-    return wcs if np.hypot(*np.subtract(there_and_back, middle)) < 0.1 and shear > LEAST_SHEAR else None
+        except MemoryError:
+            raise
+        except Exception as error:  # wcslib raises several kinds of its own; all mean: no usable WCS
+            return None, first_line(error)
+    if not np.hypot(*np.subtract(there_and_back, middle)) < 0.1:
+        return None, "it does not lead from the middle of the image to the sky and back"
+    if not shear > LEAST_SHEAR:
+        return None, "its axes are nearly parallel on the sky"
+    return wcs, ""

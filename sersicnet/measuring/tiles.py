@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 
 from sersicnet import domain, weights
 from sersicnet.engine.fit import Fits, Fitter, Status
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry
 from sersicnet.image import stars as points
 from sersicnet.image.exposure import Exposure
@@ -22,6 +22,7 @@ from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stamps import Stamps, cut
+from sersicnet.output import Report, silent
 from sersicnet.schema import (
     CROWDED_LIMIT,
     LOW_SNR_LIMIT,
@@ -34,6 +35,10 @@ from sersicnet.schema import (
 
 STAMPS_AT_ONCE = 512
 """Stamps cut before they go through the network: 32 MB."""
+
+
+DETECTOR = detect.Detector()
+"""What finds the sources of every image that is measured."""
 
 
 MOST_NEIGHBOURS = 3
@@ -52,13 +57,6 @@ _STAMP_REACH = STAMP_SIZE // 2 + 4
 """Pixels around a place that its stamp, and the sources in it, take."""
 
 
-Report = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Setting:
     """All that work on a tile needs to know.
@@ -72,8 +70,8 @@ class Setting:
         Where to measure; None for what is detected.
     starts : dict
         Parameters of the places that fits start from, by name.
-    network : Path or None
-        Weights directory; None for fits alone.
+    network : (Path, str) or None
+        Weights directory, and the SHA-256 that its network must have; None for fits alone.
     fitter : Fitter or None
     psf_width : float
         Full width of the PSF that moments are freed from, pixels.
@@ -90,7 +88,7 @@ class Setting:
     mesh: Mesh
     places: np.ndarray | None
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
-    network: Path | None = None
+    network: tuple[Path, str] | None = None
     fitter: Fitter | None
     psf_width: float = 0.0
     profiles: bool = False
@@ -113,7 +111,7 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
         scene, own = _Scene.of(setting, core)
         values = Values.empty(scene, own)
         if setting.network is not None:
-            _predict(scene, values, _network(setting.network), report)
+            _predict(scene, values, _network(*setting.network), report)
         else:
             _start(scene, values)
         if setting.fitter is not None:
@@ -151,7 +149,7 @@ class _Scene(NamedTuple):
             place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
             if not len(place):
                 zone = slice(0, 0), slice(0, 0)
-        window, pixels, sky, found = detect.Detector().around(setting.exposure, setting.mesh, zone)
+        window, pixels, sky, found = DETECTOR.around(setting.exposure, setting.mesh, zone)
         if setting.places is None:
             chosen = np.flatnonzero(_inside(found.x, found.y, near, shape))
             x, y, source, place = found.x[chosen], found.y[chosen], chosen, np.full(len(chosen), -1)
@@ -217,7 +215,7 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
         x, y = found.x[which[k]], found.y[which[k]]
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
         around = grown(middle, int(half[k]), setting.exposure.shape)
-        near = detect.Detector().around(setting.exposure, setting.mesh, around).detections
+        near = DETECTOR.around(setting.exposure, setting.mesh, around).detections
         same = np.flatnonzero((near.x == x) & (near.y == y))
         light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
     parent = found.parent[which]
@@ -278,8 +276,8 @@ class Values(NamedTuple):
         """Noise and flags that stamps tell."""
         flags = self.flags[rows]
         self.rms[rows] = stamps.rms
-        self.size[rows], self.size_snr[rows], _ = points.sizes(stamps)
-        flags |= Flag.SATURATED * points.saturated(stamps, saturation)
+        self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
+        flags |= Flag.SATURATED * stars.saturated(stamps, saturation)
         self.snr[rows] /= stamps.rms
         flags |= Flag.NO_DATA * stamps.empty
         flags |= Flag.EDGE * stamps.edge
@@ -298,12 +296,12 @@ class Values(NamedTuple):
 def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) -> Iterator[tuple[slice, Stamps]]:
     """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.image.stamps.cut`."""
     which = np.arange(len(scene.x)) if which is None else which
-    claimed, n = scene.found.dilated(), len(which)
+    dilated, n = scene.found.dilated(), len(which)
     for first in range(0, n, STAMPS_AT_ONCE):
         rows = slice(first, min(first + STAMPS_AT_ONCE, n))
         x, y = scene.x[which[rows]], scene.y[which[rows]]
         data, bad, _ = scene.pixels
-        yield rows, cut(data, bad, scene.sky, x, y, claimed, labels[which[rows]], scene.origin)
+        yield rows, cut(data, bad, scene.sky, x, y, dilated, labels[which[rows]], scene.origin)
 
 
 def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Report) -> None:
@@ -348,27 +346,31 @@ def _moments(found: detect.Detections, psf_width: float) -> np.ndarray:
 
 
 def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
-    """The `sersicnet.domain.profiles` of detections, with their size in place of their number."""
+    """The `sersicnet.image.stars.profiles` of detections, with their size in place of their number."""
     (data, bad, _), found = scene.pixels, scene.found
-    out = domain.profiles(data, bad, scene.sky, found, which, scene.origin)
+    out = stars.profiles(data, bad, scene.sky, found, which, scene.origin)
     source = out[:, 3].astype(int)
     if scene.setting.places is None:  # they are measured themselves
         size = np.full(len(found), np.nan)
         size[scene.source] = values.size
         out[:, 3] = size[source]
         return out
-    claimed = found.dilated()
+    dilated = found.dilated()
     for first in range(0, len(out), STAMPS_AT_ONCE):
         part = slice(first, first + STAMPS_AT_ONCE)
         i = source[part]
-        stamps = cut(data, bad, scene.sky, found.x[i], found.y[i], claimed, i + 1, scene.origin)
-        out[part, 3] = points.sizes(stamps)[0]
+        stamps = cut(data, bad, scene.sky, found.x[i], found.y[i], dilated, i + 1, scene.origin)
+        out[part, 3] = stars.sizes(stamps)[0]
     return out
 
 
 @functools.lru_cache(1)
-def _network(path: Path) -> weights.Weights:
-    return weights.load(path)
+def _network(path: Path, sha256: str) -> weights.Weights:
+    """The network of a tile, which a process opens once; weights that are trained anew have another SHA-256."""
+    network = weights.load(path)
+    if network.sha256 != sha256:
+        raise WeightsError(f"{path} was replaced while it was used. Repeat the command.")
+    return network
 
 
 def _overlapping(scene: _Scene) -> list[np.ndarray]:

@@ -566,10 +566,10 @@ def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
 @functools.cache
 def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None, noise: bool) -> Fitter:
     """What makes labels; without noise the sky is none, and it ends where chi-square hardly changes any more."""
-    from sersicnet.engine.fit import SKY_LEFT, STRUCTURE, Fitter, Noise
+    from sersicnet.engine.fit import SKY_LEFT, MODEL_ERROR, Fitter, Noise
 
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
-    seen = Noise(correlation, instrument.exposure, SKY_LEFT if noise else 1e-3, STRUCTURE)
+    seen = Noise(correlation, instrument.exposure, SKY_LEFT if noise else 1e-3, MODEL_ERROR)
     return Fitter(_camera(psf, stretch).psf, seen, STAMP_SIZE, tolerance=2e-2 if noise else 1e-3)
 
 

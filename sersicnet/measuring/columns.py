@@ -1,0 +1,124 @@
+"""From measured values to the columns and the header of a catalogue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from astropy.table import QTable
+
+from sersicnet.catalogue import table as tables
+from sersicnet.image.pixels import correlation
+from sersicnet.image.psf import Width
+from sersicnet.image.sky import Mesh
+from sersicnet.measuring import tiles
+from sersicnet.schema import LARGE_LIMIT, RANGE_FLAGS, STAMP_SIZE, TARGET_NAMES, Flag
+from sersicnet.weights import Weights
+
+if TYPE_CHECKING:
+    from sersicnet.measuring.plan import Plan
+
+
+def flag_large(values: tiles.Values) -> None:
+    """Flag galaxies too large for a stamp, in place."""
+    with np.errstate(invalid="ignore"):
+        values.flags[values.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
+
+
+def flag_domain(values: tiles.Values, network: Weights, plan: Plan, width: Width, largest_star: float) -> str:
+    """Set the flags that need the whole catalogue and the domain of the weights, in place.
+
+    Parameters
+    ----------
+    values : Values
+    network : Weights
+    plan : Plan
+    width : Width
+        Of the image's PSF.
+    largest_star : float
+        Size at and below which a source is point-like, pixels; NaN if it is not known.
+
+    Returns
+    -------
+    str
+        What lies outside of the domain; "nothing" if nothing does.
+    """
+    with np.errstate(invalid="ignore"):
+        values.flags[values.size <= largest_star * (1 + 2 / values.size_snr)] |= Flag.POINT_LIKE
+    verdict = network.domain.compare(plan.exposure.zero_point, width, values.rms)
+    values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
+    for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):
+        values.flags[outside] |= flag
+    return ", ".join(verdict.reasons) or "nothing"
+
+
+def catalogue(plan: Plan, values: tiles.Values) -> QTable:
+    """The catalogue of a plan, with units and descriptions."""
+    exposure, network, fitted = plan.exposure, plan.network, plan.fitting is not None
+    n, targets = len(values.x), values.targets
+    x, y = plan.to_image(values.x), plan.to_image(values.y)
+    columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": x, "y": y}
+    if exposure.wcs is not None:
+        columns["ra"], columns["dec"] = exposure.image.sky(x, y) if n else (np.zeros(0), np.zeros(0))
+        columns["pa"] = exposure.image.position_angle(x, y, values.theta) if n else np.zeros(0)
+    for i, name in enumerate(TARGET_NAMES):
+        unit = 1 / plan.factor if name == "r_eff_pix" else 1.0
+        columns[name] = targets[:, i] * unit
+        if fitted or (network is not None and network.card["errors"]):
+            columns[f"{name}_err"] = values.errors[:, i] * unit
+    with np.errstate(invalid="ignore"):
+        columns["r_circ_pix"] = columns["r_eff_pix"] * np.sqrt(1 - targets[:, 3])
+    if np.isfinite(exposure.pixel_scale.value):
+        for name in ("r_eff", "r_eff_err", "r_circ"):
+            pixels = columns.get(name.replace("r_eff", "r_eff_pix").replace("r_circ", "r_circ_pix"))
+            if pixels is not None:
+                columns[name] = pixels * exposure.pixel_scale.value
+    columns.update(theta=values.theta, snr=values.snr, flags=values.flags)
+    columns.update(_detected(plan, values))
+    if fitted:
+        columns.update(sky=values.sky, chi2=values.chi2, fit_status=values.status)
+    return tables.assembled(columns)
+
+
+def _detected(plan: Plan, values: tiles.Values) -> dict[str, np.ndarray]:
+    """Columns of the detection, which need neither a network nor a fit."""
+    found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
+    out = {"a_image": found["a"] / plan.factor, "b_image": found["b"] / plan.factor}
+    out["kron_radius"] = found["kron_radius"]
+    for name, kind in (("auto", "kron"), ("aper", "aperture")):
+        flux = np.where(found[f"{kind}_flux"] > 0, found[f"{kind}_flux"], np.nan)
+        out[f"mag_{name}"] = plan.exposure.zero_point.value - 2.5 * np.log10(flux)
+        out[f"mag_{name}_err"] = 2.5 / np.log(10) * found[f"{kind}_error"] / flux
+    out["area"] = np.rint(np.nan_to_num(found["area"]) / plan.factor**2)
+    if plan.places is None:
+        row = {place: i for i, place in enumerate(zip(values.x0.tolist(), values.y0.tolist(), strict=True), start=1)}
+        parents = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
+        out["parent"] = np.array([row.get(place, 0) for place in parents], int)
+    return out
+
+
+def provenance(plan: Plan, mesh: Mesh) -> dict[str, str | float]:
+    """What the catalogue was made from, as FITS cards of at most eight characters."""
+    exposure = plan.exposure
+    meta: dict[str, str | float] = {
+        "IMAGE": exposure.name,
+        "MAGSYS": "AB",
+        "ZEROPT": exposure.zero_point.value,
+        "ZPSOURCE": exposure.zero_point.source,
+        "PIXSRC": exposure.pixel_scale.source,
+        "SKYRMS": float(np.median(mesh.rms)),
+        "NOISECOR": correlation(mesh.autocorrelation),
+        "STAMPSIZ": STAMP_SIZE,
+        **tables.origin(),
+    }
+    if plan.network is not None:
+        meta.update(WEIGHTS=plan.network.name, WTSHA256=plan.network.sha256)
+    if np.isfinite(exposure.pixel_scale.value):
+        meta["PIXSCALE"] = exposure.pixel_scale.value
+    if plan.factor != 1:
+        meta["RESAMPLE"] = plan.factor
+    if np.isfinite(mesh.map_factor):
+        meta["MAPFACT"] = mesh.map_factor
+    if plan.command:
+        meta["COMMAND"] = plan.command
+    return meta

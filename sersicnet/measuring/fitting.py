@@ -1,0 +1,187 @@
+"""How the galaxies of an image are fitted: the options, and what they mean for one image."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise, Prior
+from sersicnet.errors import InputError, warn
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.psf import Psf, full_width
+from sersicnet.image.sky import Mesh
+from sersicnet.schema import TARGET_NAMES
+from sersicnet.simulating import population
+from sersicnet.image.header import Instrument
+from sersicnet.weights import Weights
+
+PRIOR_SAMPLE = 4000
+"""Galaxies drawn from a distribution to make a prior of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """Options of fits.
+
+    Attributes
+    ----------
+    gain : float, optional
+        Electrons per image unit, for the Poisson noise of the galaxies.
+    prior : str or Path
+        What is assumed of radius, index and axis ratio at a given magnitude: "candels" (see
+        `sersicnet.simulating.population`), "none", or a table of galaxies, see
+        `sersicnet.simulating.population.from_catalogue`.
+    model_error : float
+        Scatter of galaxies about a Sersic profile, as a fraction of their surface
+        brightness: one more noise in the fits.
+    robust : bool
+        Whether to bound the influence of pixels far from the model.
+
+    Raises
+    ------
+    InputError
+        If a number makes no sense.
+    """
+
+    gain: float | None = None
+    prior: str | Path = "candels"
+    model_error: float = MODEL_ERROR
+    robust: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.model_error < 1:
+            raise InputError(f"`model_error` is a fraction from 0 to below 1; received {self.model_error}.")
+        if self.gain is not None and not (np.isfinite(self.gain) and self.gain > 0):
+            raise InputError(f"A gain is a positive number of electrons per image unit; received {self.gain}.")
+
+    def of_image(self, exposure: Exposure, psf: Psf | None, network: Weights | None) -> ImageFitting:
+        """The fits of one image.
+
+        Parameters
+        ----------
+        exposure : Exposure
+        psf : Psf or None
+            None takes the PSF that `network` was trained with.
+        network : Weights or None
+            Where it is given, a gain that is missing is that of its training images.
+        """
+        gain = self.gain
+        if psf is None:
+            if network is None:
+                raise InputError("Fits need the effective PSF of the image: give `psf`.")
+            psf = _psf_of_weights(network)
+        if gain is None and network is not None:
+            gain = _gain_of_weights(network, exposure.zero_point.value)
+        elif gain is None:
+            warn("No `gain` was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
+        return ImageFitting(psf, gain, _prior(self.prior, exposure), self)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFitting:
+    """The fits of one image, before its noise is known.
+
+    Attributes
+    ----------
+    psf : Psf
+    gain : float or None
+        Electrons per image unit; None for no Poisson noise.
+    assumed : Prior or None
+        In pixels and units of the image.
+    options : Fitting
+    """
+
+    psf: Psf
+    gain: float | None
+    assumed: Prior | None
+    options: Fitting
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What runs that share tiles must share."""
+        seen = hashlib.sha256(np.ascontiguousarray(self.psf.image).tobytes())
+        if self.assumed is not None:
+            seen.update(self.assumed.mean.tobytes() + self.assumed.precision.tobytes())
+        own = self.options
+        return {
+            "fits": {
+                "psf and prior": seen.hexdigest(), "psf oversampling": self.psf.oversampling, "gain": self.gain,
+                "prior": str(own.prior), "model error": own.model_error, "robust": own.robust,
+            }
+        }  # fmt: skip
+
+    @property
+    def meta(self) -> dict[str, str | float]:
+        """Cards for the header of the catalogue."""
+        out: dict[str, str | float] = {"PSF": self.psf.name}
+        if self.gain is not None:
+            out["GAIN"] = self.gain
+        return {**out, "PRIOR": str(self.options.prior), "MODELERR": self.options.model_error}
+
+    @property
+    def psf_width(self) -> float:
+        """Full width at half maximum of the PSF, image pixels."""
+        return full_width(self.psf.image, self.psf.oversampling)
+
+    def fitter(self, mesh: Mesh) -> Fitter:
+        """The fitter of the image, with its noise."""
+        gain = np.inf if self.gain is None else self.gain
+        noise = Noise(mesh.autocorrelation, gain, SKY_LEFT, self.options.model_error)
+        return Fitter(
+            self.psf.image,
+            noise,
+            prior=self.assumed,
+            robust=self.options.robust,
+            psf_oversampling=self.psf.oversampling,
+        )
+
+
+def _trained_on(network: Weights, missing: str) -> dict[str, Any]:
+    trained_on = network.card["data"].get("config", {}).get("instrument")
+    if trained_on is None:
+        raise InputError(f"The card of {network.name} states no {missing}: give `psf` and `gain` with `refine`.")
+    return trained_on  # type: ignore[no-any-return]
+
+
+def _gain_of_weights(network: Weights, zero_point: float) -> float:
+    """As deep as the training images: their electrons a second, in units of this image."""
+    trained_on = _trained_on(network, "exposure")
+    return float(trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"])))
+
+
+def _psf_of_weights(network: Weights) -> Psf:
+    from sersicnet.simulating.simulate import effective_psf
+
+    trained_on = _trained_on(network, "PSF")
+    if network.card["data"]["config"].get("psfs"):
+        raise InputError(f"{network.name} was trained with PSFs of its own: give the image's PSF with `psf`.")
+    warn(f"No `psf` was given: fits use that of the weights' domain, {trained_on['name']}.")
+    preset = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
+    return Psf.of(effective_psf(preset), f"of the weights: {trained_on['name']}")
+
+
+def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:
+    """The prior of the galaxies, in pixels and units of an image; None for "none"."""
+    if str(prior) == "none":
+        return None
+    scale = exposure.pixel_scale.value
+    if not np.isfinite(scale):
+        raise InputError(
+            f"{exposure.name} has no pixel scale, which the prior of radii needs: give `pixel_scale`, or the `prior` "
+            '"none".'
+        )
+    if str(prior) == "candels":
+        mixture, ranges = population.candels_mixture(), population.CANDELS_RANGES
+        scale_of_prior = population.CANDELS_SCALE
+    else:
+        mixture, ranges = population.from_catalogue(prior, scale)
+        scale_of_prior = scale
+    rng = np.random.default_rng(0)
+    drawn = [mixture.draw(rng, ranges) for _ in range(PRIOR_SAMPLE)]
+    mag, r_eff, n, e = (np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES)
+    flux = 10 ** (-0.4 * (mag - exposure.zero_point.value))
+    return Prior.of(np.column_stack([flux, r_eff * scale_of_prior / scale, n, 1 - e]))

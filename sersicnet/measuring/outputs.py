@@ -1,0 +1,217 @@
+"""What a run writes besides the table that it returns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from astropy.table import QTable
+
+from sersicnet import output
+from sersicnet.catalogue import crossmatch, ds9, report
+from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.crossmatch import Comparison, Reference
+from sersicnet.engine.fit import Fitter
+from sersicnet.errors import InputError, OutputError
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import Source
+from sersicnet.image.sky import Mesh, estimate_sky
+from sersicnet.measuring import tiles
+
+_IMAGES = (".fits", ".fit", ".fits.gz")
+_ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "report": (".html",)}
+_KINDS = {"model": "An image", "residual": "An image", "regions": "A region file", "report": "A report"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Files to write; None writes none of a kind.
+
+    Attributes
+    ----------
+    catalogue : str or Path, optional
+        .fits, .ecsv, .csv, .parquet or .vot.
+    model, residual : str or Path, optional
+        FITS images: all fitted galaxies as drawn, and the image minus its sky and them.
+    regions : str or Path, optional
+        Region file for ds9, .reg.
+    report : str or Path, optional
+        Page about the run, .html.
+    match : str or Path, optional
+        Another catalogue to compare with: ``NAME_match.md`` and ``.png`` are written beside the
+        catalogue, and the comparison is shown in the report.
+    overwrite : bool
+        Whether to replace files that exist, and to drop an unfinished run with other options.
+    """
+
+    catalogue: str | Path | None = None
+    model: str | Path | None = None
+    residual: str | Path | None = None
+    regions: str | Path | None = None
+    report: str | Path | None = None
+    match: str | Path | None = None
+    overwrite: bool = False
+
+    @property
+    def of_fits(self) -> list[str]:
+        """The outputs that need fits, by name."""
+        return [name for name in ("model", "residual") if getattr(self, name) is not None]
+
+    def checked(self, image: Path | None) -> Files:
+        """The files, after a check that they can be written.
+
+        Parameters
+        ----------
+        image : Path or None
+            The file that is measured, which no output may replace.
+
+        Raises
+        ------
+        InputError
+            If a file exists and `overwrite` is not set, has a wrong ending or the name of another
+            one, or the catalogue to match cannot be used.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        paths = {
+            name: output.check_output(path, self.overwrite)
+            for name, path in given.items()
+            if name not in ("match", "overwrite") and path is not None
+        }
+        for name, path in paths.items():
+            if name == "catalogue":
+                tables.check_ending(path)
+            elif not path.name.endswith(_ENDINGS[name]):
+                raise InputError(f"{_KINDS[name]} ends in {' or '.join(_ENDINGS[name])}; received {path.name}.")
+        files = Files(**paths, reference=None if self.match is None else Reference.read(self.match))
+        more = [output.check_output(path, self.overwrite) for path in files.differences]
+        names = [path.absolute() for path in (*([] if image is None else [image]), *paths.values(), *more)]
+        if len(set(names)) < len(names):
+            raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in names)}.")
+        return files
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a run has found, for what is written of it.
+
+    Attributes
+    ----------
+    table : QTable
+    exposure : Exposure
+        As it was given.
+    source : Source
+        As it was measured: the exposure, or what it was resampled to.
+    mesh : Mesh
+        Of `source`.
+    values : Values
+    fitter : Fitter or None
+    tile : int
+        Side of the pieces that images are written in.
+    """
+
+    table: QTable
+    exposure: Exposure
+    source: Source
+    mesh: Mesh
+    values: tiles.Values
+    fitter: Fitter | None
+    tile: int
+
+    @property
+    def draw(self) -> report.Draw | None:
+        """What draws all fitted galaxies of a window; None without fits."""
+        if self.fitter is None:
+            return None
+        zero_point = self.exposure.zero_point.value
+        return functools.partial(tiles.drawn, values=self.values, zero_point=zero_point, fitter=self.fitter)
+
+    def mesh_of_image(self) -> Mesh:
+        """Sky and noise of the image as it was given."""
+        if self.source is self.exposure:
+            return self.mesh
+        return estimate_sky(self.exposure, tiles.DETECTOR.threshold)
+
+
+@dataclass(frozen=True)
+class Files:
+    """`Outputs` that can be written."""
+
+    catalogue: Path | None = None
+    model: Path | None = None
+    residual: Path | None = None
+    regions: Path | None = None
+    report: Path | None = None
+    reference: Reference | None = None
+
+    @property
+    def differences(self) -> list[Path]:
+        """Table and figure of the comparison with another catalogue, beside the catalogue."""
+        if self.reference is None or self.catalogue is None:
+            return []
+        return [
+            self.catalogue.with_name(f"{tables.stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")
+        ]
+
+    def write(self, found: Result) -> None:
+        """Write the catalogue, and then the other files: their failure must not cost the catalogue.
+
+        Raises
+        ------
+        OutputError
+            If a file cannot be written.
+        """
+        if self.catalogue is not None:
+            tables.write(found.table, self.catalogue)
+        comparison = None if self.reference is None else crossmatch.match(found.table, self.reference)
+        products: list[Callable[[], None]] = [
+            lambda: self._write_images(found),
+            lambda: self._write_regions(found),
+            lambda: self._write_comparison(comparison),
+            lambda: self._write_report(found, comparison),
+        ]
+        failed = []
+        for product in products:
+            try:
+                product()
+            except (InputError, OutputError) as error:
+                if self.catalogue is None:
+                    raise
+                failed.append(str(error))
+        if failed:
+            raise OutputError(
+                f"{' '.join(failed)} {self.catalogue} is written; the same call with `overwrite` writes the rest."
+            )
+
+    def _write_images(self, found: Result) -> None:
+        if found.draw is None or (self.model is None and self.residual is None):
+            return
+        image = found.exposure.image
+        with (
+            tables.writing_image(image, self.model) as model,
+            tables.writing_image(image, self.residual) as residual,
+        ):
+            for core in tiles.cores(image.shape, found.tile):
+                drawn = found.draw(core)
+                if model is not None:
+                    model[core] = drawn
+                if residual is not None:
+                    pixels = found.exposure.read(core)
+                    residual[core] = pixels.data - found.mesh.at(core, pixels).level - drawn
+
+    def _write_regions(self, found: Result) -> None:
+        if self.regions is not None:
+            ds9.write_regions(found.table, self.regions, found.exposure.image)
+
+    def _write_comparison(self, comparison: Comparison | None) -> None:
+        if comparison is None or not self.differences:
+            return
+        text, figure = self.differences
+        with output.whole(text) as partial:
+            partial.write_text(comparison.as_markdown(), "utf-8")
+        comparison.draw(figure)
+
+    def _write_report(self, found: Result, comparison: Comparison | None) -> None:
+        if self.report is not None:
+            report.report(self.report, found.table, found.exposure, found.mesh_of_image(), found.draw, comparison)
