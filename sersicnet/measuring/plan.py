@@ -17,8 +17,7 @@ from astropy.table import Table
 import sersicnet
 from sersicnet import domain, weights
 from sersicnet import workers as work
-from sersicnet.catalogue import crossmatch
-from sersicnet.catalogue import table as catalogue
+from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
@@ -42,7 +41,7 @@ class Plan(NamedTuple):
     exposure: mosaic.Exposure
     zero: instrument.Reading
     scale: instrument.Reading
-    table: Table | None  # what the user gave
+    galaxies: Galaxies | None  # what the user gave
     places: np.ndarray | None  # x and y of its rows in pixels of the source, (N, 2)
     detector: detect.Detector
     source: mosaic.Exposure | mosaic.Resampled  # the exposure, or what it was brought to
@@ -73,16 +72,16 @@ class Plan(NamedTuple):
         for kind, path in maps.items():
             noise = mosaic.read_map(path, kind, frame)
         hidden = None if mask is None else mosaic.read_map(mask, "mask", frame)
-        table, places = None, None
+        galaxies, places = None, None
         if positions is not None:
-            table = positions if isinstance(positions, Table) else catalogue.read_table(positions)
-            places = np.column_stack(_positions(table, frame))
+            galaxies = Galaxies(positions, "`positions`") if isinstance(positions, Table) else Galaxies.read(positions)
+            places = _positions(galaxies, frame)
         _log.info("%s: %d x %d pixels", frame.name, *frame.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *zero, *scale)
         if frame.wcs is None:
             _warn(f"{frame.name} has no celestial WCS: the catalogue has pixel columns only.")
         exposure = mosaic.Exposure(frame, noise, kind, hidden)
-        return cls(exposure, zero, scale, table, places, detect.Detector(), exposure)
+        return cls(exposure, zero, scale, galaxies, places, detect.Detector(), exposure)
 
     def at_scale_of(self, network: weights.Weights, resample: bool) -> Plan:
         """The same, brought to the pixel scale of a network if that is asked for; else it must have that."""
@@ -102,7 +101,7 @@ class Plan(NamedTuple):
 
     def starts(self) -> dict[str, np.ndarray]:
         """Parameters of galaxies that the user gave with the places, as far as there are any."""
-        return {} if self.table is None else _starts(self.table, self.scale)
+        return {} if self.galaxies is None else _starts(self.galaxies, self.scale)
 
     @property
     def factor(self) -> float:
@@ -210,34 +209,25 @@ class Plan(NamedTuple):
         return mesh
 
 
-def _positions(table: Table, frame: mosaic.Image) -> tuple[np.ndarray, np.ndarray]:
-    names = set(table.colnames)
-    if {"ra", "dec"} <= names and (frame.wcs is not None or not {"x", "y"} <= names):
-        return frame.pixels(_column(table, "ra", "deg"), _column(table, "dec", "deg"))
-    if {"x", "y"} <= names:
-        return _column(table, "x"), _column(table, "y")
-    raise InputError(
-        f"A table of positions has columns x and y, or ra and dec; received {', '.join(table.colnames) or 'none'}."
-    )
+def _positions(galaxies: Galaxies, frame: mosaic.Image) -> np.ndarray:
+    """Places of galaxies in an image, (N, 2): those on the sky, unless the image has no WCS."""
+    sky, pixels = galaxies.sky(), galaxies.pixels()
+    if sky is not None and (frame.wcs is not None or pixels is None):
+        return np.column_stack(frame.pixels(*sky.T))
+    if pixels is not None:
+        return pixels
+    raise InputError(f"A table of positions has columns x and y, or ra and dec; received {galaxies.columns}.")
 
 
-def _column(table: Table, name: str, unit: str | None = None) -> np.ndarray:
-    return crossmatch.numbers(table, name, "--positions", unit)
+def _starts(galaxies: Galaxies, scale: instrument.Reading) -> dict[str, np.ndarray]:
+    """Parameters of galaxies that a table has, under the names of the targets, and theta.
 
-
-def _starts(table: Table, scale: instrument.Reading) -> dict[str, np.ndarray]:
-    """Parameters of galaxies in a table, under the names of the targets, and theta, as far as it has them."""
-    out = {}
-    for name in (*TARGET_NAMES, "theta"):
-        if name in table.colnames:
-            out[name] = _column(table, name)
-    if "r_eff_pix" not in out and "r_eff" in table.colnames:
-        if not np.isfinite(scale.value):
-            raise InputError("A table with r_eff in arcsec needs a pixel scale: give --pixel-scale, or r_eff_pix.")
-        out["r_eff_pix"] = _column(table, "r_eff", "arcsec") / scale.value
-    if "ellipticity" not in out and "q" in table.colnames:
-        out["ellipticity"] = 1 - _column(table, "q")
-    return out
+    A radius of a unit that the table does not state is not used.
+    """
+    found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
+    if galaxies.radii().keys() & {"pix", "arcsec"}:
+        found["r_eff_pix"] = galaxies.radius_in_pixels(scale.value, "give `pixel_scale`, or r_eff_pix.")
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def _warn(message: str) -> None:
