@@ -15,7 +15,6 @@ Layout of the file, schema version 1::
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import mmap
@@ -23,7 +22,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from sersicnet.errors import DatasetError
+from sersicnet.errors import DatasetError, InputError
 from sersicnet.schema import LOW_SNR_LIMIT, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, relative_magnitude
 
 BLOCK = 16
@@ -502,14 +501,15 @@ class Arrays:
 
 
 def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
-    """Galaxies of another domain: a CSV of labels, a dataset, or a mosaic without labels.
+    """Galaxies of another domain: a table of labels, a dataset, or a mosaic without labels.
 
     Parameters
     ----------
     path : str or Path
-        Ends in .csv for labels, see `read_labels`; in .fits (also .fits.gz,
+        A table for labels, see `read_labels`; a FITS image (.fits, also .fits.gz,
         .fits.fz, or with an extension in brackets) for a mosaic, see
-        `mosaic_galaxies`; anything else is a dataset.
+        `mosaic_galaxies`; anything else is a dataset. A FITS file whose first data are
+        a table is a table.
     image, zero_point
         As for `read_labels`; a mosaic takes the zero point alone.
 
@@ -519,7 +519,9 @@ def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point:
         With `Arrays.is_real` set throughout. The targets of a mosaic's galaxies
         are NaN.
     """
-    if Path(path).suffix.lower() == ".csv":
+    from sersicnet.catalogue.parameters import holds_table
+
+    if holds_table(path):
         return read_labels(path, image, zero_point)
     if _MOSAIC.search(str(path)):
         return mosaic_galaxies(path, zero_point)
@@ -585,21 +587,19 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     return Arrays(stamps.pixels, targets, np.ones(len(good), bool), mags)
 
 
-_LABELS = (("x", "ra"), ("y", "dec"), ("mag",), ("r_eff_pix", "r_eff"), ("sersic_n",), ("ellipticity", "q"))
-
-
 def read_labels(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
     """Cut the stamps of labelled real galaxies.
 
     Parameters
     ----------
     path : str or Path
-        CSV file with a header line and the columns ``image`` (path, relative to
-        the file; not needed with `image`), ``x, y`` (zero-based) or ``ra, dec``
-        (degrees), ``mag`` (AB), ``r_eff_pix`` or ``r_eff`` (arcsec; both along
-        the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``, and if known ``snr``. Rows
-        whose ``fit_status``, as `sersicnet fit` writes it, is not 0 are left out, and so
-        are those in such a table whose fit went to a place outside of the image or without data.
+        Table with the columns ``image`` (path, relative to the table; not needed with
+        `image`), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
+        ``r_eff`` (arcsec; both along the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``,
+        and if known ``snr``, in any format, units and spelling that
+        `sersicnet.catalogue.parameters.Galaxies` reads. Rows whose ``fit_status``, as
+        `sersicnet fit` writes it, is not 0 are left out, and so are those in such a table whose
+        fit went to a place outside of the image or without data.
     image : str or Path, optional
         The one image that all rows lie in.
     zero_point : float, optional
@@ -614,7 +614,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     ------
     DatasetError
         If a column is missing, or a row is not numbers, not physical or outside
-        of its image: the line is named.
+        of its image: the line or row is named.
     InputError
         If an image cannot be used.
     """
@@ -623,107 +623,146 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     from sersicnet.image.stamps import cut
 
     path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"Labels are a CSV file; there is none at {path}.")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path} is not a CSV file in UTF-8: {error}.") from error
-    names = set(reader.fieldnames or ())
-    if image is None and "image" not in names:
-        raise DatasetError(
-            f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with --image."
-        )
-    for choices in _LABELS:
-        if not names.intersection(choices):
-            raise DatasetError(
-                f"{path} needs a column {' or '.join(choices)}; it has {', '.join(sorted(names)) or 'none'}."
-            )
-    if not ({"x", "y"} <= names or {"ra", "dec"} <= names):
-        raise DatasetError(f"{path} needs both x and y, or both ra and dec; it has {', '.join(sorted(names))}.")
-    if "fit_status" in names:
-        rows = [(line, row) for line, row in rows if row["fit_status"] == "0"]
-    if not rows:
-        raise DatasetError(f"{path} has no rows{' with fit_status 0' if 'fit_status' in names else ''}.")
+        labels = _Labels.read(path, image)
+    except InputError as error:  # such as a unit that is none of a radius
+        raise DatasetError(str(error)) from error
+    n = len(labels.mag)
+    good = np.ones(n, bool)
+    stamps = np.empty((n, STAMP_SIZE, STAMP_SIZE), np.float32)
+    targets = np.empty((n, len(TARGET_NAMES)))
     by_image: dict[Path, list[int]] = {}
-    for i, (line, row) in enumerate(rows):
-        if image is None and not row["image"]:
-            raise DatasetError(f"{path}, line {line}: image is empty.")
-        by_image.setdefault(Path(image) if image is not None else path.parent / row["image"], []).append(i)
-    fitted, good = "fit_status" in names, np.ones(len(rows), bool)
-    stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), np.float32)
-    targets, mags = np.empty((len(rows), len(TARGET_NAMES))), np.empty(len(rows))
+    for i, file_path in enumerate(labels.images):
+        by_image.setdefault(file_path, []).append(i)
     for file_path, members in by_image.items():
         frame = mosaic.read_image(file_path)
         zero = instrument.zero_point(frame.header, zero_point, frame.scales).value
+        places = labels.places[members]
+        x, y = np.column_stack(frame.pixels(*places.T)).T if labels.on_sky else places.T
+        scale = instrument.pixel_scale(frame.scales).value if labels.unit == "arcsec" else 1.0
+        if not np.isfinite(scale):
+            raise DatasetError(f"{path} has r_eff in arcsec, but {frame.name} has no WCS. Give r_eff_pix.")
         bad = frame.without_data()
         sky, found = detect.Detector()(frame.data, bad)
-        claimed = found.dilated()
-        for i in members:
-            line, row = rows[i]
-            label = _numbers(path, line, row)
-            if not {"x", "y"} <= set(label):
-                label["x"], label["y"] = (float(v) for v in frame.pixels(label["ra"], label["dec"]))
-            height, width = frame.data.shape
-            good[i] = -0.5 <= label["x"] < width - 0.5 and -0.5 <= label["y"] < height - 0.5
-            if fitted and not good[i]:
-                continue
-            if not good[i]:
+        dilated = found.dilated()
+        height, width = frame.data.shape
+        for k, i in enumerate(members):
+            good[i] = -0.5 <= x[k] < width - 0.5 and -0.5 <= y[k] < height - 0.5
+            if not good[i] and not labels.fitted:
                 raise DatasetError(
-                    f"{path}, line {line}: x = {label['x']:g}, y = {label['y']:g} is outside of {frame.name}, "
+                    f"{path}, {labels.where(i)}: x = {x[k]:g}, y = {y[k]:g} is outside of {frame.name}, "
                     f"which is {width} x {height} pixels."
                 )
-            if "r_eff_pix" not in label:
-                scale = instrument.pixel_scale(frame.scales).value
-                if not np.isfinite(scale):
-                    raise DatasetError(f"{path} has r_eff in arcsec, but {frame.name} has no WCS. Give r_eff_pix.")
-                label["r_eff_pix"] = label["r_eff"] / scale
-            own = claimed[round(label["y"]), round(label["x"])]
-            x, y = np.array([label["x"]]), np.array([label["y"]])
-            stamp = cut(frame.data, bad, sky, x, y, claimed, np.array([own]))
-            good[i] = not stamp.empty[0] and np.isfinite(stamp.pixels).all()
-            if fitted and not good[i]:
-                continue
             if not good[i]:
-                raise DatasetError(f"{path}, line {line}: {frame.name} has no data at x = {x[0]:g}, y = {y[0]:g}.")
-            stamps[i], mags[i] = stamp.pixels[0], label["mag"]
-            relative = relative_magnitude(label["mag"], zero, stamp.rms[0])
-            targets[i] = relative, label["r_eff_pix"], label["sersic_n"], label["ellipticity"]
-    snr = np.array([_number(row["snr"]) for _, row in rows]) if "snr" in names else None
+                continue
+            own = dilated[round(y[k]), round(x[k])]
+            stamp = cut(frame.data, bad, sky, x[[k]], y[[k]], dilated, np.array([own]))
+            good[i] = not stamp.empty[0] and np.isfinite(stamp.pixels).all()
+            if not good[i] and not labels.fitted:
+                raise DatasetError(
+                    f"{path}, {labels.where(i)}: {frame.name} has no data at x = {x[k]:g}, y = {y[k]:g}."
+                )
+            if not good[i]:
+                continue
+            stamps[i] = stamp.pixels[0]
+            relative = relative_magnitude(labels.mag[i], zero, stamp.rms[0])
+            targets[i] = relative, labels.radius[i] / scale, labels.sersic_n[i], labels.ellipticity[i]
     if not good.any():
         raise DatasetError(f"No row of {path} lies in its image. Is it a table of another one?")
-    labels = Arrays(stamps, targets, np.ones(len(rows), bool), mags, snr)
-    return labels if good.all() else labels.taken(np.flatnonzero(good))
+    arrays = Arrays(stamps, targets, np.ones(n, bool), labels.mag, labels.snr)
+    return arrays if good.all() else arrays.taken(np.flatnonzero(good))
 
 
-def _number(text: str | None) -> float:
-    """A number; NaN for anything else."""
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
+class _Labels(NamedTuple):
+    """The rows of a table of labels that are used, as physical numbers, float64, (N,).
+
+    Attributes
+    ----------
+    images : list of Path
+    places : ndarray, float64, (N, 2)
+        Pixels, or degrees if `on_sky`.
+    on_sky : bool
+    mag, radius, sersic_n, ellipticity
+    unit : str
+        That of `radius`: ``pix`` or ``arcsec``.
+    snr : ndarray or None
+    fitted : bool
+        Whether `sersicnet fit` wrote it.
+    where : callable
+        The line or row of the table, for messages.
+    """
+
+    images: list[Path]
+    places: np.ndarray
+    on_sky: bool
+    mag: np.ndarray
+    radius: np.ndarray
+    sersic_n: np.ndarray
+    ellipticity: np.ndarray
+    unit: str
+    snr: np.ndarray | None
+    fitted: bool
+    where: Callable[[int], str]
+
+    @classmethod
+    def read(cls, path: Path, image: str | Path | None) -> _Labels:
+        """Read and check them, but for what the images tell."""
+        from sersicnet.catalogue.parameters import Galaxies
+
+        galaxies = Galaxies.read(path)
+        if image is None and not galaxies.has("image"):
+            raise DatasetError(
+                f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with "
+                "--image."
+            )
+        galaxies.require(*TARGET_NAMES)
+        sky, pixels = galaxies.sky(), galaxies.pixels()
+        places = sky if pixels is None else pixels
+        if places is None:
+            raise DatasetError(f"{path} needs both x and y, or both ra and dec; it has {galaxies.columns}.")
+        status = galaxies.parameter("fit_status")
+        rows = np.arange(len(galaxies)) if status is None else np.flatnonzero(status == 0)
+        if not len(rows):
+            raise DatasetError(f"{path} has no rows{'' if status is None else ' with fit_status 0'}.")
+
+        def where(i: int) -> str:
+            return galaxies.row(int(rows[i]))
+
+        if image is None:
+            names = [galaxies.text("image")[i] for i in rows]
+            if "" in names:
+                raise DatasetError(f"{path}, {where(names.index(''))}: image is empty.")
+            images = [path.parent / name for name in names]
+        else:
+            images = [Path(image)] * len(rows)
+        radius, unit = galaxies.radius() or (np.empty(0), "")
+        columns = {
+            **dict(zip(("x", "y") if places is pixels else ("ra", "dec"), places.T, strict=True)),
+            "mag": galaxies.parameter("mag"),
+            "r_eff_pix" if unit == "pix" else "r_eff": radius,
+            "sersic_n": galaxies.parameter("sersic_n"),
+            "ellipticity": galaxies.parameter("ellipticity"),
+        }
+        used = {name: values[rows] for name, values in columns.items() if values is not None}
+        for name, values in used.items():
+            for unphysical, why in ((~np.isfinite(values), "should be a number"), (_impossible(name, values), "")):
+                if unphysical.any():
+                    i = int(unphysical.argmax())
+                    what = f"{name} {why}; received {values[i]:g}" if why else f"{name} = {values[i]:g} is not physical"
+                    raise DatasetError(f"{path}, {where(i)}: {what}.")
+        first, second, mag, radius, n, e = used.values()
+        snr = galaxies.parameter("snr")
+        return cls(
+            images, np.column_stack([first, second]), places is sky, mag, radius, n, e, unit,
+            None if snr is None else snr[rows], status is not None, where,
+        )  # fmt: skip
 
 
-def _numbers(path: Path, line: int, row: dict[str, str | None]) -> dict[str, float]:
-    """The columns of a row that are known, as physical numbers."""
-    known = {name for choices in _LABELS for name in choices}
-    out = {}
-    for name in known.intersection(row):
-        out[name] = _number(row[name])
-        if not np.isfinite(out[name]):
-            raise DatasetError(f"{path}, line {line}: {name} should be a number; received {row[name]!r}.")
-    if "ellipticity" not in out:
-        out["ellipticity"] = 1 - out["q"]
-    for name, good in (
-        ("ellipticity", 0 <= out["ellipticity"] < 1),
-        ("sersic_n", out["sersic_n"] > 0),
-        ("r_eff_pix" if "r_eff_pix" in out else "r_eff", out.get("r_eff_pix", out.get("r_eff", 0)) > 0),
-    ):
-        if not good:
-            raise DatasetError(f"{path}, line {line}: {name} = {out[name]:g} is not physical.")
-    return out
+def _impossible(name: str, values: np.ndarray) -> np.ndarray:
+    """Which values of a label no galaxy has, bool, (N,)."""
+    if name == "ellipticity":
+        return ~((values >= 0) & (values < 1))
+    return values <= 0 if name in ("r_eff", "r_eff_pix", "sersic_n") else np.zeros(len(values), bool)
 
 
 def _batches(

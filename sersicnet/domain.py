@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from sersicnet.errors import InputError, warn
+from sersicnet.image.psf import Width
 from sersicnet.schema import DEPTH_TOLERANCE, PSF_TOLERANCE, SCALE_TOLERANCE, TARGET_NAMES
 from sersicnet.simulating.blank_sky import full_width, read_psf
 
@@ -27,24 +28,6 @@ if TYPE_CHECKING:
     from sersicnet.image.pixels import Sky
 
 REMEDY = "`sersicnet adapt` makes weights for such an image"
-
-
-class Width(NamedTuple):
-    """Full width at half maximum of an image's PSF.
-
-    Attributes
-    ----------
-    value : float
-        In pixels; NaN if nothing can be said.
-    error : float
-        1 sigma; 0 for a file.
-    source : str
-        Where it is from, or why there is none.
-    """
-
-    value: float
-    error: float
-    source: str
 
 
 class Verdict(NamedTuple):

@@ -321,7 +321,7 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
             HEADER + "field.fits,200,200,20,5,1,0.3\nfield.fits,200,900,20,5,1,0.3\n",
             "line 3: x = 200, y = 900 is outside",
         ),
-        (HEADER + "field.fits,200,abc,20,5,1,0.3\n", "line 2: y should be a number; received 'abc'"),
+        (HEADER + "field.fits,200,abc,20,5,1,0.3\n", "Column y of .* must hold numbers; line 2 has 'abc'"),
         (HEADER + "field.fits,200,200,20,5,1\n", "line 2: ellipticity should be a number"),
         (HEADER + "field.fits,200,200,20,5,1,1.2\n", "line 2: ellipticity = 1.2 is not physical"),
         (HEADER + "field.fits,200,200,20,-5,1,0.2\n", "line 2: r_eff_pix = -5 is not physical"),

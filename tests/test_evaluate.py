@@ -226,7 +226,7 @@ def test_a_catalogue_is_matched_in_pixels_where_there_is_no_sky(catalogue, field
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"mag": [20.0]}, "needs columns r_eff_pix, sersic_n, ellipticity; it has mag"),
+        ({"mag": [20.0]}, r"needs columns r_eff_pix \(or r_eff\), sersic_n \(or n\), ellipticity \(or q\); it has mag"),
         ({"x": [-900.0], "y": [1.0]}, "None of the .* lies within 5 pixels .*--tolerance"),
         ({}, "by x and y, that both have"),
         ({"x": ["a"], "y": ["b"]}, "Column x of .* must hold numbers"),

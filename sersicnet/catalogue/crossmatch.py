@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, warn
 
 if TYPE_CHECKING:
@@ -58,28 +59,8 @@ def pairs(found: np.ndarray, true: np.ndarray, reach: float) -> tuple[np.ndarray
     return mine[both], theirs[there[both]]
 
 
-def numbers(table: Table, name: str, path: str | Path, unit: str | None = None) -> np.ndarray:
-    """A column as float64, (N,), in `unit` if it has another one; NaN where masked."""
-    from astropy import units
-
-    column = table[name]
-    try:
-        if unit is not None and column.unit is not None:
-            column = units.Quantity(column).to(unit)
-        values: np.ma.MaskedArray = np.ma.asarray(getattr(column, "value", column), dtype=float)
-    except (TypeError, ValueError, units.UnitConversionError) as error:
-        raise InputError(f"Column {name} of {path} must hold numbers: {error}.") from error
-    return np.ma.filled(values, np.nan)
-
-
 # --- the other catalogue ---------------------------------------------------------------------------------------
 
-_SKY = (
-    ("ra", "dec"), ("raj2000", "dej2000"), ("_raj2000", "_dej2000"), ("ra_icrs", "de_icrs"),
-    ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
-)  # fmt: skip
-_PIXELS = (("x", "y", 0.0), ("x_image", "y_image", 1.0), ("xwin_image", "ywin_image", 1.0))
-"""Columns, and what their count starts from."""
 _OF_MOMENTS = {"mag_auto", "flux_radius", "a_image", "alpha_j2000", "x_image"}
 """Columns of SExtractor; sersicnet writes some of them as well, beside those of the profile."""
 _OF_PROFILES = {"sersic_n", "r_eff", "r_eff_pix"}
@@ -118,76 +99,42 @@ class Reference:
         Parameters
         ----------
         path : str or Path
-            .fits, .ecsv, .csv or .parquet. Upper and lower case in names do not matter.
+            As `sersicnet.catalogue.parameters.Galaxies.read` takes it.
 
         Raises
         ------
         InputError
             If it cannot be read, or has no positions.
         """
-        from sersicnet.catalogue.table import read_table
-
-        table = read_table(path)
-        at = {name.lower(): name for name in reversed(table.colnames)}
-
-        def column(name: str, unit: str | None = None) -> np.ndarray:
-            return numbers(table, at[name], path, unit)
-
-        sky = pixels = None
-        for ra, dec in _SKY:
-            if sky is None and ra in at and dec in at:
-                sky = np.column_stack([column(ra, "deg"), column(dec, "deg")])
-                sky[~(np.abs(sky[:, 1]) <= 90)] = np.nan  # such as -99 for unknown
-        for x, y, first in _PIXELS:
-            if pixels is None and x in at and y in at:
-                pixels = np.column_stack([column(x), column(y)]) - first
+        galaxies = Galaxies.read(path)
+        sky, pixels = galaxies.sky(), galaxies.pixels()
         if sky is None and pixels is None:
-            raise InputError(
-                f"A catalogue to match has ra and dec, or x and y; {path} has {', '.join(table.colnames) or 'none'}."
-            )
-        found, notes = {}, []
-        if "mag" in at:
-            found["mag"] = column("mag")
-        elif "mag_auto" in at:
-            found["mag_auto"] = column("mag_auto")
-        for name in ("r_eff_pix", "r_eff", "re"):
-            if name in at:
-                unit = _unit_of(table[at[name]], {"r_eff_pix": "pix", "r_eff": "arcsec", "re": ""}[name], path)
-                found[{"pix": "r_eff_pix", "arcsec": "r_eff", "": "radius"}[unit]] = column(name, unit or None)
-        if "flux_radius" in at:
+            raise InputError(f"A catalogue to match has ra and dec, or x and y; {path} has {galaxies.columns}.")
+        found: dict[str, np.ndarray] = {}
+        for name in ("mag", "mag_auto"):
+            values = galaxies.parameter(name)
+            if values is not None and not found:
+                found[name] = values
+        keys = {"pix": "r_eff_pix", "arcsec": "r_eff", "": "radius"}
+        found |= {keys[unit]: values for unit, values in galaxies.radii().items()}
+        notes = []
+        if galaxies.has("flux_radius"):
             notes.append(
-                f"{at['flux_radius']} is the radius of a circle with half of the light, PSF included: "
+                f"{galaxies.spelled('flux_radius')} is the radius of a circle with half of the light, PSF included: "
                 "it is not compared."
             )
-        for name in ("sersic_n", "n"):
-            if name in at:
-                found.setdefault("sersic_n", column(name))
-        if "ellipticity" in at and at.keys() & _OF_MOMENTS and not at.keys() & _OF_PROFILES:
-            notes.append(f"{at['ellipticity']} is that of SExtractor's moments, PSF included: it is not compared.")
-        elif "ellipticity" in at:
-            found["ellipticity"] = column("ellipticity")
-        elif "q" in at:
-            found["ellipticity"] = 1 - column("q")
+        of_moments = any(map(galaxies.has, _OF_MOMENTS)) and not any(map(galaxies.has, _OF_PROFILES))
+        for name in ("sersic_n", "ellipticity"):
+            values = galaxies.parameter(name)
+            if name == "ellipticity" and galaxies.has(name) and of_moments:
+                notes.append(
+                    f"{galaxies.spelled(name)} is that of SExtractor's moments, PSF included: it is not compared."
+                )
+            elif values is not None:
+                found[name] = values
         for name, values in found.items():
             values[~_possible(name, values)] = np.nan
-        return cls(str(path), len(table), sky, pixels, found, tuple(notes))
-
-
-def _unit_of(column: Any, usual: str, path: str | Path) -> str:
-    """Arcsec or pix, as a column of radii says itself, else `usual`."""
-    from astropy import units
-
-    unit = getattr(column, "unit", None)
-    if unit is None:
-        return usual
-    try:
-        if units.Unit(unit).is_equivalent("arcsec"):
-            return "arcsec"
-        if units.Unit(unit).is_equivalent("pix"):
-            return "pix"
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"Column {column.name} of {path} must be an angle or pixels; received the unit {unit}.")
+        return cls(str(path), len(galaxies), sky, pixels, found, tuple(notes))
 
 
 def _possible(name: str, values: np.ndarray) -> np.ndarray:
@@ -464,15 +411,16 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
     if radius is not None and not (radius > 0 and np.isfinite(radius)):
         raise InputError(f"A radius to match in is positive; received {radius:g}.")
     there = other if isinstance(other, Reference) else Reference.read(other)
-    on, here, theirs = _places(table, there)
+    galaxies = Galaxies(table, "the catalogue")
+    on, here, theirs = _places(galaxies, there)
     radius = RADIUS[on] if radius is None else float(radius)
     i, j, offset = _matched(on, here, theirs, radius)
     apart = _apart(on, here[i], theirs[j])
     comparison = Comparison(
         other=there.name, on=on, radius=radius, rows=(len(table), there.rows), i=i, j=j, offset=offset,
         offset_error=np.array([Statistic.of(values).error for values in apart.T]), apart=apart,
-        clean=numbers(table, "flags", "the catalogue")[i] == 0 if "flags" in table.colnames else np.ones(len(i), bool),
-        **_compared(table, there, i, j),
+        clean=galaxies.column("flags")[i] == 0 if galaxies.has("flags") else np.ones(len(i), bool),
+        **_compared(galaxies, there, i, j),
     )  # fmt: skip
     unit = comparison.unit
     if not len(i):
@@ -491,21 +439,17 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
     return comparison
 
 
-def _places(table: Table, other: Reference) -> tuple[str, np.ndarray, np.ndarray]:
+def _places(galaxies: Galaxies, other: Reference) -> tuple[str, np.ndarray, np.ndarray]:
     """What both can be matched on, and their positions, (N, 2)."""
-    names = set(table.colnames)
-    if other.sky is not None and {"ra", "dec"} <= names:
-        return "sky", _columns(table, "ra", "dec"), other.sky
-    if other.pixels is not None and {"x", "y"} <= names:
-        return "pixels", _columns(table, "x", "y"), other.pixels
+    sky, pixels = galaxies.sky(), galaxies.pixels()
+    if other.sky is not None and sky is not None:
+        return "sky", sky, other.sky
+    if other.pixels is not None and pixels is not None:
+        return "pixels", pixels, other.pixels
     raise InputError(
         f"Catalogues are matched by ra and dec, or by x and y, that both have; {other.name} has only "
         f"{'ra and dec, and the image no WCS' if other.pixels is None else 'x and y'}."
     )
-
-
-def _columns(table: Table, *names: str) -> np.ndarray:
-    return np.column_stack([numbers(table, name, "the catalogue") for name in names])
 
 
 def _matched(on: str, here: np.ndarray, there: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -528,8 +472,11 @@ def _matched(on: str, here: np.ndarray, there: np.ndarray, radius: float) -> tup
 
 def _points(on: str, places: np.ndarray) -> np.ndarray:
     """Where distances can be taken: points of the unit sphere, or pixels."""
-    if on == "pixels":
-        return places
+    return places if on == "pixels" else on_sphere(places)
+
+
+def on_sphere(places: np.ndarray) -> np.ndarray:
+    """Points of the unit sphere, float64, (N, 3), at right ascensions and declinations in degrees, (N, 2)."""
     ra, dec = np.radians(places).T
     return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
 
@@ -551,18 +498,20 @@ def _moved(on: str, places: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return np.column_stack([places[:, 0] + east, np.clip(places[:, 1] + offset[1] / 3600, -90, 90)])
 
 
-def _compared(table: Table, other: Reference, i: np.ndarray, j: np.ndarray) -> dict[str, Any]:
+def _compared(galaxies: Galaxies, other: Reference, i: np.ndarray, j: np.ndarray) -> dict[str, Any]:
     """The magnitudes, differences and notes of a comparison."""
     theirs = {name: values[j] for name, values in other.parameters.items()}
     mine: dict[str, np.ndarray] = {}
+    own_radii, units = galaxies.radii(), {"r_eff": "arcsec", "r_eff_pix": "pix"}
     for name in ("mag", "mag_auto", "r_eff", "r_eff_pix", "sersic_n", "ellipticity"):
-        mine[name] = numbers(table, name, "the catalogue")[i] if name in table.colnames else np.full(len(i), np.nan)
+        values = own_radii.get(units[name]) if name in units else galaxies.parameter(name)
+        mine[name] = np.full(len(i), np.nan) if values is None else values[i]
         mine[name][~_possible(name, mine[name])] = np.nan
     notes = list(other.notes)
     differences = {}
     if "mag" in theirs:
         differences["mag"] = mine["mag"] - theirs["mag"]
-    elif "mag_auto" in theirs and "mag_auto" in table.colnames:
+    elif "mag_auto" in theirs and galaxies.has("mag_auto"):
         differences["mag"] = mine["mag_auto"] - theirs["mag_auto"]
         notes.append("Magnitudes are those of Kron ellipses in both, mag_auto here.")
     elif "mag_auto" in theirs:

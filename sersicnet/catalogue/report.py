@@ -296,7 +296,7 @@ def _head(run: _Run, usable: int) -> str:
         ("PSF of the fits", str(known("PSF", ""))),
         ("Gain of the fits", _read(run, "GAIN", "{:.5g} electrons per image unit") if "GAIN" in run.meta else ""),
         ("Prior of the fits", str(known("PRIOR", ""))),
-        ("Structure in the fits", _read(run, "STRUCTUR", "{:g}") if "STRUCTUR" in run.meta else ""),
+        ("Model error of the fits", _read(run, "MODELERR", "{:g}") if "MODELERR" in run.meta else ""),
         ("Command", str(known("COMMAND", ""))),
         ("Made", f"{known('DATE', 'at an unknown time')} UTC, sersicnet {known('SNETVER', sersicnet.__version__)}"),
     ]

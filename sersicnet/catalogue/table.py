@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ import astropy
 import numpy as np
 import photutils
 from astropy import units
+from astropy.io import ascii as text_tables
 from astropy.io import fits
 from astropy.io.votable import from_table
 from astropy.io.votable.tree import Info, VOTableFile
 from astropy.table import Column, QTable, Table
+from astropy.utils.exceptions import AstropyWarning
 
 import sersicnet
 from sersicnet.errors import InputError, first_line
@@ -44,7 +47,18 @@ def stem(image: Path) -> str:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a table by its ending (.fits, .ecsv, .csv, .parquet), with clear errors."""
+    """Read a table by its ending, see `FORMATS`.
+
+    Returns
+    -------
+    Table
+        Missing values are masked.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, its ending is another one, or it cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"A table is a file; there is none at {path}.")
@@ -52,9 +66,23 @@ def read_table(path: str | Path) -> Table:
     if kind is None:
         raise InputError(f"A table ends in {', '.join(FORMATS)}; received {path.name}.")
     try:
-        return Table.read(path, format=kind)
+        with warnings.catch_warnings():
+            # What astropy says of odd units, keywords and VOTables is nothing to act on; unusable columns are refused.
+            warnings.simplefilter("ignore", AstropyWarning)
+            if kind == "ascii.csv":
+                # The text, not the path: the fast reader takes no encoding, and so no byte-order mark.
+                return text_tables.read(path.read_text("utf-8-sig") + "\n", format="csv", guess=False)
+            return Table.read(path, format=kind, **_which_hdu(path) if kind == "fits" else {})
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a {kind.removeprefix('ascii.').upper()} file in UTF-8: {error}.") from error
     except Exception as error:  # every reader has exceptions of its own
         raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from error
+
+
+def _which_hdu(path: Path) -> dict[str, str]:
+    """The table of a FITS file that is not its first one: SExtractor's of objects, behind that of the header."""
+    with fits.open(path) as hdus:
+        return {"hdu": "LDAC_OBJECTS"} if "LDAC_OBJECTS" in hdus else {}
 
 
 def origin() -> dict[str, str]:
@@ -92,7 +120,7 @@ _CARD_COMMENTS = {
     "COMMAND": "command line",
     "PSF": "PSF of the fits",
     "GAIN": "electrons per image unit, in the fits",
-    "STRUCTUR": "scatter of galaxies about a profile, in fits",
+    "MODELERR": "scatter of galaxies about a profile, in fits",
     "PRIOR": "what the fits assume of galaxies",
 }
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sersicnet import weights
-from sersicnet.catalogue.crossmatch import numbers, pairs
+from sersicnet.catalogue.crossmatch import on_sphere, pairs
+from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.errors import InputError
 from sersicnet.output import check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, TARGETS, encode
 
 if TYPE_CHECKING:
-    from astropy.table import Table
-
     from sersicnet.dataset import Arrays, Dataset
 
 CHUNK = 512
@@ -327,7 +326,7 @@ def _opened(
 ) -> AbstractContextManager[Dataset | Arrays]:
     from sersicnet.dataset import Dataset, read_labels
 
-    if Path(data).suffix.lower() == ".csv":
+    if holds_table(data):
         return nullcontext(read_labels(data, image, zero_point))
     return Dataset(data)
 
@@ -429,15 +428,15 @@ def evaluate_catalogue(
     InputError
         If a table lacks a column, nothing matches, or the output cannot be used.
     """
-    from sersicnet.catalogue.table import read_table
-
     output = _checked(output, overwrite)
     if tolerance is not None and not tolerance > 0:
         raise InputError(f"A tolerance is positive; received {tolerance:g}.")
-    found, known = read_table(catalogue), read_table(truth)
-    values = _targets_of(found, catalogue, found)
-    true = _targets_of(known, truth, found)
-    on, positions = _positions(found, known, catalogue, truth)
+    found, known = Galaxies.read(catalogue), Galaxies.read(truth)
+    scale = _pixel_scale(found)
+    values, true = (
+        table.targets(scale, "give r_eff_pix, or a catalogue with PIXSCALE in its header.") for table in (found, known)
+    )
+    on, positions = _positions(found, known)
     tolerance = TOLERANCE[on] if tolerance is None else tolerance
     reach = 2 * np.sin(np.radians(tolerance / 3600) / 2) if on == "sky" else tolerance
     i, j = pairs(*positions, reach)
@@ -447,18 +446,18 @@ def evaluate_catalogue(
             f"None of the {len(found)} sources of {catalogue} lies within {tolerance:g} {unit} of one of the "
             f"{len(known)} of {truth}. Do both speak of the same image? Else give a larger --tolerance."
         )
-    errors = [f"{name}_err" for name in TARGET_NAMES]
-    sigma = None
-    if set(errors) <= set(found.colnames):
-        sigma = np.column_stack([numbers(found, name, catalogue) for name in errors])[i]
+    given = [found.parameter(f"{name}_err") for name in TARGET_NAMES]
+    errors = [values[i] for values in given if values is not None]
+    sigma = np.column_stack(errors) if len(errors) == N_TARGETS else None
     digest = weights.sha256(Path(catalogue))
     measured = {Path(catalogue).name: Measured(values[i], sigma, digest)}
-    if "flags" in found.colnames:
-        clean = numbers(found, "flags", catalogue)[i] == 0
+    flags = found.parameter("flags")
+    if flags is not None:
+        clean = flags[i] == 0
         if not clean.all():
             unflagged = np.where(clean[:, None], values[i], np.nan)
             measured["flags == 0"] = Measured(unflagged, sigma, digest)
-    snr = numbers(found, "snr", catalogue)[i] if "snr" in found.colnames else None
+    snr = found.parameter("snr")
     result = {
         "data": str(catalogue),
         "truth": str(truth),
@@ -470,51 +469,34 @@ def evaluate_catalogue(
             "matched": len(i),
             "by_magnitude": _completeness(true[:, 0], values[:, 0], i, j),
         },
-        "scores": {label: _scored(true[j], one, snr) for label, one in measured.items()},
+        "scores": {label: _scored(true[j], one, None if snr is None else snr[i]) for label, one in measured.items()},
     }
     if output is not None:
         _write_report(output, result, true[j], measured)
     return result
 
 
-def _targets_of(table: Table, path: str | Path, catalogue: Table) -> np.ndarray:
-    """Magnitude, radius [pix], index and ellipticity of a table, (N, 4)."""
-    columns = {}
-    for name in (*TARGET_NAMES, "r_eff", "q"):
-        if name in table.colnames:
-            columns[name] = numbers(table, name, path)
-    if "ellipticity" not in columns and "q" in columns:
-        columns["ellipticity"] = 1 - columns["q"]
-    if "r_eff_pix" not in columns and "r_eff" in columns:
-        scale = {key.upper(): value for key, value in catalogue.meta.items()}.get("PIXSCALE")
-        if scale is None:
-            raise InputError(f"{path} has r_eff in arcsec, and the catalogue tells no PIXSCALE. Give r_eff_pix.")
-        columns["r_eff_pix"] = columns["r_eff"] / float(scale)
-    missing = [name for name in TARGET_NAMES if name not in columns]
-    if missing:
-        raise InputError(f"{path} needs columns {', '.join(missing)}; it has {', '.join(table.colnames) or 'none'}.")
-    return np.column_stack([columns[name] for name in TARGET_NAMES])
+def _pixel_scale(catalogue: Galaxies) -> float:
+    """Arcsec per pixel in the header of a catalogue; NaN where it has none."""
+    header = {key.upper(): value for key, value in catalogue.table.meta.items()}
+    try:
+        return float(header.get("PIXSCALE", np.nan))
+    except (TypeError, ValueError):
+        return np.nan
 
 
-def _positions(
-    found: Table, known: Table, catalogue: str | Path, truth: str | Path
-) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+def _positions(found: Galaxies, known: Galaxies) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
     """What two tables are matched on, and their places: points of the unit sphere, or pixels."""
-    both = ((found, catalogue), (known, truth))
-    if all({"ra", "dec"} <= set(table.colnames) for table, _ in both):
-        sky = []
-        for table, path in both:
-            ra, dec = (np.radians(numbers(table, name, path, "deg")) for name in ("ra", "dec"))
-            sky.append(np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)]))
-        if all(np.isfinite(points).all(axis=1).any() for points in sky):
-            return "sky", (sky[0], sky[1])
-    for table, path in both:
-        if not {"x", "y"} <= set(table.colnames):
+    sky = [table.sky() for table in (found, known)]
+    points = [on_sphere(places) for places in sky if places is not None]
+    if len(points) == 2 and all(np.isfinite(one).all(axis=1).any() for one in points):
+        return "sky", (points[0], points[1])
+    for table in (found, known):
+        if table.pixels() is None:
             raise InputError(
-                f"Tables are matched by ra and dec, or by x and y, that both have; {path} has "
-                f"{', '.join(table.colnames) or 'none'}."
+                f"Tables are matched by ra and dec, or by x and y, that both have; {table.name} has {table.columns}."
             )
-    pixels = [np.column_stack([numbers(table, name, path) for name in ("x", "y")]) for table, path in both]
+    pixels = [places for places in (found.pixels(), known.pixels()) if places is not None]
     return "pixels", (pixels[0], pixels[1])
 
 

@@ -409,7 +409,7 @@ def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
     found = read_image(path, prefer=MAPS[kind], shape=image.shape)
     if found.is_in(image):
         raise InputError(
-            f"A noise map or mask is another image than the one that it belongs to; received {found.name}, the image itself. "
+            f"A noise map or mask is an image of its own; received {found.name}, the image that it should belong to. "
             f"Name the extension of the map, as in {found.path.name}[{MAPS[kind][0]}]."
         )
     return found

@@ -12,11 +12,11 @@ import numpy as np
 from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise, Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
+from sersicnet.image.header import Instrument
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.sky import Mesh
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.simulating import population
-from sersicnet.image.header import Instrument
 from sersicnet.weights import Weights
 
 PRIOR_SAMPLE = 4000

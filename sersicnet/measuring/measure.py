@@ -239,7 +239,9 @@ def measure_many(
     for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
         prefixed = functools.partial(_prefixed, report, f"{number}/{len(images)} {path.name}: ")
         to = None if together else output / name
-        own = Work(tile=work.tile, workers=work.workers, scheduler=work.scheduler, run=keep / name if together else None)
+        own = Work(
+            tile=work.tile, workers=work.workers, scheduler=work.scheduler, run=keep / name if together else None
+        )
         try:
             exposure = Exposure.open(path, **(opening or {}))
             outputs = Outputs(catalogue=to, overwrite=overwrite)

@@ -10,7 +10,7 @@ from pathlib import Path
 from astropy.table import QTable
 
 from sersicnet import output
-from sersicnet.catalogue import crossmatch, ds9, report
+from sersicnet.catalogue import crossmatch, report
 from sersicnet.catalogue import table as tables
 from sersicnet.catalogue.crossmatch import Comparison, Reference
 from sersicnet.engine.fit import Fitter
@@ -150,9 +150,7 @@ class Files:
         """Table and figure of the comparison with another catalogue, beside the catalogue."""
         if self.reference is None or self.catalogue is None:
             return []
-        return [
-            self.catalogue.with_name(f"{tables.stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")
-        ]
+        return [self.catalogue.with_name(f"{tables.stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
 
     def write(self, found: Result) -> None:
         """Write the catalogue, and then the other files: their failure must not cost the catalogue.
@@ -202,7 +200,7 @@ class Files:
 
     def _write_regions(self, found: Result) -> None:
         if self.regions is not None:
-            ds9.write_regions(found.table, self.regions, found.exposure.image)
+            report.regions(found.table, self.regions, found.exposure.image)
 
     def _write_comparison(self, comparison: Comparison | None) -> None:
         if comparison is None or not self.differences:

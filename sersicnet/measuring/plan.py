@@ -169,9 +169,7 @@ class Plan:
             psf = psfs.read_psf(psf)
         galaxies, places = _places(positions, exposure)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
-        _log.info(
-            "zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale
-        )
+        _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale)
         if exposure.wcs is None:
             reason = exposure.image.wcs_problem
             warn(
@@ -291,9 +289,7 @@ class Plan:
             table.meta.update(meta)
             if self.fitting is not None:
                 table.meta.update(self.fitting.meta)
-            self.files.write(
-                Result(table, self.exposure, self.source, mesh, values, fitter, self.work.tile)
-            )
+            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitter, self.work.tile))
         return table
 
     def _stars(self, profiles: np.ndarray) -> tuple[Width, float]:
@@ -436,9 +432,7 @@ def _at_scale_of(network: Weights, exposure: Exposure, resample: bool) -> Exposu
     return grid
 
 
-def _places(
-    positions: str | Path | Table | None, exposure: Exposure
-) -> tuple[Galaxies | None, np.ndarray | None]:
+def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[Galaxies | None, np.ndarray | None]:
     """The galaxies that the user gave, and their x and y in pixels of the image, (N, 2).
 
     Positions on the sky count, unless the image has no WCS.

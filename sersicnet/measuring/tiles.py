@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
-from sersicnet import domain, weights
+from sersicnet import weights
 from sersicnet.engine.fit import Fits, Fitter, Status
 from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry
-from sersicnet.image import stars as points
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.resample import Resampled

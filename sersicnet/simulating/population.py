@@ -11,15 +11,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sersicnet.errors import InputError
 from sersicnet.schema import TARGET_NAMES, TARGETS
-
-if TYPE_CHECKING:
-    from astropy.table import Table
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -251,10 +248,10 @@ def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Range
     Parameters
     ----------
     path : str or Path
-        .fits, .ecsv, .csv or .parquet, with columns ``mag`` (AB), ``r_eff_pix``
-        or ``r_eff`` (arcsec; both along the semi-major axis), ``sersic_n``, and
-        ``ellipticity`` or ``q``. Rows with a value missing, or outside of
-        `sersicnet.schema.TARGETS`, are left out.
+        Table with columns ``mag`` (AB), ``r_eff_pix`` or ``r_eff`` (arcsec; both along the
+        semi-major axis), ``sersic_n``, and ``ellipticity`` or ``q``, in any format, units and
+        spelling that `sersicnet.catalogue.parameters.Galaxies` reads. Rows with a value missing,
+        or outside of `sersicnet.schema.TARGETS`, are left out.
     pixel_scale : float
         Arcsec per pixel, for ``r_eff``.
 
@@ -269,10 +266,10 @@ def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Range
     InputError
         If a column is missing, or fewer than `LEAST_ROWS` galaxies are left.
     """
-    from sersicnet.catalogue.table import read_table
+    from sersicnet.catalogue.parameters import Galaxies
 
     path = Path(path)
-    values = _columns(path, read_table(path), pixel_scale)
+    values = Galaxies.read(path).targets(pixel_scale)
     low, high = (np.array([getattr(target, end) for target in TARGETS]) for end in ("low", "high"))
     with np.errstate(invalid="ignore"):
         values = values[((values >= low) & (values <= high)).all(axis=1)]
@@ -299,33 +296,6 @@ def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Range
     )
     ranges = {name: (float(v.min()), float(v.max())) for name, v in zip(TARGET_NAMES, values.T, strict=True)}
     return mixture, ranges
-
-
-def _columns(path: Path, table: Table, pixel_scale: float) -> np.ndarray:
-    """The four parameters, float64, (N, 4); NaN where one is missing."""
-
-    def column(*names: str) -> tuple[str, np.ndarray]:
-        for name in names:
-            if name in table.colnames:
-                try:
-                    values: np.ma.MaskedArray = np.ma.asarray(getattr(table[name], "value", table[name]), dtype=float)
-                except (TypeError, ValueError) as error:
-                    raise InputError(f"Column {name} of {path} must hold numbers: {error}.") from error
-                return name, np.ma.filled(values, np.nan)
-        raise InputError(
-            f"A prior needs a column {' or '.join(names)}; {path} has {', '.join(table.colnames) or 'none'}."
-        )
-
-    radius_name, radius = column("r_eff_pix", "r_eff")
-    shape_name, shape = column("ellipticity", "q")
-    return np.column_stack(
-        [
-            column("mag")[1],
-            radius if radius_name == "r_eff_pix" else radius / pixel_scale,
-            column("sersic_n")[1],
-            shape if shape_name == "ellipticity" else 1 - shape,
-        ]
-    )
 
 
 # --- counts on the sky --------------------------------------------------------------------------------

@@ -566,7 +566,7 @@ def _camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
 @functools.cache
 def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None, noise: bool) -> Fitter:
     """What makes labels; without noise the sky is none, and it ends where chi-square hardly changes any more."""
-    from sersicnet.engine.fit import SKY_LEFT, MODEL_ERROR, Fitter, Noise
+    from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
 
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
     seen = Noise(correlation, instrument.exposure, SKY_LEFT if noise else 1e-3, MODEL_ERROR)

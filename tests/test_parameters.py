@@ -1,0 +1,339 @@
+"""Every command reads galaxies from a table in the same formats, names and units."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+from astropy import units
+from astropy.io import fits
+from astropy.table import Column, MaskedColumn, QTable, Table
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS
+
+from sersicnet import dataset
+from sersicnet.catalogue import crossmatch
+from sersicnet.catalogue.parameters import Galaxies, holds_table
+from sersicnet.errors import DatasetError, InputError
+from sersicnet.evaluating.evaluate import evaluate_catalogue
+from sersicnet.image import mosaic
+from sersicnet.image.header import Reading
+from sersicnet.measuring import plan
+from sersicnet.simulating import population
+
+FORMATS = {
+    ".fits": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet", ".vot": "votable"
+}  # fmt: skip
+WITH_UNITS = [ending for ending in FORMATS if ending != ".csv"]
+SCALE = 0.05
+N = 150
+
+_RNG = np.random.default_rng(4)
+TRUE = {
+    "x": _RNG.uniform(70, 180, N), "y": _RNG.uniform(70, 180, N), "mag": _RNG.uniform(20, 24, N),
+    "r_eff_pix": _RNG.uniform(2, 15, N), "sersic_n": _RNG.uniform(0.5, 4, N), "ellipticity": _RNG.uniform(0, 0.8, N),
+}  # fmt: skip
+TARGETS = np.column_stack([TRUE[name] for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")])
+
+
+def wcs():
+    out = WCS(naxis=2)
+    out.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    out.wcs.crval, out.wcs.crpix, out.wcs.cdelt = [30.0, 10.0], [125.0, 125.0], [-SCALE / 3600, SCALE / 3600]
+    return out
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "field.fits"
+    pixels = np.random.default_rng(0).normal(0, 1, (250, 250)).astype("f4")
+    fits.PrimaryHDU(pixels, fits.Header([*wcs().to_header().cards, ("MAGZERO", 25.0)])).writeto(path)
+    return path
+
+
+def written(path, columns):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)  # such as hours, which are no unit of FITS
+        Table(columns).write(path, format=FORMATS[path.suffix])
+    return path
+
+
+RA, DEC = wcs().pixel_to_world_values(TRUE["x"], TRUE["y"])
+IN_PIXELS = {name: TRUE[name] for name in ("x", "y")}
+SHAPES = {name: TRUE[name] for name in ("mag", "sersic_n", "ellipticity")}
+R_EFF = TRUE["r_eff_pix"] * SCALE
+
+SPELLINGS = {
+    "sersicnet": {**IN_PIXELS, **SHAPES, "r_eff_pix": TRUE["r_eff_pix"]},
+    "arcsec": {"ra": RA, "dec": DEC, **SHAPES, "r_eff": R_EFF},
+    "galfit": {
+        "X_IMAGE": TRUE["x"] + 1, "Y_IMAGE": TRUE["y"] + 1, "MAG": TRUE["mag"], "r_eff_pix": TRUE["r_eff_pix"],
+        "N": TRUE["sersic_n"], "Q": 1 - TRUE["ellipticity"],
+    },
+    "vizier": {
+        "RAJ2000": RA, "DEJ2000": DEC, "mag": TRUE["mag"], "R_eff": R_EFF, "n": TRUE["sersic_n"],
+        "q": 1 - TRUE["ellipticity"],
+    },
+}  # fmt: skip
+
+UNITS = {
+    "mas": {"ra": RA * units.deg, "dec": DEC * units.deg, **SHAPES, "r_eff": 1000 * R_EFF * units.mas},
+    "deg": {"ra": RA * units.deg, "dec": DEC * units.deg, **SHAPES, "r_eff": R_EFF / 3600 * units.deg},
+    "arcmin": {**IN_PIXELS, **SHAPES, "re": R_EFF / 60 * units.arcmin},
+    "pixels": {
+        "x": TRUE["x"] * units.pix, "y": TRUE["y"] * units.pix, **SHAPES, "r_eff": TRUE["r_eff_pix"] * units.pix
+    },
+    "hours": {"ra": RA / 15 * units.hourangle, "dec": DEC * 60 * units.arcmin, **SHAPES, "r_eff": R_EFF},
+    "radians": {
+        "ra": np.radians(RA) * units.rad, "dec": np.radians(DEC) * units.rad, **SHAPES,
+        "mag": TRUE["mag"] * units.mag, "r_eff": R_EFF * units.arcsec,
+    },
+    "percent": {**IN_PIXELS, **SHAPES, "ellipticity": 100 * TRUE["ellipticity"] * units.percent, "r_eff": R_EFF},
+}  # fmt: skip
+
+CASES = [(name, columns, ending) for name, columns in SPELLINGS.items() for ending in FORMATS]
+CASES += [
+    (name, columns, ending)
+    for name, columns in UNITS.items()
+    for ending in WITH_UNITS
+    if (name, ending) != ("hours", ".fits")  # no unit of FITS
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[2]}")
+def table(request, tmp_path):
+    _, columns, ending = request.param
+    return written(tmp_path / f"galaxies{ending}", columns)
+
+
+def test_parameters_and_positions_are_the_same(table):
+    galaxies = Galaxies.read(table)
+    np.testing.assert_allclose(galaxies.targets(SCALE), TARGETS, rtol=1e-6)
+    sky, pixels = galaxies.sky(), galaxies.pixels()
+    assert sky is not None or pixels is not None
+    if sky is not None:
+        np.testing.assert_allclose(sky, np.column_stack([RA, DEC]), rtol=1e-9)
+    if pixels is not None:
+        np.testing.assert_allclose(pixels, np.column_stack([TRUE["x"], TRUE["y"]]))
+
+
+def test_a_prior_reads_them(table):
+    mixture, ranges = population.from_catalogue(table, SCALE)
+    assert len(mixture.means) == N
+    assert ranges["r_eff_pix"] == pytest.approx((TRUE["r_eff_pix"].min(), TRUE["r_eff_pix"].max()))
+    assert ranges["ellipticity"] == pytest.approx((TRUE["ellipticity"].min(), TRUE["ellipticity"].max()))
+
+
+def test_positions_and_starts_read_them(table, image):
+    galaxies = Galaxies.read(table)
+    frame = mosaic.read_image(image)
+    places = plan._positions(galaxies, frame)
+    np.testing.assert_allclose(places, np.column_stack([TRUE["x"], TRUE["y"]]), atol=1e-4)
+    starts = plan._starts(galaxies, Reading(SCALE, "here"))
+    assert set(starts) == {"mag", "r_eff_pix", "sersic_n", "ellipticity"}
+    np.testing.assert_allclose(starts["r_eff_pix"], TRUE["r_eff_pix"], rtol=1e-6)
+
+
+def test_a_comparison_reads_them(table):
+    ours = QTable({
+        **IN_PIXELS, "ra": RA * units.deg, "dec": DEC * units.deg, **SHAPES, "r_eff": R_EFF * units.arcsec,
+        "r_eff_pix": TRUE["r_eff_pix"] * units.pix,
+    })  # fmt: skip
+    found = crossmatch.match(ours, table)
+    assert len(found.i) == N
+    assert set(found.differences) == set(crossmatch.PARAMETERS)
+    for off in found.differences.values():
+        np.testing.assert_allclose(off, 0, atol=1e-6)
+
+
+def test_an_evaluation_reads_them_as_truth_and_as_catalogue(table, tmp_path):
+    whole = Table({**IN_PIXELS, "ra": RA, "dec": DEC, **SHAPES, "r_eff_pix": TRUE["r_eff_pix"]})
+    whole.meta["PIXSCALE"] = SCALE
+    whole.write(tmp_path / "whole.ecsv")
+    results = [evaluate_catalogue(tmp_path / "whole.ecsv", table)]
+    if "pix" in Galaxies.read(table).radii():
+        results.append(evaluate_catalogue(table, tmp_path / "whole.ecsv"))
+    for result in results:
+        assert result["matching"]["matched"] == N
+        [found] = result["scores"].values()
+        assert all(abs(bias) < 1e-6 for bias in found["samples"]["all"]["bias"].values())
+
+
+def test_labels_read_them(table, image):
+    galaxies = dataset.real_galaxies(table, image)
+    assert len(galaxies) == N
+    np.testing.assert_allclose(galaxies.targets[:, 1:], TARGETS[:, 1:], rtol=1e-6)
+    np.testing.assert_allclose(galaxies.mag, TRUE["mag"])
+
+
+# --- what a column may hold ---
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_masked_values_are_nan(tmp_path, ending):
+    columns = {
+        "ra": MaskedColumn([10.0, 20.0], mask=[True, False], unit="deg"), "dec": [1.0, 2.0],
+        "mag": MaskedColumn([20, 21], mask=[False, True]), "image": MaskedColumn(["a.fits", "b"], mask=[False, True]),
+    }  # fmt: skip
+    galaxies = Galaxies.read(written(tmp_path / f"a{ending}", columns))
+    np.testing.assert_array_equal(galaxies.parameter("mag"), [20, np.nan])
+    np.testing.assert_array_equal(galaxies.sky()[:, 0], [np.nan, 20])
+    assert galaxies.text("image") == ["a.fits", ""]
+
+
+def test_masked_quantities_are_nan():
+    table = QTable({"a": MaskedColumn([1.0, 2.0], mask=[True, False], unit="deg")})
+    np.testing.assert_array_equal(Galaxies(table).column("a", "deg"), [np.nan, 2])
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_numbers_as_text_are_numbers(tmp_path, ending):
+    galaxies = Galaxies.read(written(tmp_path / f"a{ending}", {"mag": [" 20.5", "", "21"], "q": ["1", "x", ""]}))
+    np.testing.assert_array_equal(galaxies.parameter("mag"), [20.5, np.nan, 21])
+    where = "line 3" if ending == ".csv" else "row 2"
+    with pytest.raises(InputError, match=f"Column q of .*a{ending} must hold numbers; {where} has 'x'"):
+        galaxies.parameter("ellipticity")
+
+
+def test_lines_of_csv_files_are_counted_with_blank_ones(tmp_path):
+    (tmp_path / "a.csv").write_text('mag,image\n20,"two\nlines"\n\n  \n21,b\nx,c\n')
+    with pytest.raises(InputError, match="line 7 has 'x'"):
+        Galaxies.read(tmp_path / "a.csv").parameter("mag")
+
+
+def test_csv_with_a_byte_order_mark_blanks_and_other_line_ends(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfx, y , mag\r\n1, 2 ,20\r\n3,4, 21\r\n")
+    galaxies = Galaxies.read(tmp_path / "a.csv")
+    np.testing.assert_array_equal(galaxies.pixels(), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(galaxies.parameter("mag"), [20, 21])
+
+
+@pytest.mark.parametrize("content", ["", "x,y", "x,y\n"])
+def test_a_csv_file_without_rows(tmp_path, content):
+    (tmp_path / "a.csv").write_text(content)
+    assert len(Galaxies.read(tmp_path / "a.csv")) == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"r_eff": R_EFF * units.kpc}, "Column r_eff of .* must be an angle or in pixels; received the unit kpc"),
+        ({"re": R_EFF}, "Column re of .* has no unit. Call it r_eff_pix if it is in pixels, r_eff if it is in arcsec"),
+        (
+            {"r_eff": R_EFF, "ellipticity": R_EFF * units.deg},
+            "ellipticity of .* must be numbers without a unit; .* deg",
+        ),
+        ({"r_eff": R_EFF, "mag": TRUE["mag"] * units.Jy}, "mag of .* must be AB magnitudes; received the unit Jy"),
+        ({"r_eff": R_EFF, "sersic_n": np.ones((N, 2))}, "sersic_n of .* must hold one number a row"),
+        (
+            {"r_eff": R_EFF, "sersic_n": None, "q": None, "ellipticity": None},
+            r"needs columns sersic_n \(or n\), .*; it",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, columns, message):
+    whole = {**SHAPES, **columns}
+    path = written(tmp_path / "a.fits", {name: values for name, values in whole.items() if values is not None})
+    with pytest.raises(InputError, match=message) as caught:
+        population.from_catalogue(path, SCALE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "unit"), [("ra", "pix"), ("dec", "s"), ("x", "deg"), ("x", "mm")])
+def test_positions_in_units_of_something_else_are_refused(name, unit):
+    other = {"ra": "dec", "dec": "ra", "x": "y"}[name]
+    galaxies = Galaxies(QTable({name: [1.0] * units.Unit(unit), other: [1.0]}), "here")
+    with pytest.raises(InputError, match=f"Column {name} of here must be .*; received the unit {unit}"):
+        _ = galaxies.sky(), galaxies.pixels()
+
+
+def test_magnitudes_of_other_systems_are_converted_or_refused():
+    ab = QTable({"mag": [20.0] * units.ABmag})
+    np.testing.assert_array_equal(Galaxies(ab).parameter("mag"), [20])
+    of_jansky = QTable({"mag": units.Magnitude([0.0], "mag(Jy)")})
+    np.testing.assert_allclose(Galaxies(of_jansky).parameter("mag"), [8.9])
+    with pytest.raises(InputError, match=re.escape("must be AB magnitudes; received the unit mag(ST)")):
+        Galaxies(QTable({"mag": [20.0] * units.STmag})).parameter("mag")
+
+
+def test_a_column_of_an_odd_unit_beside_a_good_one_does_not_matter():
+    table = Table({"r_eff": [1.0] * units.arcsec, "re": [3.0] * units.kpc})
+    assert list(Galaxies(table).radii()) == ["arcsec"]
+
+
+def test_the_name_in_lower_case_goes_before_another_one():
+    galaxies = Galaxies(Table({"N": [200.0], "n": [2.0], "MAG": [20.0], "Mag": [21.0]}))
+    assert galaxies.parameter("sersic_n") == [2]
+    assert galaxies.parameter("mag") == [20]
+
+
+def test_degrees_go_before_sexagesimal_text():
+    table = Table({"RAJ2000": ["00 40 00"], "DEJ2000": ["+10 00 00"], "_RAJ2000": [10.0], "_DEJ2000": [10.0]})
+    np.testing.assert_array_equal(Galaxies(table).sky(), [[10, 10]])
+
+
+def test_unknown_places_on_the_sky_are_nan():
+    assert np.isnan(Galaxies(Table({"ra": [-99.0], "dec": [-99.0]})).sky()).all()
+
+
+# --- files ---
+
+
+def test_units_that_astropy_does_not_know_are_no_warning(tmp_path):
+    hdu = fits.BinTableHDU.from_columns([
+        fits.Column("x", "D", "pixels!", array=[1.0]), fits.Column("y", "D", array=[2.0]),
+        fits.Column("mag", "D", array=[20.0]),
+    ])  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hdu.writeto(tmp_path / "a.fits")
+        galaxies = Galaxies.read(tmp_path / "a.fits")
+        assert galaxies.parameter("mag") == [20]
+        with pytest.raises(InputError, match=r"Column x of .* must be in pixels; received the unit pixels!"):
+            galaxies.pixels()
+
+
+def test_plural_units_are_read():
+    assert Galaxies(Table({"r_eff": Column([1.0], unit="pixels")})).radii() == {"pix": [1]}
+    assert Galaxies(Table({"ra": Column([1.0], unit="degrees"), "dec": [2.0]})).sky().tolist() == [[1, 2]]
+
+
+def test_the_objects_of_a_sextractor_table_are_read(tmp_path):
+    header = fits.BinTableHDU(Table({"Field Header Card": ["SIMPLE"]}), name="LDAC_IMHEAD")
+    objects = fits.BinTableHDU(Table({"X_IMAGE": [1.0], "Y_IMAGE": [2.0]}), name="LDAC_OBJECTS")
+    fits.HDUList([fits.PrimaryHDU(), header, objects]).writeto(tmp_path / "a.fits")
+    assert Galaxies.read(tmp_path / "a.fits").pixels().tolist() == [[0, 1]]
+
+
+def test_a_fits_file_is_a_table_if_its_first_data_are(tmp_path, image):
+    table = fits.BinTableHDU(Table({"x": [1.0]}))
+    picture = np.zeros((20, 20), "f4")
+    for name, hdus, expected in (
+        ("table.fits", [fits.PrimaryHDU(), table], True),
+        ("beside.fits", [fits.PrimaryHDU(picture), table], False),
+        ("packed.fits", [fits.PrimaryHDU(), fits.CompImageHDU(picture)], False),
+        ("extension.fits", [fits.PrimaryHDU(), fits.ImageHDU(picture), table], False),
+    ):
+        fits.HDUList(hdus).writeto(tmp_path / name)
+        assert holds_table(tmp_path / name) is expected, name
+    assert not holds_table(image)
+    assert not holds_table(f"{image}[0]")
+    assert not holds_table(tmp_path / "none.fits")
+    assert holds_table(tmp_path / "none.csv")
+    assert not holds_table(tmp_path / "data.h5")
+
+
+def test_labels_that_cannot_be_used_are_one_line(tmp_path, image):
+    whole = SPELLINGS["sersicnet"]
+    mag = TRUE["mag"].copy()
+    mag[2] = np.nan
+    for changes, message in (
+        ({"mag": mag}, "row 3: mag should be a number; received nan"),
+        ({"ellipticity": TRUE["ellipticity"] + 0.9}, r"row 2: ellipticity = [\d.]+ is not physical"),
+        ({"r_eff_pix": R_EFF * units.kpc}, "must be an angle or in pixels"),
+        ({"x": TRUE["x"] + 900}, "row 1: x = .* is outside of"),
+    ):
+        written(tmp_path / "a.fits", {**whole, **changes})
+        with pytest.raises(DatasetError, match=message):
+            dataset.real_galaxies(tmp_path / "a.fits", image)
+        (tmp_path / "a.fits").unlink()
