@@ -1,4 +1,4 @@
-"""What is installed: versions, devices and weights, as Markdown for a bug report."""
+"""The command `info`: versions, devices and weights, as Markdown for a bug report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import platform
 from importlib import metadata
 
+import typer
+
 import sersicnet
-from sersicnet import weights
+from sersicnet.cli.shared import progress_bar
 from sersicnet.errors import SersicnetError
 
 PACKAGES = (
@@ -26,7 +28,17 @@ PACKAGES = (
 )
 
 
-def info() -> str:
+def info() -> None:
+    """Print versions, devices and weights, as Markdown for a bug report.
+
+    Example: sersicnet info
+    """
+    with progress_bar(False, "looking"):
+        text = describe()
+    typer.echo(text)
+
+
+def describe() -> str:
     """Describe this installation.
 
     Returns
@@ -35,6 +47,8 @@ def info() -> str:
         Markdown: versions, the devices of inference and of training, and the
         shipped weights with their domains and scores.
     """
+    from sersicnet import weights
+
     lines = [f"## sersicnet {sersicnet.__version__}", ""]
     lines += [f"- Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"]
     lines += [f"- {package} {version}" for package in PACKAGES if (version := _version(package))]

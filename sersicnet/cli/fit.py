@@ -1,0 +1,119 @@
+"""The command `fit`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sersicnet.cli.shared import (
+    Hdu,
+    Image,
+    Json,
+    Mask,
+    Model,
+    Oversampling,
+    Overwrite,
+    PixelScale,
+    Quiet,
+    Residual,
+    Rms,
+    Robust,
+    Scheduler,
+    Structure,
+    Var,
+    Verbose,
+    Wht,
+    Workers,
+    ZeroPoint,
+    command_line,
+    importing,
+    log_to_stderr,
+    progress_bar,
+    say_catalogues,
+)
+
+
+def fit(
+    image: Image,
+    psf: Annotated[Path, typer.Option(help="FITS image of the effective PSF.", show_default=False)],
+    positions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table with x, y (from 0) or ra, dec, and where known mag, r_eff, sersic_n, ellipticity, theta "
+            "to start from. By default all that is detected.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Catalogue: .fits, .ecsv, .csv, .parquet or .vot. By default IMAGE_fit.fits here.",
+            show_default=False,
+        ),
+    ] = None,
+    zero_point: ZeroPoint = None,
+    pixel_scale: PixelScale = None,
+    hdu: Hdu = None,
+    rms: Rms = None,
+    wht: Wht = None,
+    var: Var = None,
+    mask: Mask = None,
+    psf_oversampling: Oversampling = 1,
+    gain: Annotated[
+        float | None,
+        typer.Option(help="Electrons per image unit, for the galaxies' Poisson noise.", show_default=False),
+    ] = None,
+    prior: Annotated[str, typer.Option(help="What to assume of galaxies: candels, none, or a table.")] = "none",
+    structure: Structure = 0.05,
+    robust: Robust = False,
+    model: Model = None,
+    residual: Residual = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit Sersic profiles without a network: labels for `finetune`, or a check.
+
+    Example: sersicnet fit mosaic.fits --psf psf.fits --gain 3200 --positions targets.csv -o labels.csv
+    """
+    with importing():
+        from sersicnet.measuring import measure as measuring
+
+    started = time.monotonic()
+    log_to_stderr(verbose)
+    output = output or Path(measuring.stem(image) + "_fit.fits")
+    with progress_bar(quiet, "reading") as update:
+        table = measuring.fit(
+            image,
+            output,
+            psf=psf,
+            hdu=hdu,
+            zero_point=zero_point,
+            pixel_scale=pixel_scale,
+            rms=rms,
+            wht=wht,
+            var=var,
+            mask=mask,
+            positions=positions,
+            psf_oversampling=psf_oversampling,
+            gain=gain,
+            prior=prior,
+            structure=structure,
+            robust=robust,
+            model=model,
+            residual=residual,
+            workers=workers,
+            scheduler=scheduler,
+            overwrite=overwrite,
+            command=command_line(),
+            report=lambda stage, done, total: update(done, total or None, stage),
+        )
+    say_catalogues(quiet, as_json, [(table, output)], time.monotonic() - started)

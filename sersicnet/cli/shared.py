@@ -1,0 +1,252 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from sersicnet.errors import InputError
+from sersicnet.schema import TARGET_NAMES
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+    from sersicnet.training import train as training
+
+stderr = Console(stderr=True, highlight=False)
+arguments: list[str] = []
+"""Those of the command line that runs."""
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+ZeroPoint = Annotated[
+    float | None,
+    typer.Option(help="AB magnitude of one image unit; from the header by default.", show_default=False),
+]
+WeightsName = Annotated[str, typer.Option("--weights", "-w", help="Name of shipped weights, or a directory.")]
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
+
+Image = Annotated[Path, typer.Argument(help="FITS image, sky-subtracted or not, in any linear unit.")]
+PixelScale = Annotated[
+    float | None, typer.Option(help="Arcsec per pixel; from the WCS by default.", show_default=False)
+]
+Hdu = Annotated[
+    str | None,
+    typer.Option(help="Number or name of the extension; SCI or the first image by default.", show_default=False),
+]
+Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)]
+Wht = Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)]
+Var = Annotated[Path | None, typer.Option(help="FITS map of the variance.", show_default=False)]
+Mask = Annotated[
+    Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
+]
+Oversampling = Annotated[
+    int, typer.Option("--psf-oversampling", help="How many times finer the PSF's pixels are.", min=1)
+]
+Structure = Annotated[
+    float,
+    typer.Option(
+        help="What galaxies scatter about a Sersic profile in fits, as a fraction of their brightness.", min=0
+    ),
+]
+Robust = Annotated[bool, typer.Option("--robust", help="Bound the influence of pixels far from the model in fits.")]
+Model = Annotated[Path | None, typer.Option(help="FITS image of the fitted galaxies to write.", show_default=False)]
+Residual = Annotated[
+    Path | None, typer.Option(help="FITS image to write: minus its sky and the fitted galaxies.", show_default=False)
+]
+
+
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that work; all cores by default.", min=1, show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is being done.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a Dask scheduler whose workers do it instead, tcp://HOST:PORT.", show_default=False),
+]
+
+TestSet = Annotated[Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)]
+
+TensorBoard = Annotated[Path | None, typer.Option(help="Directory for event files of TensorBoard.", show_default=False)]
+
+
+def command_line() -> str:
+    """The command as one could type it again, for provenance."""
+    return shlex.join(["sersicnet", *arguments])
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import without looking for garbage, nor among what is there ever after: a third of the time, and of the exit."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # once a process
+            gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def progress_bar(quiet: bool, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; nothing when quiet or not on a terminal.
+
+    Yields a function ``update(completed, total=None, description=None)``.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = quiet or not stderr.is_terminal
+    with Progress(*columns, console=stderr, disable=hidden, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+
+        def update(completed: int, total: int | None = None, description: str | None = None) -> None:
+            bar.update(task, completed=completed, total=total, description=description)
+
+        yield update
+
+
+def say(quiet: bool, text: str) -> None:
+    """One line on stderr, unless quiet."""
+    if not quiet:
+        stderr.print(text, markup=False, soft_wrap=True)
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """Show what the package logs, if verbose."""
+    logging.getLogger("sersicnet").setLevel(logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=stderr, show_path=False, show_level=False, markup=False, highlighter=None)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+
+
+def refuse_with(rule: str, options: Mapping[str, Any]) -> None:
+    """Raise InputError if any of the options, by name, is given."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise InputError(f"{rule}; received {', '.join(given)} with it.")
+
+
+def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]], seconds: float) -> None:
+    """A summary of catalogues: a table for people on stderr, or JSON on stdout."""
+    from sersicnet.schema import Flag
+
+    facts: list[dict[str, Any]] = []
+    for table, path in written:
+        flags = table["flags"]
+        facts.append(
+            {
+                "catalogue": str(path),
+                "sources": len(table),
+                "without_flags": int((flags == 0).sum()),
+                "flags": {flag.name: int((flags & flag.value != 0).sum()) for flag in Flag if flags.size},
+                "header": {key: value for key, value in table.meta.items() if key != "HISTORY"},
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"seconds": round(seconds, 1), "catalogues": facts}, indent=1))
+    if quiet:
+        return
+    for fact in facts:
+        grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        header = fact["header"]
+        grid.add_row("sources", f"{fact['sources']:,}, {fact['without_flags']:,} without flags")
+        raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
+        grid.add_row("flags", ", ".join(raised) or "none")
+        if "ZEROPT" in header:
+            grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB, from {header['ZPSOURCE']}")
+        if "PIXSCALE" in header:
+            grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec, from {header['PIXSRC']}")
+        if "PSFFWHM" in header:
+            grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
+        if "OUTSIDE" in header:
+            grid.add_row("outside of the weights' domain", header["OUTSIDE"])
+        stderr.print(grid)
+        say(quiet, f"wrote {fact['catalogue']}")
+    rows = sum(fact["sources"] for fact in facts)
+    say(quiet, f"{rows:,} sources in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} a second")
+
+
+_EPOCH_COLUMNS = (
+    ("epoch", 7), ("loss", 8), ("mag", 6), ("R_e [px]", 8), ("n", 6), ("e", 6), ("rate", 7), ("stamps/s", 8), ("s", 6),
+)  # fmt: skip
+_SETTLED = 20
+"""Steps after which the first, slow ones are over."""
+
+
+@contextmanager
+def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator[Callable[[training.Progress], None]]:
+    """A bar for the steps and a table of the epochs; says first what it runs on, and soon how long it will take."""
+    from sersicnet.training import train as training
+
+    say(quiet, f"training on {training.device()}, by Keras with {training.keras.backend.backend()}")
+    first: list[tuple[int, float]] = []
+    roads: list[str] = []
+
+    def estimate(progress: training.Progress) -> None:
+        if len(first) < 2:
+            first.append((progress.step, time.monotonic()))
+        elif len(first) == 2 and progress.step >= first[1][0] + _SETTLED:
+            step, then = first[1]
+            seconds = (time.monotonic() - then) / (progress.step - step) * progress.steps
+            first.append((0, 0.0))
+            say(quiet, training.estimate(network, progress.stamps_per_second, seconds))
+
+    with training.tensorboard(board) as write, progress_bar(quiet, "training") as update:
+
+        def report(progress: training.Progress) -> None:
+            write(progress)
+            if progress.record is None:
+                what = f"{progress.road and progress.road + ', '}epoch {progress.epoch}/{progress.epochs}"
+                update(progress.step, progress.steps, f"{what}, loss {progress.loss:.4f}")
+                estimate(progress)
+            elif not quiet:
+                if progress.road not in roads:
+                    roads.append(progress.road)
+                    if progress.road:
+                        say(quiet, f"{progress.road}:")
+                    stderr.print(_epoch_row(None))
+                stderr.print(_epoch_row(progress))
+
+        yield report
+
+
+def _epoch_row(progress: training.Progress | None) -> Table:
+    """A row of the table of epochs, or its head; the errors are medians on the validation set."""
+    row = Table.grid(padding=(0, 1))
+    for _, width in _EPOCH_COLUMNS:
+        row.add_column(justify="right", width=width, no_wrap=True)
+    if progress is None or progress.record is None:
+        row.add_row(*(Text(name) for name, _ in _EPOCH_COLUMNS), style="bold")
+        return row
+    record = progress.record
+    errors = (f"{record[f'error_{name}']:.3g}" for name in TARGET_NAMES)
+    row.add_row(
+        f"{progress.epoch}/{progress.epochs}",
+        f"{record['loss']:.4f}",
+        *errors,
+        f"{record['learning_rate']:.1e}",
+        f"{record['stamps_per_second']:.0f}",
+        f"{record['seconds']:.0f}",
+    )
+    return row
