@@ -19,7 +19,9 @@ from sersicnet.image.header import F160W
 from sersicnet.simulating.simulate import effective_psf
 
 COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "adapt", "export", "evaluate", "info"]
-HEAVY = {"tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib"}
+HEAVY = {
+    "tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib", "numpy",
+}  # fmt: skip
 
 
 @pytest.fixture

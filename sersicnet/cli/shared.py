@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from sersicnet.errors import InputError
-from sersicnet.schema import TARGET_NAMES
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -107,6 +105,8 @@ def progress_bar(quiet: bool, description: str, total: int | None = None) -> Ite
 
     Yields a function ``update(completed, total=None, description=None)``.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -233,6 +233,8 @@ def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator
 
 def _epoch_row(progress: training.Progress | None) -> Table:
     """A row of the table of epochs, or its head; the errors are medians on the validation set."""
+    from sersicnet.schema import TARGET_NAMES
+
     row = Table.grid(padding=(0, 1))
     for _, width in _EPOCH_COLUMNS:
         row.add_column(justify="right", width=width, no_wrap=True)
