@@ -8,15 +8,13 @@ that help comes at once.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import sersicnet
 from sersicnet.cli import adapt, evaluate, export, finetune, fit, info, measure, shared, simulate, train
-from sersicnet.errors import SersicnetError, SersicnetWarning
 
 app = typer.Typer(
     name="sersicnet",
@@ -38,7 +36,7 @@ for _command in (
     evaluate.evaluate,
     info.info,
 ):
-    app.command()(_command)
+    app.command(cls=shared.Command)(_command)
 
 
 def _print_version(value: bool) -> None:
@@ -59,21 +57,4 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0 when done, 1 for an error, 2 for wrong usage, 130 if interrupted."""
     shared.arguments[:] = sys.argv[1:] if arguments is None else arguments
-    show = warnings.showwarning
-
-    def show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if issubclass(category, SersicnetWarning):
-            shared.stderr.print(f"Warning: {message}", markup=False, soft_wrap=True)
-        else:
-            show(message, category, *rest)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", SersicnetWarning)
-        warnings.showwarning = show_warning  # type: ignore[assignment]
-        try:
-            app(args=shared.arguments)
-        except (SersicnetError, OSError) as error:
-            shared.stderr.print(f"Error: {error}", markup=False, soft_wrap=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit(130)
+    app(args=shared.arguments)

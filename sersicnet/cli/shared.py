@@ -1,12 +1,15 @@
-"""What several commands share."""
+"""What commands share: options, progress, summaries, and errors and warnings that name options."""
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
+import re
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -80,6 +84,77 @@ Scheduler = Annotated[
 TestSet = Annotated[Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)]
 
 TensorBoard = Annotated[Path | None, typer.Option(help="Directory for event files of TensorBoard.", show_default=False)]
+
+
+OTHER_NAMES = {
+    "base": ("weights",),
+    "exposure": ("image", "images"),
+    "how": ("adapt",),
+    "noise": ("rms", "wht", "var"),
+    "page": ("report",),
+    "weights_name": ("weights",),
+    "weights_names": ("weights",),
+}
+"""Parameters of the library, and the options that set them, where the names differ."""
+
+_PARAMETER = re.compile(r"`(\w+)(?:=([^`]+))?`")
+_QUOTES = "'\""
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Command(TyperCommand):
+    """A command whose errors and warnings are one line each and name its options, not the parameters of the library."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error that the user can mend exits with 1, any other is a bug and leaves a traceback."""
+        show = warnings.showwarning
+
+        def show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, SersicnetWarning):
+                self._print("Warning", str(message))
+            else:
+                show(message, category, *rest)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", SersicnetWarning)
+            warnings.showwarning = show_warning  # type: ignore[assignment]
+            try:
+                return super().invoke(ctx)
+            except SersicnetError as error:
+                self._print("Error", str(error))
+            except OSError as error:
+                if error.filename is None and error.errno not in _DISK_IS_FULL:
+                    raise
+                self._print("Error", str(error))
+        raise typer.Exit(1)
+
+    def _print(self, kind: str, message: str) -> None:
+        stderr.print(f"{kind}: {self.with_options(message)}", markup=False, soft_wrap=True)
+
+    def with_options(self, message: str) -> str:
+        """Replace each parameter in backticks by the option or argument that sets it.
+
+        ``zero_point`` becomes --zero-point, ``workers=1`` --workers 1 and
+        ``real_labels=False`` --no-real-labels. Other words in backticks stay.
+        """
+        return _PARAMETER.sub(self._option, message)
+
+    def _option(self, found: re.Match[str]) -> str:
+        name, value = found.groups()
+        own = {parameter.name: parameter for parameter in self.params}
+        names = (name,) if name in own else OTHER_NAMES.get(name, ())
+        options = [_spelled(own[name], value) for name in names if name in own]
+        return " or ".join(options) or found[0]
+
+
+def _spelled(parameter: Any, value: str | None) -> str:
+    """An option, or the name of an argument, as help spells it."""
+    if parameter.param_type_name == "argument":
+        return parameter.metavar or parameter.name.upper()
+    if value == "False" and parameter.secondary_opts:
+        return parameter.secondary_opts[0]
+    option = parameter.opts[0]
+    return option if value is None or parameter.is_flag else f"{option} {value.strip(_QUOTES)}"
 
 
 def command_line() -> str:
