@@ -156,7 +156,7 @@ def test_patterns_name_images(run, field, tmp_path):
     assert len(set(QTable.read(tmp_path / "all.ecsv")["image"])) == 2
     for arguments, message in (
         ((tmp_path / "none-*.fits",), "No file matches"),
-        ((tmp_path / "*.fits",), "give -o"),
+        ((tmp_path / "*.fits",), "give --output"),
         ((tmp_path / "*.fits", "--rms", field[0], "-o", tmp_path), "belongs to one"),
     ):
         code, _, err = run("measure", *arguments)

@@ -18,49 +18,54 @@ from sersicnet.cli.shared import (
     importing,
     progress_bar,
     say,
+    stages,
 )
 
 
 def adapt(
-    image: Annotated[Path, typer.Argument(help="FITS mosaic of your survey; an extension may stand in brackets.")],
+    image: Annotated[Path, typer.Argument(help="FITS mosaic of your survey; MOSAIC.fits[NAME] selects an extension.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("adapted"),
     weights: WeightsName = "fovea-sim",
     psf: Annotated[
         Path | None,
-        typer.Option(help="FITS image of the effective PSF; the mosaic's stars by default.", show_default=False),
+        typer.Option(
+            help="FITS image of the effective PSF; measured from the mosaic's stars by default.", show_default=False
+        ),
     ] = None,
     gain: Annotated[
         float | None,
-        typer.Option(help="Electrons per image unit; as deep as the training images by default.", show_default=False),
+        typer.Option(help="Electrons per image unit; the gain of the training images by default.", show_default=False),
     ] = None,
     prior: Annotated[
         str,
         typer.Option(
-            help="Which galaxies to simulate: candels, for shapes as there and as many at every magnitude; uniform; or "
-            "a table of galaxies."
+            help="Distribution of the simulated galaxies: candels, with the shapes of CANDELS and flat in magnitude; "
+            "uniform; or a table of galaxies."
         ),
     ] = "candels",
-    n: Annotated[int, typer.Option("--n", help="Simulated galaxies.", min=1)] = 20_000,
-    epochs: Annotated[int, typer.Option(help="Epochs of training.", min=1)] = 3,
+    n: Annotated[int, typer.Option("--n", help="Number of simulated galaxies.", min=1)] = 20_000,
+    epochs: Annotated[int, typer.Option(help="Number of epochs.", min=1)] = 3,
     adapt: Annotated[
         str,
         typer.Option(
-            help="Besides, make the features of real and simulated galaxies alike: none, dann (an adversary) or "
-            "daregram (inverse Gram matrices)."
+            help="Also align the features of real and simulated galaxies: none, dann (domain-adversarial) or daregram "
+            "(inverse Gram matrices)."
         ),
     ] = "none",
     zero_point: ZeroPoint = None,
     pixel_scale: PixelScale = None,
     seed: Seed = 0,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that simulate; all cores by default.", min=1, show_default=False)
+        int | None,
+        typer.Option(help="Number of processes that simulate; all cores by default.", min=1, show_default=False),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Adapt weights to your own survey, without labels: PSF and noise are measured in the mosaic.
+    """Adapt weights to your own survey, without labels, using its PSF and noise.
 
-    Galaxies are simulated with them, and the weights trained on. What was measured and gained goes to stdout.
+    The command measures PSF and noise in the mosaic, simulates galaxies with them, and trains the weights on those.
+    It prints the measurements and the scores before and after on stdout.
 
     Example: sersicnet adapt mosaic.fits -o my-weights
 
@@ -87,7 +92,7 @@ def adapt(
             overwrite=overwrite,
             command=command_line(),
             tell=lambda line: say(quiet, line),
-            report=lambda stage, done, total: update(done, total or None, stage),
+            report=stages(update),
         )
     if not quiet:
         typer.echo(adapting.as_markdown(done))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sersicnet.cli.shared import Overwrite, Quiet, ZeroPoint, importing, progress_bar, refuse_with
+from sersicnet.cli.shared import Overwrite, Quiet, ZeroPoint, importing, progress_bar, refuse, stages
 from sersicnet.errors import InputError
 
 
@@ -15,7 +15,7 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Dataset from `sersicnet simulate`, a CSV of labelled galaxies, or a catalogue with --truth."
+            help="Dataset from `sersicnet simulate`, CSV of labelled galaxies, or with --truth a catalogue."
         ),
     ],
     weights: Annotated[
@@ -23,41 +23,51 @@ def evaluate(
         typer.Option(
             "--weights",
             "-w",
-            help="Name of shipped weights, or a directory; repeat it to compare several. fovea-sky by default.",
+            help="Name of shipped weights, or a weights directory; fovea-sky by default. Repeat it to compare several.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Directory for scores and figures.", show_default=False),
+        typer.Option("--output", "-o", help="Directory to write scores and figures to.", show_default=False),
     ] = None,
     limits: Annotated[
-        bool, typer.Option("--limits", help="What the noise allows, beside each R²: 0.15 s a galaxy, for 500 of them.")
+        bool,
+        typer.Option(
+            "--limits",
+            help="Also compute the best scores that the noise allows, for 500 galaxies at 0.15 s each.",
+        ),
     ] = False,
     domains: Annotated[
         Path | None,
         typer.Option(
-            help="Dataset or CSV of another domain: can a classifier tell it from DATA by the network's features?",
+            help="Dataset or table of another domain; a classifier tries to tell it from DATA by the network's "
+            "features.",
             show_default=False,
         ),
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="Table of the true galaxies; DATA is then a catalogue, matched with it.", show_default=False),
+        typer.Option(help="Table of the true galaxies, which is matched with the catalogue DATA.", show_default=False),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="For --truth: greatest distance of a match. 0.3 arcsec on the sky, or 5 pixels, by default.",
+            help="For --truth: largest distance of a match, 0.3 arcsec on the sky or 5 pixels by default.",
             show_default=False,
         ),
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="For CSVs: the one image of all rows.", show_default=False)] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="For tables of labels: FITS image of all galaxies, instead of the column image.", show_default=False
+        ),
+    ] = None,
     zero_point: ZeroPoint = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score weights, or a catalogue, on galaxies whose truth is known; the tables go to stdout.
+    """Score weights, or a catalogue, on galaxies with known parameters, and print the scores on stdout.
 
     Example: sersicnet evaluate test.h5 --weights fovea-sim --weights ./my-weights -o scores
 
@@ -71,15 +81,15 @@ def evaluate(
         from sersicnet.evaluating import evaluate as evaluation
 
     if truth is not None:
-        refuse_with("--truth compares a catalogue and takes --tolerance and --output", {
-            "--weights": weights, "--limits": limits, "--domains": domains, "--image": image,
-            "--zero-point": zero_point is not None,
-        })  # fmt: skip
+        refuse(
+            "`truth` compares a catalogue and takes `tolerance` and `output`",
+            weights=weights, limits=limits, domains=domains, image=image, zero_point=zero_point is not None,
+        )  # fmt: skip
         with progress_bar(quiet, "matching"):
             result = evaluation.evaluate_catalogue(data, truth, output, tolerance=tolerance, overwrite=overwrite)
     else:
         if tolerance is not None or data.suffix.lower() in (".fits", ".ecsv", ".parquet"):
-            raise InputError(f"A catalogue is scored with the table of its true galaxies: give --truth for {data}.")
+            raise InputError(f"A catalogue is scored with the table of its true galaxies: give `truth` for {data}.")
         with progress_bar(quiet, "reading") as update:
             result = evaluation.evaluate(
                 data,
@@ -90,6 +100,6 @@ def evaluate(
                 limits=limits,
                 domains=domains,
                 overwrite=overwrite,
-                report=lambda stage, done, total: update(done, total or None, stage),
+                report=stages(update),
             )
     typer.echo(evaluation.as_markdown(result))

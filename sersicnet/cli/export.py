@@ -14,7 +14,7 @@ def export(
     weights: Annotated[Path, typer.Argument(help="Weights directory without network.onnx.")],
     quiet: Quiet = False,
 ) -> None:
-    """Make the file that measures, of weights that were trained on a machine without TensorFlow.
+    """Write the network.onnx that `measure` needs, for weights trained on a machine without TensorFlow.
 
     Example: sersicnet export my-weights
     """

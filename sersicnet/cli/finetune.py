@@ -26,13 +26,13 @@ def finetune(
     real: Annotated[
         Path,
         typer.Option(
-            help="CSV of labelled galaxies: image, x, y (or ra, dec), mag, r_eff_pix (or r_eff, arcsec), "
+            help="Table of labelled galaxies with image, x, y (or ra, dec), mag, r_eff_pix (or r_eff in arcsec), "
             "sersic_n, ellipticity (or q); or a dataset.",
             show_default=False,
         ),
     ],
     image: Annotated[
-        Path | None, typer.Option(help="The one image of all rows, instead of the column.", show_default=False)
+        Path | None, typer.Option(help="FITS image of all galaxies, instead of the column image.", show_default=False)
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("finetuned"),
     weights: WeightsName = "fovea-sim",
@@ -40,17 +40,20 @@ def finetune(
     layers: Annotated[
         str,
         typer.Option(
-            help="all at once; head-first: those behind the features, then all; auto: both, the better one is kept."
+            help="Layers to train: all; head-first, first those after the features and then all; or auto, which tries "
+            "both and keeps the better weights."
         ),
     ] = "auto",
-    epochs: Annotated[int, typer.Option(help="Epochs; the best validation error is kept.", min=1)] = 15,
+    epochs: Annotated[
+        int, typer.Option(help="Number of epochs; the weights with the lowest validation error are kept.", min=1)
+    ] = 15,
     test: TestSet = None,
     seed: Seed = 0,
     tensorboard: TensorBoard = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Carry weights to real galaxies with your own labels (transfer learning).
+    """Fine-tune weights on your own labelled galaxies (transfer learning).
 
     Example: sersicnet finetune --real labels.csv -o my-weights
     """

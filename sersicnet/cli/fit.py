@@ -14,6 +14,7 @@ from sersicnet.cli.shared import (
     Json,
     Mask,
     Model,
+    ModelError,
     Oversampling,
     Overwrite,
     PixelScale,
@@ -22,7 +23,6 @@ from sersicnet.cli.shared import (
     Rms,
     Robust,
     Scheduler,
-    Structure,
     Var,
     Verbose,
     Wht,
@@ -33,6 +33,7 @@ from sersicnet.cli.shared import (
     log_to_stderr,
     progress_bar,
     say_catalogues,
+    stages,
 )
 
 
@@ -42,8 +43,8 @@ def fit(
     positions: Annotated[
         Path | None,
         typer.Option(
-            help="Table with x, y (from 0) or ra, dec, and where known mag, r_eff, sersic_n, ellipticity, theta "
-            "to start from. By default all that is detected.",
+            help="Table with x, y (from 0) or ra, dec of the galaxies to fit, and initial mag, r_eff, sersic_n, "
+            "ellipticity, theta where known; all detections by default.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +53,8 @@ def fit(
         typer.Option(
             "--output",
             "-o",
-            help="Catalogue: .fits, .ecsv, .csv, .parquet or .vot. By default IMAGE_fit.fits here.",
+            help="Catalogue to write: .fits, .ecsv, .csv, .parquet or .vot; IMAGE_fit.fits in the current directory "
+            "by default.",
             show_default=False,
         ),
     ] = None,
@@ -66,10 +68,10 @@ def fit(
     psf_oversampling: Oversampling = 1,
     gain: Annotated[
         float | None,
-        typer.Option(help="Electrons per image unit, for the galaxies' Poisson noise.", show_default=False),
+        typer.Option(help="Electrons per image unit, for the Poisson noise of the galaxies.", show_default=False),
     ] = None,
-    prior: Annotated[str, typer.Option(help="What to assume of galaxies: candels, none, or a table.")] = "none",
-    structure: Structure = 0.05,
+    prior: Annotated[str, typer.Option(help="Prior of the fits: candels, none, or a table of galaxies.")] = "none",
+    model_error: ModelError = 0.05,
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
@@ -80,10 +82,11 @@ def fit(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit Sersic profiles without a network: labels for `finetune`, or a check.
+    """Fit Sersic profiles without a network, as labels for `finetune` or as a check.
 
     Example: sersicnet fit mosaic.fits --psf psf.fits --gain 3200 --positions targets.csv -o labels.csv
     """
+    # The options make this function long.
     with importing():
         from sersicnet.measuring import measure as measuring
 
@@ -106,7 +109,7 @@ def fit(
             psf_oversampling=psf_oversampling,
             gain=gain,
             prior=prior,
-            structure=structure,
+            structure=model_error,
             robust=robust,
             model=model,
             residual=residual,
@@ -114,6 +117,6 @@ def fit(
             scheduler=scheduler,
             overwrite=overwrite,
             command=command_line(),
-            report=lambda stage, done, total: update(done, total or None, stage),
+            report=stages(update),
         )
     say_catalogues(quiet, as_json, [(table, output)], time.monotonic() - started)

@@ -16,6 +16,7 @@ from sersicnet.cli.shared import (
     Json,
     Mask,
     Model,
+    ModelError,
     Oversampling,
     Overwrite,
     PixelScale,
@@ -24,7 +25,6 @@ from sersicnet.cli.shared import (
     Rms,
     Robust,
     Scheduler,
-    Structure,
     Var,
     Verbose,
     WeightsName,
@@ -35,23 +35,24 @@ from sersicnet.cli.shared import (
     importing,
     log_to_stderr,
     progress_bar,
-    refuse_with,
+    refuse,
     say_catalogues,
+    stages,
 )
 from sersicnet.errors import InputError
 
 if TYPE_CHECKING:
     from sersicnet.measuring.measure import Outlook
 
-_SEVERAL = 2**25
-"""Bytes of an image from which on several processes will work on it."""
+_LARGE = 2**25
+"""Images with more bytes than this are measured by several processes."""
 
 
 def measure(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="FITS image, sky-subtracted or not, in any linear unit; or several, also as a pattern.",
+            help="FITS image in any linear unit, sky-subtracted or not; or several images, also as a pattern.",
             metavar="IMAGE...",
         ),
     ],
@@ -60,8 +61,8 @@ def measure(
         typer.Option(
             "--output",
             "-o",
-            help="Catalogue: .fits, .ecsv, .csv, .parquet or .vot. By default IMAGE_cat.fits here. Of several images, "
-            "one catalogue, or one each in a directory.",
+            help="Catalogue to write: .fits, .ecsv, .csv, .parquet or .vot; IMAGE_cat.fits in the current directory "
+            "by default. For several images, one catalogue, or a directory that gets one for each.",
             show_default=False,
         ),
     ] = None,
@@ -71,23 +72,27 @@ def measure(
     hdu: Hdu = None,
     positions: Annotated[
         Path | None,
-        typer.Option(help="Table with x, y (from 0) or ra, dec: measure these, detect nothing.", show_default=False),
+        typer.Option(
+            help="Table with x, y (from 0) or ra, dec of the sources to measure; all detections by default.",
+            show_default=False,
+        ),
     ] = None,
     rms: Rms = None,
     wht: Wht = None,
     var: Var = None,
     mask: Mask = None,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Bring the image to the pixel scale of the weights first.")
+        bool, typer.Option("--resample", help="First resample the image to the pixel scale of the weights.")
     ] = False,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Fit each source with a Sersic profile, from the network's answer on.")
+        bool,
+        typer.Option("--refine", help="Fit a Sersic profile to each source, starting from the network's parameters."),
     ] = False,
     psf: Annotated[
         Path | None,
         typer.Option(
-            help="FITS image of the PSF: for the check of the weights' domain, and for --refine, which takes that of "
-            "the weights by default.",
+            help="FITS image of the PSF, for --refine and for the check of the weights' domain; --refine takes the PSF "
+            "of the weights by default.",
             show_default=False,
         ),
     ] = None,
@@ -95,36 +100,37 @@ def measure(
     gain: Annotated[
         float | None,
         typer.Option(
-            help="Electrons per image unit for --refine; as deep as the training images by default.",
+            help="Electrons per image unit, for --refine; the gain of the training images by default.",
             show_default=False,
         ),
     ] = None,
-    prior: Annotated[
-        str, typer.Option(help="What --refine assumes of galaxies: candels, none, or a table of galaxies.")
-    ] = "candels",
-    structure: Structure = 0.05,
+    prior: Annotated[str, typer.Option(help="Prior of --refine: candels, none, or a table of galaxies.")] = "candels",
+    model_error: ModelError = 0.05,
     robust: Robust = False,
     model: Model = None,
     residual: Residual = None,
-    regions: Annotated[
-        Path | None, typer.Option(help="Region file for ds9 to write, .reg.", show_default=False)
+    regions: Annotated[Path | None, typer.Option(help="ds9 region file to write, .reg.", show_default=False)] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report on the catalogue to write, .html.", show_default=False)
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Page about the run to write, .html.", show_default=False)] = None,
     match: Annotated[
         Path | None,
-        typer.Option(help="Another catalogue to compare with, on stdout and in a figure.", show_default=False),
+        typer.Option(
+            help="Catalogue to compare with; the comparison is printed on stdout and drawn as a figure.",
+            show_default=False,
+        ),
     ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check the inputs, and tell what would be done.")
+        bool, typer.Option("--dry-run", help="Check the inputs and print what would be done, without doing it.")
     ] = False,
     as_json: Json = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the galaxies of images and write a catalogue.
+    """Measure the galaxies in images and write a catalogue.
 
     Example: sersicnet measure mosaic.fits -o cat.fits
 
@@ -132,36 +138,23 @@ def measure(
 
     Example: sersicnet measure mosaic.fits --dry-run
     """
+    # The options make this function long; what they mean together is in the functions below.
     started = time.monotonic()
     log_to_stderr(verbose)
     paths = _images(images)
-    alone = dry_run or workers == 1 or scheduler is not None
-    if not alone and any(path.exists() and path.stat().st_size > _SEVERAL for path in paths):
-        from sersicnet import workers as work
-
-        work.get_ready()
+    if not (dry_run or workers == 1 or scheduler is not None):
+        _start_workers(paths)
     with importing():
         from sersicnet.measuring import measure as measuring
 
-    single: dict[str, Any] = {
-        "positions": positions,
-        "rms": rms,
-        "wht": wht,
-        "var": var,
-        "mask": mask,
-        "model": model,
-        "residual": residual,
-        "regions": regions,
-        "page": report,
-        "match": match,
-    }
+    maps: dict[str, Any] = {"rms": rms, "wht": wht, "var": var, "mask": mask}
+    outputs: dict[str, Any] = {
+        "model": model, "residual": residual, "regions": regions, "report": report, "match": match,
+    }  # fmt: skip
     if len(paths) > 1:
-        own = {f"--{name}": value for name, value in single.items() if name != "page"} | {"--report": report}
-        refuse_with("Several images take no option that belongs to one of them", own)
-        if output is None:
-            raise InputError("Several images need a name for their catalogue, or a directory for one each: give -o.")
+        _check_several(output, positions=positions, **maps, **outputs)
     output = output or Path(measuring.stem(paths[0]) + "_cat.fits")
-    shared: dict[str, Any] = {
+    common: dict[str, Any] = {
         "hdu": hdu,
         "zero_point": zero_point,
         "pixel_scale": pixel_scale,
@@ -171,26 +164,27 @@ def measure(
         "overwrite": overwrite,
     }
     if dry_run:
-        maps = {name: single[name] for name in ("positions", "rms", "wht", "var", "mask")}
         to = output if len(paths) == 1 else None
-        _say_outlook([measuring.foresee(path, to, **maps, **shared) for path in paths], as_json)
+        found = [measuring.foresee(path, to, positions=positions, **maps, **common) for path in paths]
+        _print_outlook(found, as_json)
         return
-    options: dict[str, Any] = {
-        **shared,
+    fits: dict[str, Any] = {
         "refine": refine,
         "psf": psf,
         "psf_oversampling": psf_oversampling,
         "gain": gain,
         "prior": prior,
-        "structure": structure,
+        "structure": model_error,
         "robust": robust,
-        "scheduler": scheduler,
-        "command": command_line(),
     }
     with progress_bar(quiet, "reading") as update:
-        options["report"] = lambda stage, done, total: update(done, total or None, stage)
+        options = {
+            **common, **fits, "scheduler": scheduler, "command": command_line(), "report": stages(update),
+        }  # fmt: skip
         if len(paths) == 1:
-            done = [(measuring.measure(paths[0], output, **single, **options), output)]
+            outputs["page"] = outputs.pop("report")
+            table = measuring.measure(paths[0], output, positions=positions, **maps, **outputs, **options)
+            done = [(table, output)]
         else:
             done = measuring.measure_many(paths, output, **options)
     if match is not None and not as_json:
@@ -199,7 +193,7 @@ def measure(
 
 
 def _images(patterns: list[str]) -> list[Path]:
-    """Paths of images; a pattern that the shell left alone is looked up here."""
+    """Return the paths of images; expand the patterns that the shell did not."""
     paths = []
     for pattern in patterns:
         found = [pattern]
@@ -211,8 +205,22 @@ def _images(patterns: list[str]) -> list[Path]:
     return paths
 
 
-def _say_outlook(outlooks: list[Outlook], as_json: bool) -> None:
-    """What a run would do: on stdout, for that is what was asked for."""
+def _start_workers(paths: list[Path]) -> None:
+    """Start worker processes for large images while this process still imports."""
+    if any(path.exists() and path.stat().st_size > _LARGE for path in paths):
+        from sersicnet import workers
+
+        workers.get_ready()
+
+
+def _check_several(output: Path | None, **single: Path | None) -> None:
+    refuse("Several images take no option that belongs to one of them", **single)
+    if output is None:
+        raise InputError("Several images need one catalogue, or a directory with one for each: give `output`.")
+
+
+def _print_outlook(outlooks: list[Outlook], as_json: bool) -> None:
+    """Print what a run would do on stdout, since the user asked for it."""
     if as_json:
         typer.echo(json.dumps([asdict(outlook) for outlook in outlooks], indent=1))
         return

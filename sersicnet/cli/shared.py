@@ -10,7 +10,7 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,60 +30,63 @@ if TYPE_CHECKING:
 
 stderr = Console(stderr=True, highlight=False)
 arguments: list[str] = []
-"""Those of the command line that runs."""
+"""Arguments of the running command line."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 ZeroPoint = Annotated[
     float | None,
-    typer.Option(help="AB magnitude of one image unit; from the header by default.", show_default=False),
+    typer.Option(help="AB magnitude of one image unit; read from the header by default.", show_default=False),
 ]
-WeightsName = Annotated[str, typer.Option("--weights", "-w", help="Name of shipped weights, or a directory.")]
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
+WeightsName = Annotated[str, typer.Option("--weights", "-w", help="Name of shipped weights, or a weights directory.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
 
-Image = Annotated[Path, typer.Argument(help="FITS image, sky-subtracted or not, in any linear unit.")]
+Image = Annotated[Path, typer.Argument(help="FITS image in any linear unit, sky-subtracted or not.")]
 PixelScale = Annotated[
-    float | None, typer.Option(help="Arcsec per pixel; from the WCS by default.", show_default=False)
+    float | None, typer.Option(help="Arcsec per pixel; read from the WCS by default.", show_default=False)
 ]
 Hdu = Annotated[
     str | None,
     typer.Option(help="Number or name of the extension; SCI or the first image by default.", show_default=False),
 ]
-Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise.", show_default=False)]
+Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise (rms).", show_default=False)]
 Wht = Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)]
 Var = Annotated[Path | None, typer.Option(help="FITS map of the variance.", show_default=False)]
-Mask = Annotated[
-    Path | None, typer.Option(help="FITS image; pixels that are not zero are ignored.", show_default=False)
-]
+Mask = Annotated[Path | None, typer.Option(help="FITS image; nonzero pixels are ignored.", show_default=False)]
 Oversampling = Annotated[
-    int, typer.Option("--psf-oversampling", help="How many times finer the PSF's pixels are.", min=1)
+    int, typer.Option("--psf-oversampling", help="Number of PSF pixels along one image pixel.", min=1)
 ]
-Structure = Annotated[
+ModelError = Annotated[
     float,
     typer.Option(
-        help="What galaxies scatter about a Sersic profile in fits, as a fraction of their brightness.", min=0
+        help="Deviation of galaxies from a Sersic profile, as a fraction of their surface brightness; "
+        "fits count it as noise.",
+        min=0,
     ),
 ]
-Robust = Annotated[bool, typer.Option("--robust", help="Bound the influence of pixels far from the model in fits.")]
-Model = Annotated[Path | None, typer.Option(help="FITS image of the fitted galaxies to write.", show_default=False)]
+Robust = Annotated[bool, typer.Option("--robust", help="Limit the influence of pixels far from the model on fits.")]
+Model = Annotated[Path | None, typer.Option(help="FITS image to write: the fitted galaxies.", show_default=False)]
 Residual = Annotated[
-    Path | None, typer.Option(help="FITS image to write: minus its sky and the fitted galaxies.", show_default=False)
+    Path | None,
+    typer.Option(help="FITS image to write: the image minus its sky and the fitted galaxies.", show_default=False),
 ]
 
 
 Workers = Annotated[
-    int | None, typer.Option(help="Processes that work; all cores by default.", min=1, show_default=False)
+    int | None, typer.Option(help="Number of processes; all cores by default.", min=1, show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON on stdout.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell on stderr what is being done.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each step on stderr.")]
 Scheduler = Annotated[
     str | None,
-    typer.Option(help="Address of a Dask scheduler whose workers do it instead, tcp://HOST:PORT.", show_default=False),
+    typer.Option(help="Address of a Dask scheduler, tcp://HOST:PORT, whose workers do the work.", show_default=False),
 ]
 
-TestSet = Annotated[Path | None, typer.Option(help="Another dataset, whose scores go on the card.", show_default=False)]
+TestSet = Annotated[
+    Path | None, typer.Option(help="Test set; the scores on it are listed on the card.", show_default=False)
+]
 
-TensorBoard = Annotated[Path | None, typer.Option(help="Directory for event files of TensorBoard.", show_default=False)]
+TensorBoard = Annotated[Path | None, typer.Option(help="Directory for TensorBoard event files.", show_default=False)]
 
 
 OTHER_NAMES = {
@@ -148,7 +151,7 @@ class Command(TyperCommand):
 
 
 def _spelled(parameter: Any, value: str | None) -> str:
-    """An option, or the name of an argument, as help spells it."""
+    """Return an option with its value, or the name of an argument, as the help spells it."""
     if parameter.param_type_name == "argument":
         return parameter.metavar or parameter.name.upper()
     if value == "False" and parameter.secondary_opts:
@@ -158,13 +161,13 @@ def _spelled(parameter: Any, value: str | None) -> str:
 
 
 def command_line() -> str:
-    """The command as one could type it again, for provenance."""
+    """Return the running command line, quoted for a shell; outputs record it."""
     return shlex.join(["sersicnet", *arguments])
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without looking for garbage, nor among what is there ever after: a third of the time, and of the exit."""
+    """Import without garbage collection, and exempt the imported objects from it: saves a third of import and exit."""
     gc.disable()
     try:
         yield
@@ -176,7 +179,7 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def progress_bar(quiet: bool, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; nothing when quiet or not on a terminal.
+    """Show a progress bar on stderr, unless quiet or not on a terminal.
 
     Yields a function ``update(completed, total=None, description=None)``.
     """
@@ -199,14 +202,19 @@ def progress_bar(quiet: bool, description: str, total: int | None = None) -> Ite
         yield update
 
 
+def stages(update: Callable[..., None]) -> Callable[[str, int, int], None]:
+    """Return the report of a function that works in stages, shown by a progress bar."""
+    return lambda stage, done, total: update(done, total or None, stage)
+
+
 def say(quiet: bool, text: str) -> None:
-    """One line on stderr, unless quiet."""
+    """Print one line on stderr, unless quiet."""
     if not quiet:
         stderr.print(text, markup=False, soft_wrap=True)
 
 
 def log_to_stderr(verbose: bool) -> None:
-    """Show what the package logs, if verbose."""
+    """Print the log of the package on stderr, if verbose."""
     logging.getLogger("sersicnet").setLevel(logging.INFO if verbose else logging.WARNING)
     if verbose:
         from rich.logging import RichHandler
@@ -215,15 +223,15 @@ def log_to_stderr(verbose: bool) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
 
 
-def refuse_with(rule: str, options: Mapping[str, Any]) -> None:
-    """Raise InputError if any of the options, by name, is given."""
-    given = [name for name, value in options.items() if value]
+def refuse(rule: str, **options: Any) -> None:
+    """Raise InputError if any of the options is given."""
+    given = [f"`{name}`" for name, value in options.items() if value]
     if given:
         raise InputError(f"{rule}; received {', '.join(given)} with it.")
 
 
 def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]], seconds: float) -> None:
-    """A summary of catalogues: a table for people on stderr, or JSON on stdout."""
+    """Summarize catalogues: as a table on stderr, or as JSON on stdout."""
     from sersicnet.schema import Flag
 
     facts: list[dict[str, Any]] = []
@@ -266,17 +274,17 @@ _EPOCH_COLUMNS = (
     ("epoch", 7), ("loss", 8), ("mag", 6), ("R_e [px]", 8), ("n", 6), ("e", 6), ("rate", 7), ("stamps/s", 8), ("s", 6),
 )  # fmt: skip
 _SETTLED = 20
-"""Steps after which the first, slow ones are over."""
+"""Number of first, slow steps that an estimate of the time leaves out."""
 
 
 @contextmanager
 def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator[Callable[[training.Progress], None]]:
-    """A bar for the steps and a table of the epochs; says first what it runs on, and soon how long it will take."""
+    """Show a bar of the steps and a table of the epochs; print the device first and an estimate of the time soon."""
     from sersicnet.training import train as training
 
     say(quiet, f"training on {training.device()}, by Keras with {training.keras.backend.backend()}")
     first: list[tuple[int, float]] = []
-    roads: list[str] = []
+    schedules: list[str] = []
 
     def estimate(progress: training.Progress) -> None:
         if len(first) < 2:
@@ -296,8 +304,8 @@ def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator
                 update(progress.step, progress.steps, f"{what}, loss {progress.loss:.4f}")
                 estimate(progress)
             elif not quiet:
-                if progress.road not in roads:
-                    roads.append(progress.road)
+                if progress.road not in schedules:
+                    schedules.append(progress.road)
                     if progress.road:
                         say(quiet, f"{progress.road}:")
                     stderr.print(_epoch_row(None))
@@ -307,7 +315,7 @@ def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator
 
 
 def _epoch_row(progress: training.Progress | None) -> Table:
-    """A row of the table of epochs, or its head; the errors are medians on the validation set."""
+    """Return a row of the table of epochs, or its head; errors are medians on the validation set."""
     from sersicnet.schema import TARGET_NAMES
 
     row = Table.grid(padding=(0, 1))

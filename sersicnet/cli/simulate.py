@@ -4,108 +4,132 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, importing, progress_bar, refuse_with, say
+from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, importing, progress_bar, refuse, say
 from sersicnet.output import check_output
 
 
 def simulate(
     n: Annotated[
         int | None,
-        typer.Option("--n", help="Stamps (20,000 by default), or galaxies of a mosaic.", min=1, show_default=False),
+        typer.Option(
+            "--n", help="Number of stamps, 20,000 by default; or of galaxies in a mosaic.", min=1, show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="train.h5 by default, or mosaic.fits with --mosaic.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Dataset to write, train.h5 by default; with --mosaic a FITS image, mosaic.fits by default.",
+            show_default=False,
+        ),
     ] = None,
     seed: Seed = 0,
     prior: Annotated[
         str | None,
         typer.Option(
-            help="Table of galaxies to draw from (mag, r_eff_pix or r_eff, sersic_n, ellipticity or q), smoothed; or "
-            "candels, for those of CANDELS/COSMOS. Uniform by default.",
+            help="Distribution of the galaxies: candels (CANDELS/COSMOS), or a table with mag, r_eff_pix or r_eff, "
+            "sersic_n, ellipticity or q, which is smoothed. Uniform in each parameter by default.",
             show_default=False,
         ),
     ] = None,
     depth: Annotated[
         float | None,
         typer.Option(
-            help="With the prior candels: as many galaxies at every AB magnitude, from 18 to this one; the survey's "
-            "counts to 25 by default.",
+            help="For --prior candels: faintest AB magnitude of a distribution that is flat in magnitude from 18 on. "
+            "By default magnitudes follow the survey's counts, to 25.",
             show_default=False,
         ),
     ] = None,
     uniform: Annotated[
         float,
         typer.Option(
-            help="With --depth: fraction of the galaxies drawn uniformly instead, from mag 16 on, so that rare ones "
-            "are known, too.",
+            help="For --depth: fraction of galaxies that are drawn uniformly in each parameter, from mag 16 on, so "
+            "that rare galaxies are represented.",
             min=0,
             max=1,
         ),
     ] = 0.0,
     log_radii: Annotated[
-        float, typer.Option(help="Fraction of the radii drawn log-uniformly, of the uniform prior.", min=0, max=1)
+        float,
+        typer.Option(
+            help="For the uniform prior: fraction of galaxies whose radius is drawn log-uniformly.", min=0, max=1
+        ),
     ] = 0.0,
     psf: Annotated[
         list[Path] | None,
         typer.Option(
-            help="FITS image of the effective PSF; repeat it for several, of which each stamp gets one. That of HST "
-            "F160W by default.",
+            help="FITS image of the effective PSF, HST F160W by default. Repeat it for several PSFs; each stamp is "
+            "drawn with one of them.",
             show_default=False,
         ),
     ] = None,
     psf_scatter: Annotated[
-        float, typer.Option(help="Stretch the default PSF by up to this fraction, narrower or wider.", min=0, max=0.49)
+        float, typer.Option(help="Largest fraction by which the default PSF is stretched or shrunk.", min=0, max=0.49)
     ] = 0.0,
     noise_from: Annotated[
         Path | None,
-        typer.Option(help="FITS image whose blank sky is the noise; drawn by default.", show_default=False),
+        typer.Option(
+            help="FITS image whose blank sky is used as noise; simulated noise by default.",
+            show_default=False,
+        ),
     ] = None,
     zero_point: Annotated[
         float | None,
-        typer.Option(help="AB magnitude of one unit of --noise-from; from its header by default.", show_default=False),
+        typer.Option(
+            help="AB magnitude of one unit of --noise-from; read from its header by default.", show_default=False
+        ),
     ] = None,
     neighbours: Annotated[
         bool,
-        typer.Option("--neighbours", help="Other galaxies and stars around, found and replaced as measure does it."),
+        typer.Option(
+            "--neighbours", help="Add neighbouring galaxies and stars, which are detected and replaced as in measure."
+        ),
     ] = False,
     centring: Annotated[
-        bool, typer.Option("--centring", help="Centres off by as much as those of detections.")
+        bool,
+        typer.Option(
+            "--centring", help="Offset galaxies from the centre of the stamp by the centroid error of detections."
+        ),
     ] = False,
     galaxies: Annotated[
         str,
         typer.Option(
-            help="sersic; or real-like: bulges, discs, arms, clumps among neighbours, labelled by a fit. Prior candels."
+            help="sersic, or real-like: bulges, discs, arms and clumps among neighbours, from the prior candels, "
+            "labelled by fits."
         ),
     ] = "sersic",
     noiseless_labels: Annotated[
         bool,
-        typer.Option("--noiseless-labels", help="Fits that label real-like galaxies see neither noise nor neighbours."),
+        typer.Option(
+            "--noiseless-labels", help="Label real-like galaxies by fits to images without noise and neighbours."
+        ),
     ] = False,
     preview: Annotated[
         Path | None,
         typer.Option(
-            help="Draw 32 stamps on a sheet, .png or .pdf; the set is then written only with --output.",
+            help="Figure of 32 stamps to write, .png or .pdf; the dataset is then written only if --output is given.",
             show_default=False,
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; all cores by default.", min=1, show_default=False)
+        int | None, typer.Option(help="Number of processes; all cores by default.", min=1, show_default=False)
     ] = None,
     mosaic: Annotated[
         int | None,
         typer.Option(
-            help="Draw one mosaic of this many pixels a side, with OUTPUT_truth.ecsv beside it.", show_default=False
+            help="Draw one mosaic with this number of pixels along each side; OUTPUT_truth.ecsv lists its galaxies.",
+            show_default=False,
         ),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Simulate a training set of single galaxies, or a mosaic with its truth.
+    """Simulate a dataset of galaxy stamps, or a mosaic with a table of its galaxies.
 
     Example: sersicnet simulate --n 150000 -o train.h5
 
@@ -117,14 +141,16 @@ def simulate(
 
     Example: sersicnet simulate --mosaic 2000 -o mosaic.fits
     """
+    # The options make this function long.
     with importing():
         from sersicnet.simulating import simulate as simulations
 
     if mosaic is not None:
-        _refuse_with_mosaic(
+        refuse(
+            "`mosaic` takes `n`, `seed` and `output`",
             prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
             noise_from=noise_from, neighbours=neighbours, centring=centring, preview=preview,
-            galaxies=galaxies if galaxies != "sersic" else None, noiseless_labels=noiseless_labels,
+            galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = simulations.Field(mosaic, n, seed)
@@ -173,8 +199,3 @@ def simulate(
             progress=update,
         )
     say(quiet, f"{n} stamps in {time.monotonic() - started:.0f} s; wrote {output or 'train.h5'}")
-
-
-def _refuse_with_mosaic(**options: Any) -> None:
-    named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    refuse_with("--mosaic takes --n, --seed and --output", named)

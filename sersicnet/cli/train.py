@@ -23,16 +23,18 @@ from sersicnet.cli.shared import (
 def train(
     data: Annotated[Path, typer.Argument(help="Training set from `sersicnet simulate`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("weights-new"),
-    network: Annotated[str, typer.Option(help="fovea, tl or dann.")] = "fovea",
+    network: Annotated[str, typer.Option(help="Architecture: fovea, tl or dann.")] = "fovea",
     test: TestSet = None,
     start: Annotated[
         str | None,
-        typer.Option(help="Weights of the same network to begin from: a name or a directory.", show_default=False),
+        typer.Option(
+            help="Weights of the same architecture to start from: a shipped name or a directory.", show_default=False
+        ),
     ] = None,
     adapt: Annotated[
         str | None,
         typer.Option(
-            help="Make the features of real and simulated galaxies alike: dann (an adversary) or daregram (inverse "
+            help="Align the features of real and simulated galaxies: dann (domain-adversarial) or daregram (inverse "
             "Gram matrices).",
             show_default=False,
         ),
@@ -40,30 +42,35 @@ def train(
     real: Annotated[
         Path | None,
         typer.Option(
-            help="Real galaxies for --adapt: a CSV of labels, a dataset, or a FITS mosaic.", show_default=False
+            help="Real galaxies for --adapt: a table of labels, a dataset, or a FITS mosaic.", show_default=False
         ),
     ] = None,
     real_labels: Annotated[
-        bool, typer.Option(help="Whether labels of the real galaxies train the regression too.")
+        bool, typer.Option(help="Whether the labels of the real galaxies train the regression, too.")
     ] = True,
     alpha: Annotated[
         float | None,
         typer.Option(
-            help="For --adapt: weight of the regression against the alignment, from 0 to 1; 0.9 as in the study.",
+            help="For --adapt: weight of the regression against the alignment, from 0 to 1; 0.9, as in the study, by "
+            "default.",
             show_default=False,
         ),
     ] = None,
     seed: Seed = 0,
     epochs: Annotated[
-        int | None, typer.Option(help="At most this many; the recipe's own by default.", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Largest number of epochs; that of the network's recipe by default.", min=1, show_default=False
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Use only so many stamps of DATA.", min=1, show_default=False)
+        int | None, typer.Option(help="Number of stamps of DATA to use; all by default.", min=1, show_default=False)
     ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
-            help="Stamps a step; the recipe's own by default. A GPU is busier with more, at a higher learning rate.",
+            help="Stamps per step; that of the network's recipe by default. Larger batches use a GPU better and need a "
+            "higher --learning-rate.",
             min=2,
             show_default=False,
         ),
@@ -71,25 +78,29 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="At its peak, instead of the recipe's own: lower for weights that know much.", show_default=False
+            help="Peak learning rate; that of the network's recipe by default. Lower rates suit weights that are "
+            "trained already.",
+            show_default=False,
         ),
     ] = None,
-    fresh: Annotated[
+    on_the_fly: Annotated[
         bool,
         typer.Option(
-            "--fresh", help="Simulate new galaxies by DATA's recipe in every epoch; DATA itself only validates then."
+            "--on-the-fly",
+            help="Simulate new galaxies like those of DATA in every epoch; DATA is then used for validation only.",
         ),
     ] = False,
     tensorboard: TensorBoard = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network on simulated stamps; the same command continues a broken run.
+    """Train a network on simulated stamps; the same command continues an interrupted run.
 
     Example: sersicnet train train.h5 -o my-weights --test test.h5
 
     Example: sersicnet train train.h5 --start fovea-sim --adapt dann --real labels.csv -o my-dann
     """
+    # The options make this function long.
     from dataclasses import replace
 
     with importing():
@@ -113,7 +124,7 @@ def train(
             adapt=adapt,
             real=None if real is None else dataset.real_galaxies(real),
             real_labels=real_labels,
-            fresh=fresh,
+            fresh=on_the_fly,
             overwrite=overwrite,
             command=command_line(),
             report=report,
