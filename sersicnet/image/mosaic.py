@@ -257,14 +257,14 @@ def read_image(
             name = f"{path}[{chosen}]"
             unit = hdus[chosen]
             if not unit.is_image:
-                raise InputError(f"{name} is a table, not an image. Choose another extension with --hdu.")
+                raise InputError(f"{name} is a table, not an image. Choose another extension: give `hdu`.")
             header, primary = _legible(unit.header), _legible(hdus[0].header)
             for keyword in instrument.KEYWORDS:
                 if keyword in primary:
                     header.setdefault(keyword, primary[keyword])
             found = unit.shape
             if not found:
-                raise InputError(f"{name} holds no data. Choose another extension with --hdu.")
+                raise InputError(f"{name} holds no data. Choose another extension: give `hdu`.")
             if len(found) != 2:
                 raise InputError(f"{name} has {len(found)} axes {found}; an image has two. Extract one plane first.")
             if min(found) < least:
