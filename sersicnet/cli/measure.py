@@ -53,7 +53,7 @@ def measure(
         list[str],
         typer.Argument(
             help="FITS image in any linear unit, sky-subtracted or not; or several images, also as a pattern.",
-            metavar="IMAGE...",
+            metavar="IMAGE",
         ),
     ],
     output: Annotated[
