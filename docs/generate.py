@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from typer.testing import CliRunner
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from sersicnet.cli import app
 from sersicnet.schema import COLUMNS, FLAG_MEANING, TARGETS, Flag
@@ -20,16 +21,18 @@ def write(directory: Path) -> None:
 
 def commands() -> str:
     """The help of each command, as `--help` gives it, in plain text."""
-    app.rich_markup_mode = None  # no boxes
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
-    return "\n\n".join(f"### `sersicnet {name}`\n\n```text\n{_help(name)}\n```" for name in names)
+    return "\n\n".join(
+        f"### `sersicnet {name}`\n\n```text\n{_help(name, command)}\n```"
+        for name, command in get_command(app).commands.items()
+    )
 
 
-def _help(name: str) -> str:
-    result = CliRunner().invoke(app, [name, "--help"], prog_name="sersicnet", terminal_width=WIDTH)
-    if result.exit_code != 0:
-        raise RuntimeError(f"sersicnet {name} --help exits with {result.exit_code}: {result.output}")
-    return "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+def _help(name: str, command: TyperCommand) -> str:
+    command.rich_markup_mode = None  # no boxes
+    context = command.context_class(
+        command, info_name=f"sersicnet {name}", terminal_width=WIDTH, help_option_names=["-h", "--help"]
+    )
+    return "\n".join(line.rstrip() for line in command.get_help(context).strip().splitlines())
 
 
 def columns() -> str:

@@ -121,7 +121,7 @@ class Domain:
         if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
             raise InputError(
                 f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}. "
-                f"Give --resample; or {REMEDY}."
+                f"Give `resample`; or {REMEDY}."
             )
 
     def compare(self, zero: Reading, width: Width, rms: np.ndarray) -> Verdict:
@@ -155,7 +155,7 @@ class Domain:
             trained = " to ".join(dict.fromkeys(f"{w:.2f}" for w in self.widths))
             warn(
                 f"The image's PSF has a full width of {width.value:.2f} pixels ({width.source}), {self.name} was "
-                f"trained at {trained}: every row is flagged. {REMEDY}; --psf tells another width."
+                f"trained at {trained}: every row is flagged. {REMEDY}. If this width is wrong, give `psf`."
             )
         depth = rms * 10 ** (0.4 * (self.zero_point - zero.value))
         with np.errstate(invalid="ignore"):

@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import os
@@ -5,21 +6,29 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from astropy.io import fits
 from astropy.table import QTable, Table
 
 import sersicnet
 from sersicnet import cli, dataset, weights
+from sersicnet.cli import shared
+from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.header import F160W
 from sersicnet.simulating.simulate import effective_psf
 
-COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "adapt", "export", "evaluate", "info"]
-HEAVY = {"tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib"}
+COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]
+COMMAND = typer.main.get_command(cli.app).commands
+OPTIONS = [(name, parameter) for name, command in COMMAND.items() for parameter in command.params]
+HEAVY = {
+    "tensorflow", "keras", "galsim", "photutils", "astropy", "h5py", "onnxruntime", "scipy", "matplotlib", "numpy",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ def test_patterns_name_images(run, field, tmp_path):
     assert len(set(QTable.read(tmp_path / "all.ecsv")["image"])) == 2
     for arguments, message in (
         ((tmp_path / "none-*.fits",), "No file matches"),
-        ((tmp_path / "*.fits",), "give -o"),
+        ((tmp_path / "*.fits",), "give --output"),
         ((tmp_path / "*.fits", "--rms", field[0], "-o", tmp_path), "belongs to one"),
     ):
         code, _, err = run("measure", *arguments)
@@ -240,16 +249,81 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, arguments
 
 
-@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (PermissionError(13, "denied"), 1)])
-def test_interruptions_and_the_system_s_errors_are_no_tracebacks(run, field, monkeypatch, tmp_path, raised, code):
+def test_the_commands_are_these_in_this_order():
+    assert list(COMMAND) == COMMANDS
+
+
+@pytest.mark.parametrize(("name", "parameter"), OPTIONS, ids=[f"{name}-{p.name}" for name, p in OPTIONS])
+def test_messages_name_an_option_by_its_parameter(name, parameter):
+    told = COMMAND[name].with_options(f"Give `{parameter.name}`.")
+    if parameter.param_type_name == "argument":
+        assert told == f"Give {parameter.metavar or parameter.name.upper()}."
+    else:
+        assert re.fullmatch("Give --[a-z-]+[.]", told)
+        assert told[5:-1] in parameter.opts
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "told"),
+    [
+        ("measure", "give `noise` or `page`", "give --rms or --wht or --var or --report"),
+        ("measure", "`workers=1` needs least memory", "--workers 1 needs least memory"),
+        ("measure", "give `prior='none'` or `refine=True`", "give --prior none or --refine"),
+        ("train", "give `real_labels=False`", "give --no-real-labels"),
+        ("adapt", "`how` is none or dann, `base` a name", "--adapt is none or dann, --weights a name"),
+        ("export", "run `sersicnet adapt` or `pip install galsim`", "run `sersicnet adapt` or `pip install galsim`"),
+        ("export", "`zero_point` is for others", "`zero_point` is for others"),
+    ],
+)
+def test_messages_name_options(name, message, told):
+    assert COMMAND[name].with_options(message) == told
+
+
+def test_other_names_are_needed_and_lead_to_options():
+    for name, others in shared.OTHER_NAMES.items():
+        assert any(other in {p.name for p in command.params} for command in COMMAND.values() for other in others), name
+
+
+def test_errors_and_warnings_name_options(run, field, monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        warnings.warn("Without `pixel_scale` there is no `sersicnet adapt`.", SersicnetWarning, stacklevel=2)
+        raise InputError("Give `zero_point` or `overwrite`.")
+
+    monkeypatch.setattr(mosaic, "read_image", fail)
+    code, out, err = run("measure", field[0], "-o", tmp_path / "cat.fits")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "Warning: Without --pixel-scale there is no `sersicnet adapt`.",
+        "Error: Give --zero-point or --overwrite.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(3), 3, ""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+        (PermissionError(errno.EACCES, "denied", "cat.fits"), 1, "Error: [Errno 13] denied: 'cat.fits'\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "Error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_interruptions_and_the_system_s_errors_are_no_tracebacks(run, field, monkeypatch, tmp_path, raised, code, told):
     def fail(*arguments, **options):
         raise raised
 
     monkeypatch.setattr(mosaic, "read_image", fail)
-    found, _, err = run("measure", field[0], "-o", tmp_path / "cat.fits")
-    assert found == code
-    assert "Traceback" not in err
+    assert run("measure", field[0], "-o", tmp_path / "cat.fits") == (code, "", told)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_system_that_names_no_file_is_a_bug(field, monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise OSError("a mistake of ours")
+
+    monkeypatch.setattr(mosaic, "read_image", fail)
+    with pytest.raises(OSError, match="a mistake of ours"):
+        cli.main(["measure", str(field[0]), "-o", str(tmp_path / "cat.fits")])
 
 
 def test_an_empty_sky_is_a_warning(run, blank, tmp_path):

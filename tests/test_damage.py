@@ -150,7 +150,7 @@ REFUSED = {
     "table": (lambda f, d: table(f), "holds no image"),
     "two zero points": (
         lambda f, d: change(write(f, d), "RADESYS", f"MAGZERO = {20.0:20}"),
-        "MAGZERO in the header should be a number; received '20.0 and 25.9463'. Give the zero point",
+        "MAGZERO in the header should be a number; received '20.0 and 25.9463'. Give --zero-point",
     ),
     "garbled zero point": (
         lambda f, d: change(write(f, d), "MAGZERO", "MAGZERO = 25.9.4.6"),

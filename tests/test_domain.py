@@ -62,7 +62,7 @@ def test_another_pixel_scale_is_refused():
     domain = Domain.of(CARD)
     for scale in (0.058, 0.062, np.nan):
         domain.check_scale(Reading(scale, "test"))
-    with pytest.raises(InputError, match=r"0\.0640 arcsec per pixel, mine was trained at 0\.06\. Give --resample"):
+    with pytest.raises(InputError, match=r"0\.0640 arcsec per pixel, mine was trained at 0\.06\. Give `resample`"):
         domain.check_scale(Reading(0.064, "test"))
 
 

@@ -104,7 +104,7 @@ def test_zero_points_of_vega_are_refused(card):
 
 
 def test_option_goes_before_header():
-    assert zero_point(HST, 20.0) == (20.0, "option --zero-point")
+    assert zero_point(HST, 20.0) == (20.0, "the user")
 
 
 @pytest.mark.parametrize(

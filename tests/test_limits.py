@@ -131,7 +131,7 @@ def test_a_simulation_comes_back_from_its_record():
 def test_a_limit_that_cannot_be_known_is_one_line(small_dataset):
     with Dataset(small_dataset) as data:
         data.config["sky"] = {"name": "mosaic.fits"}
-        with pytest.raises(InputError, match=r"small.h5 cannot be computed: Its noise came from .* Leave out --limits"):
+        with pytest.raises(InputError, match=r"small.h5 cannot be computed: Its noise came from .* Leave out `limits`"):
             limits.of_dataset(data)
         del data.config["sky"]
         data.config["galaxies"] = "real-like"

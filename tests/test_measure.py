@@ -284,7 +284,7 @@ def test_flag_out_of_range_is_not_set_inside(field, isolated):
 
 
 def test_another_pixel_scale_is_refused(field):
-    with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-sky was trained at 0\.06.*--resample"):
+    with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-sky was trained at 0\.06.*`resample`"):
         measure(field[0], pixel_scale=0.1)
 
 

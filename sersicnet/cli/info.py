@@ -1,13 +1,14 @@
-"""What is installed: versions, devices and weights, as Markdown for a bug report."""
+"""The command `info`: versions, devices and weights, as Markdown for a bug report."""
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
+
+import typer
 
 import sersicnet
-from sersicnet import weights
+from sersicnet.cli.shared import progress_bar
 from sersicnet.errors import SersicnetError
 
 PACKAGES = (
@@ -26,7 +27,17 @@ PACKAGES = (
 )
 
 
-def info() -> str:
+def info() -> None:
+    """Print versions, devices and weights, as Markdown for a bug report.
+
+    Example: sersicnet info
+    """
+    with progress_bar(False, "looking"):
+        text = describe()
+    typer.echo(text)
+
+
+def describe() -> str:
     """Describe this installation.
 
     Returns
@@ -35,6 +46,8 @@ def info() -> str:
         Markdown: versions, the devices of inference and of training, and the
         shipped weights with their domains and scores.
     """
+    from sersicnet import weights
+
     lines = [f"## sersicnet {sersicnet.__version__}", ""]
     lines += [f"- Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"]
     lines += [f"- {package} {version}" for package in PACKAGES if (version := _version(package))]
@@ -53,6 +66,8 @@ def info() -> str:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy import nddata
 from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import ArrayLike
@@ -179,7 +178,9 @@ class Exposure:
         if hasattr(source, "header") and hasattr(source, "is_image"):
             options = {"header": header_of(source), "name": source.name or "the HDU", **options}
             return cls.of_arrays(_pixels(source, options["name"]), **options)
-        if isinstance(source, nddata.NDData):
+        from astropy.nddata import NDData  # takes 0.1 s, which files need not wait for
+
+        if isinstance(source, NDData):
             return cls.of_arrays(source.data, **{**_of_nddata(source), **options})
         return cls.of_arrays(source, **options)
 
@@ -269,11 +270,11 @@ def _saturation(image: Image) -> float:
 
 def _pixels(unit: Any, name: str) -> np.ndarray:
     if not unit.is_image or unit.data is None:
-        raise InputError(f"{name} holds no image. Choose another extension with `hdu`.")
+        raise InputError(f"{name} holds no image. Choose another extension: give `hdu`.")
     return np.asarray(unit.data)
 
 
-def _of_nddata(source: nddata.NDData) -> dict[str, Any]:
+def _of_nddata(source: Any) -> dict[str, Any]:
     """What an NDData says of its image, as options of `Exposure.of_arrays`."""
     out: dict[str, Any] = {"header": dict(source.meta), "name": f"the {type(source).__name__}"}
     if source.unit is not None:

@@ -176,13 +176,13 @@ def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarr
     if given is not None:
         if not np.isfinite(given):
             raise InputError(f"A zero point is a finite AB magnitude; received {given}.")
-        return Reading(float(given), "option --zero-point")
+        return Reading(float(given), "the user")
     found = _of_unit(header, wcs_scales) or _of_keywords(header)
     if not 0 < found.value < 60:
         received = ", ".join(f"{key} {header[key]}" for key in found.source.split(", "))
         raise InputError(
             f"The zero point should be an AB magnitude from 0 to 60; received {found.value:g} from {received}. "
-            "Give it with --zero-point."
+            "Give `zero_point`."
         )
     return found
 
@@ -196,13 +196,13 @@ def _of_unit(header: Mapping, wcs_scales: np.ndarray | None) -> Reading | None:
         if not area > 0:
             raise InputError(
                 "An image in MJy/sr needs a positive PIXAR_SR (pixel area in steradian) or PIXAR_A2 (in arcsec2) in "
-                f"its header; received {header.get(keyword)}. Give the zero point with --zero-point."
+                f"its header; received {header.get(keyword)}. Give `zero_point`."
             )
         if wcs_scales is not None and not abs(area * STERADIAN / np.prod(wcs_scales) - 1) < AREA_TOLERANCE:
             raise InputError(
                 f"{keyword} must agree with the WCS; received pixels of {area * STERADIAN:.4g} and "
-                f"{np.prod(wcs_scales):.4g} arcsec2. Was the image resampled? Correct {keyword}, or give the zero "
-                "point with --zero-point."
+                f"{np.prod(wcs_scales):.4g} arcsec2. Was the image resampled? Correct {keyword}, "
+                "or give `zero_point`."
             )
         return Reading(-6.10 - 2.5 * float(np.log10(area)), f"BUNIT, {keyword}")
     parts = re.fullmatch(r"(?:(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\*?)?([a-z]+)(?:/pix(?:el)?)?", unit.lower())
@@ -219,14 +219,13 @@ def _of_keywords(header: Mapping) -> Reading:
         photflam, photplam = _number(header, "PHOTFLAM"), _number(header, "PHOTPLAM")
         if not (photflam > 0 and photplam > 0):
             raise InputError(
-                f"PHOTFLAM and PHOTPLAM must be positive; received {photflam:g} and {photplam:g}. "
-                "Give the zero point with --zero-point."
+                f"PHOTFLAM and PHOTPLAM must be positive; received {photflam:g} and {photplam:g}. Give `zero_point`."
             )
         exposure = _number(header, "EXPTIME") if "EXPTIME" in header else np.nan
         if unit in COUNTS and exposure != 1:
             raise InputError(
                 f"PHOTFLAM is for electrons per second, but BUNIT is {header['BUNIT']!r} and EXPTIME {exposure:g}. "
-                "Divide the image by its exposure time, or give the zero point of its own unit with --zero-point."
+                "Divide the image by its exposure time, or give the `zero_point` of its own unit."
             )
         value = -2.5 * np.log10(photflam) - 21.10 - 5 * np.log10(photplam) + 18.6921
         return Reading(float(value), "PHOTFLAM, PHOTPLAM")
@@ -235,7 +234,7 @@ def _of_keywords(header: Mapping) -> Reading:
         if not flux > 0:
             raise InputError(
                 f"FLUXMAG0, the flux of magnitude 0, must be positive; received {header['FLUXMAG0']}. "
-                "Give the zero point with --zero-point."
+                "Give `zero_point`."
             )
         return Reading(2.5 * float(np.log10(flux)), "FLUXMAG0")
     for keyword in ZERO_POINT_KEYWORDS:
@@ -245,7 +244,7 @@ def _of_keywords(header: Mapping) -> Reading:
     raise InputError(
         "The header tells no zero point (looked for PHOTFLAM and PHOTPLAM, FLUXMAG0, "
         f"{', '.join(ZERO_POINT_KEYWORDS)}, and BUNIT of MJy/sr or a flux; received "
-        f"{header.get('BUNIT', 'no BUNIT')}). Give the AB magnitude of one image unit with --zero-point."
+        f"{header.get('BUNIT', 'no BUNIT')}). Give `zero_point`, the AB magnitude of one image unit."
     )
 
 
@@ -255,7 +254,7 @@ def _refuse_vega(header: Mapping, keyword: str) -> None:
     if told or (keyword == "MAGZPT" and "CASUVERS" in header):
         raise InputError(
             f"{keyword} must be an AB magnitude; {told[0] if told else 'CASUVERS'} in the header tells that it is of "
-            "the Vega system. Add the filter's offset from Vega to AB, and give the sum with --zero-point."
+            "the Vega system. Add the filter's offset from Vega to AB, and give the sum as `zero_point`."
         )
 
 
@@ -285,7 +284,7 @@ def pixel_scale(wcs_scales: np.ndarray | None, given: float | None = None) -> Re
         If the value is not a positive number.
     """
     if given is not None:
-        value, source = float(given), "option --pixel-scale"
+        value, source = float(given), "the user"
     elif wcs_scales is not None:
         value, source = float(np.sqrt(np.prod(wcs_scales))), "WCS"
     else:
@@ -302,6 +301,5 @@ def _number(header: Mapping, keyword: str) -> float:
         return float("nan")
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{keyword} in the header should be a number; received {header[keyword]!r}. "
-            "Give the zero point with --zero-point."
+            f"{keyword} in the header should be a number; received {header[keyword]!r}. Give `zero_point`."
         ) from error

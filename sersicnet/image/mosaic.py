@@ -366,10 +366,10 @@ def read_image(
             name = f"{path}[{chosen}]"
             unit = hdus[chosen]
             if not unit.is_image:
-                raise InputError(f"{name} is a table, not an image. Choose another extension with `hdu`.")
+                raise InputError(f"{name} is a table, not an image. Choose another extension: give `hdu`.")
             header, found = header_of(unit, hdus[0]), unit.shape
             if not found:
-                raise InputError(f"{name} holds no data. Choose another extension with `hdu`.")
+                raise InputError(f"{name} holds no data. Choose another extension: give `hdu`.")
             check_shape(name, found, shape, least)
             if compressed:
                 with np.errstate(over="ignore"):

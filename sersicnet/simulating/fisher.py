@@ -275,11 +275,11 @@ def _rebuilt(data: Dataset) -> tuple[Any, Callable[[float], Renderer]]:
     try:
         simulation = Simulation.of_record(data.config, data.psf)
     except DatasetError as error:
-        raise InputError(f"The limit of {data.path} cannot be computed: {error} Leave out --limits.") from error
+        raise InputError(f"The limit of {data.path} cannot be computed: {error} Leave out `limits`.") from error
     if simulation.real_like:
         raise InputError(
             f"{data.path} has labels that were fitted to the very noise of its stamps: no limit is known for "
-            "real-like galaxies. Leave out --limits."
+            "real-like galaxies. Leave out `limits`."
         )
     renderers: dict[float, Renderer] = {}
 

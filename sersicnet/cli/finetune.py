@@ -1,0 +1,83 @@
+"""The command `finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sersicnet.cli.shared import (
+    Overwrite,
+    Quiet,
+    Seed,
+    TensorBoard,
+    TestSet,
+    WeightsName,
+    ZeroPoint,
+    command_line,
+    importing,
+    say,
+    training_progress,
+)
+
+
+def finetune(
+    real: Annotated[
+        Path,
+        typer.Option(
+            help="Table of labelled galaxies with image, x, y (or ra, dec), mag, r_eff_pix (or r_eff in arcsec), "
+            "sersic_n, ellipticity (or q); or a dataset.",
+            show_default=False,
+        ),
+    ],
+    image: Annotated[
+        Path | None, typer.Option(help="FITS image of all galaxies, instead of the column image.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("finetuned"),
+    weights: WeightsName = "fovea-sim",
+    zero_point: ZeroPoint = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers to train: all; head-first, first those after the features and then all; or auto, which tries "
+            "both and keeps the better weights."
+        ),
+    ] = "auto",
+    epochs: Annotated[
+        int, typer.Option(help="Number of epochs; the weights with the lowest validation error are kept.", min=1)
+    ] = 15,
+    test: TestSet = None,
+    seed: Seed = 0,
+    tensorboard: TensorBoard = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune weights on your own labelled galaxies (transfer learning).
+
+    Example: sersicnet finetune --real labels.csv -o my-weights
+    """
+    from dataclasses import replace
+
+    with importing():
+        from sersicnet import dataset
+        from sersicnet.training import train as training
+    from sersicnet.weights import load as loaded
+
+    galaxies = dataset.real_galaxies(real, image, zero_point)
+    network = loaded(weights, to_train=True).card["network"]
+    recipe = training.FINETUNE[network]
+    with training_progress(quiet, network, tensorboard) as report:
+        done = training.finetune(
+            galaxies,
+            output,
+            base=weights,
+            layers=layers,
+            recipe=replace(recipe, epochs=epochs),
+            seed=seed,
+            test=test,
+            overwrite=overwrite,
+            command=command_line(),
+            report=report,
+        )
+    say(quiet, f"wrote {done.path}")

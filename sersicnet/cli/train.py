@@ -1,0 +1,132 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sersicnet.cli.shared import (
+    Overwrite,
+    Quiet,
+    Seed,
+    TensorBoard,
+    TestSet,
+    command_line,
+    importing,
+    say,
+    training_progress,
+)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Training set from `sersicnet simulate`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("weights-new"),
+    network: Annotated[str, typer.Option(help="Architecture: fovea, tl or dann.")] = "fovea",
+    test: TestSet = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the same architecture to start from: a shipped name or a directory.", show_default=False
+        ),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="Align the features of real and simulated galaxies: dann (domain-adversarial) or daregram (inverse "
+            "Gram matrices).",
+            show_default=False,
+        ),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real galaxies for --adapt: a table of labels, a dataset, or a FITS mosaic.", show_default=False
+        ),
+    ] = None,
+    real_labels: Annotated[
+        bool, typer.Option(help="Whether the labels of the real galaxies train the regression, too.")
+    ] = True,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="For --adapt: weight of the regression against the alignment, from 0 to 1; 0.9, as in the study, by "
+            "default.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest number of epochs; that of the network's recipe by default.", min=1, show_default=False
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Number of stamps of DATA to use; all by default.", min=1, show_default=False)
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Stamps per step; that of the network's recipe by default. Larger batches use a GPU better and need a "
+            "higher --learning-rate.",
+            min=2,
+            show_default=False,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate; that of the network's recipe by default. Lower rates suit weights that are "
+            "trained already.",
+            show_default=False,
+        ),
+    ] = None,
+    on_the_fly: Annotated[
+        bool,
+        typer.Option(
+            "--on-the-fly",
+            help="Simulate new galaxies like those of DATA in every epoch; DATA is then used for validation only.",
+        ),
+    ] = False,
+    tensorboard: TensorBoard = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on simulated stamps; the same command continues an interrupted run.
+
+    Example: sersicnet train train.h5 -o my-weights --test test.h5
+
+    Example: sersicnet train train.h5 --start fovea-sim --adapt dann --real labels.csv -o my-dann
+    """
+    # The options make this function long.
+    from dataclasses import replace
+
+    with importing():
+        from sersicnet import dataset
+        from sersicnet.training import train as training
+
+    recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
+    if recipe is not None:
+        given = {"epochs": epochs, "alpha": alpha, "batch": batch, "learning_rate": learning_rate}
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    with training_progress(quiet, network, tensorboard) as report:
+        done = training.train(
+            data,
+            output,
+            network=network,
+            recipe=recipe,
+            seed=seed,
+            limit=limit,
+            start=start,
+            test=test,
+            adapt=adapt,
+            real=None if real is None else dataset.real_galaxies(real),
+            real_labels=real_labels,
+            fresh=on_the_fly,
+            overwrite=overwrite,
+            command=command_line(),
+            report=report,
+        )
+    say(quiet, f"wrote {done.path}")

@@ -1,0 +1,59 @@
+"""The docs and the command line say the same."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from sersicnet import cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+COMMANDS = typer.main.get_command(cli.app).commands
+OPTIONS = sorted(
+    {
+        (*parameter.opts, *parameter.secondary_opts)
+        for command in COMMANDS.values()
+        for parameter in command.params
+        if parameter.param_type_name == "option"
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The part of the reference that is made from the commands themselves."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    return generate.commands()
+
+
+@pytest.mark.parametrize("spellings", OPTIONS, ids=[spellings[0] for spellings in OPTIONS])
+def test_every_option_is_explained_in_the_docs(spellings):
+    """By a page that a person wrote; the tutorial's and the benchmarks' examples do not explain."""
+    written = "\n".join((DOCS / page).read_text("utf-8") for page in ("howto.md", "reference.md"))
+    assert re.search(rf"(?<![\w-])({'|'.join(spellings)})(?![\w-])", written)
+
+
+def test_the_reference_lists_every_option_of_every_command(reference):
+    pages = dict(re.findall(r"### `sersicnet (\w+)`\n\n```text\n(.*?)\n```", reference, re.DOTALL))
+    assert list(pages) == list(COMMANDS)
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            for spelling in (*parameter.opts, *parameter.secondary_opts):
+                if spelling.startswith("-"):
+                    assert re.search(rf"(?<![\w-]){spelling}(?![\w-])", pages[name]), (name, spelling)
+
+
+def test_the_docs_name_no_option_that_does_not_exist():
+    """In commands, and in backticks; accuracy.md has options of the benchmarks, too."""
+    command = re.compile(rf"^.*\bsersicnet (?:{'|'.join(COMMANDS)}) .*$", re.MULTILINE)
+    known = {spelling for spellings in OPTIONS for spelling in spellings} | {"--help", "--version"}
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+        text = page.read_text("utf-8")
+        found = set() if page.name == "accuracy.md" else set(re.findall(r"`(--[a-z-]+)", text))
+        for line in command.findall(text):
+            found |= set(re.findall(r"(?<![\w-])(--[a-z-]+)", line))
+        assert found <= known, page.name
