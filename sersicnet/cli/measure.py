@@ -174,7 +174,7 @@ def measure(
     }
     outputs = Outputs(catalogue=output, overwrite=overwrite, **products)
     if dry_run:
-        own = {"outputs": outputs, "positions": positions} if len(paths) == 1 else {}
+        own: dict[str, Any] = {"outputs": outputs, "positions": positions} if len(paths) == 1 else {}
         plans = (measuring.plan(Exposure.open(path, **opened), **own, **options) for path in paths)
         _print_outlook([plan.outlook() for plan in plans], as_json)
         return

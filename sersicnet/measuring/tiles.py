@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from sersicnet import weights
 from sersicnet.engine.fit import Fits, Fitter, Status
 from sersicnet.errors import InputError, WeightsError
-from sersicnet.image import detect, photometry
+from sersicnet.image import detect, photometry, stars
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.resample import Resampled
