@@ -101,3 +101,28 @@ def tiny_network(monkeypatch):
 
     monkeypatch.setitem(networks.ARCHITECTURES, "dann", networks.Architecture(tiny_core, log=False, spreads=False))
     return "dann"
+
+
+def flat(verb, image, catalogue=None, *, refine=False, **options):
+    """Call `measure`, `plan` or `fit` with the options of an exposure, of fits, outputs and work side by side."""
+    from dataclasses import fields
+
+    from sersicnet.image.exposure import Exposure
+    from sersicnet.measuring.fitting import Fitting
+    from sersicnet.measuring.measure import fit
+    from sersicnet.measuring.outputs import Outputs
+    from sersicnet.measuring.plan import Work
+
+    def taken(names):
+        return {name: options.pop(name) for name in names if name in options}
+
+    exposure = taken(("hdu", "noise", "noise_kind", "mask", "zero_point", "pixel_scale"))
+    own = {kind: taken([field.name for field in fields(kind)]) for kind in (Fitting, Outputs, Work)}
+    if catalogue is not None:
+        own[Outputs]["catalogue"] = catalogue
+    if verb is fit:
+        options["fitting"] = Fitting(**{"prior": "none", **own[Fitting]})
+    elif refine:
+        options["refine"] = Fitting(**own[Fitting])
+    image = Exposure.open(image, **exposure)
+    return verb(image, outputs=Outputs(**own[Outputs]), work=Work(**own[Work]), **options)

@@ -3,26 +3,29 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
+from conftest import flat
 
 from sersicnet import weights
 from sersicnet.engine.render import Renderer
-from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.image import detect, mosaic
+from sersicnet.errors import InputError, OutputError, SersicnetWarning
+from sersicnet.image import mosaic
+from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import F160W
-from sersicnet.image.regions import Regions
+from sersicnet.image.psf import Psf, read_psf
+from sersicnet.image.regions import Regions, Threshold
+from sersicnet.measuring import fitting, outputs, tiles
 from sersicnet.measuring import measure as module
-from sersicnet.measuring import tiles
-from sersicnet.measuring.measure import measure
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import effective_psf, observe
+
+measure = functools.partial(flat, module.measure)
 
 PLAIN = [column for column in COLUMNS if column.name not in ("image", "sky", "chi2", "fit_status")]
 
@@ -275,7 +278,7 @@ def test_flag_out_of_range(field, isolated, tmp_path, name):
     card = json.loads((copy / "card.json").read_text())
     card["domain"]["ranges"][name][1] = card["domain"]["ranges"][name][0] + 1e-3
     weights.rewrite_card(copy, card)
-    flags = flags_at(field, *isolated, weights_name=copy)
+    flags = flags_at(field, *isolated, weights=copy)
     assert flags & Flag.OUT_OF_RANGE == RANGE_FLAGS[TARGET_NAMES.index(name)]
 
 
@@ -304,7 +307,7 @@ def test_flag_out_of_domain_by_the_psf_of_a_file(field, tmp_path, isolated):
     assert table.meta["OUTSIDE"] == "PSF"
     assert table.meta["PSFFWHM"] == pytest.approx(4.4, abs=0.1)
     fine = write(tmp_path / "fine.fits", effective_psf(replace(F160W, pixel_scale=0.02)))
-    table = measure(field[0], positions=wanted, psf=fine, psf_oversampling=3)
+    table = measure(field[0], positions=wanted, psf=read_psf(fine, 3))
     assert table.meta["OUTSIDE"] == "nothing"
     assert table.meta["PSFFWHM"] == pytest.approx(3.18, abs=0.05)
 
@@ -395,7 +398,7 @@ def test_a_fit_is_right_within_its_errors(refined, field):
 
 def test_fits_say_where_their_psf_is_from(refined, field):
     assert refined.meta["PSF"].endswith("psf.fits")
-    with pytest.warns(SersicnetWarning, match="No --psf was given"):
+    with pytest.warns(SersicnetWarning, match="No `psf` was given"):
         again = measure(field[0], refine=True)
     assert "of the weights: HST WFC3/IR F160W" in again.meta["PSF"]
     assert again.meta["GAIN"] == pytest.approx(3200)
@@ -409,7 +412,7 @@ def test_sources_that_are_not_fitted_keep_the_values_of_the_network(catalogue, r
 
 def test_flag_not_refined(field, isolated, monkeypatch):
     monkeypatch.setattr(tiles, "Status", type("Never", (), {"CONVERGED": -1}))
-    with pytest.warns(SersicnetWarning, match="No --psf"):
+    with pytest.warns(SersicnetWarning, match="No `psf`"):
         assert flags_at(field, *isolated, refine=True) & Flag.NOT_REFINED
 
 
@@ -423,11 +426,6 @@ def test_bad_psfs_are_refused(field, tmp_path, psf):
 def test_bad_gains_are_refused(field, gain):
     with pytest.raises(InputError, match="A gain is a positive number"):
         measure(field[0], refine=True, gain=gain)
-
-
-def test_a_gain_without_a_fit_is_a_mistake(field):
-    with pytest.raises(InputError, match="--gain belongs to fits: give --refine"):
-        measure(field[0], gain=3200.0)
 
 
 def test_model_and_residual_images_add_up(field, tmp_path, psf_file):
@@ -448,7 +446,7 @@ def test_model_and_residual_images_add_up(field, tmp_path, psf_file):
 
 
 def test_images_of_the_model_need_fits_and_names_of_their_own(field, tmp_path, psf_file):
-    with pytest.raises(InputError, match="--model belongs to fits"):
+    with pytest.raises(InputError, match="`model` belongs to fits"):
         measure(field[0], model=tmp_path / "m.fits")
     with pytest.raises(InputError, match="name of its own"):
         measure(field[0], refine=True, psf=psf_file, model=tmp_path / "m.fits", residual=tmp_path / "m.fits")
@@ -480,8 +478,8 @@ def test_a_table_of_galaxies_is_a_prior_and_others_are_refused(field, isolated, 
 def test_the_prior_of_radii_follows_the_pixel_scale():
     radii = []
     for scale in (0.06, 0.03):
-        scene = SimpleNamespace(scale=SimpleNamespace(value=scale), zero=SimpleNamespace(value=25.9463))
-        prior = module._prior("candels", scene)
+        exposure = Exposure.of_arrays(np.zeros((20, 20)), zero_point=25.9463, pixel_scale=scale)
+        prior = fitting.Fitting(gain=1.0).of_image(exposure, Psf.of(effective_psf(F160W), "psf"), None).assumed
         radii.append(float(prior.scales[1].from_free(prior.mean[1])))
     assert radii[0] == pytest.approx(5, rel=0.15)
     assert radii[1] == pytest.approx(2 * radii[0], rel=0.03)
@@ -491,7 +489,7 @@ def test_the_prior_of_radii_follows_the_pixel_scale():
 
 
 def fit_quietly(*args, **options):
-    return module.fit(*args, **{"gain": F160W.exposure, **options})
+    return flat(module.fit, *args, **{"gain": F160W.exposure, **options})
 
 
 def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file, tmp_path):
@@ -507,9 +505,7 @@ def test_fits_without_a_network_are_right_and_start_from_moments(field, psf_file
 
 
 def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_file, monkeypatch):
-    monkeypatch.setattr(
-        detect.Detector, "regions", lambda self, smooth, *args: Regions(smooth.shape, *np.zeros((2, 0), int))
-    )
+    monkeypatch.setattr(Threshold, "regions", lambda self, smooth, *args: Regions(smooth.shape, *np.zeros((2, 0), int)))
     table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=table)
     assert cat["fit_status"][0] == 0
@@ -538,8 +534,8 @@ def test_overlapping_galaxies_are_fitted_together(tmp_path, psf_file):
 
 
 def test_fits_without_a_gain_warn(field, isolated, psf_file):
-    with pytest.warns(SersicnetWarning, match="No --gain"):
-        cat = module.fit(field[0], psf=psf_file, positions=Table({"x": [isolated[0]], "y": [isolated[1]]}))
+    with pytest.warns(SersicnetWarning, match="No `gain`"):
+        cat = flat(module.fit, field[0], psf=psf_file, positions=Table({"x": [isolated[0]], "y": [isolated[1]]}))
     assert "GAIN" not in cat.meta
 
 
@@ -550,7 +546,9 @@ def test_maps_of_noise_weight_and_variance_agree(catalogue, field, tmp_path):
     rms = write(tmp_path / "rms.fits", np.full((512, 512), 0.01, np.float32))
     wht = write(tmp_path / "wht.fits", np.full((512, 512), 1e4, np.float32))
     var = write(tmp_path / "var.fits", np.full((512, 512), 1e-4, np.float32))
-    one, two, three = measure(field[0], rms=rms), measure(field[0], wht=wht), measure(field[0], var=var)
+    one, two, three = (
+        measure(field[0], noise=path, noise_kind=kind) for path, kind in ((rms, "rms"), (wht, "wht"), (var, "var"))
+    )
     np.testing.assert_array_equal(one["mag"], two["mag"])
     np.testing.assert_array_equal(one["mag"], three["mag"])
     np.testing.assert_allclose(one["mag"].value[:5], catalogue["mag"].value[:5], atol=0.1)
@@ -562,19 +560,19 @@ def test_pixels_without_weight_have_no_data(field, tmp_path, isolated):
     x, y = (round(v) for v in isolated)
     wht[y - 5 : y + 6, x - 5 : x + 6] = 0
     with pytest.warns(SersicnetWarning, match=r"wht.fits\[0\] was multiplied by 0.00"):
-        assert flags_at(field, *isolated, wht=write(tmp_path / "wht.fits", wht)) & Flag.NO_DATA
+        assert flags_at(field, *isolated, noise=write(tmp_path / "wht.fits", wht), noise_kind="wht") & Flag.NO_DATA
 
 
-@pytest.mark.parametrize("run", [measure, functools.partial(module.fit, gain=F160W.exposure)])
+@pytest.mark.parametrize("run", [measure, functools.partial(flat, module.fit, gain=F160W.exposure)])
 def test_a_map_far_from_the_scatter_of_the_sky_is_told_once(field, isolated, psf_file, tmp_path, run):
     times = write(tmp_path / "times.fits", np.full((512, 512), 3200.0, np.float32))
     place = Table({"x": [isolated[0]], "y": [isolated[1]]})
     with pytest.warns(SersicnetWarning) as caught:
-        table = run(field[0], positions=place, psf=psf_file, wht=times)
+        table = run(field[0], positions=place, psf=psf_file, noise=times, noise_kind="wht")
     assert len(caught) == 1
     factor, correlation = table.meta["MAPFACT"], table.meta["NOISECOR"]
     assert factor == pytest.approx(0.0035 * np.sqrt(3200), rel=0.05)
-    for part in (f"multiplied by {factor:.3g}", "what --wht takes", f"is {correlation:.2f}.", "only its relative"):
+    for part in (f"multiplied by {factor:.3g}", "Is it the wht", f"is {correlation:.2f}.", "only its relative"):
         assert part in str(caught[0].message)
 
 
@@ -582,7 +580,7 @@ def test_a_variance_is_found_by_its_name(field, tmp_path):
     image, noise = mosaic.read_image(field[0]), np.full((512, 512), 1e-5, np.float32)
     planes = [fits.ImageHDU(image.data, image.header), fits.ImageHDU(noise, name="VARIANCE")]
     fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "rubin.fits")
-    table = measure(tmp_path / "rubin.fits", var=tmp_path / "rubin.fits")
+    table = measure(tmp_path / "rubin.fits", noise=tmp_path / "rubin.fits", noise_kind="var")
     assert table.meta["MAPFACT"] == pytest.approx(0.0035 / np.sqrt(1e-5), rel=0.05)
 
 
@@ -591,8 +589,11 @@ def test_an_image_is_not_its_own_map(field, tmp_path, kind):
     image = mosaic.read_image(field[0])
     planes = [fits.ImageHDU(image.data, image.header), fits.ImageHDU(np.abs(image.data), name="VAR_POISSON")]
     fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "jwst.fits")
-    with pytest.raises(InputError, match=rf"--{kind} needs a map of its own; .*jwst.fits\[1\], the image itself"):
-        measure(tmp_path / "jwst.fits", **{kind: tmp_path / "jwst.fits"})
+    options = {"noise": tmp_path / "jwst.fits", "noise_kind": kind}
+    if kind == "mask":
+        options = {"mask": tmp_path / "jwst.fits"}
+    with pytest.raises(InputError, match=r"is an image of its own; .*jwst.fits\[1\], the image that it should"):
+        measure(tmp_path / "jwst.fits", **options)
 
 
 def test_a_name_that_is_not_ascii_reaches_the_header_escaped(field, tmp_path):
@@ -605,11 +606,11 @@ def test_bad_maps_are_refused(field, tmp_path):
     zero = write(tmp_path / "zero.fits", np.zeros((512, 512), np.float32))
     small = write(tmp_path / "small.fits", np.ones((100, 512), np.float32))
     with pytest.raises(InputError, match="no pixel left that is finite, exposed, not masked and has a positive noise"):
-        measure(field[0], rms=zero)
+        measure(field[0], noise=zero)
     with pytest.raises(InputError, match="must agree"):
-        measure(field[0], wht=small)
-    with pytest.raises(InputError, match="Give only one noise map; received --rms and --var"):
-        measure(field[0], rms=zero, var=small)
+        measure(field[0], noise=small, noise_kind="wht")
+    with pytest.raises(InputError, match="A noise map holds one of rms, wht, var; received ivar"):
+        measure(field[0], noise=zero, noise_kind="ivar")
     with pytest.raises(InputError, match="no pixel left"):
         measure(field[0], mask=write(tmp_path / "mask.fits", np.ones((512, 512), np.uint8)))
 
@@ -657,7 +658,7 @@ def crowded(tmp_path_factory):
 
 @pytest.mark.parametrize("refine", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_catalogue_does_not_depend_on_the_tiles(crowded, tiny_weights, refine):
-    options = {"weights_name": tiny_weights, "refine": refine}
+    options = {"weights": tiny_weights, "refine": refine}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SersicnetWarning)
         whole = measure(crowded, tile=2048, **options)
@@ -672,7 +673,7 @@ def test_the_catalogue_does_not_depend_on_the_tiles(crowded, tiny_weights, refin
 def test_processes_fit_like_one(crowded, tiny_weights):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SersicnetWarning)
-        one, two = (measure(crowded, weights_name=tiny_weights, refine=True, tile=384, workers=n) for n in (1, 2))
+        one, two = (measure(crowded, weights=tiny_weights, refine=True, tile=384, workers=n) for n in (1, 2))
     for name in one.colnames:
         np.testing.assert_array_equal(np.asarray(two[name]), np.asarray(one[name]), err_msg=name)
 
@@ -686,7 +687,7 @@ def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_we
         if stage.startswith("measuring tiles") and done == 3:
             raise KilledError
 
-    run = functools.partial(measure, crowded, tmp_path / "cat.fits", weights_name=tiny_weights, tile=256)
+    run = functools.partial(measure, crowded, tmp_path / "cat.fits", weights=tiny_weights, tile=256)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SersicnetWarning)
         with pytest.raises(KilledError):
@@ -702,7 +703,7 @@ def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_we
         run(workers=1)
         monkeypatch.undo()
         assert len(worked) == 9 - 3
-        measure(crowded, tmp_path / "whole.fits", weights_name=tiny_weights, tile=256, workers=2)
+        measure(crowded, tmp_path / "whole.fits", weights=tiny_weights, tile=256, workers=2)
     files = [fits.open(tmp_path / name) for name in ("cat.fits", "whole.fits")]
     assert files[0][1].data.tobytes() == files[1][1].data.tobytes()
     for file in files:
@@ -764,13 +765,13 @@ def test_images_of_one_name_are_refused(pieces, tmp_path):
 
 
 def test_what_is_foreseen_is_what_happens(field, catalogue):
-    outlook = module.foresee(field[0], tile=256)
+    outlook = flat(module.plan, field[0], tile=256).outlook()
     assert outlook.zero_point.value == catalogue.meta["ZEROPT"]
     assert outlook.pixel_scale.value == pytest.approx(0.06)
     assert (outlook.shape, outlook.tiles) == ((512, 512), 4)
     assert 0.2 < outlook.memory < 3
     assert outlook.factor == 1
-    assert module.foresee(field[0], pixel_scale=0.03, resample=True).factor == pytest.approx(0.5)
+    assert flat(module.plan, field[0], pixel_scale=0.03, resample=True).outlook().factor == pytest.approx(0.5)
 
 
 def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):
@@ -779,7 +780,7 @@ def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.warns(SersicnetWarning, match="same command continues"), pytest.raises(KeyboardInterrupt):
-        measure(crowded, tmp_path / "cat.fits", weights_name=tiny_weights, tile=256, workers=1, report=interrupt)
+        measure(crowded, tmp_path / "cat.fits", weights=tiny_weights, tile=256, workers=1, report=interrupt)
     assert len(list((tmp_path / "cat.fits.run").glob("tile-*.npz"))) == 2
 
 
@@ -795,10 +796,10 @@ def test_models_do_not_depend_on_the_tiles(field, psf_file, tmp_path):
 
 def test_a_side_product_that_fails_does_not_cost_the_catalogue(field, psf_file, tmp_path, monkeypatch):
     def full(*args, **options):
-        raise InputError("model.fits could not be written: no space left on device.")
+        raise OutputError("model.fits could not be written: no space left on device.")
 
-    monkeypatch.setattr(module.catalogue, "writing_image", full)
-    with pytest.raises(InputError, match=r"no space left.*cat.fits is written"):
+    monkeypatch.setattr(outputs.tables, "writing_image", full)
+    with pytest.raises(OutputError, match=r"no space left.*cat.fits is written"):
         fit_quietly(field[0], tmp_path / "cat.fits", psf=psf_file, model=tmp_path / "model.fits")
     assert len(QTable.read(tmp_path / "cat.fits")) > 10
 
@@ -817,7 +818,7 @@ def finer(tmp_path_factory):
 
 
 def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
-    table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html")
+    table = measure(finer[0], tmp_path / "cat.fits", resample=True, report=tmp_path / "page.html")
     rows, found = matched(table, finer[1])
     good = (table["flags"][found] & ~(Flag.EDGE | Flag.OUT_OF_DOMAIN | Flag.CROWDED | Flag.MASKED)) == 0
     rows, found = rows[good], found[good]
@@ -832,10 +833,10 @@ def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
 
 
 def test_resampling_needs_a_scale_and_no_fit(finer, blank):
-    with pytest.raises(InputError, match="without --resample"):
+    with pytest.raises(InputError, match="without `resample`"):
         measure(finer[0], resample=True, refine=True)
     with (
         pytest.warns(SersicnetWarning, match="no celestial WCS"),
-        pytest.raises(InputError, match="give --pixel-scale"),
+        pytest.raises(InputError, match="give `pixel_scale`"),
     ):
         measure(blank(), resample=True)

@@ -95,6 +95,7 @@ class Exposure:
         InputError
             If a file cannot be used, or the zero point is not known.
         """
+        _check_kind(noise_kind)
         image = read_image(path, hdu)
         return cls._assembled(
             image,
@@ -194,8 +195,7 @@ class Exposure:
         zero_point: float | None,
         pixel_scale: float | None,
     ) -> Exposure:
-        if noise_kind not in NOISE_KINDS:
-            raise InputError(f"A noise map holds one of {', '.join(NOISE_KINDS)}; received {noise_kind}.")
+        _check_kind(noise_kind)
         zero = headers.zero_point(image.header, zero_point, image.scales)
         scale = headers.pixel_scale(image.scales, pixel_scale)
         return cls(image, zero, scale, noise, noise_kind, mask, _saturation(image))
@@ -254,6 +254,11 @@ class Exposure:
         """Close all files."""
         for image in self.images:
             image.close()
+
+
+def _check_kind(noise_kind: str) -> None:
+    if noise_kind not in NOISE_KINDS:
+        raise InputError(f"A noise map holds one of {', '.join(NOISE_KINDS)}; received {noise_kind}.")
 
 
 def _saturation(image: Image) -> float:
