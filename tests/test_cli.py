@@ -21,6 +21,7 @@ from sersicnet.cli import shared
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.header import F160W
+from sersicnet.measuring import measure as measuring
 from sersicnet.simulating.simulate import effective_psf
 
 COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]
@@ -266,7 +267,7 @@ def test_messages_name_an_option_by_its_parameter(name, parameter):
 @pytest.mark.parametrize(
     ("name", "message", "told"),
     [
-        ("measure", "give `noise` or `page`", "give --rms or --wht or --var or --report"),
+        ("measure", "give `noise` or `weights`", "give --rms or --wht or --var or --weights"),
         ("measure", "`workers=1` needs least memory", "--workers 1 needs least memory"),
         ("measure", "give `prior='none'` or `refine=True`", "give --prior none or --refine"),
         ("train", "give `real_labels=False`", "give --no-real-labels"),
@@ -289,7 +290,7 @@ def test_errors_and_warnings_name_options(run, field, monkeypatch, tmp_path):
         warnings.warn("Without `pixel_scale` there is no `sersicnet adapt`.", SersicnetWarning, stacklevel=2)
         raise InputError("Give `zero_point` or `overwrite`.")
 
-    monkeypatch.setattr(mosaic, "read_image", fail)
+    monkeypatch.setattr(measuring, "measure", fail)
     code, out, err = run("measure", field[0], "-o", tmp_path / "cat.fits")
     assert (code, out) == (1, "")
     assert err.splitlines() == [
@@ -312,7 +313,7 @@ def test_interruptions_and_the_system_s_errors_are_no_tracebacks(run, field, mon
     def fail(*arguments, **options):
         raise raised
 
-    monkeypatch.setattr(mosaic, "read_image", fail)
+    monkeypatch.setattr(measuring, "measure", fail)
     assert run("measure", field[0], "-o", tmp_path / "cat.fits") == (code, "", told)
     assert not list(tmp_path.iterdir())
 
@@ -321,7 +322,7 @@ def test_an_error_of_the_system_that_names_no_file_is_a_bug(field, monkeypatch, 
     def fail(*arguments, **options):
         raise OSError("a mistake of ours")
 
-    monkeypatch.setattr(mosaic, "read_image", fail)
+    monkeypatch.setattr(measuring, "measure", fail)
     with pytest.raises(OSError, match="a mistake of ours"):
         cli.main(["measure", str(field[0]), "-o", str(tmp_path / "cat.fits")])
 
