@@ -320,6 +320,14 @@ def with_adversary(network: keras.Model) -> keras.Model:
     return keras.Model([network.input, strength], {"means": network.output, "domain": domain})
 
 
+def freeze(core: keras.Model, *, body: bool) -> None:
+    """Fix batch normalisations, which then run as in prediction; with `body` also all layers before the features."""
+    features = core.layers.index(core.get_layer("features"))
+    for i, layer in enumerate(core.layers):
+        if isinstance(layer, keras.layers.BatchNormalization) or (body and i < features):
+            layer.trainable = False
+
+
 LARGE = 4096
 """Numbers that a kernel needs to be kept in half precision."""
 

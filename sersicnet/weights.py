@@ -193,6 +193,28 @@ class Weights:
             )
         return model
 
+    def core(self) -> keras.Model:
+        """The network alone, built anew: layers of older files have other names.
+
+        Raises
+        ------
+        WeightsError
+            If this version does not know the network, or the file holds another one.
+        """
+        from sersicnet.networks import ARCHITECTURES
+
+        network = self.card["network"]
+        core = ARCHITECTURES[network].build() if network in ARCHITECTURES else None
+        values = self.keras_model().get_layer("core").get_weights()
+        assert core is not None  # `keras_model` refuses other networks
+        if [v.shape for v in values] != [v.shape for v in core.get_weights()]:
+            raise WeightsError(
+                f"{self.path} holds a {network} of another version of sersicnet "
+                f"({self.card['versions']['sersicnet']}). Train it again."
+            )
+        core.set_weights(values)
+        return core
+
 
 def calibrated(card: Mapping[str, Any], mag: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Errors as the network predicts them, times the factors that its card lists by magnitude.

@@ -58,19 +58,19 @@ def blank(tmp_path):
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory, small_dataset):
     """Weights of one epoch on 64 stamps: they work, and know nothing."""
-    from sersicnet.training import train
+    from sersicnet.training.train import train
 
     path = tmp_path_factory.mktemp("weights") / "tiny"
-    train.train(small_dataset, path, recipe=tiny_recipe(), seed=1, test=small_dataset, command="train")
+    train(small_dataset, path, recipe=tiny_recipe(), seed=1, test=small_dataset, command="train")
     return path
 
 
 def tiny_recipe(**changes):
     from dataclasses import replace
 
-    from sersicnet.training import train
+    from sersicnet.training.recipe import RECIPES
 
-    return replace(train.RECIPES["fovea"], epochs=1, batch=16, **changes)
+    return replace(RECIPES["fovea"], epochs=1, batch=16, **changes)
 
 
 def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):

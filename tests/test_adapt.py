@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from sersicnet import dataset, weights
+from sersicnet import weights
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
@@ -19,7 +19,7 @@ from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import simulate
 from sersicnet.simulating.neighbours import Camera
 from sersicnet.simulating.population import _POINT
-from sersicnet.training import adapt, train
+from sersicnet.training import adapt, labels, loop
 
 SCALE = 0.08
 
@@ -101,7 +101,7 @@ def adapted(survey, tiny_weights, tmp_path_factory, quick_plan):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*blank patches")
-        for module, name in ((points, "find_stars"), (simulate, "simulate"), (train, "train")):
+        for module, name in ((points, "find_stars"), (simulate, "simulate"), (adapt, "train")):
             patch.setattr(module, name, spied(module, name))
         for stage, at in (("simulating", 16), ("testing", 0)):
             with contextlib.suppress(KilledError):
@@ -168,10 +168,10 @@ def test_how_long_training_takes_is_told_once_it_is_known(survey, tiny_weights, 
     def trained(*arguments, report, **options):
         for step in (1, 99, 150, 200):
             speed = np.nan if step == 1 else 640.0
-            report(train.Progress(1, 3, step, 400, 0.5, None, stamps_per_second=speed))
+            report(loop.Progress(1, 3, step, 400, 0.5, None, stamps_per_second=speed))
         raise KilledError
 
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(adapt, "train", trained)
     with pytest.raises(KilledError):
         adapt.adapt(survey[0], tmp_path / "w", base=tiny_weights, n=32, gain=20_000.0, tell=lines.append)
     assert [line.split(",")[0] for line in lines if "an epoch" in line] == ["about 40 s an epoch (640 stamps/s"]
@@ -234,7 +234,7 @@ def test_the_galaxies_of_a_mosaic_are_unlabelled_and_no_stars(survey):
     stars = points.find_stars(frame.data, bad, sky, found)
     good = points.good_galaxies(frame.data, bad, sky, found)
     assert not (good & stars.alike).any()
-    galaxies = dataset.real_galaxies(survey[0])
+    galaxies = labels.real_galaxies(survey[0])
     assert 3 < len(galaxies) == good.sum() < len(found) - stars.alike.sum()
     assert galaxies.is_real.all()
     assert np.isnan(galaxies.targets).all()
@@ -244,7 +244,7 @@ def test_the_galaxies_of_a_mosaic_are_unlabelled_and_no_stars(survey):
 
 def test_an_image_without_galaxies_has_none(blank):
     with pytest.raises(DatasetError, match="no galaxy with a signal to noise of 10"):
-        dataset.real_galaxies(blank())
+        labels.real_galaxies(blank())
 
 
 def test_without_stars_a_psf_is_asked_for(field, tiny_weights, tmp_path):

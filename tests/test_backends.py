@@ -18,18 +18,22 @@ import json, sys, warnings
 from dataclasses import replace
 import numpy as np
 from sersicnet import weights
-from sersicnet.training import train
-from sersicnet.dataset import Dataset, real_galaxies
+from sersicnet import networks
+from sersicnet.networks import keras, ops
+from sersicnet.training import loop, train
+from sersicnet.training.labels import real_galaxies
+from sersicnet.training.recipe import RECIPES
+from sersicnet.dataset import Dataset
 
-data, output, network, fresh = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "fresh"
-train.KEEP_SECONDS = 0.0
+data, output, network, on_the_fly = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "on_the_fly"
+loop.KEEP_SECONDS = 0.0
 warnings.simplefilter("ignore")
-if fresh:  # as on an accelerator
+if on_the_fly:  # as on an accelerator
     import torch
-    train._on_accelerator = lambda: torch.asarray
+    train.on_accelerator = lambda: torch.asarray
 plain = network == "fovea"
-recipe = replace(train.RECIPES[network], epochs=2, batch=16, anneal=False, learning_rate=1e-3, patience=9)
-options = {"recipe": recipe, "seed": 1, "network": network, "fresh": fresh}
+recipe = replace(RECIPES[network], epochs=2, batch=16, anneal=False, learning_rate=1e-3, patience=9)
+options = {"recipe": recipe, "seed": 1, "network": network, "on_the_fly": on_the_fly}
 losses, steps, killed = [], [], []
 
 def report(progress):
@@ -49,12 +53,12 @@ except KeyboardInterrupt:
     train.train(data, output, report=report, **options)
 found = weights.load(output, to_train=True)
 with Dataset(data) as some:
-    out = train.ops.convert_to_numpy(found.keras_model()(some.stamps(0, 8)))
-train.keras.utils.set_random_seed(1)
-before, after = train.networks.ARCHITECTURES[network].build(), found.keras_model().get_layer("core")
+    out = ops.convert_to_numpy(found.keras_model()(some.stamps(0, 8)))
+keras.utils.set_random_seed(1)
+before, after = networks.ARCHITECTURES[network].build(), found.keras_model().get_layer("core")
 pairs = zip(before.trainable_weights, after.trainable_weights, strict=True)
-moved = [bool((train.ops.convert_to_numpy(a) != train.ops.convert_to_numpy(b)).any()) for a, b in pairs]
-backend = train.keras.backend.backend()
+moved = [bool((ops.convert_to_numpy(a) != ops.convert_to_numpy(b)).any()) for a, b in pairs]
+backend = keras.backend.backend()
 print(json.dumps({"moved": moved, "backend": backend, "losses": losses, "steps": steps, "out": out.tolist()}))
 """
 
@@ -66,18 +70,18 @@ BACKENDS = [
 
 
 @pytest.mark.parametrize(
-    ("backend", "network", "fresh"),
+    ("backend", "network", "on_the_fly"),
     [
         *(pytest.param(*b.values, n, "stored", marks=b.marks) if not isinstance(b, str) else (b, n, "stored")
           for b in BACKENDS for n in ("fovea", "dann")),
-        ("torch", "fovea", "fresh"),
+        ("torch", "fovea", "on_the_fly"),
     ],
 )  # fmt: skip
-def test_a_network_trains_and_is_resumed(small_dataset, tmp_path, backend, network, fresh):
+def test_a_network_trains_and_is_resumed(small_dataset, tmp_path, backend, network, on_the_fly):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(small_dataset), str(tmp_path / "w"), network, fresh],
+        [sys.executable, "-c", SCRIPT, str(small_dataset), str(tmp_path / "w"), network, on_the_fly],
         env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

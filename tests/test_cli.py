@@ -16,13 +16,15 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 import sersicnet
-from sersicnet import cli, dataset, weights
+from sersicnet import cli, weights
 from sersicnet.cli import shared
+from sersicnet.dataset import Dataset
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.header import F160W
 from sersicnet.measuring import measure as measuring
 from sersicnet.simulating.simulate import effective_psf
+from sersicnet.training.labels import real_galaxies
 
 COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]
 COMMAND = typer.main.get_command(cli.app).commands
@@ -105,7 +107,7 @@ def test_fit_writes_labels_that_finetune_reads(run, field, tmp_path):
         "-o", tmp_path / "labels.fits",
     )  # fmt: skip
     assert code == 0, err
-    galaxies = dataset.real_galaxies(tmp_path / "labels.fits", field[0])
+    galaxies = real_galaxies(tmp_path / "labels.fits", field[0])
     assert len(galaxies.mag) == 2
 
 
@@ -375,7 +377,7 @@ def test_simulate_from_one_s_own_data(run, tmp_path, field):
     )  # fmt: skip
     assert code == 0, err
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
-    with dataset.Dataset(tmp_path / "t.h5") as data:
+    with Dataset(tmp_path / "t.h5") as data:
         assert len(data) == 8
         assert 20 <= data.mag.min() < data.mag.max() <= 23
         assert [p["name"] for p in data.config["psfs"]] == ["psf.fits", "psf.fits"]
@@ -415,7 +417,9 @@ def test_info_is_markdown_for_a_bug_report(run):
 
 
 def test_training_uses_the_fast_kernels_and_starts_in_silence():
-    code = "import os; from sersicnet.training import train; train.device(); print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    code = (
+        "import os; from sersicnet.training import device; device.device(); print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert (done.stdout, done.stderr) == ("1\n", "")

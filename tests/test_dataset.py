@@ -11,6 +11,7 @@ from sersicnet.errors import DatasetError
 from sersicnet.image import mosaic
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import Simulation, stamps
+from sersicnet.training import labels
 
 
 def test_stamps_come_back_within_half_a_quantum(small_dataset):
@@ -295,7 +296,7 @@ def test_labels_become_stamps_and_targets(labelled, field):
     rows = [
         f"field.fits,{r['x']},{r['y']},{r['mag']},{r['r_eff_pix']},{r['sersic_n']},{r['ellipticity']}" for r in truth
     ]
-    galaxies = dataset.real_galaxies(labelled(HEADER + "\n".join(rows)))
+    galaxies = labels.real_galaxies(labelled(HEADER + "\n".join(rows)))
     assert len(galaxies) == len(truth)
     assert galaxies.is_real.all()
     np.testing.assert_allclose(galaxies.targets[:, 1], truth["r_eff_pix"])
@@ -305,7 +306,7 @@ def test_labels_become_stamps_and_targets(labelled, field):
 def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field):
     r = field[1][0]
     text = "ra,dec,mag,r_eff,sersic_n,q\n" + f"{r['ra']},{r['dec']},{r['mag']},0.6,2,0.25\n"
-    galaxies = dataset.read_labels(labelled(text), image=field[0])
+    galaxies = labels.read_labels(labelled(text), image=field[0])
     np.testing.assert_allclose(galaxies.targets[0, 1:], [10.0, 2.0, 0.75], rtol=1e-6)
 
 
@@ -329,17 +330,17 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
 )
 def test_bad_labels_are_named(labelled, text, message):
     with pytest.raises(DatasetError, match=message):
-        dataset.read_labels(labelled(text))
+        labels.read_labels(labelled(text))
 
 
 def test_fits_that_left_the_image_are_no_labels(labelled):
     header = HEADER.strip() + ",fit_status,snr\n"
     inside, outside = (f"field.fits,200,{y},20,5,1,0.3,0,{snr}\n" for y, snr in ((200, 30), (900, 40)))
-    galaxies = dataset.read_labels(labelled(header + outside + inside))
+    galaxies = labels.read_labels(labelled(header + outside + inside))
     assert len(galaxies) == 1
     assert galaxies.snr.tolist() == [30]
     with pytest.raises(DatasetError, match="table of another one"):
-        dataset.read_labels(labelled(header + outside))
+        labels.read_labels(labelled(header + outside))
 
 
 def test_arrays_stream_like_a_dataset():
@@ -353,10 +354,10 @@ def test_labels_at_a_place_without_data(labelled, field, tmp_path):
     data[180:220, 180:220] = np.nan
     fits.PrimaryHDU(data, fits.Header({"MAGZERO": 25.9463})).writeto(tmp_path / "holed.fits")
     with pytest.raises(DatasetError, match=r"line 2: .* has no data"):
-        dataset.read_labels(labelled(HEADER + "holed.fits,200,200,20,5,1,0.3\n"))
+        labels.read_labels(labelled(HEADER + "holed.fits,200,200,20,5,1,0.3\n"))
 
 
 def test_labels_in_another_encoding_are_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes("image,x\nma\u00f1ana,1\n".encode("latin-1"))
     with pytest.raises(DatasetError, match="not a CSV file in UTF-8"):
-        dataset.read_labels(tmp_path / "latin.csv")
+        labels.read_labels(tmp_path / "latin.csv")

@@ -12,7 +12,8 @@ from sersicnet.image import detect
 from sersicnet.image.header import F160W, Reading
 from sersicnet.simulating.blank_sky import full_width
 from sersicnet.simulating.simulate import effective_psf
-from sersicnet.training import train
+from sersicnet.training.card import domain_of
+from sersicnet.training.recipe import RECIPES
 
 RMS = np.array([0.003, 0.004])
 CARD = {
@@ -112,7 +113,7 @@ def test_training_writes_the_range_of_widths(options, widths):
     instrument = {"name": "x", "pixel_scale": 0.06, "zero_point": 25, "rms_low": 1, "rms_high": 2}
     prior = {"mag": [16, 27], "r_eff_pix": [1, 50], "sersic_n": [0.3, 6], "ellipticity": [0, 1]}
     data = SimpleNamespace(config={"instrument": instrument, "prior": prior, "psf_fwhm": 0.2, **options})
-    domain = train._domain(data, train.RECIPES["fovea"])
+    domain = domain_of(data, RECIPES["fovea"])
     assert domain["psf_fwhm_range"] == pytest.approx(widths)
     assert Domain.of({"name": "x", "domain": domain}).widths == pytest.approx(np.array(widths) / 0.06)
 

@@ -4,7 +4,8 @@ import pytest
 from sersicnet import networks
 from sersicnet.networks import keras, ops
 from sersicnet.schema import encode
-from sersicnet.training import train
+from sersicnet.training import losses
+from sersicnet.training.device import jit
 
 STAMPS = np.random.default_rng(0).normal(size=(4, 128, 128)).astype(np.float32)
 
@@ -25,7 +26,7 @@ def test_a_few_steps_learn_a_few_stamps(name):
     model = networks.ARCHITECTURES[name].build()
     width = model.output_shape[1]
     target = np.random.default_rng(1).normal(size=(4, width)).astype(np.float32)
-    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=train._jit())
+    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=jit())
     losses = [float(model.train_on_batch(STAMPS, target)) for _ in range(12)]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.7 * losses[0]
@@ -63,7 +64,7 @@ def test_units_undo_the_standardisation():
 def test_a_trained_network_loads_again_without_its_loss(tmp_path):
     architecture = networks.Architecture(flat_core, log=True, spreads=True)
     core = flat_core()
-    core.compile("adam", loss=train._spread_loss)
+    core.compile("adam", loss=losses.spread_loss)
     networks.with_units(architecture, core, np.zeros(4), np.ones(4)).save(tmp_path / "n.keras")
     assert not networks.load_model(tmp_path / "n.keras").get_layer("core").compiled
 

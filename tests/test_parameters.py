@@ -11,7 +11,6 @@ from astropy.table import Column, MaskedColumn, QTable, Table
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
-from sersicnet import dataset
 from sersicnet.catalogue import crossmatch
 from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.errors import DatasetError, InputError
@@ -20,6 +19,7 @@ from sersicnet.image import mosaic
 from sersicnet.image.header import Reading
 from sersicnet.measuring import plan
 from sersicnet.simulating import population
+from sersicnet.training.labels import real_galaxies
 
 FORMATS = {
     ".fits": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet", ".vot": "votable"
@@ -160,7 +160,7 @@ def test_an_evaluation_reads_them_as_truth_and_as_catalogue(table, tmp_path):
 
 
 def test_labels_read_them(table, image):
-    galaxies = dataset.real_galaxies(table, image)
+    galaxies = real_galaxies(table, image)
     assert len(galaxies) == N
     np.testing.assert_allclose(galaxies.targets[:, 1:], TARGETS[:, 1:], rtol=1e-6)
     np.testing.assert_allclose(galaxies.mag, TRUE["mag"])
@@ -335,5 +335,5 @@ def test_labels_that_cannot_be_used_are_one_line(tmp_path, image):
     ):
         written(tmp_path / "a.fits", {**whole, **changes})
         with pytest.raises(DatasetError, match=message):
-            dataset.real_galaxies(tmp_path / "a.fits", image)
+            real_galaxies(tmp_path / "a.fits", image)
         (tmp_path / "a.fits").unlink()

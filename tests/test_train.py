@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import h5py
@@ -12,19 +13,22 @@ import pytest
 from conftest import tiny_core, tiny_recipe
 
 from sersicnet import networks, weights
-from sersicnet.dataset import Dataset, real_galaxies
+from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image.header import F160W
 from sersicnet.networks import keras, ops
 from sersicnet.simulating.blank_sky import correlated_noise
-from sersicnet.training import train
-from sersicnet.training.on_the_fly import Fresh
+from sersicnet.training import augment, card, loop, losses, train
+from sersicnet.training import finetune as finetuning
+from sersicnet.training.finetune import finetune
+from sersicnet.training.joined import Joined, judging_rows
+from sersicnet.training.labels import real_galaxies
+from sersicnet.training.on_the_fly import OnTheFly
+from sersicnet.training.recipe import ADAPT, FINETUNE, RECIPES, Recipe
 
 
 def quick(network, **changes):
-    from dataclasses import replace
-
-    return replace(train.RECIPES[network], epochs=1, **changes)
+    return replace(RECIPES[network], epochs=1, **changes)
 
 
 def test_a_run_ends_in_verified_weights_with_a_card(tiny_weights):
@@ -43,7 +47,7 @@ class KilledError(Exception):
 
 
 def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path, tiny_network):
-    recipe = train.replace(tiny_recipe(patience=9), epochs=3)
+    recipe = replace(tiny_recipe(patience=9), epochs=3)
     trained = partial(train.train, small_dataset, network=tiny_network, recipe=recipe, seed=2)
 
     def kill(progress):
@@ -67,7 +71,7 @@ def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path, tiny_ne
 
 
 def test_a_run_killed_in_an_epoch_continues_at_the_step(small_dataset, tmp_path, monkeypatch, tiny_network):
-    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
     trained = partial(train.train, small_dataset, network=tiny_network, recipe=tiny_recipe(), seed=2)
     steps = []
 
@@ -117,9 +121,7 @@ def test_the_adversary_trains(small_dataset, tmp_path, tiny_network):
 
 def any_adapted(data, output, network="fovea", adapt="dann", real=None, recipe=None, **options):
     """Weights of one epoch with real galaxies."""
-    from dataclasses import replace
-
-    recipe = recipe or replace(train.ADAPT[network], epochs=1, batch=16)
+    recipe = recipe or replace(ADAPT[network], epochs=1, batch=16)
     real = real_galaxies(data) if real is None else real
     return train.train(data, output, network=network, adapt=adapt, real=real, recipe=recipe, **options)
 
@@ -149,8 +151,8 @@ def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
     keras.utils.set_random_seed(3)
     core = tiny_core()
     is_real = np.array([False, True, True, False])
-    recipe = train.Recipe(1, 4, 0.1, False, 1, False, alpha=alpha)
-    model, arguments = train._adapting(core, adapt, is_real, labelled, recipe)
+    recipe = Recipe(1, 4, 0.1, False, 1, False, alpha=alpha)
+    model, arguments = losses.aligned(core, adapt, is_real, labelled, recipe, steps=4)
     rows = np.array([2, 3, 0, 1])
     x, y, weight = arguments(stamps, standardised[rows], rows, 0.5)
     model.run_eagerly = True  # a single step does not pay for a graph
@@ -158,7 +160,7 @@ def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
     return core.get_weights()
 
 
-@pytest.mark.parametrize("adapt", train.ALIGNMENTS)
+@pytest.mark.parametrize("adapt", losses.ALIGNMENTS)
 def test_an_unlabelled_galaxy_does_not_change_the_gradient_of_the_regression(adapt):
     rng = np.random.default_rng(0)
     stamps, targets = rng.normal(size=(4, 128, 128)).astype(np.float32), rng.normal(size=(4, 4)).astype(np.float32)
@@ -175,7 +177,7 @@ def test_an_unlabelled_galaxy_does_not_change_the_gradient_of_the_regression(ada
 def test_the_regression_is_a_mean_over_the_labelled_of_a_batch():
     is_real = np.array([False, True, True, False])
     for labelled, expected in ((np.ones(4, bool), [1, 1, 1]), (~is_real, [0, 1.5, 1.5]), (is_real & False, [0, 0, 0])):
-        _, arguments = train._adapting(tiny_core(), "dann", is_real, labelled, train.RECIPES["dann"])
+        _, arguments = losses.aligned(tiny_core(), "dann", is_real, labelled, RECIPES["dann"], steps=4)
         x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.zeros((3, 4)), np.array([2, 3, 0]), 0.5)
         assert list(sample_weight["means"]) == expected
         assert list(y["domain"]) == [1, 0, 0]
@@ -195,7 +197,7 @@ def test_half_of_each_batch_is_real(small_dataset):
     with Dataset(small_dataset) as simulated:
         real = real_galaxies(small_dataset).taken(np.arange(20))
         for use_labels, n_train, n_valid in ((True, 48 + 16, 16 + 4), (False, 48 + 20, 16)):
-            joined = train.Joined(simulated, real, 48, use_labels, seed=1)
+            joined = Joined(simulated, real, 48, use_labels, seed=1)
             assert joined.train_rows == (0, n_train)
             assert joined.valid_rows == (n_train, n_train + n_valid)
             drawn = list(joined.batches(10, *joined.train_rows, np.random.default_rng(0)))
@@ -215,14 +217,14 @@ def test_half_of_each_batch_is_real(small_dataset):
 def test_labelled_real_galaxies_choose_the_epoch_if_there_are_enough():
     is_real = np.repeat([False, True], 20)
     labelled = np.ones(40, bool)
-    assert list(np.flatnonzero(train._judging(labelled, is_real, (10, 40)))) == list(range(20, 40))
+    assert list(np.flatnonzero(judging_rows(labelled, is_real, (10, 40)))) == list(range(20, 40))
     labelled[29:] = False
-    assert list(np.flatnonzero(train._judging(labelled, is_real, (10, 40)))) == list(range(20))
+    assert list(np.flatnonzero(judging_rows(labelled, is_real, (10, 40)))) == list(range(20))
 
 
 def gram(features, is_real, factor=1.0):
     domain = np.column_stack([is_real, np.full(len(is_real), factor)]).astype(np.float32)
-    return float(ops.convert_to_numpy(train.gram_distance(domain, features.astype(np.float32)))[0])
+    return float(ops.convert_to_numpy(losses.gram_distance(domain, features.astype(np.float32)))[0])
 
 
 def test_the_gram_distance_of_two_domains():
@@ -247,7 +249,7 @@ def test_the_gradient_of_the_gram_distance_is_right():
     inner = keras.Input((3,))
     layer = keras.layers.EinsumDense("nf,f->nf", output_shape=(3,), kernel_initializer="ones")
     model = keras.Model(inner, layer(inner))
-    model.compile(keras.optimizers.SGD(1.0), loss=train.gram_distance)
+    model.compile(keras.optimizers.SGD(1.0), loss=losses.gram_distance)
     domain = np.column_stack([is_real, np.ones(30)]).astype(np.float32)
     model.train_on_batch(offset.astype(np.float32), domain)
     gradient = 1 - layer.get_weights()[0]
@@ -257,7 +259,7 @@ def test_the_gradient_of_the_gram_distance_is_right():
 
 def test_a_killed_adaptation_continues_to_the_same_end(small_dataset, tmp_path, monkeypatch, tiny_network):
     adapted = partial(any_adapted, network=tiny_network)
-    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
 
     def kill(progress):
         if progress.step == 4:
@@ -306,9 +308,9 @@ def test_without_labels_nothing_depends_on_the_labels(small_dataset, tmp_path, t
 
 def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     real = real_galaxies(small_dataset)
-    recipe = train.replace(train.FINETUNE["fovea"], epochs=2, batch=8)
+    recipe = replace(FINETUNE["fovea"], epochs=2, batch=8)
     records = []
-    done = train.finetune(
+    done = finetune(
         real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, layers="all", test=small_dataset,
         report=lambda p: records.append(p.record),
     )  # fmt: skip
@@ -325,15 +327,15 @@ def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     assert np.abs(after[:, 3] - truth).mean() < np.abs(before[:, 3] - truth).mean()
 
 
-def test_fine_tuning_keeps_the_better_road(small_dataset, tmp_path, tiny_network):
+def test_fine_tuning_keeps_the_better_schedule(small_dataset, tmp_path, tiny_network):
     train.train(small_dataset, tmp_path / "base", network=tiny_network, recipe=quick("dann"))
     real = real_galaxies(small_dataset)
     real.targets[:4] = np.nan
-    recipe = train.replace(train.FINETUNE["dann"], epochs=2)
+    recipe = replace(FINETUNE["dann"], epochs=2)
     seen = []
-    done = train.finetune(
+    done = finetune(
         real, tmp_path / "tuned", base=tmp_path / "base", recipe=recipe,
-        report=lambda p: seen.append((p.road, p.epoch)),
+        report=lambda p: seen.append((p.schedule, p.epoch)),
     )  # fmt: skip
     assert list(dict.fromkeys(seen)) == [
         ("all", 1), ("all", 2), ("head", 1), ("head-first", 1), ("head-first", 2)
@@ -350,8 +352,8 @@ def test_the_head_alone_learns_while_the_body_is_frozen():
     for body in (False, True):
         core = networks.fovea()
         names, before = [v.path for v in core.weights], core.get_weights()
-        train._freeze(core, body=not body)
-        model, _ = train._plain(core, train.FINETUNE["fovea"])
+        networks.freeze(core, body=not body)
+        model, _ = losses.regression(core, FINETUNE["fovea"], steps=4)
         model.run_eagerly = True
         model.train_on_batch(real, np.ones((8, 4), np.float32))
         changed = {n for n, a, b in zip(names, before, core.get_weights(), strict=True) if not np.array_equal(a, b)}
@@ -364,7 +366,7 @@ def test_the_head_alone_learns_while_the_body_is_frozen():
 def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
     few = real_galaxies(small_dataset).taken(np.arange(5))
     with pytest.raises(DatasetError, match="at least 10 labelled galaxies; received 5"):
-        train.finetune(few, tmp_path / "w", base=tiny_weights)
+        finetune(few, tmp_path / "w", base=tiny_weights)
     assert not list(tmp_path.iterdir())
 
 
@@ -372,9 +374,9 @@ def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
     ("options", "message"),
     [
         ({"network": "resnet"}, "one of fovea, tl, dann; received resnet"),
-        ({"adapt": "dann"}, "give both --adapt and --real"),
+        ({"adapt": "dann"}, "give both `adapt` and `real`"),
         ({"adapt": "mmd"}, "one of dann, daregram; received mmd"),
-        ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea: give --network fovea"),
+        ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea: give `network` fovea"),
         ({"limit": 30}, "at least 32 stamps; received 30"),
         ({"recipe": quick("fovea", alpha=1.5)}, "weight of the regression is from 0 to 1; received 1.5"),
         ({"recipe": quick("fovea", learning_rate=0.0)}, "learning rate is positive; received 0.0"),
@@ -401,7 +403,7 @@ def test_a_missing_test_set_is_noticed_before_training(small_dataset, tmp_path):
 
 def test_the_eight_orientations_differ():
     stamps = np.repeat(np.arange(128 * 128, dtype=np.float32).reshape(1, 128, 128), 8, axis=0)
-    oriented = train._oriented(stamps, np.arange(8))
+    oriented = augment.oriented(stamps, np.arange(8))
     assert len({tuple(stamp[[0, 0, -1, -1], [0, -1, 0, -1]]) for stamp in oriented}) == 8
     np.testing.assert_array_equal(oriented[0], stamps[0])
 
@@ -415,7 +417,7 @@ def test_the_same_seed_gives_the_same_weights(small_dataset, tmp_path, tiny_netw
 
 def test_reading_ahead_stops_when_nobody_listens():
     drawn = []
-    items = train._prefetched((drawn.append(i) or i for i in range(1000)), depth=2)
+    items = loop.prefetched((drawn.append(i) or i for i in range(1000)), depth=2)
     next(items)
     items.close()
     time.sleep(0.5)
@@ -427,7 +429,7 @@ def test_reading_ahead_hands_on_errors():
         yield 1
         raise ValueError("disk")
 
-    items = train._prefetched(broken())
+    items = loop.prefetched(broken())
     assert next(items) == 1
     with pytest.raises(ValueError, match="disk"):
         next(items)
@@ -440,21 +442,21 @@ def test_errors_are_calibrated_by_magnitude():
     factor = 1 + np.arange(n) / n
     targets = predicted + 0.1 * factor[:, None] * rng.standard_normal((n, 4))
     errors = np.full((n, 4), 0.1)
-    table = train.calibration(targets, predicted, errors)
+    table = card.calibration(targets, predicted, errors)
     known = weights.calibrated({"calibration": table}, predicted[:, 0], errors)
     assert known[0] == pytest.approx([0.104] * 4, rel=0.1)
     assert known[-1] == pytest.approx([0.196] * 4, rel=0.1)
     for part in np.array_split(np.arange(n), 4):
         assert (np.abs(predicted - targets) < known)[part].mean() == pytest.approx(0.683, abs=0.02)
-    assert train.calibration(targets[:500], predicted[:500], errors[:500]) is None
+    assert card.calibration(targets[:500], predicted[:500], errors[:500]) is None
     assert weights.calibrated({}, predicted[:, 0], errors) is errors
 
 
 def test_a_run_of_another_network_is_named(tmp_path):
-    train._Run(tmp_path / "run", {"network": "fovea", "seed": 1}, overwrite=False)
+    loop.RunState(tmp_path / "run", {"network": "fovea", "seed": 1}, overwrite=False)
     with pytest.raises(InputError, match=r"other options \(network fovea, now tl\)"):
-        train._Run(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=False)
-    train._Run(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=True)
+        loop.RunState(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=False)
+    loop.RunState(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=True)
 
 
 def tiny_model():
@@ -475,11 +477,11 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
         run.log({"epoch": run.state["epoch"]})
         run.keep(model)
 
-    run = train._Run(tmp_path / "run", {"seed": 1}, overwrite=False)
+    run = loop.RunState(tmp_path / "run", {"seed": 1}, overwrite=False)
     epoch(run)
     before, kept = model.get_weights(), {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     model.set_weights([w + 1 for w in before])
-    writing = train._Run._writing
+    writing = loop.RunState._writing
 
     @contextmanager
     def failing(self, target):
@@ -489,13 +491,13 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
                 partial.write_bytes(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(train._Run, "_writing", failing)
+    monkeypatch.setattr(loop.RunState, "_writing", failing)
     with pytest.raises(InputError, match=f"{name} could not be written: No space left on device. .* is intact"):
         epoch(run)
     monkeypatch.undo()
     assert (tmp_path / "run" / name).exists() == (name in kept)
     assert not list((tmp_path / "run").glob("partial*"))
-    again = train._Run(tmp_path / "run", {"seed": 1}, overwrite=False)
+    again = loop.RunState(tmp_path / "run", {"seed": 1}, overwrite=False)
     other = tiny_model()
     again.resume(other)
     assert again.state["epoch"] == 1
@@ -507,24 +509,24 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
 
 
 def test_a_damaged_run_is_told(tmp_path):
-    run = train._Run(tmp_path / "run", {}, overwrite=False)
+    run = loop.RunState(tmp_path / "run", {}, overwrite=False)
     run.keep(tiny_model())
     kept = tmp_path / "run" / run.state["last"]
     kept.write_bytes(kept.read_bytes()[:1000])
     with pytest.raises(InputError, match="the run is damaged"):
-        train._Run(tmp_path / "run", {}, overwrite=False).resume(tiny_model())
+        loop.RunState(tmp_path / "run", {}, overwrite=False).resume(tiny_model())
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
-        train._Run(tmp_path / "run", {}, overwrite=False)
+        loop.RunState(tmp_path / "run", {}, overwrite=False)
 
 
 def a_task(source, galaxies=None):
     """All but a network, trained on every row but the last 16."""
-    scaling = train.Scaling(True, np.array([-9, 2, 0.5, 0.5]), np.array([3, 1, 0.8, 0.25]))
+    scaling = loop.Scaling(True, np.array([-9, 2, 0.5, 0.5]), np.array([3, 1, 0.8, 0.25]))
     n = len(source)
     model = tiny_model()
     standardised = scaling(np.where(np.isfinite(source.targets), source.targets, 1.0))
-    return train._Task(
+    return loop.Task(
         source,
         (0, n - 16),
         (n - 16, n),
@@ -544,9 +546,9 @@ def test_stamps_that_are_not_finite_are_named(small_dataset):
     source.stamps(0, 64)[37, 3, 4] = np.nan
     shuffled = source.taken(np.random.default_rng(0).permutation(64))
     with pytest.raises(DatasetError, match=r"row 37 of the simulated galaxies \(from 0\) has others"):
-        train._finite(shuffled, shuffled.stamps(0, 64), np.arange(64))
+        loop.finite(shuffled, shuffled.stamps(0, 64), np.arange(64))
     with pytest.raises(DatasetError, match="row 37 of the"):
-        list(train._batches(a_task(source), tiny_recipe(), 0, 0, 0, {}))
+        list(loop.batches(a_task(source), tiny_recipe(), 0, 0, 0, {}))
 
 
 def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
@@ -558,7 +560,7 @@ def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
     source = np.pad(correlation, 1)
     deep = stamps.copy()
     deep[:, 64, 64] += 1000
-    out, fainter = train.deepened(deep, factors, source, rng)
+    out, fainter = augment.deepened(deep, factors, source, rng)
     np.testing.assert_array_equal(out[:16], deep[:16])
     np.testing.assert_allclose(fainter, 2.5 * np.log10(np.sqrt(1 + factors**2)))
     np.testing.assert_allclose(out[:, 64, 64], 1000 * 10 ** (-0.4 * fainter), rtol=0.01)
@@ -572,16 +574,16 @@ def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
 
 def test_the_correlation_of_the_noise_is_measured(small_dataset):
     with Dataset(small_dataset) as data:
-        found = train.noise_correlation(data, False)
+        found = augment.noise_correlation(data, False)
     np.testing.assert_allclose(found, np.pad(F160W.autocorrelation(), 1), atol=0.03)
 
 
 def test_targets_follow_the_noise_that_is_added(small_dataset):
     with Dataset(small_dataset) as data:
         task, recipe = a_task(data), tiny_recipe(noise=1.0)
-        correlations = {False: train.noise_correlation(data, False)}
-        epochs = [list(train._batches(task, recipe, 3, epoch, 0, correlations)) for epoch in (0, 1)]
-        (again,) = list(train._batches(task, recipe, 3, 1, 2, correlations))
+        correlations = {False: augment.noise_correlation(data, False)}
+        epochs = [list(loop.batches(task, recipe, 3, epoch, 0, correlations)) for epoch in (0, 1)]
+        (again,) = list(loop.batches(task, recipe, 3, 1, 2, correlations))
     np.testing.assert_array_equal(again.stamps, epochs[1][2].stamps)
     shifts = np.empty((2, 48, 4))
     for seen, batches in zip(shifts, epochs, strict=True):
@@ -593,9 +595,9 @@ def test_targets_follow_the_noise_that_is_added(small_dataset):
 
 
 @pytest.mark.slow
-def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_on_accelerator", lambda: np.asarray)
-    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+def test_galaxies_drawn_on_the_fly_train_and_a_killed_run_continues(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "on_accelerator", lambda: np.asarray)
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
     monkeypatch.setattr("sersicnet.training.on_the_fly.DEVICE_PORTION", 32)
 
     def kill(progress):
@@ -603,24 +605,26 @@ def test_fresh_galaxies_train_and_a_killed_run_continues(small_dataset, tmp_path
             raise KilledError
 
     with pytest.raises(KilledError):
-        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, fresh=True, report=kill)
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, on_the_fly=True, report=kill)
     records = []
-    done = train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, fresh=True, report=records.append)
-    whole = train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2, fresh=True)
+    done = train.train(
+        small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, on_the_fly=True, report=records.append
+    )
+    whole = train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2, on_the_fly=True)
     stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
     np.testing.assert_allclose(done.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
-    assert "afresh" in whole.card["summary"]
+    assert "on the fly" in whole.card["summary"]
     assert records[-1].record["error_mag"] > 0
 
 
-def test_fresh_galaxies_stand_in_for_the_simulated_ones_only(small_dataset, monkeypatch):
+def test_galaxies_drawn_on_the_fly_stand_in_for_the_simulated_ones_only(small_dataset, monkeypatch):
     monkeypatch.setattr("sersicnet.training.on_the_fly.DEVICE_PORTION", 32)
     real = real_galaxies(small_dataset)
-    with Dataset(small_dataset) as data, Fresh(data, 5, asarray=np.asarray) as galaxies:
-        source = train.Joined(data, real, 48, True, 0)
+    with Dataset(small_dataset) as data, OnTheFly(data, 5, asarray=np.asarray) as galaxies:
+        source = Joined(data, real, 48, True, 0)
         task, recipe = a_task(source, galaxies), tiny_recipe(symmetries=False)
-        batches = list(train._batches(task, recipe, 3, 0, 0, {}))
-        resumed = list(train._batches(task, recipe, 3, 0, 2, {}))
+        batches = list(loop.batches(task, recipe, 3, 0, 0, {}))
+        resumed = list(loop.batches(task, recipe, 3, 0, 2, {}))
         stored = list(source.batches(16, *task.train_rows, np.random.default_rng([3, 0, 0])))
     for batch, (stamps, rows) in zip(batches, stored, strict=True):
         is_real = source.is_real[rows]
@@ -638,11 +642,11 @@ def test_labels_beyond_the_ranges_of_the_weights_are_left_out(small_dataset, tin
     real.targets[5, 2] = 9.1
     real.targets[9, 0] = 4.0
     with pytest.warns(SersicnetWarning, match="2 of 64 labelled .* sersic_n = 9.1, beyond 0.3 to 6.2"):
-        assert np.flatnonzero(~train._within(weights.load(tiny_weights), real.targets)).tolist() == [5, 9]
+        assert np.flatnonzero(~finetuning._within(weights.load(tiny_weights), real.targets)).tolist() == [5, 9]
     real.targets[:60, 2] = 9.1
     warned, raised = pytest.warns(SersicnetWarning, match="60 of 64"), pytest.raises(DatasetError, match="received 4")
     with warned, raised:
-        train.finetune(real, tmp_path / "w", base=tiny_weights)
+        finetune(real, tmp_path / "w", base=tiny_weights)
 
 
 def test_datasets_whose_stamps_would_not_be_finite_are_refused(small_dataset, tmp_path):
@@ -664,18 +668,18 @@ def test_datasets_whose_stamps_would_not_be_finite_are_refused(small_dataset, tm
 
 def test_a_table_of_epochs_is_told_to_tensorboard(tmp_path, monkeypatch):
     record = {"epoch": 1, "loss": 0.5, "valid_mae": 0.25}
-    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
-    with pytest.raises(InputError, match="pip install tensorboard"), train.tensorboard(tmp_path / "t"):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(InputError, match="pip install tensorboard"), loop.tensorboard(tmp_path / "t"):
         pass
     monkeypatch.undo()
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with train.tensorboard(tmp_path / "t") as write:
-        write(train.Progress(1, 2, 1, 3, 0.7, None))
-        write(train.Progress(1, 2, 3, 3, 0.5, record))
+    with loop.tensorboard(tmp_path / "t") as write:
+        write(loop.Progress(1, 2, 1, 3, 0.7, None))
+        write(loop.Progress(1, 2, 3, 3, 0.5, record))
     events = EventAccumulator(str(tmp_path / "t")).Reload()
-    assert events.Scalars("loss")[0].value == 0.5
-    assert events.Scalars("valid_mae")[0].step == 1
-    with train.tensorboard(None) as write:
-        write(train.Progress(1, 2, 3, 3, 0.5, record))
+    assert events.Tensors("loss")[0].tensor_proto.float_val[0] == 0.5
+    assert events.Tensors("valid_mae")[0].step == 1
+    with loop.tensorboard(None) as write:
+        write(loop.Progress(1, 2, 3, 3, 0.5, record))

@@ -60,15 +60,16 @@ def finetune(
     from dataclasses import replace
 
     with importing():
-        from sersicnet import dataset
-        from sersicnet.training import train as training
+        from sersicnet.training import finetune as finetuning
+        from sersicnet.training.labels import real_galaxies
+        from sersicnet.training.recipe import FINETUNE
     from sersicnet.weights import load as loaded
 
-    galaxies = dataset.real_galaxies(real, image, zero_point)
+    galaxies = real_galaxies(real, image, zero_point)
     network = loaded(weights, to_train=True).card["network"]
-    recipe = training.FINETUNE[network]
+    recipe = FINETUNE[network]
     with training_progress(quiet, network, tensorboard) as report:
-        done = training.finetune(
+        done = finetuning.finetune(
             galaxies,
             output,
             base=weights,

@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
 
 def _training_device() -> str:
     try:
-        from sersicnet.training.train import device
+        from sersicnet.training.device import device
     except ImportError as error:
         return f"nothing: {error}"
     return device()

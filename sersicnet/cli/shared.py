@@ -27,7 +27,7 @@ from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
 if TYPE_CHECKING:
     from astropy.table import QTable
 
-    from sersicnet.training import train as training
+    from sersicnet.training import loop
 
 stderr = Console(stderr=True, highlight=False)
 arguments: list[str] = []
@@ -292,43 +292,44 @@ _SETTLED = 20
 
 
 @contextmanager
-def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator[Callable[[training.Progress], None]]:
+def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator[Callable[[loop.Progress], None]]:
     """Show a bar of the steps and a table of the epochs; print the device first and an estimate of the time soon."""
-    from sersicnet.training import train as training
+    from sersicnet.networks import keras
+    from sersicnet.training import device, loop
 
-    say(quiet, f"training on {training.device()}, by Keras with {training.keras.backend.backend()}")
+    say(quiet, f"training on {device.device()}, by Keras with {keras.backend.backend()}")
     first: list[tuple[int, float]] = []
     schedules: list[str] = []
 
-    def estimate(progress: training.Progress) -> None:
+    def estimate(progress: loop.Progress) -> None:
         if len(first) < 2:
             first.append((progress.step, time.monotonic()))
         elif len(first) == 2 and progress.step >= first[1][0] + _SETTLED:
             step, then = first[1]
             seconds = (time.monotonic() - then) / (progress.step - step) * progress.steps
             first.append((0, 0.0))
-            say(quiet, training.estimate(network, progress.stamps_per_second, seconds))
+            say(quiet, device.estimate(network, progress.stamps_per_second, seconds))
 
-    with training.tensorboard(board) as write, progress_bar(quiet, "training") as update:
+    with loop.tensorboard(board) as write, progress_bar(quiet, "training") as update:
 
-        def report(progress: training.Progress) -> None:
+        def report(progress: loop.Progress) -> None:
             write(progress)
             if progress.record is None:
-                what = f"{progress.road and progress.road + ', '}epoch {progress.epoch}/{progress.epochs}"
+                what = f"{progress.schedule and progress.schedule + ', '}epoch {progress.epoch}/{progress.epochs}"
                 update(progress.step, progress.steps, f"{what}, loss {progress.loss:.4f}")
                 estimate(progress)
             elif not quiet:
-                if progress.road not in schedules:
-                    schedules.append(progress.road)
-                    if progress.road:
-                        say(quiet, f"{progress.road}:")
+                if progress.schedule not in schedules:
+                    schedules.append(progress.schedule)
+                    if progress.schedule:
+                        say(quiet, f"{progress.schedule}:")
                     stderr.print(_epoch_row(None))
                 stderr.print(_epoch_row(progress))
 
         yield report
 
 
-def _epoch_row(progress: training.Progress | None) -> Table:
+def _epoch_row(progress: loop.Progress | None) -> Table:
     """Return a row of the table of epochs, or its head; errors are medians on the validation set."""
     from sersicnet.schema import TARGET_NAMES
 

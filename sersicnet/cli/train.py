@@ -104,10 +104,11 @@ def train(
     from dataclasses import replace
 
     with importing():
-        from sersicnet import dataset
         from sersicnet.training import train as training
+        from sersicnet.training.labels import real_galaxies
+        from sersicnet.training.recipe import ADAPT, RECIPES
 
-    recipe = (training.RECIPES if adapt is None else training.ADAPT).get(network)
+    recipe = (RECIPES if adapt is None else ADAPT).get(network)
     if recipe is not None:
         given = {"epochs": epochs, "alpha": alpha, "batch": batch, "learning_rate": learning_rate}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -122,9 +123,9 @@ def train(
             start=start,
             test=test,
             adapt=adapt,
-            real=None if real is None else dataset.real_galaxies(real),
+            real=None if real is None else real_galaxies(real),
             real_labels=real_labels,
-            fresh=on_the_fly,
+            on_the_fly=on_the_fly,
             overwrite=overwrite,
             command=command_line(),
             report=report,

@@ -241,7 +241,7 @@ def evaluate(
         Directory for ``scores.json``, ``scores.md`` and three figures: predicted
         against true, both distributions, and errors by magnitude.
     image, zero_point
-        For CSV files: see `sersicnet.dataset.read_labels`.
+        For CSV files: see `sersicnet.training.labels.read_labels`.
     limits : bool
         Whether to say what the noise allows, see `sersicnet.simulating.fisher`, for at most
         `sersicnet.simulating.fisher.GALAXIES` of a dataset. It takes 0.15 s a galaxy.
@@ -324,7 +324,8 @@ def _labelled(names: Sequence[str | Path]) -> dict[str, weights.Weights]:
 def _opened(
     data: str | Path, image: str | Path | None, zero_point: float | None
 ) -> AbstractContextManager[Dataset | Arrays]:
-    from sersicnet.dataset import Dataset, read_labels
+    from sersicnet.dataset import Dataset
+    from sersicnet.training.labels import read_labels
 
     if holds_table(data):
         return nullcontext(read_labels(data, image, zero_point))

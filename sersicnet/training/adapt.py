@@ -34,7 +34,12 @@ from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import population
 from sersicnet.simulating import simulate as simulations
 from sersicnet.simulating.simulate import Simulation
-from sersicnet.training import train as training
+from sersicnet.training import labels
+from sersicnet.training import recipe as recipes
+from sersicnet.training.device import device, estimate
+from sersicnet.training.loop import Progress
+from sersicnet.training.losses import ALIGNMENTS
+from sersicnet.training.train import train
 
 HOW = "none"
 """Besides matched simulations, whether features are aligned with the mosaic's own galaxies."""
@@ -138,14 +143,14 @@ def adapt(
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
     run = output.with_name(output.name + ".run")
-    if how != "none" and how not in training.ALIGNMENTS:
-        raise InputError(f"--adapt is none, {' or '.join(training.ALIGNMENTS)}; received {how}.")
+    if how != "none" and how not in ALIGNMENTS:
+        raise InputError(f"--adapt is none, {' or '.join(ALIGNMENTS)}; received {how}.")
     if n < LEAST_N:
         raise InputError(f"Adapting needs at least {LEAST_N} simulated galaxies; received --n {n}.")
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
     start = weights.load(base)
-    training._core(start)  # refuses a network of another version now, and not after the simulation
+    start.core()  # refuses a network of another version now, and not after the simulation
     report("reading", 0, 0)
     frame = mosaic.read_image(image)
     zero = instrument.zero_point(frame.header, zero_point, frame.scales)
@@ -182,13 +187,13 @@ def adapt(
         real = None
         if how != "none":
             report("cutting galaxies", 0, 0)
-            real = dataset.real_galaxies(image, zero_point=zero.value)
-        recipe = training.ADAPT[start.card["network"]]
+            real = labels.real_galaxies(image, zero_point=zero.value)
+        recipe = recipes.ADAPT[start.card["network"]]
         recipe = replace(recipe, epochs=epochs, patience=epochs)
-        tell(f"training on {training.device()}, {epochs} times {n} galaxies")
+        tell(f"training on {device()}, {epochs} times {n} galaxies")
         estimated = False
 
-        def follow(progress: training.Progress) -> None:
+        def follow(progress: Progress) -> None:
             nonlocal estimated
             record = progress.record
             if record is None:
@@ -197,14 +202,14 @@ def adapt(
                 speed = progress.stamps_per_second
                 if not estimated and progress.step >= SETTLED and speed > 0:
                     estimated = True
-                    tell(training.estimate(start.card["network"], speed, progress.steps * recipe.batch / speed))
+                    tell(estimate(start.card["network"], speed, progress.steps * recipe.batch / speed))
             else:
                 tell(
                     f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, validation error "
                     f"{record['valid_mae']:.4f}, {record['seconds']:.0f} s"
                 )
 
-        training.train(
+        train(
             run / MATCHED,
             run / WEIGHTS,
             network=start.card["network"],

@@ -40,7 +40,7 @@ DEVICE_PORTION = 512
 Array = Any
 
 
-class Fresh:
+class OnTheFly:
     """Endless galaxies by the recipe of a dataset; a context manager.
 
     Galaxy i of epoch e depends on the seed, e and i only.
@@ -78,13 +78,15 @@ class Fresh:
         try:
             self.simulation = Simulation.of_record(data.config, psf)
         except DatasetError as error:
-            raise DatasetError(f"{data.path} cannot be simulated afresh: {error} Train without --fresh.") from error
+            raise DatasetError(
+                f"{data.path} cannot be simulated on the fly: {error} Train without `on_the_fly`."
+            ) from error
         slow = [what for what, there in (("neighbours", self.simulation.neighbours),
                                          ("real-like galaxies", self.simulation.real_like)) if there]  # fmt: skip
         if slow:
             raise DatasetError(
                 f"{data.path} cannot be simulated while training: {slow[0]} take a tenth of a second a stamp. "
-                "Train without --fresh, on more stamps."
+                "Train without `on_the_fly`, on more stamps."
             )
         prior = self.simulation.prior
         if prior.mag[0] >= faint_limit:
@@ -100,12 +102,12 @@ class Fresh:
             if importlib.util.find_spec("galsim") is None:
                 raise DatasetError(
                     "Galaxies are drawn with GalSim where no accelerator draws them, and it is not installed. "
-                    "Run `pip install galsim`, or train without --fresh."
+                    "Run `pip install galsim`, or train without `on_the_fly`."
                 )
             self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
             self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _undisturbed)
 
-    def __enter__(self) -> Fresh:
+    def __enter__(self) -> OnTheFly:
         return self
 
     def __exit__(
@@ -202,7 +204,7 @@ class OnDevice:
     psfs : ndarray, float, (K, P, P)
         See `sersicnet.simulating.simulate.Simulation.psf_images`.
     asarray : callable
-        As for `Fresh`.
+        As for `OnTheFly`.
     """
 
     def __init__(self, psfs: np.ndarray, asarray: Callable[[np.ndarray], Array]) -> None:

@@ -7,19 +7,19 @@ from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import Simulation
-from sersicnet.training import on_the_fly as fresh
+from sersicnet.training import on_the_fly
 
 SCATTERED = Simulation(20, seed=3, psf_scatter=0.15, centring=True)
 
 
 def on_device(library, simulation):
     xp = pytest.importorskip(library)
-    return fresh.OnDevice(simulation.psf_images(), xp.asarray)
+    return on_the_fly.OnDevice(simulation.psf_images(), xp.asarray)
 
 
 @pytest.fixture(scope="module")
 def scattered(tmp_path_factory):
-    return simulate.simulate(tmp_path_factory.mktemp("fresh") / "s.h5", SCATTERED, workers=1)
+    return simulate.simulate(tmp_path_factory.mktemp("on_the_fly") / "s.h5", SCATTERED, workers=1)
 
 
 def first(galaxies, size):
@@ -96,10 +96,10 @@ def test_noise_on_a_device_is_that_of_the_instrument(library):
 
 @pytest.mark.parametrize("library", [None, "torch", pytest.param("jax.numpy", marks=pytest.mark.slow)])
 def test_a_galaxy_depends_on_seed_epoch_and_number_only(scattered, library, monkeypatch):
-    monkeypatch.setattr(fresh, "DEVICE_PORTION", 16)
-    monkeypatch.setattr(fresh, "PORTION", 16)
+    monkeypatch.setattr(on_the_fly, "DEVICE_PORTION", 16)
+    monkeypatch.setattr(on_the_fly, "PORTION", 16)
     asarray = None if library is None else pytest.importorskip(library).asarray
-    with Dataset(scattered) as data, fresh.Fresh(data, 1, asarray=asarray, workers=1) as galaxies:
+    with Dataset(scattered) as data, on_the_fly.OnTheFly(data, 1, asarray=asarray, workers=1) as galaxies:
         whole, targets = first(galaxies.galaxies(2, 0, iter([24])), 24)
         part, also = first(galaxies.galaxies(2, 18, iter([6])), 6)
         np.testing.assert_array_equal(part, whole[18:])
@@ -113,11 +113,11 @@ def test_a_galaxy_depends_on_seed_epoch_and_number_only(scattered, library, monk
 
 
 def test_faint_galaxies_can_be_left_out(scattered):
-    with Dataset(scattered) as data, fresh.Fresh(data, 1, faint_limit=23, asarray=np.asarray) as galaxies:
+    with Dataset(scattered) as data, on_the_fly.OnTheFly(data, 1, faint_limit=23, asarray=np.asarray) as galaxies:
         _, truth = galaxies._device.models(galaxies.simulation, np.arange(50))
         assert truth["mag"].max() < 23
         with pytest.raises(DatasetError, match="no galaxy brighter than mag 12"):
-            fresh.Fresh(data, 1, faint_limit=12)
+            on_the_fly.OnTheFly(data, 1, faint_limit=12)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,15 @@ def test_faint_galaxies_can_be_left_out(scattered):
         ({"instrument": {"pixels": [], "fov": 1}}, "described in another way"),
     ],
 )
-def test_what_cannot_be_drawn_afresh_is_told(scattered, change, message):
+def test_what_cannot_be_drawn_on_the_fly_is_told(scattered, change, message):
     with Dataset(scattered) as data:
         data.config.update(change)
         with pytest.raises(DatasetError, match=message):
-            fresh.Fresh(data, 0)
+            on_the_fly.OnTheFly(data, 0)
 
 
-def test_a_table_of_galaxies_cannot_be_drawn_afresh(scattered):
+def test_a_table_of_galaxies_cannot_be_drawn_on_the_fly(scattered):
     with Dataset(scattered) as data:
         data.config["prior"]["joint"] = {"name": "mine.csv", "sha256": "0"}
         with pytest.raises(DatasetError, match=r"galaxies came from mine\.csv"):
-            fresh.Fresh(data, 0)
+            on_the_fly.OnTheFly(data, 0)

@@ -1,0 +1,94 @@
+"""What changes stamps from epoch to epoch: their orientation, and further noise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sersicnet.schema import STAMP_SIZE
+from sersicnet.simulating.blank_sky import correlated_noise
+from sersicnet.training.joined import Source
+
+AUTOCORRELATION_STAMPS = 256
+"""Stamps that the correlation of the noise is measured on."""
+
+
+NOISE_FIELD = 512
+"""Side of the piece of noise that a batch takes its noise from, in pixels."""
+
+
+def oriented(stamps: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Stamps in the orientations numbered 0 to 7."""
+    out = np.empty_like(stamps)
+    for turn in range(8):
+        chosen = which == turn
+        view = np.rot90(stamps[chosen], turn % 4, axes=(1, 2))
+        out[chosen] = view if turn < 4 else view[:, :, ::-1]
+    return out
+
+
+def noise_correlation(source: Source, is_real: bool) -> np.ndarray:
+    """Autocorrelation of the noise of the simulated, or the real, stamps of a source.
+
+    The median over the corners, 32 pixels wide, of the faintest stamps.
+
+    Parameters
+    ----------
+    source : Dataset, Arrays or Joined
+    is_real : bool
+        Which stamps.
+
+    Returns
+    -------
+    ndarray, float64, (7, 7)
+        1 in the middle; lags along y and x up to three pixels.
+    """
+    rows = np.flatnonzero(source.is_real == is_real)
+    faintest = np.argsort(np.nan_to_num(source.targets[rows, 0], nan=-np.inf), kind="stable")[-AUTOCORRELATION_STAMPS:]
+    side, last = STAMP_SIZE // 4, STAMP_SIZE - STAMP_SIZE // 4
+    corners = []
+    for row in np.sort(rows[faintest]).tolist():
+        ((stamp, _),) = source.batches(1, row, row + 1)
+        corners += [stamp[0, y : y + side, x : x + side] for y in (0, last) for x in (0, last)]
+    pieces = np.array(corners, float)
+    pieces -= pieces.mean(axis=(1, 2), keepdims=True)
+    found = np.empty((len(pieces), 7, 7))
+    for dy in range(4):
+        for dx in range(-3, 4):
+            left, right = max(0, -dx), side - max(0, dx)
+            product = pieces[:, dy:, left + dx : right + dx] * pieces[:, : side - dy, left:right]
+            found[:, 3 + dy, 3 + dx] = found[:, 3 - dy, 3 - dx] = product.mean(axis=(1, 2))
+    found /= found[:, 3:4, 3:4]
+    return np.median(found, axis=0)
+
+
+def deepened(
+    stamps: np.ndarray, factors: np.ndarray, correlation: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stamps with more noise, as a shallower image shows them.
+
+    In units of the new noise they are ``(stamp + f noise) / sqrt(1 + f^2)``.
+
+    Parameters
+    ----------
+    stamps : ndarray, float32, (N, 128, 128)
+        In units of their noise.
+    factors : ndarray, float, (N,)
+        f, the rms of the noise that is added over that of the noise there is.
+    correlation : ndarray, float, (7, 7)
+        Autocorrelation of the noise.
+    rng : numpy Generator
+
+    Returns
+    -------
+    stamps : ndarray, float32, (N, 128, 128)
+    fainter : ndarray, float64, (N,)
+        What is to be added to relative magnitudes.
+    """
+    noise = correlated_noise(rng, NOISE_FIELD, correlation)
+    noise /= noise.std()
+    corners = rng.integers(NOISE_FIELD - STAMP_SIZE + 1, size=(len(stamps), 2))
+    total = np.sqrt(1 + np.square(factors))
+    out = stamps / total.astype(np.float32)[:, None, None]
+    for stamp, share, (y, x) in zip(out, factors / total, corners, strict=True):
+        stamp += np.float32(share) * noise[y : y + STAMP_SIZE, x : x + STAMP_SIZE]
+    return out, 2.5 * np.log10(total)

@@ -1,0 +1,250 @@
+"""What the card of trained weights states: summary, limits, calibration, domain, origin."""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sersicnet
+from sersicnet import networks, weights
+from sersicnet.dataset import Arrays, Dataset
+from sersicnet.evaluating.evaluate import scores
+from sersicnet.networks import keras
+from sersicnet.schema import N_TARGETS, TARGET_NAMES
+from sersicnet.training.device import device
+from sersicnet.training.loop import Task, predict
+from sersicnet.training.recipe import Recipe
+
+WITHIN_ONE_SIGMA = 0.6827
+"""Fraction of Gaussian deviations within one standard deviation."""
+
+_SIMULATED_ERRORS = (
+    "Errors are calibrated on simulations; real galaxies are no Sersic profiles, and there they are too small."
+)
+
+
+_LIMITS = (
+    "Knows isolated galaxies of a single Sersic profile; bars, arms and neighbours were not shown to it.",
+    _SIMULATED_ERRORS,
+    "Stars and galaxies smaller than a pixel are outside of its domain.",
+)
+
+
+INVENTED = "The galaxies of the other domain were invented, by `sersicnet simulate`: no real galaxy was trained on."
+
+
+def summary(
+    network: str,
+    simulated: int,
+    labelled: np.ndarray,
+    real: Dataset | Arrays | None,
+    adapt: str | None,
+    base: weights.Weights | None,
+    on_the_fly: bool,
+) -> str:
+    """In a sentence or two; `labelled` marks the galaxies of the other domain whose labels counted."""
+    kind = "simulated galaxies, drawn on the fly, new ones in every epoch" if on_the_fly else "simulated galaxies"
+    text = f"Network `{network}` trained on {kind} only."
+    if real is not None:
+        known = int(labelled.sum())
+        labels = {0: "without labels", len(labelled): "with their labels"}.get(known, f"{known:,} of them with labels")
+        text = (
+            f"Network `{network}` trained on {simulated:,} {kind} and {len(labelled):,} {kind_of(real)} ones, "
+            f"{labels}, {_BY[str(adapt)]}."
+        )
+    return text if base is None else f"{text} It started from `{base.path.name}`."
+
+
+_BY = {"dann": "against a domain classifier", "daregram": "with aligned inverse Gram matrices (DARE-GRAM)"}
+
+
+def limits(task: Task, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
+    """What to know of weights; `errors` tells whether they predict any."""
+    if real is None:
+        return [limit for limit in _LIMITS if errors or limit != _SIMULATED_ERRORS]
+    judges, kind = task.labelled[slice(*task.valid_rows)], kind_of(real)
+    if task.source.is_real[slice(*task.valid_rows)][judges].any():
+        chosen = chosen_by(f"the {judges.sum()} labelled {kind} galaxies", "the epoch", errors=errors)
+    elif errors:
+        chosen = (
+            "Errors are calibrated on simulations, not on the galaxies that it was adapted to without labels; "
+            "nor did these choose the epoch."
+        )
+    else:
+        chosen = "Simulated galaxies chose the epoch, not those that it was adapted to without labels."
+    return [*([] if kind == "real" else [INVENTED]), chosen, _LIMITS[-1]]
+
+
+def chosen_by(galaxies: str, what: str, *, errors: bool) -> str:
+    """The limit that the galaxies which calibrate the errors also made a choice."""
+    if errors:
+        return f"Errors are calibrated on {galaxies} that also chose {what}."
+    return f"It predicts no errors; {galaxies} that validated chose {what}."
+
+
+def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
+    """The trained network with its physical units and its calibrated errors.
+
+    Returns
+    -------
+    model : keras.Model
+        See `sersicnet.networks.with_units`.
+    fields : dict
+        What the card states of the errors: ``calibration``, which is None without errors.
+    """
+    architecture, scaling = networks.ARCHITECTURES[network], task.scaling
+    scale = None
+    if architecture.spreads:
+        out, rows = _judged(task.predictor, task)
+        deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / np.exp(out[:, N_TARGETS:])
+        scale = np.quantile(deviation, WITHIN_ONE_SIGMA, axis=0)
+    model = networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=scale)
+    if scale is None:
+        return model, {"calibration": None}
+    out, rows = _judged(model, task)
+    return model, {"calibration": calibration(task.source.targets[rows], out[:, :N_TARGETS], out[:, N_TARGETS:])}
+
+
+def _judged(model: keras.Model, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of a model for the validation galaxies that count, and their rows."""
+    out, rows = predict(model, task.source, *task.valid_rows)
+    return out[task.labelled[rows]], rows[task.labelled[rows]]
+
+
+def calibration(
+    targets: np.ndarray, predicted: np.ndarray, errors: np.ndarray, *, least: int = 300, most: int = 12
+) -> dict[str, Any] | None:
+    """Factors on predicted errors, by magnitude, that make 68.27 % of the deviations fall within one.
+
+    Split conformal prediction, for galaxies of like brightness: one factor a
+    parameter in bins of the predicted relative magnitude that hold equally many.
+
+    Parameters
+    ----------
+    targets, predicted, errors : ndarray, float, (N, 4)
+        Of galaxies that were not trained on; the magnitude relative to the noise.
+    least : int
+        Galaxies that a bin needs.
+    most : int
+        Bins.
+
+    Returns
+    -------
+    dict or None
+        ``mag``, the median of each bin, and ``factors``, a list for each bin;
+        None for fewer than two bins' galaxies.
+
+    References
+    ----------
+    Lei et al. 2018, arXiv:1604.04173, section 5.2 (locally weighted).
+    """
+    bins = min(most, len(targets) // least)
+    if bins < 2:
+        return None
+    deviation = np.abs(predicted - targets) / errors
+    parts = np.array_split(np.argsort(predicted[:, 0]), bins)
+    return {
+        "mag": [round(float(np.median(predicted[part, 0])), 4) for part in parts],
+        "factors": [np.quantile(deviation[part], WITHIN_ONE_SIGMA, axis=0).round(4).tolist() for part in parts],
+    }
+
+
+def base_card(
+    name: str, network: str, core: keras.Model, state: dict[str, Any], seed: int, command: str
+) -> dict[str, Any]:
+    """What every card states: name, command, seed, licence, how training went, and with which packages."""
+    import h5py
+
+    return {
+        "name": name,
+        "network": network,
+        "parameters": core.count_params(),
+        "command": command,
+        "seed": seed,
+        "licence": "MIT",
+        "training": {
+            "epochs": state["epoch"],
+            "best_epoch": state["best_epoch"],
+            "seconds": round(state["seconds"]),
+            "device": device(),
+            "backend": f"keras {keras.__version__}, {keras.backend.backend()}",
+        },
+        "versions": {
+            "sersicnet": sersicnet.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "h5py": h5py.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def base_record(base: weights.Weights) -> dict[str, Any]:
+    """What training began at, so that it can be made again: its own beginning is in there too."""
+    kept = ("command", "seed", "base", "data")
+    return {"name": base.path.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
+
+
+def domain_of(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """The images and galaxies that a network was trained on; see `sersicnet.domain`."""
+    instrument, prior = simulated.config["instrument"], simulated.config["prior"]
+    widths = [psf["fwhm"] for psf in simulated.config.get("psfs", [])] or [simulated.config["psf_fwhm"]]
+    scatter = simulated.config.get("psf_scatter", 0.0)
+    ranges = {name: list(prior[name]) for name in TARGET_NAMES}
+    ranges["mag"][1] = min(ranges["mag"][1], recipe.faint_limit)
+    return {
+        "instrument": instrument["name"],
+        "pixel_scale": instrument["pixel_scale"],
+        "zero_point": instrument["zero_point"],
+        "psf_fwhm": simulated.config["psf_fwhm"],
+        "psf_fwhm_range": [min(widths) * (1 - scatter), max(widths) * (1 + scatter)],
+        "rms": [instrument["rms_low"], instrument["rms_high"] * math.hypot(1, recipe.noise)],
+        "ranges": ranges,
+    }
+
+
+def data_record(simulated: Dataset, n: int) -> dict[str, Any]:
+    """The simulated training set of `n` galaxies."""
+    return {
+        "n": n,
+        "sha256": simulated.sha256(),
+        "command": simulated.config["command"],
+        "config": simulated.config,
+        "versions": simulated.versions,
+    }
+
+
+def kind_of(real: Dataset | Arrays) -> str:
+    """What the galaxies of the other domain are, for the card: only those of an image are real."""
+    recipe = real.config if isinstance(real, Dataset) else real.recipe
+    if recipe is None:
+        return "real"
+    return "real-like" if recipe.get("galaxies") == "real-like" else "simulated"
+
+
+def real_record(real: Dataset | Arrays, n: int, command: str) -> dict[str, Any]:
+    """The `n` galaxies of the other domain."""
+    recipe = real.config if isinstance(real, Dataset) else real.recipe
+    return {"n": n, "sha256": real.sha256(), "command": recipe["command"] if recipe else command, "config": recipe}
+
+
+def saved(
+    output: Path, run: Path, model: keras.Model, card: dict[str, Any], test: str | Path | None
+) -> weights.Weights:
+    """Write the weights, with their scores on the dataset `test` if one is given, and drop the run."""
+    if test is not None:
+        with Dataset(test) as other:
+            out, rows = predict(model, other, 0, len(other))
+            errors = weights.calibrated(card, out[:, 0], out[:, N_TARGETS:]) if card["errors"] else None
+            card["scores"] = {
+                "test_set": f"{len(other):,} stamps of `{other.config['command']}`",
+                "samples": scores(other.targets[rows], out[:, :N_TARGETS], errors, other.mag[rows]),
+            }
+    done = weights.save(output, model, card)
+    shutil.rmtree(run)
+    return done

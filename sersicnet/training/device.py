@@ -1,0 +1,58 @@
+"""The device that training runs on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sersicnet import networks
+from sersicnet.networks import keras
+
+
+def jit() -> str | bool:
+    """XLA where it helps: not for TensorFlow on a CPU, where it is a sixth slower."""
+    return "auto" if accelerators() or keras.backend.backend() != "tensorflow" else False
+
+
+def accelerators() -> list[str]:
+    """Their names, such as the model of a GPU where the backend tells it."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
+    return [d for d in keras.distribution.list_devices() if not d.startswith("cpu")]
+
+
+def on_accelerator() -> Callable[[np.ndarray], Any] | None:
+    """What moves arrays to the accelerator that the backend trains on; None without one, or with TensorFlow."""
+    if not accelerators() or keras.backend.backend() == "tensorflow":
+        return None
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return lambda values: torch.asarray(values, device="cuda")
+    import jax.numpy
+
+    return jax.numpy.asarray
+
+
+def device() -> str:
+    """The device that training runs on, in words."""
+    return ", ".join(accelerators()) or f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def estimate(network: str, stamps_per_second: float, seconds: float) -> str:
+    """How long an epoch takes, and by arithmetic on a GPU if there is none, in words."""
+    operations = 6 * networks.multiply_adds(networks.ARCHITECTURES[network].build())  # there, and twice back
+    speed = stamps_per_second * operations
+    text = f"about {seconds:.0f} s an epoch ({stamps_per_second:.0f} stamps/s, {speed / 1e9:.0f} GFLOP/s)"
+    if accelerators() or not speed < 1e12:
+        return text
+    return f"{text}; a GPU that does 1 TFLOP/s on this network would take {seconds * speed / 1e12:.0f} s (not measured)"

@@ -1,0 +1,184 @@
+"""Fine-tuning: weights are trained on with the labels of real galaxies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sersicnet import networks, weights
+from sersicnet.dataset import Arrays, Dataset
+from sersicnet.errors import DatasetError, InputError, warn
+from sersicnet.evaluating.evaluate import scores
+from sersicnet.networks import freeze, keras
+from sersicnet.output import check_directory
+from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
+from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
+from sersicnet.training.loop import Report, Scaling, Task, fit, predict, silent
+from sersicnet.training.losses import Arguments, regression
+from sersicnet.training.recipe import FINETUNE, Recipe
+
+LAYERS = ("auto", "all", "head-first")
+
+LEAST_GALAXIES = 10
+"""Labelled galaxies that fine-tuning needs."""
+
+
+def finetune(
+    real: Arrays,
+    output: str | Path,
+    *,
+    base: str | Path = weights.BASE,
+    layers: str = "auto",
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    test: str | Path | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    report: Report = silent,
+) -> weights.Weights:
+    """Carry weights to real galaxies by training on with their labels.
+
+    Two schedules are tried, and the weights with the best validation error are kept:
+    ``all`` frees every layer at once; ``head-first`` trains what follows the
+    features for a third of the epochs, and then frees every layer at a third of
+    the learning rate. What the head alone reached is kept if the rest does not
+    improve on it.
+
+    Batch normalisations stay as they are, moments and all: a batch of 8 tells
+    too little about them.
+
+    Parameters
+    ----------
+    real : Arrays
+        Stamps and labels; a fifth of them, at random, validates. Galaxies
+        without labels (targets that are not finite) are left out, and so, with a
+        warning, are those outside of the ranges of `base`.
+    output : str or Path
+        Weights directory.
+    base : str or Path
+        Weights to start from.
+    layers : {"auto", "all", "head-first"}
+        One of the schedules, or both.
+    recipe : Recipe, optional
+        The network's own in `FINETUNE` by default.
+    seed, test, overwrite, command, report
+        As for `train`.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    InputError, DatasetError, WeightsError
+        If something cannot be used; nothing is written then.
+    """
+    output = Path(output)
+    check_directory(output, weights.SUMS, overwrite)
+    if layers not in LAYERS:
+        raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
+    if test is not None:
+        Dataset(test).close()
+    start = weights.load(base, to_train=True)
+    network = start.card["network"]
+    architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
+    recipe.check()
+    galaxies = _usable(real, start, recipe)
+    n = len(galaxies)
+    galaxies = galaxies.taken(np.random.default_rng(seed).permutation(n))
+    run = output.with_name(output.name + ".run")
+    scaling = Scaling(architecture.log, np.array(start.card["label_mean"]), np.array(start.card["label_std"]))
+    rows = (0, n - n // 5), (n - n // 5, n)
+
+    def task(core: keras.Model, model: keras.Model, arguments: Arguments) -> Task:
+        return Task(galaxies, *rows, model, core, arguments, scaling(galaxies.targets), np.ones(n, bool), scaling)
+
+    found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
+
+    def follow(schedule: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
+        keras.utils.set_random_seed(seed)
+        core = architecture.build()
+        core.set_weights(origin)
+        freeze(core, body=not body)
+        steps = recipe.epochs * math.ceil(rows[0][1] / recipe.batch)
+        config = {
+            "base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256(), "schedule": schedule
+        }  # fmt: skip
+        state = fit(
+            task(core, *regression(core, recipe, steps)), recipe, seed, run / schedule, config, overwrite,
+            lambda progress: report(progress._replace(schedule=schedule)),
+        )  # fmt: skip
+        found[schedule] = state, core.get_weights()
+
+    given = start.core().get_weights()
+    if layers in ("auto", "all"):
+        follow("all", given, recipe, body=True)
+    if layers in ("auto", "head-first"):
+        follow("head", given, replace(recipe, epochs=math.ceil(recipe.epochs / 3)), body=False)
+        follow("head-first", found["head"][1], replace(recipe, learning_rate=recipe.learning_rate / 3), body=True)
+    best = min(found, key=lambda name: found[name][0]["best"])
+    state, values = found[best]
+    core = architecture.build()
+    core.set_weights(values)
+    judged = task(core, core, lambda *_: (None, None, None))
+    model, fields = finished(network, judged)
+    out, judges = predict(model, galaxies, *rows[1])
+    seconds = sum(state["seconds"] for state, _ in found.values())
+    card = {
+        **start.card,
+        **base_card(output.name, network, core, {**state, "seconds": seconds}, seed, command),
+        "summary": f"`{start.name}` fine-tuned on {n:,} labelled {kind_of(real)} galaxies ({SCHEDULES[best]}).",
+        **fields,
+        "recipe": asdict(recipe),
+        "base": base_record(start),
+        "fine_tuning": {"layers": best, "valid_mae": {name: state["best"] for name, (state, _) in found.items()}},
+        "data": real_record(real, n, command),
+        "limits": [
+            *([INVENTED] if real.recipe else []),
+            chosen_by(f"the {n // 5} galaxies", "the epoch and the layers", errors=architecture.spreads),
+        ],
+        "scores": {
+            "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
+            "samples": scores(galaxies.targets[judges], out[:, :N_TARGETS], mag=galaxies.mag[judges]),
+        },
+    }
+    return saved(output, run, model, card, test)
+
+
+def _usable(real: Arrays, start: weights.Weights, recipe: Recipe) -> Arrays:
+    """The galaxies with labels, brighter than the recipe's limit, within the ranges of the weights."""
+    usable = np.isfinite(real.targets).all(axis=1) & ~(real.mag > recipe.faint_limit)
+    usable[usable] = _within(start, real.targets[usable])
+    if usable.sum() < LEAST_GALAXIES:
+        raise DatasetError(f"Fine-tuning needs at least {LEAST_GALAXIES} labelled galaxies; received {usable.sum()}.")
+    return real.taken(np.flatnonzero(usable))
+
+
+def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
+    """Which targets lie within the ranges of weights, bool, (N,); a warning tells of others."""
+    domain = base.card["domain"]
+    ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
+    ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
+    good = (targets >= ranges[:, 0]) & (targets <= ranges[:, 1])
+    inside = np.asarray(good.all(axis=1))
+    if not inside.all():
+        row = int(np.flatnonzero(~inside)[0])
+        which = int(np.flatnonzero(~good[row])[0])
+        value, (low, high) = targets[row, which], ranges[which]
+        warn(
+            f"{(~inside).sum()} of {len(targets)} labelled galaxies are left out, since {base.name} does not know such "
+            f"ones: the first has {'relative ' * (which == 0)}{TARGET_NAMES[which]} = {value:.4g}, beyond {low:.4g} to "
+            f"{high:.4g}."
+        )
+    return inside
+
+
+SCHEDULES = {
+    "all": "every layer from the start",
+    "head": "the layers behind the features alone",
+    "head-first": "the layers behind the features first, then every layer",
+}

@@ -1,0 +1,269 @@
+"""Real galaxies to learn from: a table of labels, a mosaic, or a dataset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sersicnet.catalogue.parameters import Galaxies, holds_table
+from sersicnet.dataset import Arrays, Dataset
+from sersicnet.errors import DatasetError, InputError
+from sersicnet.image import detect, header, mosaic, stars
+from sersicnet.image.stamps import cut
+from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, relative_magnitude
+
+
+def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
+    """Galaxies of another domain: a table of labels, a dataset, or a mosaic without labels.
+
+    Parameters
+    ----------
+    path : str or Path
+        A table for labels, see `read_labels`; a FITS image (.fits, also .fits.gz,
+        .fits.fz, or with an extension in brackets) for a mosaic, see
+        `mosaic_galaxies`; anything else is a dataset. A FITS file whose first data are
+        a table is a table.
+    image, zero_point
+        As for `read_labels`; a mosaic takes the zero point alone.
+
+    Returns
+    -------
+    Arrays
+        With `Arrays.is_real` set throughout. The targets of a mosaic's galaxies
+        are NaN.
+    """
+    if holds_table(path):
+        return read_labels(path, image, zero_point)
+    if _MOSAIC.search(str(path)):
+        return mosaic_galaxies(path, zero_point)
+    with Dataset(path) as data:
+        galaxies = data.selected(np.inf, None)
+    galaxies.is_real[:] = True
+    return galaxies
+
+
+_MOSAIC = re.compile(r"\.fits?(\.fz|\.gz)?(\[[^\[\]]+\])?$", re.IGNORECASE)
+
+MOST_GALAXIES = 10_000
+"""Galaxies of a mosaic held in memory: 655 MB."""
+
+
+def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays:
+    """Detect the galaxies of a mosaic and cut their stamps; nothing is known of their parameters.
+
+    Left out are sources with a signal to noise below 10, stamps that reach beyond
+    the image or lack more than a tenth of their pixels, and what looks like a star
+    (see `sersicnet.image.stars.find_stars`). Of more than `MOST_GALAXIES`, as many are
+    taken at random, always the same.
+
+    Parameters
+    ----------
+    path : str or Path
+        FITS image; an extension may stand in brackets.
+    zero_point : float, optional
+        AB magnitude of one image unit; from the header by default.
+
+    Returns
+    -------
+    Arrays
+        With `Arrays.is_real` set and targets of NaN; magnitudes are those of the
+        detected pixels.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be used, or tells no zero point.
+    DatasetError
+        If it has no galaxy left.
+    """
+    frame = mosaic.read_image(path)
+    zero = header.zero_point(frame.header, zero_point, frame.scales).value
+    bad = frame.without_data()
+    sky, found = detect.Detector()(frame.data, bad)
+    good = np.flatnonzero(stars.good_galaxies(frame.data, bad, sky, found))
+    if not len(good):
+        raise DatasetError(
+            f"{frame.name} has no galaxy with a signal to noise of {LOW_SNR_LIMIT:g} and a stamp inside of it."
+        )
+    if len(good) > MOST_GALAXIES:
+        good = np.sort(np.random.default_rng(0).choice(good, MOST_GALAXIES, replace=False))
+    stamps = cut(frame.data, bad, sky, found.x[good], found.y[good], found.dilated(), good + 1)
+    mags = zero - 2.5 * np.log10(found.flux[good])
+    targets = np.full((len(good), len(TARGET_NAMES)), np.nan)
+    return Arrays(stamps.pixels, targets, np.ones(len(good), bool), mags)
+
+
+def read_labels(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
+    """Cut the stamps of labelled real galaxies.
+
+    Parameters
+    ----------
+    path : str or Path
+        Table with the columns ``image`` (path, relative to the table; not needed with
+        `image`), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
+        ``r_eff`` (arcsec; both along the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``,
+        and if known ``snr``, in any format, units and spelling that
+        `sersicnet.catalogue.parameters.Galaxies` reads. Rows whose ``fit_status``, as
+        `sersicnet fit` writes it, is not 0 are left out, and so are those in such a table whose
+        fit went to a place outside of the image or without data.
+    image : str or Path, optional
+        The one image that all rows lie in.
+    zero_point : float, optional
+        AB magnitude of one image unit; from the headers by default.
+
+    Returns
+    -------
+    Arrays
+        In the order of the rows.
+
+    Raises
+    ------
+    DatasetError
+        If a column is missing, or a row is not numbers, not physical or outside
+        of its image: the line or row is named.
+    InputError
+        If an image cannot be used.
+    """
+    path = Path(path)
+    try:
+        labels = _Labels.read(path, image)
+    except InputError as error:  # such as a unit that is none of a radius
+        raise DatasetError(str(error)) from error
+    n = len(labels.mag)
+    good = np.ones(n, bool)
+    stamps = np.empty((n, STAMP_SIZE, STAMP_SIZE), np.float32)
+    targets = np.empty((n, len(TARGET_NAMES)))
+    by_image: dict[Path, list[int]] = {}
+    for i, file_path in enumerate(labels.images):
+        by_image.setdefault(file_path, []).append(i)
+    for file_path, members in by_image.items():
+        frame = mosaic.read_image(file_path)
+        zero = header.zero_point(frame.header, zero_point, frame.scales).value
+        places = labels.places[members]
+        x, y = np.column_stack(frame.pixels(*places.T)).T if labels.on_sky else places.T
+        scale = header.pixel_scale(frame.scales).value if labels.unit == "arcsec" else 1.0
+        if not np.isfinite(scale):
+            raise DatasetError(f"{path} has r_eff in arcsec, but {frame.name} has no WCS. Give r_eff_pix.")
+        bad = frame.without_data()
+        sky, found = detect.Detector()(frame.data, bad)
+        dilated = found.dilated()
+        height, width = frame.data.shape
+        for k, i in enumerate(members):
+            good[i] = -0.5 <= x[k] < width - 0.5 and -0.5 <= y[k] < height - 0.5
+            if not good[i] and not labels.fitted:
+                raise DatasetError(
+                    f"{path}, {labels.where(i)}: x = {x[k]:g}, y = {y[k]:g} is outside of {frame.name}, "
+                    f"which is {width} x {height} pixels."
+                )
+            if not good[i]:
+                continue
+            own = dilated[round(y[k]), round(x[k])]
+            stamp = cut(frame.data, bad, sky, x[[k]], y[[k]], dilated, np.array([own]))
+            good[i] = not stamp.empty[0] and np.isfinite(stamp.pixels).all()
+            if not good[i] and not labels.fitted:
+                raise DatasetError(
+                    f"{path}, {labels.where(i)}: {frame.name} has no data at x = {x[k]:g}, y = {y[k]:g}."
+                )
+            if not good[i]:
+                continue
+            stamps[i] = stamp.pixels[0]
+            relative = relative_magnitude(labels.mag[i], zero, stamp.rms[0])
+            targets[i] = relative, labels.radius[i] / scale, labels.sersic_n[i], labels.ellipticity[i]
+    if not good.any():
+        raise DatasetError(f"No row of {path} lies in its image. Is it a table of another one?")
+    arrays = Arrays(stamps, targets, np.ones(n, bool), labels.mag, labels.snr)
+    return arrays if good.all() else arrays.taken(np.flatnonzero(good))
+
+
+class _Labels(NamedTuple):
+    """The rows of a table of labels that are used, as physical numbers, float64, (N,).
+
+    Attributes
+    ----------
+    images : list of Path
+    places : ndarray, float64, (N, 2)
+        Pixels, or degrees if `on_sky`.
+    on_sky : bool
+    mag, radius, sersic_n, ellipticity
+    unit : str
+        That of `radius`: ``pix`` or ``arcsec``.
+    snr : ndarray or None
+    fitted : bool
+        Whether `sersicnet fit` wrote it.
+    where : callable
+        The line or row of the table, for messages.
+    """
+
+    images: list[Path]
+    places: np.ndarray
+    on_sky: bool
+    mag: np.ndarray
+    radius: np.ndarray
+    sersic_n: np.ndarray
+    ellipticity: np.ndarray
+    unit: str
+    snr: np.ndarray | None
+    fitted: bool
+    where: Callable[[int], str]
+
+    @classmethod
+    def read(cls, path: Path, image: str | Path | None) -> _Labels:
+        """Read and check them, but for what the images tell."""
+        galaxies = Galaxies.read(path)
+        if image is None and not galaxies.has("image"):
+            raise DatasetError(
+                f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with "
+                "--image."
+            )
+        galaxies.require(*TARGET_NAMES)
+        sky, pixels = galaxies.sky(), galaxies.pixels()
+        places = sky if pixels is None else pixels
+        if places is None:
+            raise DatasetError(f"{path} needs both x and y, or both ra and dec; it has {galaxies.columns}.")
+        status = galaxies.parameter("fit_status")
+        rows = np.arange(len(galaxies)) if status is None else np.flatnonzero(status == 0)
+        if not len(rows):
+            raise DatasetError(f"{path} has no rows{'' if status is None else ' with fit_status 0'}.")
+
+        def where(i: int) -> str:
+            return galaxies.row(int(rows[i]))
+
+        if image is None:
+            names = [galaxies.text("image")[i] for i in rows]
+            if "" in names:
+                raise DatasetError(f"{path}, {where(names.index(''))}: image is empty.")
+            images = [path.parent / name for name in names]
+        else:
+            images = [Path(image)] * len(rows)
+        radius, unit = galaxies.radius() or (np.empty(0), "")
+        columns = {
+            **dict(zip(("x", "y") if places is pixels else ("ra", "dec"), places.T, strict=True)),
+            "mag": galaxies.parameter("mag"),
+            "r_eff_pix" if unit == "pix" else "r_eff": radius,
+            "sersic_n": galaxies.parameter("sersic_n"),
+            "ellipticity": galaxies.parameter("ellipticity"),
+        }
+        used = {name: values[rows] for name, values in columns.items() if values is not None}
+        for name, values in used.items():
+            for unphysical, why in ((~np.isfinite(values), "should be a number"), (_impossible(name, values), "")):
+                if unphysical.any():
+                    i = int(unphysical.argmax())
+                    what = f"{name} {why}; received {values[i]:g}" if why else f"{name} = {values[i]:g} is not physical"
+                    raise DatasetError(f"{path}, {where(i)}: {what}.")
+        first, second, mag, radius, n, e = used.values()
+        snr = galaxies.parameter("snr")
+        return cls(
+            images, np.column_stack([first, second]), places is sky, mag, radius, n, e, unit,
+            None if snr is None else snr[rows], status is not None, where,
+        )  # fmt: skip
+
+
+def _impossible(name: str, values: np.ndarray) -> np.ndarray:
+    """Which values of a label no galaxy has, bool, (N,)."""
+    if name == "ellipticity":
+        return ~((values >= 0) & (values < 1))
+    return values <= 0 if name in ("r_eff", "r_eff_pix", "sersic_n") else np.zeros(len(values), bool)

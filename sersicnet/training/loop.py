@@ -1,0 +1,491 @@
+"""The training loop: batches, steps, epochs, and the state of a run on disk.
+
+A run keeps everything in a directory beside its output: its configuration, one JSON line per
+epoch, the best weights, and the last state, which is at most five minutes old.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sersicnet import weights
+from sersicnet.engine.render import on_host
+from sersicnet.errors import DatasetError, InputError
+from sersicnet.networks import keras, ops
+from sersicnet.schema import N_TARGETS, TARGET_NAMES, decode, encode
+from sersicnet.training.augment import deepened, noise_correlation, oriented
+from sersicnet.training.joined import Source
+from sersicnet.training.losses import Arguments, learning_rate
+from sersicnet.training.on_the_fly import OnTheFly
+from sersicnet.training.recipe import Recipe
+
+KEEP_SECONDS = 300.0
+"""How often the state of a run is written, besides after each epoch."""
+
+
+class Progress(NamedTuple):
+    """Where a run stands; `record` is set at the end of an epoch, `schedule` where several are tried.
+
+    `stamps_per_second` is that of the last 50 steps, or of the epoch.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    record: dict[str, float] | None
+    schedule: str = ""
+    stamps_per_second: float = math.nan
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Tell nobody: the default `Report`."""
+
+
+class Scaling(NamedTuple):
+    """From physical targets to what a network learns, and back.
+
+    Attributes
+    ----------
+    log : bool
+        Whether targets are encoded by `sersicnet.schema.encode` first.
+    mean, std : ndarray, float, (4,)
+        Of the (encoded) targets.
+    """
+
+    log: bool
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __call__(self, targets: np.ndarray) -> np.ndarray:
+        """Standardised targets, float32, of the same shape."""
+        return (((encode(targets) if self.log else targets) - self.mean) / self.std).astype(np.float32)
+
+    def back(self, standardised: np.ndarray) -> np.ndarray:
+        """Physical targets, float64."""
+        values = standardised.astype(float) * self.std + self.mean
+        return decode(values) if self.log else values
+
+
+class Task(NamedTuple):
+    """What a run trains on; `labelled` marks the rows whose validation error chooses the epoch.
+
+    With `galaxies`, simulated rows of the training set are filled afresh in every epoch.
+    """
+
+    source: Source
+    train_rows: tuple[int, int]
+    valid_rows: tuple[int, int]
+    model: keras.Model
+    predictor: keras.Model
+    arguments: Arguments
+    standardised: np.ndarray
+    labelled: np.ndarray
+    scaling: Scaling
+    galaxies: OnTheFly | None = None
+
+
+def prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
+    """Read ahead in a thread, so that decompression and training overlap."""
+    channel: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                channel.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+            put(end)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        while (item := channel.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
+class Batch(NamedTuple):
+    """Stamps, of NumPy or of the library that draws them, their rows and what a network should say of them."""
+
+    stamps: Any
+    rows: np.ndarray
+    learned: np.ndarray
+
+
+def batches(
+    task: Task, recipe: Recipe, seed: int, epoch: int, first: int, correlations: Mapping[bool, np.ndarray]
+) -> Iterator[Batch]:
+    """The batches of an epoch from a step on, each of which depends on seed, epoch and step only."""
+    low, high = task.train_rows
+    is_real = task.source.is_real
+    if task.galaxies is not None and not is_real[low:high].any():
+        sizes = [min(recipe.batch, high - row) for row in range(low, high, recipe.batch)]
+        made = task.galaxies.galaxies(epoch, first * recipe.batch, iter(sizes[first:]))
+        for step, (stamps, targets) in enumerate(made, start=first):
+            start = low + step * recipe.batch
+            yield Batch(stamps, np.arange(start, start + len(targets)), task.scaling(targets))
+        return
+    order = np.random.default_rng([seed, epoch, 0])
+    wanted, used, drawn = deque[int](), 0, None
+    for step, (stamps, rows) in enumerate(task.source.batches(recipe.batch, low, high, order)):
+        simulated = np.flatnonzero(~is_real[rows])
+        if step < first:  # done before the interruption
+            used += len(simulated)
+            continue
+        stamps, learned = finite(task.source, stamps, rows), task.standardised[rows]
+        if task.galaxies is not None:
+            drawn = drawn or task.galaxies.galaxies(epoch, used, iter(wanted.popleft, None))
+            wanted.append(len(simulated))
+            new, targets = next(drawn)
+            stamps[simulated], learned[simulated] = on_host(new), task.scaling(targets)
+        rng = np.random.default_rng([seed, epoch, 1, step])
+        if recipe.symmetries:
+            stamps = oriented(stamps, rng.integers(8, size=len(stamps)))
+        for kind, correlation in correlations.items():
+            chosen = np.flatnonzero(is_real[rows] == kind)
+            factors = rng.uniform(0, recipe.noise, len(chosen))
+            stamps[chosen], fainter = deepened(stamps[chosen], factors, correlation, rng)
+            learned[chosen, 0] += fainter / task.scaling.std[0]
+        yield Batch(stamps, rows, learned)
+
+
+class RunState:
+    """What a run keeps on disk. Everything is written beside its final name and renamed.
+
+    Parameters
+    ----------
+    path : Path
+        The directory of the run.
+    config : dict
+        Options that another run in the same place must share.
+    overwrite : bool
+        Whether to drop a run with other options.
+
+    Attributes
+    ----------
+    state : dict
+        Where the run stands: finished epochs and the best of them; the steps of the
+        epoch under way, the sum of their losses and the seconds they took; and the
+        name of the weights file that belongs to it.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], overwrite: bool) -> None:
+        self.path = path
+        config = json.loads(json.dumps(config))
+        file = path / "config.json"
+        found = self._read(file)
+        if found is not None and found != config:
+            if not overwrite:
+                raise InputError(
+                    f"{path} holds an unfinished run with other options{_unlike(found, config)}. "
+                    "Repeat its command, or give `overwrite` to start anew."
+                )
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            with self._writing(file.name) as partial:
+                partial.write_text(json.dumps(config, indent=1))
+        self.state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0}
+        self.state |= {"step": 0, "loss": 0.0, "spent": 0.0}
+
+    def resume(self, model: keras.Model) -> None:
+        """Take up the state that was kept last, if any."""
+        file = self.path / "state.json"
+        if file.exists():
+            self.state |= self._read(file) or {}
+            self.load(model, self.state.get("last", "its weights"))
+
+    def load(self, model: keras.Model, name: str) -> None:
+        """Load weights that were kept."""
+        try:
+            model.load_weights(self.path / name)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.path / name} cannot be read ({first_line(error)}): the run is damaged. "
+                "Give `overwrite` to start anew."
+            ) from error
+
+    def keep(self, model: keras.Model) -> None:
+        """Keep the state and the weights and optimiser that belong to it."""
+        # The state names its weights file, so that a kill between the two writes is harmless.
+        name = f"{self.state['epoch']}-{self.state['step']}-last.weights.h5"
+        self.save(model, name)
+        with self._writing("state.json") as partial:
+            partial.write_text(json.dumps({**self.state, "last": name}))
+        self.state["last"] = name
+        for other in self.path.glob("*-last.weights.h5"):
+            if other.name != name:
+                other.unlink()
+
+    def save(self, model: keras.Model, name: str) -> None:
+        """Keep weights under a name that ends in .weights.h5."""
+        with self._writing(name) as partial:
+            model.save_weights(partial)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add the line of an epoch, once."""
+        file = self.path / "log.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+        with self._writing(file.name) as partial:
+            partial.write_text("".join(line + "\n" for line in [*lines, json.dumps(record)]))
+
+    def _read(self, file: Path) -> Any:
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file} cannot be read ({first_line(error)}): the run is damaged. Remove {self.path} to start anew."
+            ) from error
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        partial = self.path / f"partial-{name}"
+        try:
+            yield partial
+            partial.replace(self.path / name)
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            raise InputError(
+                f"{self.path / name} could not be written: {first_line(error)}. What was kept before is intact; "
+                "when the disk is well again, the same command continues."
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _unlike(found: Any, config: dict[str, Any]) -> str:
+    """What differs, in brackets."""
+    if not isinstance(found, dict):
+        return ""
+    names = [name for name in config if found.get(name) != config[name]]
+    told = [
+        f"{name} {found.get(name)}, now {config[name]}"
+        for name in names
+        if all(
+            isinstance(value, str | int | None) and len(str(value)) < 40 for value in (found.get(name), config[name])
+        )
+    ]
+    return f" ({', '.join(told or names)})" if names else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    if isinstance(error, OSError) and error.errno:  # h5py tells a long story
+        return os.strerror(error.errno)
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check(task: Task) -> None:
+    """Refuse targets that are not finite, before they spoil the weights."""
+    bad = ~np.isfinite(task.standardised).all(axis=1)
+    if bad.any():
+        # One of them spoils the mean, and with it all the others.
+        own = np.flatnonzero(bad & ~np.isfinite(task.source.targets).all(axis=1))
+        row = own[0] if len(own) else int(np.argmax(bad))
+        raise DatasetError(
+            f"Every galaxy to learn from needs finite targets that are not all the same; {_named(task.source, row)} "
+            f"has {task.source.targets[row]}, and {max(0, len(own) - 1)} others are not finite either. Leave them out."
+        )
+
+
+def finite(source: Source, stamps: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The stamps; refused if any pixel is not finite."""
+    if not np.isfinite(stamps).all():
+        row = int(rows[np.argmin(np.isfinite(stamps).all(axis=(1, 2)))])
+        raise DatasetError(f"Every stamp needs finite pixels; {_named(source, row)} has others. Leave it out.")
+    return stamps
+
+
+def _named(source: Source, row: int) -> str:
+    return f"row {source.rows[row]} of the {'real' if source.is_real[row] else 'simulated'} galaxies (from 0)"
+
+
+def fit(
+    task: Task, recipe: Recipe, seed: int, run: Path, config: dict[str, Any], overwrite: bool, report: Report
+) -> dict[str, Any]:
+    """Train until the recipe is done; return the state of the run.
+
+    The best weights are loaded afterwards.
+    """
+    _check(task)
+    files = RunState(run, config, overwrite)
+    model, state = task.model, files.state
+    model.optimizer.build(model.trainable_variables)
+    files.resume(model)
+    correlations = {}
+    if recipe.noise:
+        correlations = {bool(kind): noise_correlation(task.source, kind) for kind in np.unique(task.source.is_real)}
+    while state["epoch"] < recipe.epochs and state["epoch"] - state["best_epoch"] < recipe.patience:
+        record = _epoch(task, recipe, seed, files, correlations, report)
+        state |= {"epoch": record["epoch"], "step": 0, "loss": 0.0, "spent": 0.0}
+        state["seconds"] += record["seconds"]
+        if record["valid_mae"] < state["best"]:
+            state["best"], state["best_epoch"] = record["valid_mae"], record["epoch"]
+            files.save(model, "best.weights.h5")
+        files.log(record)
+        files.keep(model)
+        steps, speed = _steps(task, recipe), record["stamps_per_second"]
+        report(Progress(record["epoch"], recipe.epochs, steps, steps, record["loss"], record, stamps_per_second=speed))
+    files.load(model, "best.weights.h5")
+    return state
+
+
+def _steps(task: Task, recipe: Recipe) -> int:
+    """Steps of an epoch."""
+    return math.ceil((task.train_rows[1] - task.train_rows[0]) / recipe.batch)
+
+
+def _epoch(
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    files: RunState,
+    correlations: Mapping[bool, np.ndarray],
+    report: Report,
+) -> dict[str, Any]:
+    """Train for the rest of an epoch and validate; return the record of the epoch."""
+    model, state, steps = task.model, files.state, _steps(task, recipe)
+    epoch, first = state["epoch"], state["step"]
+    started = kept = time.monotonic()
+    rate = partial(learning_rate, recipe, recipe.epochs * steps)
+    recent, clock = deque[float](maxlen=50), deque[tuple[float, int]](maxlen=50)
+    for step, batch in enumerate(prefetched(batches(task, recipe, seed, epoch, first, correlations)), start=first):
+        done = (epoch + step / steps) / recipe.epochs
+        x, y, sample_weight = task.arguments(batch.stamps, batch.learned, batch.rows, done)
+        model.reset_metrics()
+        logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise DatasetError(
+                f"The loss became {loss} at epoch {epoch + 1}, step {step + 1}, on finite stamps and targets: "
+                f"training diverged. Lower the learning rate, {rate(epoch * steps + step):.3g} there."
+            )
+        recent.append(loss)
+        clock.append((time.monotonic(), len(batch.rows)))
+        state["step"], state["loss"] = step + 1, state["loss"] + loss
+        mean = float(np.mean(recent))
+        report(Progress(epoch + 1, recipe.epochs, step + 1, steps, mean, None, stamps_per_second=_speed(clock)))
+        if time.monotonic() - kept > KEEP_SECONDS:
+            state["spent"] += time.monotonic() - kept
+            files.keep(model)
+            kept = time.monotonic()
+    trained = time.monotonic() - started
+    n = task.train_rows[1] - task.train_rows[0]
+    return {
+        "epoch": epoch + 1,
+        "loss": state["loss"] / steps,
+        **_validated(task),
+        "learning_rate": rate((epoch + 1) * steps - 1),
+        "stamps_per_second": round((min(steps * recipe.batch, n) - first * recipe.batch) / trained, 1),
+        "seconds": round(state["spent"] + time.monotonic() - kept, 1),
+    }
+
+
+def _speed(clock: deque[tuple[float, int]]) -> float:
+    """Stamps a second since the oldest entry; NaN for a single one."""
+    (start, _), (end, _) = clock[0], clock[-1]
+    return sum(n for _, n in list(clock)[1:]) / (end - start) if end > start else math.nan
+
+
+def _validated(task: Task) -> dict[str, float]:
+    """Errors on the validation set: standardised means, which choose the epoch, and physical medians."""
+    out, rows = predict(task.predictor, task.source, *task.valid_rows)
+    out, rows = out[task.labelled[rows], :N_TARGETS], rows[task.labelled[rows]]
+    errors = np.abs(out - task.standardised[rows])
+    physical = np.median(np.abs(task.scaling.back(out) - task.source.targets[rows]), axis=0)
+    if not np.isfinite(errors).all():
+        raise DatasetError("The network answers with numbers that are not finite: training diverged.")
+    return {
+        "valid_mae": float(errors.mean()),
+        **{f"valid_mae_{n}": float(e) for n, e in zip(TARGET_NAMES, errors.mean(axis=0), strict=True)},
+        **{f"error_{n}": float(e) for n, e in zip(TARGET_NAMES, physical, strict=True)},
+    }
+
+
+def predict(model: keras.Model, source: Source, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of a model for rows of a source, and the rows in the same order."""
+    out, rows = [], []
+    for stamps, indices in source.batches(weights.BATCH, start, stop):
+        out.append(ops.convert_to_numpy(model.predict_on_batch(finite(source, stamps, indices))))
+        rows.append(indices)
+    return np.concatenate(out), np.concatenate(rows)
+
+
+@contextmanager
+def tensorboard(directory: str | Path | None) -> Iterator[Report]:
+    """A `Report` that writes the record of each epoch for TensorBoard; nothing for None.
+
+    ``keras.callbacks.TensorBoard`` is not used: it writes through TensorFlow, which training with
+    JAX or PyTorch does without.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed, or the directory cannot be written.
+    """
+    if directory is None:
+        yield silent
+        return
+    try:
+        from tensorboard.summary import Writer
+    except ImportError as error:
+        raise InputError(
+            f"`tensorboard` needs the package tensorboard ({error}). Run `pip install tensorboard`; "
+            "log.jsonl in the run's directory holds the same numbers."
+        ) from error
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory} cannot hold TensorBoard's files: {error}.") from error
+    writers: dict[str, Any] = {}
+
+    def write(progress: Progress) -> None:
+        if progress.record is None:
+            return
+        if progress.schedule not in writers:
+            writers[progress.schedule] = Writer(str(Path(directory) / progress.schedule))
+        writer = writers[progress.schedule]
+        for tag, value in progress.record.items():
+            if tag != "epoch":
+                writer.add_scalar(tag, value, progress.epoch)
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        for writer in writers.values():
+            writer.close()

@@ -1,0 +1,83 @@
+"""How networks are trained: `Recipe`, and one for each network and way of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sersicnet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    epochs : int
+        At most this many.
+    batch : int
+    learning_rate : float
+        At the start, or at its peak when annealed.
+    anneal : bool
+        Warm up over 3 % of the steps, then follow a cosine to zero.
+    patience : int
+        Epochs without improvement of the validation error before it stops.
+    symmetries : bool
+        Show each stamp in a random one of its eight orientations.
+    faint_limit : float
+        Galaxies fainter than this AB magnitude are left out.
+    alpha : float
+        Weight of the regression against the alignment of domains (adaptation only).
+    noise : float
+        Noise is added to each stored stamp, of an rms between 0 and this factor times that of the
+        stamp: another one in every epoch. Its magnitude relative to the noise follows.
+    keep_norms : bool
+        Batch normalisations stay as they are in the weights that training begins at, moments
+        and all: those of batches of two domains are of neither.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    anneal: bool
+    patience: int
+    symmetries: bool
+    faint_limit: float = 99.0
+    alpha: float = 0.9
+    noise: float = 0.0
+    keep_norms: bool = False
+
+    def check(self) -> None:
+        """Refuse a rate or a weight that training cannot use, with an `InputError`."""
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"A learning rate is positive; received {self.learning_rate}. Try 0.0005.")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"The weight of the regression is from 0 to 1; received {self.alpha}. Try 0.9.")
+
+
+RECIPES = {
+    "fovea": Recipe(epochs=7, batch=64, learning_rate=1.5e-3, anneal=True, patience=7, symmetries=True),
+    "tl": Recipe(
+        epochs=100, batch=16, learning_rate=1e-4, anneal=False, patience=10, symmetries=False, faint_limit=23.0
+    ),
+    "dann": Recipe(epochs=300, batch=16, learning_rate=1e-4, anneal=False, patience=20, symmetries=False),
+}
+
+
+ADAPT = {
+    "fovea": Recipe(
+        epochs=30, batch=64, learning_rate=5e-4, anneal=True, patience=30, symmetries=True, keep_norms=True
+    ),
+    "tl": RECIPES["tl"],
+    "dann": RECIPES["dann"],
+}
+"""For training with real galaxies; that of ``dann`` is the study's."""
+
+
+FINETUNE = {
+    "fovea": Recipe(epochs=15, batch=32, learning_rate=3e-4, anneal=True, patience=15, symmetries=True),
+    "tl": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False, faint_limit=23.0),
+    "dann": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False),
+}
+"""For transfer learning; those of ``tl`` and ``dann`` are the study's, with the best validation error kept."""
