@@ -3,7 +3,7 @@
 ``python benchmarks/adaptation.py SIMULATED REAL TEST_SIMULATED TEST_REAL [--matched MATCHED] [options]``
 
 All are datasets; REAL stands for the galaxies of a survey, MATCHED for simulations
-that look like them (PSF, noise, neighbours, prior). Every road begins at the same
+that look like them (PSF, noise, neighbours, prior). Every way begins at the same
 weights and takes as many steps of as many stamps at the same learning rate, as
 nearly as whole epochs allow:
 
@@ -16,8 +16,8 @@ nearly as whole epochs allow:
 
 Printed are, as a Markdown table, R² on both test sets, the accuracy of a linear
 classifier that tells them apart by the features (0.5 when it cannot), and the time
-beside that of the first road: of all cores together without a GPU, else on the clock.
-Each road's weights are kept in FOLDER, and used again when they are there.
+beside that of the first way: of all cores together without a GPU, else on the clock.
+Each way's weights are kept in FOLDER, and used again when they are there.
 """
 
 import argparse
@@ -30,15 +30,20 @@ from pathlib import Path
 
 from sersicnet import dataset, weights
 from sersicnet.evaluating.evaluate import domain_accuracy, scores
-from sersicnet.networks import features
+from sersicnet.networks import features, shown
 from sersicnet.schema import TARGET_NAMES
-from sersicnet.training import train
+from sersicnet.training.device import device
+from sersicnet.training.finetune import finetune
+from sersicnet.training.labels import real_galaxies
+from sersicnet.training.losses import ALIGNMENTS
+from sersicnet.training.recipe import ADAPT
+from sersicnet.training.train import train
 
 
-def roads(arguments, network, epochs):
+def ways(arguments, network, epochs):
     """Name -> (steps an epoch, function of output, recipe and report that trains)."""
-    real = dataset.real_galaxies(arguments.real)
-    recipe = train.ADAPT[network]
+    real = real_galaxies(arguments.real)
+    recipe = ADAPT[network]
 
     def drawn(data):
         with dataset.Dataset(data) as opened:
@@ -52,7 +57,7 @@ def roads(arguments, network, epochs):
             options["real"] = real
 
         def run(output, recipe, report):
-            return train.train(
+            return train(
                 data, output, network=network, start=arguments.start, limit=arguments.limit, seed=arguments.seed,
                 recipe=recipe, report=report, command="benchmarks/adaptation.py", **options,
             )  # fmt: skip
@@ -60,7 +65,7 @@ def roads(arguments, network, epochs):
         return ceil(rows / recipe.batch), run
 
     def tuned(output, recipe, report):
-        return train.finetune(
+        return finetune(
             real, output, base=arguments.start, layers="all", seed=arguments.seed, recipe=recipe, report=report,
             command="benchmarks/adaptation.py",
         )  # fmt: skip
@@ -69,10 +74,10 @@ def roads(arguments, network, epochs):
     if arguments.matched:
         found["matched"] = trained(arguments.matched)
     for labels, words in ((False, "without labels"), (True, "with labels")):
-        for adapt in train.ALIGNMENTS:
+        for adapt in ALIGNMENTS:
             found[f"{adapt}, {words}"] = trained(arguments.simulated, adapt=adapt, real_labels=labels)
     if arguments.matched:
-        for adapt in train.ALIGNMENTS:
+        for adapt in ALIGNMENTS:
             found[f"matched, {adapt}, without labels"] = trained(arguments.matched, adapt=adapt, real_labels=False)
     found["fine-tuned"] = ceil(len(real) * 4 / 5 / recipe.batch), tuned
     steps = epochs * found["dann, without labels"][0]
@@ -84,9 +89,9 @@ def roads(arguments, network, epochs):
 
 def measured(found, test):
     """R² of each parameter, and the features of at most 3,000 galaxies."""
-    stamps = test.stamps(0, len(test))
-    r2 = scores(test.targets, found.predict(stamps)[0], mag=test.mag)["all"]["r2"]
-    return r2, features(found.keras_model()).predict(stamps[:3000], verbose=0)
+    inputs, model = test.inputs(0, len(test)), features(found.keras_model())
+    r2 = scores(test.targets, found.predict(inputs)[0], mag=test.mag)["all"]["r2"]
+    return r2, model.predict(shown(model, inputs.taken(slice(3000))), verbose=0)
 
 
 def main():
@@ -94,7 +99,7 @@ def main():
     for name in ("simulated", "real", "test_simulated", "test_real"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--matched", type=Path)
-    parser.add_argument("--start", default=weights.BASE, help="weights that every road begins at")
+    parser.add_argument("--start", default=weights.BASE, help="weights that every way begins at")
     parser.add_argument("--limit", type=int, help="stamps of SIMULATED and MATCHED to use")
     parser.add_argument("--epochs", type=int, default=10, help="of dann without labels; all take as many steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -102,17 +107,17 @@ def main():
     arguments = parser.parse_args()
     arguments.folder.mkdir(exist_ok=True)
     start = weights.load(arguments.start)
-    clock = time.process_time if "no GPU" in train.device() else time.monotonic
+    clock = time.process_time if "no GPU" in device() else time.monotonic
     head = [f"{name} ({domain})" for domain in ("simulated", "real") for name in TARGET_NAMES]
-    print("| road | steps | time | " + " | ".join(head) + " | domains told apart |")
+    print("| way | steps | time | " + " | ".join(head) + " | domains told apart |")
     print("|" + "---|" * (4 + len(head)))
     first = None
     with ExitStack() as stack:
         tests = [stack.enter_context(dataset.Dataset(p)) for p in (arguments.test_simulated, arguments.test_real)]
-        for name, road in {"start": None, **roads(arguments, start.card["network"], arguments.epochs)}.items():
+        for name, way in {"start": None, **ways(arguments, start.card["network"], arguments.epochs)}.items():
             cost, found = {"steps": 0, "seconds": 0.0}, start
-            if road is not None:
-                run, recipe = road
+            if way is not None:
+                run, recipe = way
                 output = arguments.folder / name.replace(", ", "-").replace(" ", "-")
                 kept = output.with_suffix(".json")
                 if output.exists():

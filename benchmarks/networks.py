@@ -26,7 +26,8 @@ import onnxruntime
 from sersicnet import networks, weights
 from sersicnet.networks import keras
 from sersicnet.schema import N_TARGETS, STAMP_SIZE
-from sersicnet.training import train
+from sersicnet.training.device import device, jit
+from sersicnet.training.recipe import RECIPES
 
 EPOCH = 50_000
 
@@ -132,7 +133,7 @@ def training(names, steps):
     works, batches = {}, {}
     rng = np.random.default_rng(0)
     for name in names:
-        core, batch = networks.ARCHITECTURES[name].build(), train.RECIPES[name].batch
+        core, batch = networks.ARCHITECTURES[name].build(), RECIPES[name].batch
         stamps = rng.normal(size=(batch, STAMP_SIZE, STAMP_SIZE)).astype(np.float32)
         targets = rng.normal(size=(batch, core.output_shape[1])).astype(np.float32)
         arguments = (stamps, targets)
@@ -143,7 +144,7 @@ def training(names, steps):
             arguments = (inputs, {"means": targets, "domain": rng.integers(2, size=batch)})
             losses = {"means": "mse", "domain": "sparse_categorical_crossentropy"}
         # As in training: XLA where there is an accelerator; TensorFlow on a CPU is slower with it.
-        core.compile("adam", loss=losses, jit_compile=train._jit())
+        core.compile("adam", loss=losses, jit_compile=jit())
         works[name] = lambda core=core, arguments=arguments: core.train_on_batch(*arguments)
         batches[name] = batch
         for _ in range(3):  # compiles
@@ -194,7 +195,7 @@ def main():
     options = parser.parse_args()
     names = list(networks.ARCHITECTURES)
     stamps = np.random.default_rng(0).normal(size=(options.stamps, STAMP_SIZE, STAMP_SIZE)).astype(np.float32)
-    print(f"{train.device()}; ONNX Runtime {onnxruntime.__version__} with {', '.join(weights.providers())}; ", end="")
+    print(f"{device()}; ONNX Runtime {onnxruntime.__version__} with {', '.join(weights.providers())}; ", end="")
     print(f"keras {keras.__version__} on {keras.backend.backend()}; load {os.getloadavg()[0]:.1f} at the start")
     inference(names, stamps, options.rounds)
     if options.options:

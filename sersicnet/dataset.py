@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 
 from sersicnet.errors import DatasetError
-from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, relative_magnitude
+from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
 
 BLOCK = 16
 """Stamps that are compressed, and read, together."""
@@ -356,6 +356,10 @@ class Dataset:
         stamps *= (self._quantum[rows] / self.truth["rms"][rows]).astype(np.float32)[:, None, None]
         return stamps
 
+    def inputs(self, start: int, stop: int) -> Inputs:
+        """What networks are shown of the galaxies from `start` to `stop`. Threads may share it."""
+        return Inputs(stamps=self.stamps(start, stop))
+
     def _stored(self, first: int, last: int) -> np.ndarray:
         """Rows of the file, int32, (last - first, 128, 128).
 
@@ -402,8 +406,8 @@ class Dataset:
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Stream stamps; see `_batches`."""
+    ) -> Iterator[tuple[Inputs, np.ndarray]]:
+        """Stream inputs; see `_batches`."""
         return _batches(self, size, start, stop, rng)
 
     def selected(self, faint_limit: float, limit: int | None) -> Arrays:
@@ -411,14 +415,14 @@ class Dataset:
         rows = np.flatnonzero(self.truth["mag"] <= faint_limit)[:limit]
         if not len(rows):
             raise DatasetError(f"{self.path} holds no galaxy brighter than mag {faint_limit:g}.")
-        stamps = np.empty((len(rows), STAMP_SIZE, STAMP_SIZE), dtype=np.float32)
+        inputs = Inputs.empty(len(rows))
         with _threads() as threads:
             blocks = [(first, min(first + BLOCK, len(self))) for first in range(0, int(rows[-1]) + 1, BLOCK)]
             places = np.searchsorted(rows, blocks)
             wanted = [rows[low:high] - first for (low, high), (first, _) in zip(places, blocks, strict=True)]
-            _fill(threads, self, blocks, stamps, wanted)
+            _fill(threads, self, blocks, inputs, wanted)
         return Arrays(
-            stamps,
+            inputs,
             self.targets[rows],
             np.zeros(len(rows), bool),
             self.truth["mag"][rows],
@@ -435,12 +439,11 @@ class Dataset:
 
 
 class Arrays:
-    """Stamps and targets held in memory: real galaxies, or a selection.
+    """Inputs and targets held in memory: real galaxies, or a selection.
 
     Parameters
     ----------
-    stamps : ndarray, float32, (N, 128, 128)
-        In units of their noise rms.
+    inputs : Inputs
     targets : ndarray, float64, (N, 4)
         Relative magnitude, effective radius [pix], Sersic index, ellipticity.
     is_real : ndarray, bool, (N,)
@@ -456,7 +459,7 @@ class Arrays:
 
     def __init__(
         self,
-        stamps: np.ndarray,
+        inputs: Inputs,
         targets: np.ndarray,
         is_real: np.ndarray,
         mag: np.ndarray,
@@ -465,21 +468,21 @@ class Arrays:
         recipe: dict[str, Any] | None = None,
     ) -> None:
         self.targets, self.is_real, self.mag, self.snr, self.recipe = targets, is_real, mag, snr, recipe
-        self.rows = np.arange(len(stamps)) if rows is None else rows
-        self._stamps = stamps
+        self.rows = np.arange(inputs.n) if rows is None else rows
+        self._inputs = inputs
 
     def __len__(self) -> int:
-        return len(self._stamps)
+        return self._inputs.n
 
-    def stamps(self, start: int, stop: int) -> np.ndarray:
-        """Stamps in units of their noise rms, float32, (stop - start, 128, 128)."""
-        return self._stamps[start:stop]
+    def inputs(self, start: int, stop: int) -> Inputs:
+        """What networks are shown of the galaxies from `start` to `stop`."""
+        return self._inputs.taken(slice(start, stop))
 
     def taken(self, rows: np.ndarray) -> Arrays:
         """Some rows, in the order given."""
         snr = None if self.snr is None else self.snr[rows]
         return Arrays(
-            self._stamps[rows],
+            self._inputs.taken(rows),
             self.targets[rows],
             self.is_real[rows],
             self.mag[rows],
@@ -490,13 +493,16 @@ class Arrays:
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Stream stamps; see `_batches`."""
+    ) -> Iterator[tuple[Inputs, np.ndarray]]:
+        """Stream inputs; see `_batches`."""
         return _batches(self, size, start, stop, rng)
 
     def sha256(self) -> str:
-        """Hash of stamps and targets."""
-        return hashlib.sha256(self._stamps.tobytes() + self.targets.tobytes()).hexdigest()
+        """Hash of inputs and targets."""
+        digest = hashlib.sha256()
+        for values in (*self._inputs, self.targets):
+            digest.update(values.tobytes())
+        return digest.hexdigest()
 
 
 def _batches(
@@ -506,8 +512,8 @@ def _batches(
     stop: int,
     rng: np.random.Generator | None,
     pool_blocks: int = 64,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Stream stamps and their indices without holding the source in memory.
+) -> Iterator[tuple[Inputs, np.ndarray]]:
+    """Stream inputs and their indices without holding the source in memory.
 
     Parameters
     ----------
@@ -524,7 +530,8 @@ def _batches(
 
     Yields
     ------
-    stamps : ndarray, float32, (size, 128, 128)
+    inputs : Inputs
+        Of `size` galaxies.
     indices : ndarray, int, (size,)
     """
     firsts = np.arange(start, stop, BLOCK)
@@ -532,21 +539,22 @@ def _batches(
         rng.shuffle(firsts)
     # One buffer throughout: pages that are new take longer to get than to fill.
     room = min(stop - start, pool_blocks * BLOCK + size)
-    buffer = np.empty((max(0, room), STAMP_SIZE, STAMP_SIZE), np.float32)
+    buffer = Inputs.empty(max(0, room))
     left = np.empty(0, int)
     with _threads() as threads:
         for pool_start in range(0, len(firsts), pool_blocks):
             pool = [(int(f), min(int(f) + BLOCK, stop)) for f in firsts[pool_start : pool_start + pool_blocks]]
             indices = np.concatenate([left, *(np.arange(*rows) for rows in pool)])
-            _fill(threads, source, pool, buffer[len(left) : len(indices)])
+            _fill(threads, source, pool, buffer.taken(slice(len(left), len(indices))))
             order = np.arange(len(indices)) if rng is None else rng.permutation(len(indices))
             last_pool = pool_start + pool_blocks >= len(firsts)
             whole = len(indices) if last_pool else len(indices) // size * size
             for i in range(0, whole, size):
                 pick = order[i : min(i + size, whole)]
-                yield buffer[pick], indices[pick]
+                yield buffer.taken(pick), indices[pick]
             rest = order[whole:]
-            left, buffer[: len(rest)] = indices[rest], buffer[rest]
+            left = indices[rest]
+            buffer.put(slice(0, len(rest)), buffer.taken(rest))
 
 
 def _threads() -> ThreadPoolExecutor:
@@ -557,7 +565,7 @@ def _fill(
     threads: ThreadPoolExecutor,
     source: Dataset | Arrays,
     blocks: Sequence[tuple[int, int]],
-    out: np.ndarray,
+    out: Inputs,
     wanted: Sequence[np.ndarray] | None = None,
 ) -> None:
     """Read blocks of rows, one behind the other, into `out`; of each the rows that are wanted, from 0."""
@@ -566,7 +574,7 @@ def _fill(
 
     def read(i: int) -> None:
         if lengths[i]:
-            stamps = source.stamps(*blocks[i])
-            out[ends[i] - lengths[i] : ends[i]] = stamps if wanted is None else stamps[wanted[i]]
+            inputs = source.inputs(*blocks[i])
+            out.put(slice(ends[i] - lengths[i], ends[i]), inputs if wanted is None else inputs.taken(wanted[i]))
 
     list(threads.map(read, range(len(blocks))))

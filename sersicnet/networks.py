@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 def _start() -> None:
@@ -48,14 +48,20 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGETS
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, STAMP_SIZE, TARGETS, Inputs
 
 SPREAD_LIMITS = (-8.0, 3.0)
 """Bounds of the log standard deviation, in units of the standardised targets."""
 
 
-def _stamps() -> keras.KerasTensor:
-    return keras.Input((STAMP_SIZE, STAMP_SIZE), name="stamps")
+def inputs() -> Inputs:
+    """A Keras input for each field of `sersicnet.schema.Inputs`, with its name; a network takes those that it needs."""
+    return Inputs(*(keras.Input(shape, name=name) for name, shape in INPUT_SHAPES._asdict().items()))
+
+
+def shown(model: keras.Model, given: Inputs) -> Any:
+    """Those of the inputs that a model takes, by the names and in the structure of its Keras inputs."""
+    return keras.tree.map_structure(lambda port: getattr(given, port.name), model.input)
 
 
 def _stretched(stamps: keras.KerasTensor) -> keras.KerasTensor:
@@ -92,7 +98,7 @@ def fovea() -> keras.Model:
     ----------
     Residual blocks: He et al. 2016, arXiv:1512.03385.
     """
-    stamps = _stamps()
+    stamps = inputs().stamps
     image = ops.expand_dims(stamps, -1)
     middle = layers.Cropping2D(32)(image)
     # A mean over b x b pixels has 1/b of their noise: back to units of noise.
@@ -195,7 +201,7 @@ def tl() -> keras.Model:
         (N, 128, 128) -> (N, 4), standardised. The layer ``features`` is the last
         hidden one.
     """
-    stamps = _stamps()
+    stamps = inputs().stamps
 
     def convolutions(x: keras.KerasTensor, filters: int, width: int, padding: str = "same") -> keras.KerasTensor:
         for pad in (padding, "same"):
@@ -234,7 +240,7 @@ def dann() -> keras.Model:
         (N, 128, 128) -> (N, 4), standardised. The layer ``features`` feeds both
         heads.
     """
-    stamps = _stamps()
+    stamps = inputs().stamps
 
     def convolution(x: keras.KerasTensor, filters: int, width: int) -> keras.KerasTensor:
         return layers.Conv2D(filters, width, padding="same", activation="relu", kernel_initializer="he_normal")(x)
@@ -361,14 +367,14 @@ def with_units(
         (N, 128, 128) -> (N, 4) relative magnitude, effective radius [pix],
         Sersic index, ellipticity; or (N, 8) with their 1 sigma errors behind.
     """
-    stamps = _stamps()
     core = architecture.build()
     core.set_weights(network.get_weights())
     for kernel in core.trainable_weights:
         if math.prod(kernel.shape) > LARGE:
             kernel.assign(ops.convert_to_numpy(kernel).astype(np.float16).astype(np.float32))
     core.name = "core"
-    out = core(stamps)
+    given = keras.tree.map_structure(lambda port: keras.Input(port.shape[1:], name=port.name), core.input)
+    out = core(given)
     means = layers.Rescaling([float(s) for s in std], [float(m) for m in mean])(out[:, :N_TARGETS])
     columns = [means[:, i : i + 1] for i in range(N_TARGETS)]
     is_log = [architecture.log and target.log for target in TARGETS]
@@ -378,7 +384,7 @@ def with_units(
         for i, logarithmic in enumerate(is_log):
             sigma = spreads[:, i : i + 1]
             columns.append(sigma * columns[i] if logarithmic else sigma)
-    return keras.Model(stamps, layers.Concatenate()(columns), name="sersicnet")
+    return keras.Model(given, layers.Concatenate()(columns), name="sersicnet")
 
 
 def multiply_adds(model: keras.Model) -> int:
@@ -430,7 +436,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 def export_onnx(model: keras.Model, path: Path) -> None:
     """Write an ONNX file of the same network, with a free batch size."""
-    model(np.zeros((1, STAMP_SIZE, STAMP_SIZE), dtype=np.float32))
+    model(keras.tree.map_structure(lambda port: np.zeros((1, *port.shape[1:]), np.float32), model.input))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.export(path, format="onnx", verbose=False)

@@ -11,7 +11,9 @@ columns of an array and y along its rows.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +25,60 @@ STAMP_SIZE = 128
 
 STAMP_CENTRE = (STAMP_SIZE - 1) / 2
 """Zero-based pixel about which the galaxy of a stamp lies, +- 0.5 px: 63.5."""
+
+
+class Inputs(NamedTuple):
+    """What a network is shown of each galaxy: arrays of N rows.
+
+    A further input is a further field here, with the shape of a row in `INPUT_SHAPES`. Datasets,
+    batches, Keras and ONNX take all fields as they come; a network takes those that it names. An
+    input whose row has two dimensions is an image and is turned with the stamp.
+
+    Attributes
+    ----------
+    stamps : ndarray, float32, (N, 128, 128)
+        Pixels in units of their noise rms, sky subtracted. Training on a device holds arrays of
+        that device's library.
+    """
+
+    stamps: Any
+
+    @classmethod
+    def empty(cls, n: int) -> Inputs:
+        """Inputs of `n` galaxies, to be filled."""
+        return INPUT_SHAPES.map(lambda shape: np.empty((n, *shape), np.float32))
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Inputs], concatenate: Callable[..., Any] = np.concatenate) -> Inputs:
+        """The rows of several inputs, one part after the other, by the function of their library."""
+        return cls(*(concatenate(field) for field in zip(*parts, strict=True)))
+
+    @property
+    def n(self) -> int:
+        """Number of galaxies."""
+        return len(self[0])
+
+    def map(self, function: Callable[[Any], Any]) -> Inputs:
+        """A function of each field."""
+        return Inputs(*(function(field) for field in self))
+
+    def taken(self, rows: Any) -> Inputs:
+        """Some rows: a slice, or an array of numbers or of bool."""
+        return self.map(lambda field: field[rows])
+
+    def put(self, rows: Any, other: Inputs) -> None:
+        """Replace some rows."""
+        for field, values in zip(self, other, strict=True):
+            field[rows] = values
+
+    def finite(self) -> np.ndarray:
+        """Whether all values of a galaxy are finite, bool, (N,)."""
+        each = [np.isfinite(field).all(axis=tuple(range(1, field.ndim))) for field in self]
+        return np.logical_and.reduce(each)
+
+
+INPUT_SHAPES = Inputs(stamps=(STAMP_SIZE, STAMP_SIZE))
+"""The shape of a row of each input."""
 
 
 @dataclass(frozen=True)

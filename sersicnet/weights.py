@@ -27,7 +27,7 @@ import numpy as np
 
 from sersicnet.domain import Domain
 from sersicnet.errors import InputError, WeightsError, first_line, warn
-from sersicnet.schema import N_TARGETS, SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, TARGETS
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAMES, TARGETS, Inputs
 
 if TYPE_CHECKING:
     import keras
@@ -116,49 +116,58 @@ class Weights:
                 f"{self.path / ONNX} cannot be opened by ONNX Runtime: {first_line(error)} "
                 "Install or train the weights again."
             ) from error
-        shapes = [port.shape[1:] for port in (*session.get_inputs(), *session.get_outputs())]
-        if shapes != [[STAMP_SIZE, STAMP_SIZE], [self._width]]:
+        known = INPUT_SHAPES._asdict()
+        taken = {port.name: tuple(port.shape[1:]) for port in session.get_inputs()}
+        if not taken.items() <= known.items():
             raise WeightsError(
-                f"{self.path / ONNX} takes and returns shapes {shapes}, by its card [{STAMP_SIZE}, {STAMP_SIZE}] and "
-                f"[{self._width}]: it belongs to other weights."
+                f"{self.path / ONNX} takes inputs of shapes {taken}, this version has {known}: it belongs to other "
+                "weights, or to another version of sersicnet."
+            )
+        widths = [port.shape[1:] for port in session.get_outputs()]
+        if widths != [[self._width]]:
+            raise WeightsError(
+                f"{self.path / ONNX} returns values of shape {widths}, by its card {[[self._width]]}: "
+                "it belongs to other weights."
             )
         return session
 
-    def predict(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def predict(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the network.
 
         Parameters
         ----------
-        stamps : ndarray, float32, (N, 128, 128)
-            In units of the noise rms of their pixels, sky subtracted.
+        inputs : Inputs
+            What the network is shown of N galaxies; see `sersicnet.schema.Inputs`.
 
         Returns
         -------
         targets : ndarray, float64, (N, 4)
             Relative magnitude, effective radius [pix], Sersic index,
-            ellipticity. NaN where a stamp holds a pixel that is not finite.
+            ellipticity. NaN where an input of a galaxy is not finite.
         errors : ndarray, float64, (N, 4) or None
             Their 1 sigma errors, for networks that predict them.
 
         Raises
         ------
         InputError
-            If stamps have another shape.
+            If an input has another shape.
         WeightsError
             If ``network.onnx`` is no network of the card's kind.
         """
-        if stamps.shape[1:] != (STAMP_SIZE, STAMP_SIZE):
-            raise InputError(f"Stamps are {STAMP_SIZE} x {STAMP_SIZE} pixels; received shape {stamps.shape}.")
-        out = np.full((len(stamps), self._width), np.nan)
-        name = self._session.get_inputs()[0].name
+        for name, field, shape in zip(inputs._fields, inputs, INPUT_SHAPES, strict=True):
+            if field.shape != (inputs.n, *shape):
+                raise InputError(f"The {name} of {inputs.n} galaxies have shape {shape} each; received {field.shape}.")
+        out = np.full((inputs.n, self._width), np.nan)
+        names = [port.name for port in self._session.get_inputs()]
         # Batches of one size: the last bits of a result depend on the size, and on nothing else of its batch.
-        batch = np.zeros((BATCH, STAMP_SIZE, STAMP_SIZE), np.float32)
-        for first in range(0, len(stamps), BATCH):
-            part = stamps[first : first + BATCH]
-            good = np.flatnonzero(np.isfinite(part).all(axis=(1, 2)))
+        batch = INPUT_SHAPES.map(lambda shape: np.zeros((BATCH, *shape), np.float32))
+        for first in range(0, inputs.n, BATCH):
+            part = inputs.taken(slice(first, first + BATCH))
+            good = np.flatnonzero(part.finite())
             if len(good):
-                batch[: len(good)] = part[good]
-                out[first + good] = self._session.run(None, {name: batch})[0][: len(good)]
+                batch.put(slice(0, len(good)), part.taken(good))
+                given = {name: getattr(batch, name) for name in names}
+                out[first + good] = self._session.run(None, given)[0][: len(good)]
         errors = calibrated(self.card, out[:, 0], out[:, N_TARGETS:]) if self.card["errors"] else None
         return out[:, :N_TARGETS], errors
 

@@ -87,9 +87,10 @@ def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):
 
 def tiny_core():
     """A network of a thousandth of the work."""
+    from sersicnet import networks
     from sersicnet.networks import keras, ops
 
-    stamps = keras.Input((128, 128))
+    stamps = networks.inputs().stamps
     x = keras.layers.Dense(5, activation="tanh", name="features")(ops.mean(stamps, axis=1))
     return keras.Model(stamps, keras.layers.Dense(4)(x), name="dann")
 

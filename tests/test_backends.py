@@ -96,12 +96,12 @@ def test_a_network_trains_and_is_resumed(small_dataset, tmp_path, backend, netwo
     if network == "fovea":
         assert [tuple(step) for step in result["steps"]] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     with Dataset(small_dataset) as data:
-        stamps = data.stamps(0, 8)
+        inputs = data.inputs(0, 8)
     if importlib.util.find_spec("tensorflow") is None:
         with pytest.raises(WeightsError, match="sersicnet export"):
             weights.load(tmp_path / "w")
         return
-    targets, errors = weights.load(tmp_path / "w").predict(stamps)
+    targets, errors = weights.load(tmp_path / "w").predict(inputs)
     if errors is None:
         np.testing.assert_allclose(targets, result["out"], rtol=2e-3, atol=2e-3)
     else:

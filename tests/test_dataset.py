@@ -9,6 +9,7 @@ from sersicnet import dataset
 from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
 from sersicnet.errors import DatasetError
 from sersicnet.image import mosaic
+from sersicnet.schema import Inputs
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import Simulation, stamps
 from sersicnet.training import labels
@@ -47,9 +48,9 @@ def test_batches_show_every_row_once(small_dataset, size):
         seen = np.concatenate([indices for _, indices in batches])
         assert sorted(seen) == list(range(16, 64))
         assert list(seen) != sorted(seen)
-        assert all(len(s) == size for s, _ in batches[:-1])
+        assert all(i.n == size for i, _ in batches[:-1])
         for batch, indices in batches:
-            np.testing.assert_array_equal(batch[0], data.stamps(indices[0], indices[0] + 1)[0])
+            np.testing.assert_array_equal(batch.stamps[0], data.stamps(indices[0], indices[0] + 1)[0])
 
 
 def test_batches_without_a_generator_keep_the_order(small_dataset):
@@ -63,7 +64,7 @@ def test_selection_by_magnitude(small_dataset):
         bright = data.selected(20.0, 5)
         rows = np.flatnonzero(data.mag <= 20)[:5]
         np.testing.assert_array_equal(bright.mag, data.mag[rows])
-        np.testing.assert_array_equal(bright.stamps(0, 5)[3], data.stamps(rows[3], rows[3] + 1)[0])
+        np.testing.assert_array_equal(bright.inputs(0, 5).stamps[3], data.stamps(rows[3], rows[3] + 1)[0])
         with pytest.raises(DatasetError, match="no galaxy brighter"):
             data.selected(3.0, None)
 
@@ -178,11 +179,11 @@ def test_galaxies_without_a_good_label_are_left_out(with_status):
         assert data.sha256() != whole.sha256()
         seen = {}
         for batch, indices in dataset._batches(data, 7, 0, len(data), np.random.default_rng(0), pool_blocks=1):
-            seen.update(zip(indices.tolist(), batch, strict=True))
+            seen.update(zip(indices.tolist(), batch.stamps, strict=True))
         assert sorted(seen) == list(range(len(good)))
         for index, stamp in seen.items():
             np.testing.assert_array_equal(stamp, data.stamps(index, index + 1)[0])
-        np.testing.assert_array_equal(data.selected(np.inf, 4).stamps(0, 4), data.stamps(0, 4))
+        np.testing.assert_array_equal(data.selected(np.inf, 4).inputs(0, 4).stamps, data.stamps(0, 4))
 
 
 def test_a_dataset_without_any_good_label_is_refused(tmp_path):
@@ -344,7 +345,7 @@ def test_fits_that_left_the_image_are_no_labels(labelled):
 
 
 def test_arrays_stream_like_a_dataset():
-    arrays = Arrays(np.zeros((40, 128, 128), np.float32), np.zeros((40, 4)), np.zeros(40, bool), np.zeros(40))
+    arrays = Arrays(Inputs(np.zeros((40, 128, 128), np.float32)), np.zeros((40, 4)), np.zeros(40, bool), np.zeros(40))
     seen = np.concatenate([i for _, i in arrays.batches(8, 3, 40, np.random.default_rng(0))])
     assert sorted(seen) == list(range(3, 40))
 

@@ -23,9 +23,9 @@ def scattered(tmp_path_factory):
 
 
 def first(galaxies, size):
-    stamps, targets = next(galaxies)
-    assert stamps.shape == (size, 128, 128)
-    return np.asarray(stamps), targets
+    inputs, targets = next(galaxies)
+    assert inputs.stamps.shape == (size, 128, 128)
+    return np.asarray(inputs.stamps), targets
 
 
 def test_the_recipe_of_a_dataset_is_read_back(scattered):
@@ -106,7 +106,7 @@ def test_a_galaxy_depends_on_seed_epoch_and_number_only(scattered, library, monk
         np.testing.assert_array_equal(also, targets[18:])
         sizes = galaxies.galaxies(2, 0, iter([5, 12]))
         next(sizes)
-        np.testing.assert_array_equal(np.asarray(next(sizes)[0]), whole[5:17])
+        np.testing.assert_array_equal(np.asarray(next(sizes)[0].stamps), whole[5:17])
         other, _ = first(galaxies.galaxies(3, 0, iter([24])), 24)
         assert not (other == whole).all(axis=(1, 2)).any()
         assert whole[:, :10].std(axis=(1, 2)).min() == pytest.approx(1, abs=0.15)

@@ -3,6 +3,7 @@ from astropy import units
 from astropy.io.votable.ucd import check_ucd
 
 from sersicnet import schema
+from sersicnet.schema import INPUT_SHAPES, Inputs
 
 
 def test_relative_magnitude_comes_back():
@@ -41,3 +42,17 @@ def test_columns_have_valid_units_and_ucds():
 
 def test_every_target_is_a_column():
     assert set(schema.TARGET_NAMES) <= set(schema.COLUMN)
+
+
+def test_inputs_are_handled_row_by_row():
+    stamps = np.arange(3 * 128 * 128, dtype=np.float32).reshape(3, 128, 128)
+    inputs = Inputs(stamps=stamps.copy())
+    assert inputs.n == 3
+    np.testing.assert_array_equal(inputs.taken(np.array([2, 0])).stamps, stamps[[2, 0]])
+    np.testing.assert_array_equal(Inputs.concatenated([inputs, inputs.taken(slice(1))]).stamps, stamps[[0, 1, 2, 0]])
+    inputs.put(np.array([1]), inputs.taken(slice(1)))
+    np.testing.assert_array_equal(inputs.stamps[1], stamps[0])
+    inputs.stamps[2, 5, 5] = np.inf
+    assert inputs.finite().tolist() == [True, True, False]
+    assert Inputs.empty(0).finite().shape == (0,)
+    assert {name: field.shape[1:] for name, field in Inputs.empty(2)._asdict().items()} == INPUT_SHAPES._asdict()

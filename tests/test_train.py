@@ -17,6 +17,7 @@ from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image.header import F160W
 from sersicnet.networks import keras, ops
+from sersicnet.schema import Inputs
 from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.training import augment, card, loop, losses, train
 from sersicnet.training import finetune as finetuning
@@ -64,7 +65,7 @@ def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path, tiny_ne
     assert set(seen) == {3}
     trained(tmp_path / "whole")
     with Dataset(small_dataset) as data:
-        stamps = data.stamps(0, 16)
+        stamps = data.inputs(0, 16)
     resumed, _ = weights.load(tmp_path / "w").predict(stamps)
     whole, _ = weights.load(tmp_path / "whole").predict(stamps)
     np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
@@ -85,7 +86,7 @@ def test_a_run_killed_in_an_epoch_continues_at_the_step(small_dataset, tmp_path,
     assert steps[0] == 3
     trained(tmp_path / "whole")
     with Dataset(small_dataset) as data:
-        stamps = data.stamps(0, 16)
+        stamps = data.inputs(0, 16)
     resumed, whole = (weights.load(tmp_path / name).predict(stamps)[0] for name in ("w", "whole"))
     np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
 
@@ -109,7 +110,7 @@ def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
     with Dataset(small_dataset) as data:
         assert done.card["data"]["n"] == (data.mag <= 23).sum()
     assert done.card["domain"]["ranges"]["mag"] == [16.0, 23.0]
-    assert done.predict(np.zeros((2, 128, 128), np.float32))[1] is None
+    assert done.predict(Inputs(np.zeros((2, 128, 128), np.float32)))[1] is None
     assert not any("Errors" in limit for limit in done.card["limits"])
 
 
@@ -129,7 +130,7 @@ def any_adapted(data, output, network="fovea", adapt="dann", real=None, recipe=N
 @pytest.mark.parametrize("kept", [True, False])
 def test_batch_normalisations_stay_as_they_began_if_the_recipe_says_so(small_dataset, tmp_path, monkeypatch, kept):
     def core():
-        stamps = keras.Input((128, 128))
+        stamps = networks.inputs().stamps
         x = keras.layers.BatchNormalization()(ops.mean(stamps, axis=1))
         x = keras.layers.Dense(5, activation="tanh", name="features")(x)
         return keras.Model(stamps, keras.layers.Dense(4)(x), name="dann")
@@ -154,7 +155,7 @@ def step(labelled, standardised, stamps, alpha=1.0, adapt="dann"):
     recipe = Recipe(1, 4, 0.1, False, 1, False, alpha=alpha)
     model, arguments = losses.aligned(core, adapt, is_real, labelled, recipe, steps=4)
     rows = np.array([2, 3, 0, 1])
-    x, y, weight = arguments(stamps, standardised[rows], rows, 0.5)
+    x, y, weight = arguments(Inputs(stamps), standardised[rows], rows, 0.5)
     model.run_eagerly = True  # a single step does not pay for a graph
     model.train_on_batch(x, y, sample_weight=weight)
     return core.get_weights()
@@ -178,7 +179,7 @@ def test_the_regression_is_a_mean_over_the_labelled_of_a_batch():
     is_real = np.array([False, True, True, False])
     for labelled, expected in ((np.ones(4, bool), [1, 1, 1]), (~is_real, [0, 1.5, 1.5]), (is_real & False, [0, 0, 0])):
         _, arguments = losses.aligned(tiny_core(), "dann", is_real, labelled, RECIPES["dann"], steps=4)
-        x, y, sample_weight = arguments(np.zeros((3, 128, 128)), np.zeros((3, 4)), np.array([2, 3, 0]), 0.5)
+        x, y, sample_weight = arguments(Inputs(np.zeros((3, 128, 128))), np.zeros((3, 4)), np.array([2, 3, 0]), 0.5)
         assert list(sample_weight["means"]) == expected
         assert list(y["domain"]) == [1, 0, 0]
         assert 0.9 < x[1][0, 0] < 1
@@ -189,7 +190,7 @@ def test_galaxies_whose_labels_are_missing_are_unlabelled(small_dataset, tmp_pat
     real.targets[::2, 2] = np.nan
     done = any_adapted(small_dataset, tmp_path / "w", network=tiny_network, real=real, adapt="daregram")
     assert "64 simulated ones, 32 of them with labels" in done.card["summary"]
-    assert np.isfinite(done.predict(real.stamps(0, 4))[0]).all()
+    assert np.isfinite(done.predict(real.inputs(0, 4))[0]).all()
     assert done.card["adaptation"]["labelled"] == 32
 
 
@@ -208,8 +209,8 @@ def test_half_of_each_batch_is_real(small_dataset):
             assert set(np.flatnonzero(joined.is_real[:n_train])) <= set(seen)
             whole = list(joined.batches(10, 0, len(joined)))
             assert list(np.concatenate([rows for _, rows in whole])) == list(range(84))
-            for stamps, rows in (drawn[0], whole[6]):
-                for stamp, target in zip(stamps, joined.targets[rows], strict=True):
+            for inputs, rows in (drawn[0], whole[6]):
+                for stamp, target in zip(inputs.stamps, joined.targets[rows], strict=True):
                     row = int(np.flatnonzero((simulated.targets == target).all(axis=1))[0])
                     np.testing.assert_array_equal(stamp, simulated.stamps(row, row + 1)[0])
 
@@ -273,7 +274,7 @@ def test_a_killed_adaptation_continues_to_the_same_end(small_dataset, tmp_path, 
     resumed = adapted(small_dataset, tmp_path / "w", seed=2, report=lambda p: steps.append(p.step))
     assert steps[0] == 4
     whole = adapted(small_dataset, tmp_path / "whole", seed=2)
-    stamps = real_galaxies(small_dataset).stamps(0, 16)
+    stamps = real_galaxies(small_dataset).inputs(0, 16)
     np.testing.assert_allclose(resumed.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
     assert resumed.card["adaptation"]["method"] == "dann"
     assert resumed.card["adaptation"]["data"]["n"] == 64
@@ -291,7 +292,7 @@ def test_training_begins_from_weights_with_their_label_statistics(small_dataset,
         "name": "base", "sha256": base.sha256, **{k: base.card[k] for k in ("command", "seed", "data")}
     }  # fmt: skip
     assert "started from `base`" in done.card["summary"]
-    stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    stamps = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     np.testing.assert_allclose(done.predict(stamps)[0], base.predict(stamps)[0], atol=1e-4)
 
 
@@ -302,7 +303,7 @@ def test_without_labels_nothing_depends_on_the_labels(small_dataset, tmp_path, t
         real.targets += shift
         done = any_adapted(small_dataset, tmp_path / f"{i}", network=tiny_network, real=real, real_labels=False)
         assert any("adapted to without labels" in limit for limit in done.card["limits"])
-        outputs.append(done.predict(real.stamps(0, 4))[0])
+        outputs.append(done.predict(real.inputs(0, 4))[0])
     np.testing.assert_allclose(*outputs, rtol=1e-4)
 
 
@@ -321,8 +322,8 @@ def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     assert "- begun at: `tiny`, made by `train`" in (tmp_path / "tuned" / "README.md").read_text()
     assert done.card["data"]["n"] == 64
     assert [r["epoch"] for r in records if r] == [1, 2]
-    before, _ = weights.load(tiny_weights).predict(real.stamps(0, 64))
-    after, _ = done.predict(real.stamps(0, 64))
+    before, _ = weights.load(tiny_weights).predict(real.inputs(0, 64))
+    after, _ = done.predict(real.inputs(0, 64))
     truth = real.targets[:, 3]
     assert np.abs(after[:, 3] - truth).mean() < np.abs(before[:, 3] - truth).mean()
 
@@ -403,7 +404,7 @@ def test_a_missing_test_set_is_noticed_before_training(small_dataset, tmp_path):
 
 def test_the_eight_orientations_differ():
     stamps = np.repeat(np.arange(128 * 128, dtype=np.float32).reshape(1, 128, 128), 8, axis=0)
-    oriented = augment.oriented(stamps, np.arange(8))
+    oriented = augment.oriented(Inputs(stamps), np.arange(8)).stamps
     assert len({tuple(stamp[[0, 0, -1, -1], [0, -1, 0, -1]]) for stamp in oriented}) == 8
     np.testing.assert_array_equal(oriented[0], stamps[0])
 
@@ -411,7 +412,7 @@ def test_the_eight_orientations_differ():
 def test_the_same_seed_gives_the_same_weights(small_dataset, tmp_path, tiny_network):
     trained = partial(train.train, small_dataset, network=tiny_network, recipe=tiny_recipe(), seed=4)
     done = [trained(tmp_path / name) for name in "ab"]
-    stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    stamps = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     np.testing.assert_allclose(done[0].predict(stamps)[0], done[1].predict(stamps)[0], rtol=1e-3)
 
 
@@ -543,10 +544,10 @@ def a_task(source, galaxies=None):
 def test_stamps_that_are_not_finite_are_named(small_dataset):
     with Dataset(small_dataset) as data:
         source = data.selected(99, None)
-    source.stamps(0, 64)[37, 3, 4] = np.nan
+    source.inputs(0, 64).stamps[37, 3, 4] = np.nan
     shuffled = source.taken(np.random.default_rng(0).permutation(64))
     with pytest.raises(DatasetError, match=r"row 37 of the simulated galaxies \(from 0\) has others"):
-        loop.finite(shuffled, shuffled.stamps(0, 64), np.arange(64))
+        loop.finite(shuffled, shuffled.inputs(0, 64), np.arange(64))
     with pytest.raises(DatasetError, match="row 37 of the"):
         list(loop.batches(a_task(source), tiny_recipe(), 0, 0, 0, {}))
 
@@ -560,7 +561,8 @@ def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
     source = np.pad(correlation, 1)
     deep = stamps.copy()
     deep[:, 64, 64] += 1000
-    out, fainter = augment.deepened(deep, factors, source, rng)
+    deeper, fainter = augment.deepened(Inputs(deep), factors, source, rng)
+    out = deeper.stamps
     np.testing.assert_array_equal(out[:16], deep[:16])
     np.testing.assert_allclose(fainter, 2.5 * np.log10(np.sqrt(1 + factors**2)))
     np.testing.assert_allclose(out[:, 64, 64], 1000 * 10 ** (-0.4 * fainter), rtol=0.01)
@@ -584,7 +586,7 @@ def test_targets_follow_the_noise_that_is_added(small_dataset):
         correlations = {False: augment.noise_correlation(data, False)}
         epochs = [list(loop.batches(task, recipe, 3, epoch, 0, correlations)) for epoch in (0, 1)]
         (again,) = list(loop.batches(task, recipe, 3, 1, 2, correlations))
-    np.testing.assert_array_equal(again.stamps, epochs[1][2].stamps)
+    np.testing.assert_array_equal(again.inputs.stamps, epochs[1][2].inputs.stamps)
     shifts = np.empty((2, 48, 4))
     for seen, batches in zip(shifts, epochs, strict=True):
         for batch in batches:
@@ -611,7 +613,7 @@ def test_galaxies_drawn_on_the_fly_train_and_a_killed_run_continues(small_datase
         small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, on_the_fly=True, report=records.append
     )
     whole = train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2, on_the_fly=True)
-    stamps = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    stamps = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     np.testing.assert_allclose(done.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
     assert "on the fly" in whole.card["summary"]
     assert records[-1].record["error_mag"] > 0
@@ -626,14 +628,14 @@ def test_galaxies_drawn_on_the_fly_stand_in_for_the_simulated_ones_only(small_da
         batches = list(loop.batches(task, recipe, 3, 0, 0, {}))
         resumed = list(loop.batches(task, recipe, 3, 0, 2, {}))
         stored = list(source.batches(16, *task.train_rows, np.random.default_rng([3, 0, 0])))
-    for batch, (stamps, rows) in zip(batches, stored, strict=True):
+    for batch, (inputs, rows) in zip(batches, stored, strict=True):
         is_real = source.is_real[rows]
         np.testing.assert_array_equal(batch.rows, rows)
-        same = (batch.stamps == stamps).all(axis=(1, 2))
+        same = (batch.inputs.stamps == inputs.stamps).all(axis=(1, 2))
         np.testing.assert_array_equal(same, is_real)
         np.testing.assert_array_equal((batch.learned == task.standardised[rows]).all(axis=1), is_real)
     for batch, other in zip(batches[2:], resumed, strict=True):
-        np.testing.assert_array_equal(batch.stamps, other.stamps)
+        np.testing.assert_array_equal(batch.inputs.stamps, other.inputs.stamps)
         np.testing.assert_array_equal(batch.learned, other.learned)
 
 

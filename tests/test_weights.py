@@ -9,7 +9,7 @@ import pytest
 from sersicnet import weights
 from sersicnet.errors import InputError, SersicnetWarning, WeightsError
 from sersicnet.image.header import F160W
-from sersicnet.schema import TARGETS
+from sersicnet.schema import TARGETS, Inputs
 from sersicnet.simulating import morphology as reallike
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import effective_psf
@@ -69,7 +69,7 @@ def test_keras_and_onnx_agree(name, stamps):
     found = weights.load(name)
     # Errors before their calibration by magnitude, which is no part of the network.
     bare = weights.Weights(found.path, {**found.card, "calibration": None}, found.sha256)
-    targets, errors = bare.predict(stamps)
+    targets, errors = bare.predict(Inputs(stamps))
     theirs = np.asarray(found.keras_model()(stamps))
     assert np.isfinite(theirs).all()
     tolerance = np.array([1e-4 * (target.high - target.low) for target in TARGETS])
@@ -177,20 +177,20 @@ def test_a_network_cut_short_is_refused_even_with_true_sums(copy, keep):
     (copy / "network.onnx").write_bytes(content[:keep])
     sign(copy)
     with pytest.raises(WeightsError, match=r"network.onnx cannot be opened by ONNX Runtime"):
-        weights.load(copy).predict(np.zeros((1, 128, 128), np.float32))
+        weights.load(copy).predict(Inputs(np.zeros((1, 128, 128), np.float32)))
 
 
 def test_a_network_of_other_weights_is_refused(copy):
     found = weights.load(changed(copy, errors=False))
-    with pytest.raises(WeightsError, match=r"network.onnx takes and returns .* belongs to other weights"):
-        found.predict(np.zeros((1, 128, 128), np.float32))
+    with pytest.raises(WeightsError, match=r"network.onnx returns values of shape .* belongs to other weights"):
+        found.predict(Inputs(np.zeros((1, 128, 128), np.float32)))
     with pytest.raises(WeightsError, match=r"network.keras has .* belongs to other weights"):
         found.keras_model()
 
 
 def test_a_network_that_cannot_be_trained_on_is_refused(copy):
     found = weights.load(changed(copy, network="later"))
-    assert np.isfinite(found.predict(np.zeros((1, 128, 128), np.float32))[0]).all()
+    assert np.isfinite(found.predict(Inputs(np.zeros((1, 128, 128), np.float32)))[0]).all()
     with pytest.raises(WeightsError, match="holds a network later; this version knows fovea"):
         found.keras_model()
     (copy / "network.keras").write_bytes(b"PK nothing")
@@ -202,12 +202,12 @@ def test_a_network_that_cannot_be_trained_on_is_refused(copy):
 def test_other_files_in_the_directory_are_not_read(copy):
     (copy / "notes.txt").write_text("mine")
     (copy / "network.pkl").write_bytes(b"never opened")
-    assert np.isfinite(weights.load(copy).predict(np.zeros((1, 128, 128), np.float32))[0]).all()
+    assert np.isfinite(weights.load(copy).predict(Inputs(np.zeros((1, 128, 128), np.float32)))[0]).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_batch_of_nothing_but_nan_is_nan(tiny_weights, value):
-    targets, errors = weights.load(tiny_weights).predict(np.full((2, 128, 128), value, np.float32))
+    targets, errors = weights.load(tiny_weights).predict(Inputs(np.full((2, 128, 128), value, np.float32)))
     assert np.isnan(targets).all()
     assert np.isnan(errors).all()
 
@@ -215,7 +215,7 @@ def test_a_batch_of_nothing_but_nan_is_nan(tiny_weights, value):
 def test_a_stamp_with_nan_is_nan_and_alone(tiny_weights):
     stamps = np.zeros((3, 128, 128), np.float32)
     stamps[1, 5, 5] = np.nan
-    targets, errors = weights.load(tiny_weights).predict(stamps)
+    targets, errors = weights.load(tiny_weights).predict(Inputs(stamps))
     assert list(np.isnan(targets).all(axis=1)) == [False, True, False]
     assert list(np.isnan(errors).all(axis=1)) == [False, True, False]
 
@@ -223,19 +223,19 @@ def test_a_stamp_with_nan_is_nan_and_alone(tiny_weights):
 def test_predictions_do_not_depend_on_the_batch(tiny_weights):
     stamps = np.random.default_rng(0).normal(size=(weights.BATCH + 3, 128, 128)).astype(np.float32)
     found = weights.load(tiny_weights)
-    together, _ = found.predict(stamps)
-    alone, _ = found.predict(stamps[-1:])
+    together, _ = found.predict(Inputs(stamps))
+    alone, _ = found.predict(Inputs(stamps[-1:]))
     np.testing.assert_allclose(together[-1:], alone, rtol=1e-4)
 
 
 def test_no_stamps_give_no_rows(tiny_weights):
-    targets, errors = weights.load(tiny_weights).predict(np.zeros((0, 128, 128), np.float32))
+    targets, errors = weights.load(tiny_weights).predict(Inputs(np.zeros((0, 128, 128), np.float32)))
     assert targets.shape == errors.shape == (0, 4)
 
 
 def test_stamps_of_another_size_are_refused(tiny_weights):
-    with pytest.raises(InputError, match="128 x 128"):
-        weights.load(tiny_weights).predict(np.zeros((1, 64, 64), np.float32))
+    with pytest.raises(InputError, match=r"stamps of 1 galaxies have shape \(128, 128\) each; received \(1, 64, 64\)"):
+        weights.load(tiny_weights).predict(Inputs(np.zeros((1, 64, 64), np.float32)))
 
 
 def test_weights_without_tensorflow_are_exported_elsewhere(copy, monkeypatch):
@@ -257,7 +257,9 @@ def test_weights_without_tensorflow_are_exported_elsewhere(copy, monkeypatch):
         weights.export(copy)
     monkeypatch.undo()
     stamps = np.random.default_rng(0).normal(size=(2, 128, 128)).astype(np.float32)
-    np.testing.assert_allclose(weights.export(copy).predict(stamps)[0], found.predict(stamps)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        weights.export(copy).predict(Inputs(stamps))[0], found.predict(Inputs(stamps))[0], rtol=1e-5
+    )
     assert {file.name for file in copy.iterdir()} == {file.name for file in found.path.iterdir()}
     with pytest.raises(WeightsError, match="already"):
         weights.export(copy)

@@ -361,9 +361,9 @@ def _measured(
     for first in range(0, len(source), CHUNK):
         report("measuring", first, len(source))
         rows = slice(first, min(first + CHUNK, len(source)))
-        stamps = source.stamps(rows.start, rows.stop)
+        inputs = source.inputs(rows.start, rows.stop)
         for label, network in networks.items():
-            predicted, errors = network.predict(stamps)
+            predicted, errors = network.predict(inputs)
             out[label].predicted[rows] = predicted
             held = out[label].errors
             if held is not None:
@@ -528,7 +528,7 @@ def _domains(
 
     The latter, with the products of each two, tell how far the domains hold other galaxies.
     """
-    from sersicnet.networks import features
+    from sersicnet.networks import features, shown
 
     counts = [min(len(one), DOMAIN_STAMPS) for one in (source, other)]
     known = encode(np.concatenate([one.targets[:n] for one, n in zip((source, other), counts, strict=True)]))
@@ -536,11 +536,11 @@ def _domains(
     first, second = np.triu_indices(N_TARGETS)
     known = np.column_stack([known, known[:, first] * known[:, second]])
     accuracy = {"the true parameters": domain_accuracy(known[: counts[0]], known[counts[0] :])}
-    stamps = [one.stamps(0, n) for one, n in zip((source, other), counts, strict=True)]
+    inputs = [one.inputs(0, n) for one, n in zip((source, other), counts, strict=True)]
     for done, (label, network) in enumerate(networks.items()):
         report("telling domains apart", done, len(networks))
         model = features(network.keras_model())
-        found = [np.asarray(model.predict(one, verbose=0)).reshape(len(one), -1) for one in stamps]
+        found = [np.asarray(model.predict(shown(model, one), verbose=0)).reshape(one.n, -1) for one in inputs]
         accuracy[label] = domain_accuracy(found[0], found[1])
     return {"n": counts, "accuracy": accuracy}
 

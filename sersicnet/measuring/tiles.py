@@ -29,6 +29,7 @@ from sersicnet.schema import (
     STAMP_SIZE,
     TARGET_NAMES,
     Flag,
+    Inputs,
     absolute_magnitude_of_rms,
 )
 
@@ -309,7 +310,7 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
     report("measuring", 0, n)
     for rows, stamps in _stamps(scene, scene.source + 1):
         stamps.pixels[stamps.empty] = np.nan
-        values.targets[rows], errors = network.predict(stamps.pixels)
+        values.targets[rows], errors = network.predict(Inputs(stamps=stamps.pixels))
         if errors is not None:
             values.errors[rows] = errors
         values.note(rows, stamps, scene.setting.saturation)

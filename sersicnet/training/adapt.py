@@ -502,7 +502,7 @@ def _finish(
     done = weights.load(run / WEIGHTS)
     with dataset.Dataset(run / TEST) as test:
         parts = [
-            start.predict(test.stamps(first, min(first + dataset.BLOCK, len(test))))
+            start.predict(test.inputs(first, min(first + dataset.BLOCK, len(test))))
             for first in range(0, len(test), dataset.BLOCK)
         ]
         predicted = np.concatenate([values for values, _ in parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sersicnet.schema import STAMP_SIZE
+from sersicnet.schema import STAMP_SIZE, Inputs
 from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.training.joined import Source
 
@@ -16,12 +16,16 @@ NOISE_FIELD = 512
 """Side of the piece of noise that a batch takes its noise from, in pixels."""
 
 
-def oriented(stamps: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Stamps in the orientations numbered 0 to 7."""
-    out = np.empty_like(stamps)
+def oriented(inputs: Inputs, which: np.ndarray) -> Inputs:
+    """Inputs in the orientations numbered 0 to 7; those that are no images stay as they are."""
+    return inputs.map(lambda field: _turned(field, which) if field.ndim == 3 else field)
+
+
+def _turned(images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    out = np.empty_like(images)
     for turn in range(8):
         chosen = which == turn
-        view = np.rot90(stamps[chosen], turn % 4, axes=(1, 2))
+        view = np.rot90(images[chosen], turn % 4, axes=(1, 2))
         out[chosen] = view if turn < 4 else view[:, :, ::-1]
     return out
 
@@ -47,8 +51,8 @@ def noise_correlation(source: Source, is_real: bool) -> np.ndarray:
     side, last = STAMP_SIZE // 4, STAMP_SIZE - STAMP_SIZE // 4
     corners = []
     for row in np.sort(rows[faintest]).tolist():
-        ((stamp, _),) = source.batches(1, row, row + 1)
-        corners += [stamp[0, y : y + side, x : x + side] for y in (0, last) for x in (0, last)]
+        ((inputs, _),) = source.batches(1, row, row + 1)
+        corners += [inputs.stamps[0, y : y + side, x : x + side] for y in (0, last) for x in (0, last)]
     pieces = np.array(corners, float)
     pieces -= pieces.mean(axis=(1, 2), keepdims=True)
     found = np.empty((len(pieces), 7, 7))
@@ -62,16 +66,16 @@ def noise_correlation(source: Source, is_real: bool) -> np.ndarray:
 
 
 def deepened(
-    stamps: np.ndarray, factors: np.ndarray, correlation: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps with more noise, as a shallower image shows them.
+    inputs: Inputs, factors: np.ndarray, correlation: np.ndarray, rng: np.random.Generator
+) -> tuple[Inputs, np.ndarray]:
+    """Galaxies with more noise, as a shallower image shows them.
 
-    In units of the new noise they are ``(stamp + f noise) / sqrt(1 + f^2)``.
+    In units of the new noise, stamps are ``(stamp + f noise) / sqrt(1 + f^2)``.
 
     Parameters
     ----------
-    stamps : ndarray, float32, (N, 128, 128)
-        In units of their noise.
+    inputs : Inputs
+        Of N galaxies.
     factors : ndarray, float, (N,)
         f, the rms of the noise that is added over that of the noise there is.
     correlation : ndarray, float, (7, 7)
@@ -80,15 +84,15 @@ def deepened(
 
     Returns
     -------
-    stamps : ndarray, float32, (N, 128, 128)
+    inputs : Inputs
     fainter : ndarray, float64, (N,)
         What is to be added to relative magnitudes.
     """
     noise = correlated_noise(rng, NOISE_FIELD, correlation)
     noise /= noise.std()
-    corners = rng.integers(NOISE_FIELD - STAMP_SIZE + 1, size=(len(stamps), 2))
+    corners = rng.integers(NOISE_FIELD - STAMP_SIZE + 1, size=(inputs.n, 2))
     total = np.sqrt(1 + np.square(factors))
-    out = stamps / total.astype(np.float32)[:, None, None]
+    out = inputs.stamps / total.astype(np.float32)[:, None, None]
     for stamp, share, (y, x) in zip(out, factors / total, corners, strict=True):
         stamp += np.float32(share) * noise[y : y + STAMP_SIZE, x : x + STAMP_SIZE]
-    return out, 2.5 * np.log10(total)
+    return inputs._replace(stamps=out), 2.5 * np.log10(total)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError
+from sersicnet.schema import Inputs
 
 Source = Union[Dataset, Arrays, "Joined"]
 
@@ -70,7 +71,7 @@ class Joined:
 
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Batches of the rows from `start` to `stop`: all in order, or with `rng` at random, half of them real.
 
         Random ones are of the training set, and all of `size`.
@@ -80,8 +81,8 @@ class Joined:
             for source, low, high in self._pieces:
                 begin, end = max(start, first), min(stop, first + high - low)
                 if begin < end:
-                    for stamps, rows in source.batches(size, begin - first + low, end - first + low):
-                        yield stamps, rows - low + first
+                    for inputs, rows in source.batches(size, begin - first + low, end - first + low):
+                        yield inputs, rows - low + first
                 first += high - low
             return
         simulated, real = self._pieces[:2]
@@ -91,21 +92,21 @@ class Joined:
             _endless(*real, size // 2, np.random.default_rng(seeds[1])),
         ]
         for _ in range(math.ceil((stop - start) / size)):
-            (stamps, rows), (real_stamps, real_rows) = (next(half) for half in halves)
-            yield np.concatenate([stamps, real_stamps]), np.concatenate([rows, real_rows + simulated[2]])
+            (inputs, rows), (real_inputs, real_rows) = (next(half) for half in halves)
+            yield Inputs.concatenated([inputs, real_inputs]), np.concatenate([rows, real_rows + simulated[2]])
 
 
 def _endless(
     source: Dataset | Arrays, low: int, high: int, size: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Inputs, np.ndarray]]:
     """Shuffled batches of equal size, pass after pass; a pass leaves out what does not fill a batch."""
     while True:
-        for stamps, rows in source.batches(size, low, high, rng):
+        for inputs, rows in source.batches(size, low, high, rng):
             if len(rows) == size:
-                yield stamps, rows
+                yield inputs, rows
             elif high - low < size:
                 again = np.resize(np.arange(len(rows)), size)
-                yield stamps[again], rows[again]
+                yield inputs.taken(again), rows[again]
 
 
 def bright(real: Dataset | Arrays, faint_limit: float) -> Dataset | Arrays:
@@ -120,7 +121,7 @@ def in_memory(real: Dataset | Arrays) -> Arrays:
     """All galaxies of a dataset, in memory."""
     if isinstance(real, Arrays):
         return real
-    return Arrays(real.stamps(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows, recipe=real.config)
+    return Arrays(real.inputs(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows, recipe=real.config)
 
 
 def judging_rows(labelled: np.ndarray, is_real: np.ndarray, valid_rows: tuple[int, int]) -> np.ndarray:

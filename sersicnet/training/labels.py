@@ -14,7 +14,7 @@ from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.image import detect, header, mosaic, stars
 from sersicnet.image.stamps import cut
-from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, relative_magnitude
+from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
 
 
 def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
@@ -94,7 +94,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     stamps = cut(frame.data, bad, sky, found.x[good], found.y[good], found.dilated(), good + 1)
     mags = zero - 2.5 * np.log10(found.flux[good])
     targets = np.full((len(good), len(TARGET_NAMES)), np.nan)
-    return Arrays(stamps.pixels, targets, np.ones(len(good), bool), mags)
+    return Arrays(Inputs(stamps=stamps.pixels), targets, np.ones(len(good), bool), mags)
 
 
 def read_labels(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
@@ -175,7 +175,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             targets[i] = relative, labels.radius[i] / scale, labels.sersic_n[i], labels.ellipticity[i]
     if not good.any():
         raise DatasetError(f"No row of {path} lies in its image. Is it a table of another one?")
-    arrays = Arrays(stamps, targets, np.ones(n, bool), labels.mag, labels.snr)
+    arrays = Arrays(Inputs(stamps=stamps), targets, np.ones(n, bool), labels.mag, labels.snr)
     return arrays if good.all() else arrays.taken(np.flatnonzero(good))
 
 

@@ -25,8 +25,8 @@ import numpy as np
 from sersicnet import weights
 from sersicnet.engine.render import on_host
 from sersicnet.errors import DatasetError, InputError
-from sersicnet.networks import keras, ops
-from sersicnet.schema import N_TARGETS, TARGET_NAMES, decode, encode
+from sersicnet.networks import keras, ops, shown
+from sersicnet.schema import N_TARGETS, TARGET_NAMES, Inputs, decode, encode
 from sersicnet.training.augment import deepened, noise_correlation, oriented
 from sersicnet.training.joined import Source
 from sersicnet.training.losses import Arguments, learning_rate
@@ -139,9 +139,12 @@ def prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
 
 
 class Batch(NamedTuple):
-    """Stamps, of NumPy or of the library that draws them, their rows and what a network should say of them."""
+    """Inputs, their rows, and what a network should answer.
 
-    stamps: Any
+    Galaxies that an accelerator draws are arrays of its library.
+    """
+
+    inputs: Inputs
     rows: np.ndarray
     learned: np.ndarray
 
@@ -155,32 +158,34 @@ def batches(
     if task.galaxies is not None and not is_real[low:high].any():
         sizes = [min(recipe.batch, high - row) for row in range(low, high, recipe.batch)]
         made = task.galaxies.galaxies(epoch, first * recipe.batch, iter(sizes[first:]))
-        for step, (stamps, targets) in enumerate(made, start=first):
+        for step, (inputs, targets) in enumerate(made, start=first):
             start = low + step * recipe.batch
-            yield Batch(stamps, np.arange(start, start + len(targets)), task.scaling(targets))
+            yield Batch(inputs, np.arange(start, start + len(targets)), task.scaling(targets))
         return
     order = np.random.default_rng([seed, epoch, 0])
     wanted, used, drawn = deque[int](), 0, None
-    for step, (stamps, rows) in enumerate(task.source.batches(recipe.batch, low, high, order)):
+    for step, (inputs, rows) in enumerate(task.source.batches(recipe.batch, low, high, order)):
         simulated = np.flatnonzero(~is_real[rows])
         if step < first:  # done before the interruption
             used += len(simulated)
             continue
-        stamps, learned = finite(task.source, stamps, rows), task.standardised[rows]
+        inputs, learned = finite(task.source, inputs, rows), task.standardised[rows]
         if task.galaxies is not None:
             drawn = drawn or task.galaxies.galaxies(epoch, used, iter(wanted.popleft, None))
             wanted.append(len(simulated))
             new, targets = next(drawn)
-            stamps[simulated], learned[simulated] = on_host(new), task.scaling(targets)
+            inputs.put(simulated, new.map(on_host))
+            learned[simulated] = task.scaling(targets)
         rng = np.random.default_rng([seed, epoch, 1, step])
         if recipe.symmetries:
-            stamps = oriented(stamps, rng.integers(8, size=len(stamps)))
+            inputs = oriented(inputs, rng.integers(8, size=inputs.n))
         for kind, correlation in correlations.items():
             chosen = np.flatnonzero(is_real[rows] == kind)
             factors = rng.uniform(0, recipe.noise, len(chosen))
-            stamps[chosen], fainter = deepened(stamps[chosen], factors, correlation, rng)
+            deeper, fainter = deepened(inputs.taken(chosen), factors, correlation, rng)
+            inputs.put(chosen, deeper)
             learned[chosen, 0] += fainter / task.scaling.std[0]
-        yield Batch(stamps, rows, learned)
+        yield Batch(inputs, rows, learned)
 
 
 class RunState:
@@ -322,12 +327,13 @@ def _check(task: Task) -> None:
         )
 
 
-def finite(source: Source, stamps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The stamps; refused if any pixel is not finite."""
-    if not np.isfinite(stamps).all():
-        row = int(rows[np.argmin(np.isfinite(stamps).all(axis=(1, 2)))])
+def finite(source: Source, inputs: Inputs, rows: np.ndarray) -> Inputs:
+    """The inputs; refused if any value is not finite."""
+    good = inputs.finite()
+    if not good.all():
+        row = int(rows[np.argmin(good)])
         raise DatasetError(f"Every stamp needs finite pixels; {_named(source, row)} has others. Leave it out.")
-    return stamps
+    return inputs
 
 
 def _named(source: Source, row: int) -> str:
@@ -385,7 +391,7 @@ def _epoch(
     recent, clock = deque[float](maxlen=50), deque[tuple[float, int]](maxlen=50)
     for step, batch in enumerate(prefetched(batches(task, recipe, seed, epoch, first, correlations)), start=first):
         done = (epoch + step / steps) / recipe.epochs
-        x, y, sample_weight = task.arguments(batch.stamps, batch.learned, batch.rows, done)
+        x, y, sample_weight = task.arguments(batch.inputs, batch.learned, batch.rows, done)
         model.reset_metrics()
         logs = model.train_on_batch(x, y, sample_weight=sample_weight, return_dict=True)
         loss = float(logs["loss"])
@@ -439,8 +445,9 @@ def _validated(task: Task) -> dict[str, float]:
 def predict(model: keras.Model, source: Source, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of a model for rows of a source, and the rows in the same order."""
     out, rows = [], []
-    for stamps, indices in source.batches(weights.BATCH, start, stop):
-        out.append(ops.convert_to_numpy(model.predict_on_batch(finite(source, stamps, indices))))
+    for inputs, indices in source.batches(weights.BATCH, start, stop):
+        given = shown(model, finite(source, inputs, indices))
+        out.append(ops.convert_to_numpy(model.predict_on_batch(given)))
         rows.append(indices)
     return np.concatenate(out), np.concatenate(rows)
 

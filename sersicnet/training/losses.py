@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sersicnet import networks
-from sersicnet.networks import keras, ops
-from sersicnet.schema import N_TARGETS
+from sersicnet.networks import keras, ops, shown
+from sersicnet.schema import N_TARGETS, Inputs
 from sersicnet.training.device import jit
 from sersicnet.training.recipe import Recipe
 
@@ -143,8 +143,8 @@ def learning_rate(recipe: Recipe, steps: int, step: int) -> float:
     return float(ops.convert_to_numpy(WarmCosine(recipe.learning_rate, steps)(step)))
 
 
-Arguments = Callable[[Any, np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
-"""Stamps, their standardised targets, their rows and the fraction of the run that is done -> x, y and weights.
+Arguments = Callable[[Inputs, np.ndarray, np.ndarray, float], tuple[Any, Any, Any]]
+"""Inputs, their standardised targets, their rows and the fraction of the run that is done -> x, y and weights.
 
 What `train_on_batch` takes.
 """
@@ -153,7 +153,7 @@ What `train_on_batch` takes.
 def regression(core: keras.Model, recipe: Recipe, steps: int) -> tuple[keras.Model, Arguments]:
     """A network compiled for the regression alone, and what a step passes to it."""
     core.compile(optimizer(recipe, steps), loss=REGRESSION[core.name], jit_compile=jit())
-    return core, lambda stamps, learned, rows, done: (stamps, learned, None)
+    return core, lambda inputs, learned, rows, done: (shown(core, inputs), learned, None)
 
 
 def aligned(
@@ -184,15 +184,15 @@ def aligned(
         jit_compile=jit(),
     )
 
-    def arguments(stamps: Any, learned: np.ndarray, rows: np.ndarray, done: float) -> tuple[Any, Any, Any]:
-        n = len(rows)
+    def arguments(inputs: Inputs, learned: np.ndarray, rows: np.ndarray, done: float) -> tuple[Any, Any, Any]:
+        n, given = len(rows), shown(core, inputs)
         strength = np.full((n, 1), 2 / (1 + math.exp(-10 * done)) - 1, np.float32)
         real = is_real[rows]
         known = labelled[rows].astype(np.float32)
         weight = {"means": known * (n / max(1.0, known.sum())), second: np.ones(n, np.float32)}
         if adapt == "dann":
-            return [stamps, strength], {"means": learned, second: real.astype(np.int32)}, weight
+            return [given, strength], {"means": learned, second: real.astype(np.int32)}, weight
         domain = np.column_stack([real.astype(np.float32), strength])
-        return stamps, {"means": learned, second: domain}, weight
+        return given, {"means": learned, second: domain}, weight
 
     return model, arguments

@@ -27,7 +27,7 @@ import numpy as np
 from sersicnet.dataset import Dataset
 from sersicnet.engine.render import Renderer, on_host
 from sersicnet.errors import DatasetError
-from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, relative_magnitude
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
 from sersicnet.simulating import neighbours as scene
 from sersicnet.simulating.simulate import Simulation, draw_psf, draw_truth, exposed, stamps
 
@@ -121,7 +121,7 @@ class OnTheFly:
         """What draws the galaxies, in words."""
         return "the accelerator" if self._device is not None else f"{self._workers} processes"
 
-    def galaxies(self, epoch: int, first: int, sizes: Iterator[int]) -> Iterator[tuple[Array, np.ndarray]]:
+    def galaxies(self, epoch: int, first: int, sizes: Iterator[int]) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Galaxies of an epoch, in order.
 
         Parameters
@@ -134,35 +134,35 @@ class OnTheFly:
 
         Yields
         ------
-        stamps : array, float32, (size, 128, 128)
-            In units of their noise; of the library that galaxies are drawn with.
+        inputs : Inputs
+            Arrays of the library that galaxies are drawn with.
         targets : ndarray, float64, (size, 4)
             Relative magnitude, effective radius [pix], Sersic index, ellipticity.
         """
         simulation = replace(self.simulation, seed=_epoch_seed(self.seed, epoch))
         draw = self._by_processes if self._device is None else self._device.portions
         portions = draw(simulation, first)
-        images, targets = next(portions)
+        inputs, targets = next(portions)
         for size in sizes:
             while len(targets) < size:
                 more, truth = next(portions)
-                xp = array_api_compat.array_namespace(more)
-                images, targets = xp.concat([images, more]), np.concatenate([targets, truth])
-            yield images[:size, ...], targets[:size]
-            images, targets = images[size:, ...], targets[size:]
+                xp = array_api_compat.array_namespace(*more)
+                inputs, targets = Inputs.concatenated([inputs, more], xp.concat), np.concatenate([targets, truth])
+            yield inputs.taken(slice(size)), targets[:size]
+            inputs, targets = inputs.taken(slice(size, None)), targets[size:]
 
-    def _by_processes(self, simulation: Simulation, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _by_processes(self, simulation: Simulation, first: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Portions without end, drawn ahead by twice the number of processes."""
         assert self._pool is not None
-        waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
+        waiting: deque[Future[tuple[Inputs, np.ndarray]]] = deque()
         skip, at = first % PORTION, first - first % PORTION
         try:
             while True:
                 while len(waiting) < 2 * self._workers:
                     waiting.append(self._pool.submit(portion, simulation, at, PORTION))
                     at += PORTION
-                images, targets = waiting.popleft().result()
-                yield images[skip:], targets[skip:]
+                inputs, targets = waiting.popleft().result()
+                yield inputs.taken(slice(skip, None)), targets[skip:]
                 skip = 0
         except BrokenProcessPool as error:
             raise DatasetError(
@@ -183,11 +183,11 @@ def _undisturbed() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def portion(simulation: Simulation, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps in units of their noise, and their targets; workers call this."""
+def portion(simulation: Simulation, first: int, size: int) -> tuple[Inputs, np.ndarray]:
+    """What a network is shown of some galaxies, and their targets; workers call this."""
     images, truth = stamps(simulation, np.arange(first, first + size))
     images /= truth["rms"].astype(np.float32)[:, None, None]
-    return images, _targets(simulation, truth)
+    return Inputs(stamps=images), _targets(simulation, truth)
 
 
 def _targets(simulation: Simulation, truth: dict[str, np.ndarray]) -> np.ndarray:
@@ -214,13 +214,13 @@ class OnDevice:
         self._xp = array_api_compat.array_namespace(example)
         self._like = example
 
-    def portions(self, simulation: Simulation, first: int) -> Iterator[tuple[Array, np.ndarray]]:
+    def portions(self, simulation: Simulation, first: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Portions without end, from a galaxy on."""
         skip, at = first % DEVICE_PORTION, first - first % DEVICE_PORTION
         while True:
             models, truth = self.models(simulation, np.arange(at, at + DEVICE_PORTION))
             images = self.observed(models, truth["rms"], simulation, at)
-            yield images[skip:, ...], _targets(simulation, truth)[skip:]
+            yield Inputs(stamps=images).taken(slice(skip, None)), _targets(simulation, truth)[skip:]
             skip, at = 0, at + DEVICE_PORTION
 
     def models(self, simulation: Simulation, indices: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:
