@@ -9,7 +9,6 @@ interruption.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -22,13 +21,13 @@ import numpy as np
 from astropy.io import fits
 
 from sersicnet import dataset, weights
-from sersicnet.errors import InputError, warn
+from sersicnet.errors import InputError, SersicnetError, warn
 from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
 from sersicnet.image.header import Instrument
-from sersicnet.output import check_directory
+from sersicnet.output import Run, check_directory, whole_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
 from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import population
@@ -58,7 +57,7 @@ RARE = 0.3
 SETTLED = 100
 """Steps after which the first, slow ones no longer count in the speed of training."""
 
-PSF, LOOK, MATCHED, TEST, WEIGHTS = "psf.fits", "look.json", "matched.h5", "test.h5", "weights"
+PSF, MEASURED, MATCHED, TEST, WEIGHTS = "psf.fits", "measured", "matched.h5", "test.h5", "weights"
 
 Tell = Callable[[str], None]
 Report = Callable[[str, int, int], None]
@@ -92,7 +91,7 @@ def adapt(
         FITS mosaic; an extension may stand in brackets.
     output : str or Path
         Weights directory. The run is kept in ``<output>.run`` until it is done:
-        ``psf.fits``, ``look.json`` (what was measured), the simulated sets and
+        ``psf.fits``, ``measured.json`` (the PSF's width, the noise and the counts of sources), the simulated sets and
         the state of the training. The same call continues it.
     base : str or Path
         Weights to begin from.
@@ -142,21 +141,20 @@ def adapt(
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
-    run = output.with_name(output.name + ".run")
     if how != "none" and how not in ALIGNMENTS:
-        raise InputError(f"--adapt is none, {' or '.join(ALIGNMENTS)}; received {how}.")
+        raise InputError(f"The alignment `how` is none, {' or '.join(ALIGNMENTS)}; received {how}.")
     if n < LEAST_N:
-        raise InputError(f"Adapting needs at least {LEAST_N} simulated galaxies; received --n {n}.")
+        raise InputError(f"Adapting needs `n` of at least {LEAST_N} simulated galaxies; received {n}.")
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
     start = weights.load(base)
-    start.core()  # refuses a network of another version now, and not after the simulation
+    start.core()  # refuses a network of another version before the simulation
     report("reading", 0, 0)
     frame = mosaic.read_image(image)
     zero = instrument.zero_point(frame.header, zero_point, frame.scales)
     scale = instrument.pixel_scale(frame.scales, pixel_scale)
     if not np.isfinite(scale.value):
-        raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give --pixel-scale.")
+        raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
     point = None if psf is None else realsky.read_psf(psf)
     if str(prior) not in ("candels", "uniform"):
         simulations.Prior.of_catalogue(prior, scale.value)
@@ -173,57 +171,81 @@ def adapt(
         "gain": gain,
         "seed": seed,
     }
-    _open(run, config, overwrite)
-    if not (run / LOOK).exists():
-        report("detecting", 0, 0)
-        found = _look(frame, zero, scale, start, point, run)
-        _write_whole(run / LOOK, json.dumps(found, indent=1))
-    found = json.loads((run / LOOK).read_text())
-    tell(_measured(found, start))
-    taken_with = _instrument(found, start, gain)
-    if not all((run / name).exists() for name in (MATCHED, TEST)):
-        _simulate(image, run, found, taken_with, n, prior, seed, workers, command, tell, report)
-    if not (run / WEIGHTS).exists():
-        real = None
-        if how != "none":
-            report("cutting galaxies", 0, 0)
-            real = labels.real_galaxies(image, zero_point=zero.value)
-        recipe = recipes.ADAPT[start.card["network"]]
-        recipe = replace(recipe, epochs=epochs, patience=epochs)
-        tell(f"training on {device()}, {epochs} times {n} galaxies")
-        estimated = False
+    with Run(output.with_name(output.name + ".run"), config, overwrite) as run:
+        assert run.path is not None
+        try:
+            found = run.read(MEASURED)
+            if found is None:
+                report("detecting", 0, 0)
+                found = _measure(frame, zero, scale, start, point, run)
+                run.keep(MEASURED, found)
+            tell(_in_words(found, start))
+            taken_with = _instrument(found, start, gain)
+            if not all((run.path / name).exists() for name in (MATCHED, TEST)):
+                _simulate(image, run.path, found, taken_with, n, prior, seed, workers, command, tell, report)
+        except SersicnetError:
+            if not any(run.path.glob(f"{MATCHED}*")):
+                run.remove()  # nothing was simulated, and other options may mend the error
+            raise
+        if not (run.path / WEIGHTS).exists():
+            real = None
+            if how != "none":
+                report("cutting galaxies", 0, 0)
+                real = labels.real_galaxies(image, zero_point=zero.value)
+            _train(run.path, start, real, how, n, epochs, seed, command, tell, report)
+        report("testing", 0, 0)
+        done = _finish(run.path, output, frame.name, found, start, how, n, prior)
+        run.remove()
+    return done
 
-        def follow(progress: Progress) -> None:
-            nonlocal estimated
-            record = progress.record
-            if record is None:
-                stage = f"training, epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
-                report(stage, progress.step, progress.steps)
-                speed = progress.stamps_per_second
-                if not estimated and progress.step >= SETTLED and speed > 0:
-                    estimated = True
-                    tell(estimate(start.card["network"], speed, progress.steps * recipe.batch / speed))
-            else:
-                tell(
-                    f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, validation error "
-                    f"{record['valid_mae']:.4f}, {record['seconds']:.0f} s"
-                )
 
-        train(
-            run / MATCHED,
-            run / WEIGHTS,
-            network=start.card["network"],
-            recipe=recipe,
-            seed=seed,
-            start=start.path,
-            test=run / TEST,
-            adapt=None if how == "none" else how,
-            real=real,
-            command=command,
-            report=follow,
-        )
-    report("testing", 0, 0)
-    return _finish(run, output, frame.name, found, start, how, n, prior)
+def _train(
+    run: Path,
+    start: weights.Weights,
+    real: dataset.Arrays | None,
+    how: str,
+    n: int,
+    epochs: int,
+    seed: int,
+    command: str,
+    tell: Tell,
+    report: Report,
+) -> None:
+    """Train on with the simulated galaxies of the run, and `real` ones if features are aligned."""
+    network = start.card["network"]
+    recipe = replace(recipes.ADAPT[network], epochs=epochs, patience=epochs)
+    tell(f"training on {device()}, {epochs} times {n} galaxies")
+    estimated = False
+
+    def follow(progress: Progress) -> None:
+        nonlocal estimated
+        record = progress.record
+        if record is None:
+            stage = f"training, epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.4f}"
+            report(stage, progress.step, progress.steps)
+            speed = progress.stamps_per_second
+            if not estimated and progress.step >= SETTLED and speed > 0:
+                estimated = True
+                tell(estimate(network, speed, progress.steps * recipe.batch / speed))
+        else:
+            tell(
+                f"epoch {progress.epoch:3d}: loss {record['loss']:.4f}, validation error "
+                f"{record['valid_mae']:.4f}, {record['seconds']:.0f} s"
+            )
+
+    train(
+        run / MATCHED,
+        run / WEIGHTS,
+        network=network,
+        recipe=recipe,
+        seed=seed,
+        start=start.path,
+        test=run / TEST,
+        adapt=None if how == "none" else how,
+        real=real,
+        command=command,
+        report=follow,
+    )
 
 
 def as_markdown(done: weights.Weights) -> str:
@@ -262,39 +284,15 @@ def as_markdown(done: weights.Weights) -> str:
     return "\n".join(lines)
 
 
-def _open(run: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Make the run's directory, or find it as it was left; one without a simulated galaxy is not worth keeping."""
-    file = run / "adapt.json"
-    if run.exists():
-        same = file.exists() and json.loads(file.read_text()) == json.loads(json.dumps(config))
-        if same:
-            return
-        begun = any(run.glob(f"{MATCHED}*"))
-        if begun and not overwrite:
-            raise InputError(
-                f"{run} holds an unfinished run with other options. "
-                "Repeat its command, or give --overwrite to start anew."
-            )
-        shutil.rmtree(run)
-    run.mkdir()
-    _write_whole(file, json.dumps(config, indent=1))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _look(
+def _measure(
     frame: mosaic.Image,
     zero: instrument.Reading,
     scale: instrument.Reading,
     start: weights.Weights,
     point: realsky.Psf | None,
-    run: Path,
+    run: Run,
 ) -> dict[str, Any]:
-    """Detect, and measure PSF and noise; the PSF is written into the run."""
+    """Detect sources, and measure PSF and noise; the PSF is kept in the run."""
     bad = frame.without_data()
     sky, found = detect.Detector()(frame.data, bad)
     if not len(found):
@@ -314,16 +312,15 @@ def _look(
     if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
         warn(
             f"The stars of {frame.name} have a FWHM of {width:.3f} arcsec, the PSF of {start.name} "
-            f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give --psf."
+            f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give `psf`."
         )
     header = fits.Header()
     header["IMAGE"] = Path(frame.name).name[:60]
     header["FWHM"] = (width, "arcsec")
     header["PIXSCALE"] = (scale.value, "arcsec per pixel")
     header["STARS"] = (used, "in the stack")
-    partial = run / (PSF + ".partial")
-    fits.PrimaryHDU(psf, header).writeto(partial, overwrite=True)
-    partial.replace(run / PSF)
+    with run.writing(PSF) as partial:
+        fits.PrimaryHDU(psf, header).writeto(partial, overwrite=True)
     flux = found.flux[good]
     middle = sky.autocorrelation.shape[0] // 2
     neighbour = (sky.autocorrelation[middle, middle + 1] + sky.autocorrelation[middle + 1, middle]) / 2
@@ -353,7 +350,7 @@ def _psf_of_weights(
     config = start.card["data"].get("config", {})
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
-        raise InputError(f"{few}: give --psf.")
+        raise InputError(f"{few}: give `psf`.")
     theirs = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
     psf = simulations.effective_psf(theirs)
     with np.errstate(invalid="ignore"):
@@ -364,12 +361,12 @@ def _psf_of_weights(
             "none is bright" if not np.isfinite(narrow).any() else f"{np.nanmin(narrow) / size:.2f} times as wide"
         )
         raise InputError(
-            f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give --psf."
+            f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give `psf`."
         )
     width = realsky.full_width(psf) * scale.value
     warn(
         f"{few}; that of {start.name} is taken, with a FWHM of {width:.3f} arcsec, with which the narrowest source "
-        f"agrees within {PSF_TOLERANCE:.0%}. Give --psf if you have a better one."
+        f"agrees within {PSF_TOLERANCE:.0%}. Give `psf` if you have a better one."
     )
     return psf, f"that of {start.name}, for want of stars"
 
@@ -379,10 +376,10 @@ def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | Non
     if gain is None:
         trained_on = start.card["data"].get("config", {}).get("instrument")
         if trained_on is None:
-            raise InputError(f"The card of {start.name} tells no exposure: give --gain.")
+            raise InputError(f"The card of {start.name} tells no exposure: give `gain`.")
         gain = trained_on["exposure"] * 10 ** (-0.4 * (found["zero_point"] - trained_on["zero_point"]))
         warn(
-            f"No --gain was given: the galaxies' own Poisson noise is that of the training images of {start.name}, "
+            f"No `gain` was given: the galaxies' own Poisson noise is that of the training images of {start.name}, "
             f"{gain:.4g} electrons per image unit."
         )
     # Of the noise (tap, 1, tap) along an axis, next neighbours correlate by 2 tap / (1 + 2 tap^2).
@@ -451,8 +448,8 @@ def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
     begins = population.CANDELS_MAG[0] if str(prior) == "candels" else low
     if limit < begins + 1:
         raise InputError(
-            f"{found['image']} reaches magnitude {limit:.1f}, the prior begins at {begins:g}: give --prior a table of "
-            "brighter galaxies, and check --zero-point."
+            f"{found['image']} reaches magnitude {limit:.1f}, the prior begins at {begins:g}: give `prior` a table of "
+            "brighter galaxies, and check `zero_point`."
         )
     high = min(high, limit)
     if found["mag"] is not None:
@@ -460,12 +457,12 @@ def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
         if bright < low - 0.5 or faint > high + 0.5:
             warn(
                 f"The galaxies of {found['image']} have magnitudes {bright:.1f} to {faint:.1f} (median {median:.1f}), "
-                f"the prior {low:g} to {high:.4g}. Outside of it the weights are not trained: give --prior a table."
+                f"the prior {low:g} to {high:.4g}. Outside of it the weights are not trained: give `prior` a table."
             )
     return replace(chosen, mag=(low, high))
 
 
-def _measured(found: dict[str, Any], start: weights.Weights) -> str:
+def _in_words(found: dict[str, Any], start: weights.Weights) -> str:
     domain = start.card["domain"]
     return (
         f"{found['image']}: {found['sources']} sources, {found['galaxies']} galaxies, {found['stars']} stars in the "
@@ -519,10 +516,8 @@ def _finish(
         "scores": {**done.card["scores"], "test_set": f"{size:,} other galaxies simulated for {image}"},
         "adapted": {**found, "how": how, "n": n, "prior": str(prior), "base": start.name, "before": before},
     }
-    shutil.copyfile(run / PSF, done.path / PSF)
-    weights.rewrite_card(done.path, card)
-    if output.exists():
-        shutil.rmtree(output)
-    done.path.rename(output)
-    shutil.rmtree(run)
+    with whole_directory(output) as partial:
+        shutil.copytree(done.path, partial, dirs_exist_ok=True)
+        shutil.copyfile(run / PSF, partial / PSF)
+        weights.rewrite_card(partial, card)
     return weights.load(output)

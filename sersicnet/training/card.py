@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import keras
 from sersicnet.schema import N_TARGETS, TARGET_NAMES
 from sersicnet.training.device import device
+from sersicnet.training.joined import Examples
 from sersicnet.training.loop import Task, predict
 from sersicnet.training.recipe import Recipe
 
@@ -40,18 +40,18 @@ INVENTED = "The galaxies of the other domain were invented, by `sersicnet simula
 
 def summary(
     network: str,
-    simulated: int,
-    labelled: np.ndarray,
+    examples: Examples,
     real: Dataset | Arrays | None,
     adapt: str | None,
     base: weights.Weights | None,
     on_the_fly: bool,
 ) -> str:
-    """In a sentence or two; `labelled` marks the galaxies of the other domain whose labels counted."""
+    """What the network was trained on, in a sentence or two."""
     kind = "simulated galaxies, drawn on the fly, new ones in every epoch" if on_the_fly else "simulated galaxies"
     text = f"Network `{network}` trained on {kind} only."
     if real is not None:
-        known = int(labelled.sum())
+        labelled = examples.labelled[examples.source.is_real]
+        known, simulated = int(labelled.sum()), len(examples.source) - len(labelled)
         labels = {0: "without labels", len(labelled): "with their labels"}.get(known, f"{known:,} of them with labels")
         text = (
             f"Network `{network}` trained on {simulated:,} {kind} and {len(labelled):,} {kind_of(real)} ones, "
@@ -233,10 +233,8 @@ def real_record(real: Dataset | Arrays, n: int, command: str) -> dict[str, Any]:
     return {"n": n, "sha256": real.sha256(), "command": recipe["command"] if recipe else command, "config": recipe}
 
 
-def saved(
-    output: Path, run: Path, model: keras.Model, card: dict[str, Any], test: str | Path | None
-) -> weights.Weights:
-    """Write the weights, with their scores on the dataset `test` if one is given, and drop the run."""
+def saved(output: Path, model: keras.Model, card: dict[str, Any], test: str | Path | None) -> weights.Weights:
+    """Write the weights, with their scores on the dataset `test` if one is given."""
     if test is not None:
         with Dataset(test) as other:
             out, rows = predict(model, other, 0, len(other))
@@ -245,6 +243,4 @@ def saved(
                 "test_set": f"{len(other):,} stamps of `{other.config['command']}`",
                 "samples": scores(other.targets[rows], out[:, :N_TARGETS], errors, other.mag[rows]),
             }
-    done = weights.save(output, model, card)
-    shutil.rmtree(run)
-    return done
+    return weights.save(output, model, card)

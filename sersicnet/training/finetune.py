@@ -14,7 +14,7 @@ from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import freeze, keras
-from sersicnet.output import check_directory
+from sersicnet.output import Run, check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
 from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
 from sersicnet.training.loop import Report, Scaling, Task, fit, predict, silent
@@ -90,7 +90,6 @@ def finetune(
     galaxies = _usable(real, start, recipe)
     n = len(galaxies)
     galaxies = galaxies.taken(np.random.default_rng(seed).permutation(n))
-    run = output.with_name(output.name + ".run")
     scaling = Scaling(architecture.log, np.array(start.card["label_mean"]), np.array(start.card["label_std"]))
     rows = (0, n - n // 5), (n - n // 5, n)
 
@@ -99,54 +98,53 @@ def finetune(
 
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 
-    def follow(schedule: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
+    def follow(run: Run, schedule: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
         keras.utils.set_random_seed(seed)
         core = architecture.build()
         core.set_weights(origin)
         freeze(core, body=not body)
         steps = recipe.epochs * math.ceil(rows[0][1] / recipe.batch)
-        config = {
-            "base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256(), "schedule": schedule
-        }  # fmt: skip
-        state = fit(
-            task(core, *regression(core, recipe, steps)), recipe, seed, run / schedule, config, overwrite,
-            lambda progress: report(progress._replace(schedule=schedule)),
-        )  # fmt: skip
+        state = fit(task(core, *regression(core, recipe, steps)), recipe, seed, run, report, schedule)
         found[schedule] = state, core.get_weights()
 
-    given = start.core().get_weights()
-    if layers in ("auto", "all"):
-        follow("all", given, recipe, body=True)
-    if layers in ("auto", "head-first"):
-        follow("head", given, replace(recipe, epochs=math.ceil(recipe.epochs / 3)), body=False)
-        follow("head-first", found["head"][1], replace(recipe, learning_rate=recipe.learning_rate / 3), body=True)
-    best = min(found, key=lambda name: found[name][0]["best"])
-    state, values = found[best]
-    core = architecture.build()
-    core.set_weights(values)
-    judged = task(core, core, lambda *_: (None, None, None))
-    model, fields = finished(network, judged)
-    out, judges = predict(model, galaxies, *rows[1])
-    seconds = sum(state["seconds"] for state, _ in found.values())
-    card = {
-        **start.card,
-        **base_card(output.name, network, core, {**state, "seconds": seconds}, seed, command),
-        "summary": f"`{start.name}` fine-tuned on {n:,} labelled {kind_of(real)} galaxies ({SCHEDULES[best]}).",
-        **fields,
-        "recipe": asdict(recipe),
-        "base": base_record(start),
-        "fine_tuning": {"layers": best, "valid_mae": {name: state["best"] for name, (state, _) in found.items()}},
-        "data": real_record(real, n, command),
-        "limits": [
-            *([INVENTED] if real.recipe else []),
-            chosen_by(f"the {n // 5} galaxies", "the epoch and the layers", errors=architecture.spreads),
-        ],
-        "scores": {
-            "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
-            "samples": scores(galaxies.targets[judges], out[:, :N_TARGETS], mag=galaxies.mag[judges]),
-        },
-    }
-    return saved(output, run, model, card, test)
+    config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
+    with Run(output.with_name(output.name + ".run"), config, overwrite) as run:
+        given = start.core().get_weights()
+        if layers in ("auto", "all"):
+            follow(run, "all", given, recipe, body=True)
+        if layers in ("auto", "head-first"):
+            follow(run, "head", given, replace(recipe, epochs=math.ceil(recipe.epochs / 3)), body=False)
+            slower = replace(recipe, learning_rate=recipe.learning_rate / 3)
+            follow(run, "head-first", found["head"][1], slower, body=True)
+        best = min(found, key=lambda name: found[name][0]["best"])
+        state, values = found[best]
+        core = architecture.build()
+        core.set_weights(values)
+        judged = task(core, core, lambda *_: (None, None, None))
+        model, fields = finished(network, judged)
+        out, judges = predict(model, galaxies, *rows[1])
+        seconds = sum(state["seconds"] for state, _ in found.values())
+        card = {
+            **start.card,
+            **base_card(output.name, network, core, {**state, "seconds": seconds}, seed, command),
+            "summary": f"`{start.name}` fine-tuned on {n:,} labelled {kind_of(real)} galaxies ({SCHEDULES[best]}).",
+            **fields,
+            "recipe": asdict(recipe),
+            "base": base_record(start),
+            "fine_tuning": {"layers": best, "valid_mae": {name: state["best"] for name, (state, _) in found.items()}},
+            "data": real_record(real, n, command),
+            "limits": [
+                *([INVENTED] if real.recipe else []),
+                chosen_by(f"the {n // 5} galaxies", "the epoch and the layers", errors=architecture.spreads),
+            ],
+            "scores": {
+                "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
+                "samples": scores(galaxies.targets[judges], out[:, :N_TARGETS], mag=galaxies.mag[judges]),
+            },
+        }
+        done = saved(output, model, card, test)
+        run.remove()
+    return done
 
 
 def _usable(real: Arrays, start: weights.Weights, recipe: Recipe) -> Arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Union
+from typing import NamedTuple, Union
 
 import numpy as np
 
@@ -17,6 +17,15 @@ Source = Union[Dataset, Arrays, "Joined"]
 
 JUDGES = 10
 """Labelled real galaxies of the validation set without which simulated ones choose the epoch."""
+
+
+class Examples(NamedTuple):
+    """The galaxies of a run: those that train, those that validate, and whose labels count."""
+
+    source: Source
+    train_rows: tuple[int, int]
+    valid_rows: tuple[int, int]
+    labelled: np.ndarray
 
 
 class Joined:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import queue
-import shutil
 import threading
 import time
 from collections import deque
@@ -24,8 +22,9 @@ import numpy as np
 
 from sersicnet import weights
 from sersicnet.engine.render import on_host
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import DatasetError, InputError, first_line
 from sersicnet.networks import keras, ops, shown
+from sersicnet.output import Run
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, Inputs, decode, encode
 from sersicnet.training.augment import deepened, noise_correlation, oriented
 from sersicnet.training.joined import Source
@@ -189,129 +188,69 @@ def batches(
 
 
 class RunState:
-    """What a run keeps on disk. Everything is written beside its final name and renamed.
+    """Where a run stands, and the files of it that are kept.
 
     Parameters
     ----------
-    path : Path
-        The directory of the run.
-    config : dict
-        Options that another run in the same place must share.
-    overwrite : bool
-        Whether to drop a run with other options.
+    run : Run
+        With a path.
+    schedule : str
+        Name of the schedule, where the run follows several: its files begin with it.
 
     Attributes
     ----------
     state : dict
-        Where the run stands: finished epochs and the best of them; the steps of the
-        epoch under way, the sum of their losses and the seconds they took; and the
-        name of the weights file that belongs to it.
+        Finished epochs and the best of them; the steps of the epoch under way, the sum of
+        their losses and the seconds they took; and the weights file that belongs to the state.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], overwrite: bool) -> None:
-        self.path = path
-        config = json.loads(json.dumps(config))
-        file = path / "config.json"
-        found = self._read(file)
-        if found is not None and found != config:
-            if not overwrite:
-                raise InputError(
-                    f"{path} holds an unfinished run with other options{_unlike(found, config)}. "
-                    "Repeat its command, or give `overwrite` to start anew."
-                )
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            with self._writing(file.name) as partial:
-                partial.write_text(json.dumps(config, indent=1))
+    def __init__(self, run: Run, schedule: str = "") -> None:
+        assert run.path is not None
+        self.run, self.path, self.schedule = run, run.path, schedule
+        self._prefix = f"{schedule}." if schedule else ""
         self.state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0}
         self.state |= {"step": 0, "loss": 0.0, "spent": 0.0}
 
     def resume(self, model: keras.Model) -> None:
         """Take up the state that was kept last, if any."""
-        file = self.path / "state.json"
-        if file.exists():
-            self.state |= self._read(file) or {}
-            self.load(model, self.state.get("last", "its weights"))
+        found = self.run.read(f"{self._prefix}state")
+        if found is not None:
+            self.state |= found
+            self.load(model, found["last"])
 
     def load(self, model: keras.Model, name: str) -> None:
         """Load weights that were kept."""
+        file = self.path / f"{self._prefix}{name}"
         try:
-            model.load_weights(self.path / name)
+            model.load_weights(file)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{self.path / name} cannot be read ({first_line(error)}): the run is damaged. "
-                "Give `overwrite` to start anew."
-            ) from error
-
-    def keep(self, model: keras.Model) -> None:
-        """Keep the state and the weights and optimiser that belong to it."""
-        # The state names its weights file, so that a kill between the two writes is harmless.
-        name = f"{self.state['epoch']}-{self.state['step']}-last.weights.h5"
-        self.save(model, name)
-        with self._writing("state.json") as partial:
-            partial.write_text(json.dumps({**self.state, "last": name}))
-        self.state["last"] = name
-        for other in self.path.glob("*-last.weights.h5"):
-            if other.name != name:
-                other.unlink()
-
-    def save(self, model: keras.Model, name: str) -> None:
-        """Keep weights under a name that ends in .weights.h5."""
-        with self._writing(name) as partial:
-            model.save_weights(partial)
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Add the line of an epoch, once."""
-        file = self.path / "log.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
-        with self._writing(file.name) as partial:
-            partial.write_text("".join(line + "\n" for line in [*lines, json.dumps(record)]))
-
-    def _read(self, file: Path) -> Any:
-        try:
-            return json.loads(file.read_text()) if file.exists() else None
-        except (OSError, ValueError) as error:
             raise InputError(
                 f"{file} cannot be read ({first_line(error)}): the run is damaged. Remove {self.path} to start anew."
             ) from error
 
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
-        partial = self.path / f"partial-{name}"
-        try:
-            yield partial
-            partial.replace(self.path / name)
-        except (OSError, RuntimeError) as error:  # h5py raises either
-            raise InputError(
-                f"{self.path / name} could not be written: {first_line(error)}. What was kept before is intact; "
-                "when the disk is well again, the same command continues."
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+    def keep(self, model: keras.Model) -> None:
+        """Keep the state, and the weights and optimiser that belong to it."""
+        # The state names its weights file, so that a kill between the two writes is harmless.
+        name = f"{self.state['epoch']}-{self.state['step']}-last.weights.h5"
+        self.save(model, name)
+        self.state["last"] = name
+        self.run.keep(f"{self._prefix}state", self.state)
+        for other in self.path.glob(f"{self._prefix}*-last.weights.h5"):
+            if other.name != f"{self._prefix}{name}":
+                other.unlink()
 
+    def save(self, model: keras.Model, name: str) -> None:
+        """Keep weights under a name that ends in .weights.h5."""
+        with self.run.writing(f"{self._prefix}{name}") as partial:
+            model.save_weights(partial)
 
-def _unlike(found: Any, config: dict[str, Any]) -> str:
-    """What differs, in brackets."""
-    if not isinstance(found, dict):
-        return ""
-    names = [name for name in config if found.get(name) != config[name]]
-    told = [
-        f"{name} {found.get(name)}, now {config[name]}"
-        for name in names
-        if all(
-            isinstance(value, str | int | None) and len(str(value)) < 40 for value in (found.get(name), config[name])
-        )
-    ]
-    return f" ({', '.join(told or names)})" if names else ""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    if isinstance(error, OSError) and error.errno:  # h5py tells a long story
-        return os.strerror(error.errno)
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add the line of an epoch to ``log.jsonl``, once."""
+        file = self.path / f"{self._prefix}log.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+        with self.run.writing(file.name) as partial:
+            partial.write_text("".join(line + "\n" for line in [*lines, json.dumps(record)]))
 
 
 def _check(task: Task) -> None:
@@ -340,15 +279,13 @@ def _named(source: Source, row: int) -> str:
     return f"row {source.rows[row]} of the {'real' if source.is_real[row] else 'simulated'} galaxies (from 0)"
 
 
-def fit(
-    task: Task, recipe: Recipe, seed: int, run: Path, config: dict[str, Any], overwrite: bool, report: Report
-) -> dict[str, Any]:
+def fit(task: Task, recipe: Recipe, seed: int, run: Run, report: Report, schedule: str = "") -> dict[str, Any]:
     """Train until the recipe is done; return the state of the run.
 
     The best weights are loaded afterwards.
     """
     _check(task)
-    files = RunState(run, config, overwrite)
+    files = RunState(run, schedule)
     model, state = task.model, files.state
     model.optimizer.build(model.trainable_variables)
     files.resume(model)
@@ -404,7 +341,7 @@ def _epoch(
         clock.append((time.monotonic(), len(batch.rows)))
         state["step"], state["loss"] = step + 1, state["loss"] + loss
         mean = float(np.mean(recent))
-        report(Progress(epoch + 1, recipe.epochs, step + 1, steps, mean, None, stamps_per_second=_speed(clock)))
+        report(Progress(epoch + 1, recipe.epochs, step + 1, steps, mean, None, files.schedule, _speed(clock)))
         if time.monotonic() - kept > KEEP_SECONDS:
             state["spent"] += time.monotonic() - kept
             files.keep(model)

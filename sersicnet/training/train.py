@@ -10,7 +10,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from sersicnet import networks, weights
 from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.networks import freeze, keras
-from sersicnet.output import check_directory
+from sersicnet.output import Run, check_directory
 from sersicnet.schema import encode
 from sersicnet.training.card import (
     base_card,
@@ -32,7 +32,7 @@ from sersicnet.training.card import (
     summary,
 )
 from sersicnet.training.device import on_accelerator
-from sersicnet.training.joined import Joined, Source, bright, judging_rows
+from sersicnet.training.joined import Examples, Joined, bright, judging_rows
 from sersicnet.training.loop import Report, Scaling, Task, fit, silent
 from sersicnet.training.losses import ALIGNMENTS, aligned, regression
 from sersicnet.training.on_the_fly import OnTheFly
@@ -135,31 +135,43 @@ def train(
             "on_the_fly": on_the_fly,
             "backend": keras.backend.backend(),
         }
-        run = output.with_name(output.name + ".run")
-        with galaxies or nullcontext():
-            state = fit(task, recipe, seed, run, config, overwrite, report)
-        model, fields = finished(network, task)
+        with galaxies or nullcontext(), Run(output.with_name(output.name + ".run"), config, overwrite) as run:
+            state = fit(task, recipe, seed, run, report)
+            model, fields = finished(network, task)
+            card = {
+                **base_card(output.name, network, task.predictor, state, seed, command),
+                **_origin(simulated, examples, real, adapt, base, command),
+                "summary": summary(network, examples, real, adapt, base, on_the_fly),
+                "errors": networks.ARCHITECTURES[network].spreads,
+                **fields,
+                "recipe": asdict(recipe),
+                "label_mean": task.scaling.mean.tolist(),
+                "label_std": task.scaling.std.tolist(),
+                "domain": domain_of(simulated, recipe),
+                "limits": limits(task, real, errors=networks.ARCHITECTURES[network].spreads),
+            }
+            done = saved(output, model, card, test)
+            run.remove()
+    return done
+
+
+def _origin(
+    simulated: Dataset,
+    examples: Examples,
+    real: Dataset | Arrays | None,
+    adapt: str | None,
+    base: weights.Weights | None,
+    command: str,
+) -> dict[str, Any]:
+    """What the card states of the galaxies, and of the weights that training started from."""
+    out: dict[str, Any] = {"data": data_record(simulated, len(examples.source))}
+    if base is not None:
+        out["base"] = base_record(base)
+    if real is not None:
         labelled = examples.labelled[examples.source.is_real]
-        n_real = len(labelled) if real is not None else 0
-        n_simulated = len(examples.source) - n_real
-        card = {
-            **base_card(output.name, network, task.predictor, state, seed, command),
-            "summary": summary(network, n_simulated, labelled, real, adapt, base, on_the_fly),
-            "errors": networks.ARCHITECTURES[network].spreads,
-            **fields,
-            "recipe": asdict(recipe),
-            "label_mean": task.scaling.mean.tolist(),
-            "label_std": task.scaling.std.tolist(),
-            "domain": domain_of(simulated, recipe),
-            "data": data_record(simulated, len(examples.source)),
-            "limits": limits(task, real, errors=networks.ARCHITECTURES[network].spreads),
-        }
-        if base is not None:
-            card["base"] = base_record(base)
-        if real is not None:
-            known = {"method": adapt, "labelled": int(labelled.sum())}
-            card["adaptation"] = {**known, "data": real_record(real, n_real, command)}
-    return saved(output, run, model, card, test)
+        known = {"method": adapt, "labelled": int(labelled.sum())}
+        out["adaptation"] = {**known, "data": real_record(real, len(labelled), command)}
+    return out
 
 
 def _checked(
@@ -183,15 +195,6 @@ def _checked(
     return recipe, base
 
 
-class _Examples(NamedTuple):
-    """The galaxies of a run: those that train, those that validate, and whose labels count."""
-
-    source: Source
-    train_rows: tuple[int, int]
-    valid_rows: tuple[int, int]
-    labelled: np.ndarray
-
-
 def _examples(
     simulated: Dataset,
     recipe: Recipe,
@@ -199,19 +202,19 @@ def _examples(
     real: Dataset | Arrays | None,
     real_labels: bool,
     seed: int,
-) -> _Examples:
+) -> Examples:
     """Simulated galaxies as bright as the recipe takes, joined by real ones if there are any."""
     chosen: Dataset | Arrays = simulated
     if limit is not None or recipe.faint_limit < simulated.mag.max():
         chosen = simulated.selected(recipe.faint_limit, limit)
     train_rows, valid_rows = _split(len(chosen))
     if real is None:
-        return _Examples(chosen, train_rows, valid_rows, np.ones(len(chosen), bool))
+        return Examples(chosen, train_rows, valid_rows, np.ones(len(chosen), bool))
     joined = Joined(chosen, bright(real, recipe.faint_limit), train_rows[1], real_labels, seed)
-    return _Examples(joined, joined.train_rows, joined.valid_rows, joined.labelled)
+    return Examples(joined, joined.train_rows, joined.valid_rows, joined.labelled)
 
 
-def _task(network: str, recipe: Recipe, base: weights.Weights | None, adapt: str | None, examples: _Examples) -> Task:
+def _task(network: str, recipe: Recipe, base: weights.Weights | None, adapt: str | None, examples: Examples) -> Task:
     """The network, compiled, with what it learns of each galaxy."""
     architecture = networks.ARCHITECTURES[network]
     source, train_rows, valid_rows, labelled = examples
