@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,9 +15,11 @@ from conftest import tiny_core, tiny_recipe
 
 from sersicnet import networks, weights
 from sersicnet.dataset import Dataset
-from sersicnet.errors import DatasetError, InputError, SersicnetWarning
+from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWarning
 from sersicnet.image.header import F160W
+from sersicnet.measuring import tiles
 from sersicnet.networks import keras, ops
+from sersicnet.output import Run
 from sersicnet.schema import Inputs
 from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.training import augment, card, loop, losses, train
@@ -103,6 +106,55 @@ def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path, t
     with pytest.raises(DatasetError, match="there is none"):
         train.train("tpyo.h5", tmp_path / "w", overwrite=True)
     assert (tmp_path / "w.run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "finetune"])
+def test_two_equal_commands_at_once_do_not_destroy_each_other(small_dataset, tmp_path, tiny_network, verb):
+    recipe = replace(RECIPES["dann"], epochs=2, batch=16)
+    if verb == "train":
+        command = partial(train.train, small_dataset, tmp_path / "w", network=tiny_network, recipe=recipe)
+    else:
+        base = train.train(small_dataset, tmp_path / "base", network=tiny_network, recipe=quick("dann")).path
+        real = real_galaxies(small_dataset)
+        command = partial(finetune, real, tmp_path / "w", base=base, recipe=recipe, layers="head-first")
+    refused = []
+
+    def second(progress):
+        if not refused:
+            with pytest.raises(InputError, match=rf"in use: process {os.getpid()} on .* since .*\. Wait") as caught:
+                command()
+            refused.append(caught.value)
+
+    done = command(report=second)
+    assert refused
+    assert done.path == tmp_path / "w"
+    assert not (tmp_path / "w.run").exists()
+
+
+def test_weights_trained_anew_into_a_directory_are_those_that_measure(small_dataset, tmp_path, tiny_network):
+    """A process that measures keeps the network of the last tile open."""
+    inputs = real_galaxies(small_dataset).inputs(0, 4)
+    predicted = []
+    for seed in (1, 2):
+        done = train.train(
+            small_dataset, tmp_path / "w", network=tiny_network, recipe=quick("dann"), seed=seed, overwrite=True
+        )
+        of_tile = tiles._network(done.path, done.sha256).predict(inputs)[0]
+        np.testing.assert_array_equal(of_tile, weights.load(done.path).predict(inputs)[0])
+        predicted.append(of_tile)
+    assert not np.allclose(*predicted)
+
+
+def test_an_annealed_rate_warms_up_and_follows_a_cosine():
+    """The formula of the shipped weights."""
+    recipe, steps = replace(RECIPES["fovea"], learning_rate=1.5e-3), 700
+    for step in (0, 1, 10, 21, 22, 350, 690, 699):
+        done = step / steps
+        rate = 1.5e-3 * min(1.0, done / 0.03 + 1e-3) * 0.5 * (1 + np.cos(np.pi * done))
+        assert losses.learning_rate(recipe, steps, step) == pytest.approx(rate, rel=1e-5)
+    optimizer = losses.optimizer(recipe, steps)
+    assert float(ops.convert_to_numpy(optimizer.learning_rate)) == pytest.approx(1.5e-6, rel=1e-5)
+    assert losses.learning_rate(RECIPES["tl"], steps, 350) == RECIPES["tl"].learning_rate
 
 
 def test_the_study_network_leaves_faint_galaxies_out(small_dataset, tmp_path):
@@ -453,13 +505,6 @@ def test_errors_are_calibrated_by_magnitude():
     assert weights.calibrated({}, predicted[:, 0], errors) is errors
 
 
-def test_a_run_of_another_network_is_named(tmp_path):
-    loop.RunState(tmp_path / "run", {"network": "fovea", "seed": 1}, overwrite=False)
-    with pytest.raises(InputError, match=r"other options \(network fovea, now tl\)"):
-        loop.RunState(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=False)
-    loop.RunState(tmp_path / "run", {"network": "tl", "seed": 1}, overwrite=True)
-
-
 def tiny_model():
     stamps = keras.Input((2,))
     model = keras.Model(stamps, keras.layers.Dense(1)(stamps))
@@ -478,11 +523,15 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
         run.log({"epoch": run.state["epoch"]})
         run.keep(model)
 
-    run = loop.RunState(tmp_path / "run", {"seed": 1}, overwrite=False)
+    def opened():
+        return Run(tmp_path / "run", {"seed": 1}, overwrite=False)
+
+    kept_by = opened()
+    run = loop.RunState(kept_by)
     epoch(run)
     before, kept = model.get_weights(), {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     model.set_weights([w + 1 for w in before])
-    writing = loop.RunState._writing
+    writing = Run.writing
 
     @contextmanager
     def failing(self, target):
@@ -490,15 +539,16 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
             yield partial
             if target == name:
                 partial.write_bytes(b"half")
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(loop.RunState, "_writing", failing)
-    with pytest.raises(InputError, match=f"{name} could not be written: No space left on device. .* is intact"):
+    monkeypatch.setattr(Run, "writing", failing)
+    with pytest.raises(OutputError, match=f"{name} could not be written: No space left on device. .* is intact"):
         epoch(run)
     monkeypatch.undo()
+    kept_by.close()
     assert (tmp_path / "run" / name).exists() == (name in kept)
     assert not list((tmp_path / "run").glob("partial*"))
-    again = loop.RunState(tmp_path / "run", {"seed": 1}, overwrite=False)
+    again = loop.RunState(opened())
     other = tiny_model()
     again.resume(other)
     assert again.state["epoch"] == 1
@@ -510,15 +560,13 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path, monkeypatch, name):
 
 
 def test_a_damaged_run_is_told(tmp_path):
-    run = loop.RunState(tmp_path / "run", {}, overwrite=False)
-    run.keep(tiny_model())
-    kept = tmp_path / "run" / run.state["last"]
-    kept.write_bytes(kept.read_bytes()[:1000])
-    with pytest.raises(InputError, match="the run is damaged"):
-        loop.RunState(tmp_path / "run", {}, overwrite=False).resume(tiny_model())
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json cannot be read"):
-        loop.RunState(tmp_path / "run", {}, overwrite=False)
+    with Run(tmp_path / "run", {}, overwrite=False) as run:
+        state = loop.RunState(run)
+        state.keep(tiny_model())
+        kept = tmp_path / "run" / state.state["last"]
+        kept.write_bytes(kept.read_bytes()[:1000])
+        with pytest.raises(InputError, match="the run is damaged"):
+            loop.RunState(run).resume(tiny_model())
 
 
 def a_task(source, galaxies=None):
