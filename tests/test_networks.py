@@ -53,7 +53,7 @@ class TestContract:
 
     def test_gradients_are_finite_and_reach_every_weight(self, architecture, core):
         before = core.get_weights()
-        core.compile(keras.optimizers.SGD(1e-4), losses.REGRESSION[core.name], jit_compile=jit())
+        core.compile(keras.optimizers.Adam(1e-4), losses.REGRESSION[core.name], jit_compile=jit())
         targets = np.random.default_rng(1).normal(size=(8, N_TARGETS)).astype(np.float32)
         loss = core.train_on_batch(networks.shown(core, EIGHT), targets)
         assert np.isfinite(loss)
