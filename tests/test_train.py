@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -106,6 +107,22 @@ def test_an_unfinished_run_with_other_options_is_kept(small_dataset, tmp_path, t
     with pytest.raises(DatasetError, match="there is none"):
         train.train("tpyo.h5", tmp_path / "w", overwrite=True)
     assert (tmp_path / "w.run" / "config.json").exists()
+
+
+def test_training_on_datasets_needs_no_astropy(small_dataset):
+    """Nor what measures and simulates: a machine with a GPU may have little more than Keras."""
+    absent = ["astropy", "photutils", "skimage", "galsim", "onnxruntime", "pyarrow", "pandas", "matplotlib"]
+    code = f"""
+import sys
+for name in {absent}:
+    sys.modules[name] = None
+from sersicnet.cli import train as command, finetune as other
+from sersicnet.training import train, finetune
+from sersicnet.training.labels import real_galaxies
+print(len(real_galaxies({str(small_dataset)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "64\n", done.stderr
 
 
 @pytest.mark.parametrize("verb", ["train", "finetune"])

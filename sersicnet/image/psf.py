@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sersicnet.errors import InputError
-from sersicnet.image import mosaic
 
 
 class Width(NamedTuple):
@@ -101,6 +100,8 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
         If it is not square and of odd size, has pixels that are not finite or
         no positive sum, or does not have its peak in the middle.
     """
+    from sersicnet.image import mosaic  # which needs Astropy; training on datasets does without
+
     frame = mosaic.read_image(path, prefer=("PSF",), least=1)
     image, name = frame.data.astype(float), frame.name
     if image.shape[0] != image.shape[1] or image.shape[0] % 2 == 0:

@@ -1,4 +1,8 @@
-"""Real galaxies to learn from: a table of labels, a mosaic, or a dataset."""
+"""Real galaxies to learn from: a table of labels, a mosaic, or a dataset.
+
+What reads images and tables is imported where it is needed: a machine that trains on datasets
+alone has no Astropy.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
-from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
-from sersicnet.image import detect, header, mosaic, stars
-from sersicnet.image.stamps import cut
 from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
 
 
@@ -36,10 +38,13 @@ def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point:
         With `Arrays.is_real` set throughout. The targets of a mosaic's galaxies
         are NaN.
     """
-    if holds_table(path):
-        return read_labels(path, image, zero_point)
-    if _MOSAIC.search(str(path)):
-        return mosaic_galaxies(path, zero_point)
+    if not h5py.is_hdf5(path):
+        from sersicnet.catalogue.parameters import holds_table
+
+        if holds_table(path):
+            return read_labels(path, image, zero_point)
+        if _MOSAIC.search(str(path)):
+            return mosaic_galaxies(path, zero_point)
     with Dataset(path) as data:
         galaxies = data.selected(np.inf, None)
     galaxies.is_real[:] = True
@@ -80,6 +85,9 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     DatasetError
         If it has no galaxy left.
     """
+    from sersicnet.image import detect, header, mosaic, stars
+    from sersicnet.image.stamps import cut
+
     frame = mosaic.read_image(path)
     zero = header.zero_point(frame.header, zero_point, frame.scales).value
     bad = frame.without_data()
@@ -128,6 +136,9 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     InputError
         If an image cannot be used.
     """
+    from sersicnet.image import detect, header, mosaic
+    from sersicnet.image.stamps import cut
+
     path = Path(path)
     try:
         labels = _Labels.read(path, image)
@@ -213,6 +224,8 @@ class _Labels(NamedTuple):
     @classmethod
     def read(cls, path: Path, image: str | Path | None) -> _Labels:
         """Read and check them, but for what the images tell."""
+        from sersicnet.catalogue.parameters import Galaxies
+
         galaxies = Galaxies.read(path)
         if image is None and not galaxies.has("image"):
             raise DatasetError(
