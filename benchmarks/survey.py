@@ -213,6 +213,7 @@ def stages(path, output):
     from sersicnet.image.exposure import Exposure
     from sersicnet.measuring import measure as verb
     from sersicnet.measuring import plan, tiles
+    from sersicnet.measuring.outputs import Outputs
 
     spent, running = {"other": 0.0}, ["other"]
     last = time.process_time()
@@ -251,7 +252,7 @@ def stages(path, output):
     watch(domain, "profiles", "sizes and point sources")
     watch(catalogue, "write", "writing")
     weights.use_one_thread()
-    verb.measure(path, output, workers=1, overwrite=True)
+    verb.measure(path, outputs=Outputs(catalogue=output, overwrite=True))
     switch()
     return spent
 

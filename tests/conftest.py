@@ -117,7 +117,9 @@ def flat(verb, image, catalogue=None, *, refine=False, **options):
         return {name: options.pop(name) for name in names if name in options}
 
     exposure = taken(("hdu", "noise", "noise_kind", "mask", "zero_point", "pixel_scale"))
-    own = {kind: taken([field.name for field in fields(kind)]) for kind in (Fitting, Outputs, Work)}
+    own = {kind: taken({field.name for field in fields(kind)} - {"report"}) for kind in (Fitting, Outputs, Work)}
+    if "page" in options:  # `report` is what receives the progress
+        own[Outputs]["report"] = options.pop("page")
     if catalogue is not None:
         own[Outputs]["catalogue"] = catalogue
     if verb is fit:

@@ -155,7 +155,7 @@ def test_what_was_measured_is_told_before_and_after(adapted):
 
 
 def test_adapted_weights_measure_their_mosaic(survey, adapted):
-    table = measure(survey[0], weights_name=adapted[0].path, refine=False)
+    table = measure(survey[0], weights=adapted[0].path)
     assert len(table) > 20
     assert not adapted[0].path.with_name("w.run").exists()
 

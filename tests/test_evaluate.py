@@ -11,6 +11,7 @@ from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetError
 from sersicnet.evaluating import evaluate
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.outputs import Outputs
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.simulating import simulate
 
@@ -182,7 +183,7 @@ def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch):
 @pytest.fixture(scope="module")
 def catalogue(field, tmp_path_factory):
     path = tmp_path_factory.mktemp("catalogue") / "cat.fits"
-    measure(field[0], path)
+    measure(field[0], outputs=Outputs(catalogue=path))
     return path
 
 

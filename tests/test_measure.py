@@ -818,7 +818,7 @@ def finer(tmp_path_factory):
 
 
 def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
-    table = measure(finer[0], tmp_path / "cat.fits", resample=True, report=tmp_path / "page.html")
+    table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html")
     rows, found = matched(table, finer[1])
     good = (table["flags"][found] & ~(Flag.EDGE | Flag.OUT_OF_DOMAIN | Flag.CROWDED | Flag.MASKED)) == 0
     rows, found = rows[good], found[good]

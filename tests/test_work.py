@@ -14,6 +14,7 @@ from astropy.io import fits
 from sersicnet import workers as work
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.plan import Work
 
 
 def square(number):
@@ -123,7 +124,7 @@ def test_no_scheduler_is_told():
 def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weights, tmp_path):
     from distributed import LocalCluster
 
-    run = functools.partial(measure, field[0], weights_name=tiny_weights, tile=128)
+    run = functools.partial(measure, field[0], weights=tiny_weights)
     killed = []
     with (
         warnings.catch_warnings(),
@@ -137,8 +138,8 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
                 os.kill(killed[0], signal.SIGKILL)
                 time.sleep(0.5)
 
-        on_cluster = run(scheduler=cluster.scheduler_address, report=kill)
-        alone = run(workers=1)
+        on_cluster = run(work=Work(tile=128, scheduler=cluster.scheduler_address), report=kill)
+        alone = run(work=Work(tile=128))
     assert len(killed) == 1
     for name in alone.colnames:
         np.testing.assert_array_equal(on_cluster[name], alone[name])
@@ -147,9 +148,12 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
 _MEASURE = """
 import sys, warnings
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.plan import Work
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    measure(sys.argv[1], sys.argv[3], weights_name=sys.argv[2], tile=128, workers=2)
+    measure(
+        sys.argv[1], weights=sys.argv[2], outputs=Outputs(catalogue=sys.argv[3]), work=Work(tile=128, workers=2)
+    )
 """
 
 
