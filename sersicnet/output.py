@@ -10,10 +10,11 @@ import socket
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from sersicnet.errors import InputError, OutputError, first_line
 
@@ -87,6 +88,8 @@ def check_directory(path: Path, mark: str, overwrite: bool) -> None:
 
 # --- whole or not at all ----------------------------------------------------------------------
 
+_WHOLE = "What was there before is intact; when the disk is well again, repeat the command"
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -108,7 +111,7 @@ def whole(path: Path) -> Iterator[Path]:
         If the disk refuses; `path` is as it was.
     """
     partial = None
-    with _explained(path, "What was there before is intact"):
+    with _explained(path, _WHOLE):
         try:
             ending = "".join(path.suffixes[-2:])
             handle, name = tempfile.mkstemp(ending, f".{path.stem}-", path.parent)
@@ -147,7 +150,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """
     old = path.with_name(f".{path.name}.old")
     partial = None
-    with _explained(path, "What was there before is intact"):
+    with _explained(path, _WHOLE):
         try:
             if old.exists() and not path.exists():
                 old.rename(path)
@@ -185,6 +188,8 @@ def _explained(path: Path, consolation: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "errno = " not in str(error):
             raise  # h5py raises either, but not only for the disk
+        if path.stem not in str(getattr(error, "filename", None) or path):
+            raise  # another file is the matter, such as one that is read meanwhile
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
         raise OutputError(f"{path} could not be written: {reason}. {consolation}.") from error
 
@@ -341,18 +346,22 @@ class Run:
         """
         path = self._begun()
         partial = path / f"partial-{name}"
-        with _explained(path / name, _KEPT):
+        with self.explained(name):
             try:
                 yield partial
                 partial.replace(path / name)
             finally:
                 partial.unlink(missing_ok=True)
 
-    def appending(self, name: str) -> BinaryIO:
-        """The file `name` of the run, opened to be read and appended to."""
+    def appending(self, name: str) -> FileIO:
+        """The file `name` of the run, opened to be read and appended to, without a buffer."""
         path = self._begun()
-        with _explained(path / name, _KEPT):
-            return (path / name).open("a+b")
+        with self.explained(name):
+            return (path / name).open("a+b", buffering=0)
+
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        """Turn a refusal of the disk to hold the file `name` into an `OutputError`."""
+        return _explained(Path(name) if self.path is None else self.path / name, _KEPT)
 
     def _begun(self) -> Path:
         """The directory, with the configuration in it."""

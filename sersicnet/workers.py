@@ -1,23 +1,17 @@
-"""Work on many pieces: on the cores of this machine, and kept until all of it is done."""
+"""Work on many pieces, on the cores of this machine or of a cluster."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 import threading
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sersicnet.errors import InputError
 
@@ -193,80 +187,3 @@ def cluster(address: str) -> Iterator[Apply]:
 
     with client:
         yield apply
-
-
-class Kept:
-    """A directory beside an output that holds the finished pieces of a run.
-
-    Every piece is written beside its name and renamed, so that a run can be killed
-    at any moment. The directory is made with the first one: an input that cannot be
-    used leaves none.
-
-    Parameters
-    ----------
-    path : Path or None
-        None keeps nothing.
-    config : dict
-        Options that another run in the same place must share.
-    overwrite : bool
-        Whether to drop a run with other options.
-
-    Raises
-    ------
-    InputError
-        If there is a run with other options, or the directory cannot be used.
-    """
-
-    def __init__(self, path: Path | None, config: Mapping[str, Any], overwrite: bool) -> None:
-        self.path = path
-        if path is None:
-            return
-        self._config = text = json.dumps(config, indent=1, sort_keys=True)
-        file = path / "config.json"
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} should be a directory for what is finished, and is a file. Move it away.")
-        try:
-            if file.exists() and file.read_text() != text:
-                if not overwrite:
-                    raise InputError(
-                        f"{path} holds an unfinished run with other options or another image. Repeat its command, or "
-                        "give --overwrite to start anew."
-                    )
-                shutil.rmtree(path)
-        except OSError as error:
-            raise InputError(f"{path} cannot keep what is finished: {error}.") from error
-
-    def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a finished piece; None if it is not finished."""
-        if self.path is None or not (file := self.path / f"{name}.npz").exists():
-            return None
-        try:
-            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None  # damaged by the file system: it is done again
-
-    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Keep a finished piece."""
-        if self.path is None:
-            return
-        config, partial = self.path / "config.json", self.path / f"partial-{name}.npz"
-        try:
-            self.path.mkdir(exist_ok=True)
-            if not config.exists():
-                partial_config = self.path / "partial-config.json"
-                partial_config.write_text(self._config)
-                partial_config.replace(config)
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(self.path / f"{name}.npz")
-        except OSError as error:
-            raise InputError(
-                f"{self.path} cannot keep what is finished: {error}. What was kept before is intact; when the disk is "
-                "well again, the same command continues."
-            ) from error
-
-    def remove(self) -> None:
-        """Drop all of it: the run is done."""
-        if self.path is not None and self.path.exists():
-            shutil.rmtree(self.path)

@@ -7,7 +7,7 @@ from astropy.io import fits
 
 from sersicnet import dataset
 from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
-from sersicnet.errors import DatasetError
+from sersicnet.errors import DatasetError, InputError, OutputError
 from sersicnet.image import mosaic
 from sersicnet.simulating import simulate
 from sersicnet.simulating.simulate import Simulation, stamps
@@ -128,12 +128,40 @@ def test_a_damaged_record_is_drawn_again(tmp_path):
 def test_a_journal_of_other_options_is_kept(tmp_path):
     with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
         journal.add(blocks()[0])
-    with pytest.raises(DatasetError, match="unfinished run with other options"):
+    with pytest.raises(InputError, match=r"unfinished run with other options \(n: 40, now 41\)"):
         Journal(tmp_path / "a", 41, ATTRIBUTES)
     with Journal(tmp_path / "a", 40, ATTRIBUTES, overwrite=True) as journal:
         assert journal.missing() == [16, 32]
     with Journal(tmp_path / "a", 41, ATTRIBUTES, overwrite=True) as journal:
         assert journal.missing() == [0, 16, 32]
+
+
+def test_a_journal_that_is_damaged_while_it_grows_makes_no_dataset(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        for block in blocks():
+            journal.add(block)
+        content = bytearray(journal.file.read_bytes())
+        content[-100_000] ^= 1
+        journal.file.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"is damaged: the stamps from row 32 .* Repeat the command"):
+            journal.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.run"]
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == [32]
+        journal.add(blocks()[2])
+        journal.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_journal_without_a_block_leaves_nothing(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == [0, 16, 32]
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_journals_of_the_same_dataset_do_not_mix(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES), pytest.raises(InputError, match="is in use: process"):
+        Journal(tmp_path / "a", 40, ATTRIBUTES)
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 4096, b"\xff" * 500])
@@ -218,7 +246,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(dataset.h5py, "File", full)
-            with pytest.raises(DatasetError, match=r"No space left on device.*the same command continues"):
+            with pytest.raises(OutputError, match=r"No space left on device.*repeat the command"):
                 journal.finish()
         assert not (tmp_path / "a").exists()
     with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:

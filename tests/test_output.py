@@ -116,6 +116,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["cat.fits"]
 
 
+def test_trouble_with_another_file_is_not_that_of_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "cat.fits"):
+        (tmp_path / "image.fits").read_bytes()
+    assert names(tmp_path) == []
+
+
 def test_a_missing_directory_is_told(tmp_path):
     with pytest.raises(OutputError, match="No such file"), whole(tmp_path / "no" / "cat.fits"):
         pass

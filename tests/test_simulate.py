@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path):
     path = tmp_path / "full.h5"
     full = subprocess.run([sys.executable, "-c", code, str(path)], check=False, capture_output=True, text=True)
     assert full.returncode == 1
-    assert full.stderr.startswith(f"Error: {path} could not be written: [Errno 27] File too large.")
+    assert full.stderr.startswith(f"Error: {path}.run/stamps.journal could not be written: File too large.")
     assert "the same command continues" in full.stderr
     seen = []
     simulate.simulate(path, Simulation(48, seed=3), workers=1, progress=seen.append)
@@ -286,7 +286,7 @@ def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
     with pytest.raises(Stopped):
         run(progress=stop)
     (tmp_path / "psf.fits").write_bytes(psf_files[1].read_bytes())
-    with pytest.raises(DatasetError, match="unfinished run with other options"):
+    with pytest.raises(InputError, match=r"unfinished run with other options \(config\.psfs"):
         run()
     (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
     run()

@@ -88,27 +88,6 @@ def test_workers_end_with_what_started_them(tmp_path):
         time.sleep(0.1)
 
 
-def test_what_is_kept_is_found_again(tmp_path):
-    kept = work.Kept(tmp_path / "run", {"a": 1}, False)
-    assert kept.get("tile") is None
-    kept.put("tile", {"x": np.arange(3)})
-    again = work.Kept(tmp_path / "run", {"a": 1}, False)
-    np.testing.assert_array_equal(again.get("tile")["x"], [0, 1, 2])
-    with pytest.raises(InputError, match="unfinished run with other options"):
-        work.Kept(tmp_path / "run", {"a": 2}, False)
-    assert work.Kept(tmp_path / "run", {"a": 2}, True).get("tile") is None
-    again.remove()
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_damaged_piece_is_done_again(tmp_path):
-    kept = work.Kept(tmp_path / "run", {}, False)
-    kept.put("tile", {"x": np.arange(3)})
-    file = tmp_path / "run" / "tile.npz"
-    file.write_bytes(file.read_bytes()[:50])
-    assert kept.get("tile") is None
-
-
 def test_no_scheduler_is_told():
     with (
         pytest.raises(InputError, match="No scheduler answers at"),

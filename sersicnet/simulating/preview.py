@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sersicnet.errors import InputError
-from sersicnet.output import check_output
+from sersicnet.output import check_output, whole
 from sersicnet.simulating.simulate import Simulation, stamps
 
 FORMATS = (".png", ".pdf")
@@ -53,12 +53,8 @@ def preview(path: str | Path, simulation: Simulation, *, overwrite: bool = False
         show(axis, image / truth["rms"][i])
         text = label(*(truth[name][i] for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")))
         axis.set_title(f"({text})" if truth.get("status", np.zeros(n))[i] else text, fontsize=6, pad=2)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, dpi=110, format=path.suffix[1:].lower())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

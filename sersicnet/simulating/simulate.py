@@ -33,7 +33,7 @@ import sersicnet
 from sersicnet import dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.image.header import F160W, Instrument
-from sersicnet.output import check_output
+from sersicnet.output import check_output, whole
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGET_NAMES, TARGETS
 from sersicnet.simulating import morphology as reallike
 from sersicnet.simulating import neighbours as scene
@@ -691,7 +691,7 @@ def simulate(
 ) -> Path:
     """Write a training set; the same call continues one that was interrupted.
 
-    Finished stamps wait in ``<output>.unfinished`` until all are there.
+    Finished stamps wait in ``<output>.run`` until all are there.
 
     Parameters
     ----------
@@ -908,13 +908,7 @@ def simulate_field(
     hdu = fits.CompImageHDU(canvas, header, name="SCI", quantize_level=16)
     truth["ra"], truth["dec"] = wcs.wcs_pix2world(truth["x"], truth["y"], 0)
     truth.meta["instrument"] = sky.instrument.name
-    partial = output.with_name(output.name + ".partial")
-    try:
-        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(partial, overwrite=True)
-        truth.write(truth_path, format="ascii.ecsv", overwrite=True)
-        partial.replace(output)
-    except OSError as error:
-        raise InputError(f"{output} could not be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as image, whole(truth_path) as table:
+        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(image, overwrite=True)
+        truth.write(table, format="ascii.ecsv", overwrite=True)
     return output, truth_path
