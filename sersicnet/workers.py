@@ -13,7 +13,7 @@ from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, WorkError
 
 Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 """Applies a function to jobs; yields their numbers and results, in the order in which they are done."""
@@ -22,16 +22,19 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # Memory of arrays that went is for those that come, where the C library is GNU's: to get it
-    # from the system anew each time takes a fourteenth of all CPU time.
+    # glibc reuses the memory of freed arrays for new ones: to request it from the system
+    # each time takes a fourteenth of all CPU time.
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
-"""Of processes that are started here: they use one thread each."""
+"""Environment of the processes that are started here, which use one thread each."""
+
+MEASURING = "sersicnet.measuring.preload"
+"""Module with everything that a process imports which measures."""
 
 
 def in_order(apply: Apply) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
-    """What applies functions like `map`, by means of `apply`."""
+    """Turn `apply` into a function that yields the results in the order of the jobs, like `map`."""
 
     def ordered(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         early: dict[int, Any] = {}
@@ -51,20 +54,20 @@ def here(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[
         yield number, function(job)
 
 
-def get_ready() -> None:
-    """Begin to start `workers`: what they import is imported while this process goes on."""
+def get_ready(preload: str = MEASURING) -> None:
+    """Begin to start `pools`: the modules that they need are imported while this process goes on."""
     with _environment():
-        _context()
+        _context(preload)
         if sys.platform == "linux":
             forkserver.ensure_running()
 
 
-def _context() -> BaseContext:
-    """How processes are started: where it is well tried, by a copy of one that has imported all that they need."""
+def _context(preload: str) -> BaseContext:
+    """How processes are started: on Linux as copies of one process that has imported `preload`, elsewhere afresh."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sersicnet.measuring.preload"])
+    context.set_forkserver_preload([preload])
     return context
 
 
@@ -84,15 +87,22 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
+def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apart: bool = False) -> Iterator[Apply]:
     """Processes that do jobs, each with one thread.
+
+    A job is taken up only while fewer than ``2 * n`` are under way, so that there may be
+    any number of them, and jobs may be an endless iterator.
 
     Parameters
     ----------
     n : int
-        How many; with 1, this process does them itself.
+        Number of processes. With 1, this process does the jobs itself.
     prepare : callable
-        What each of the processes does first.
+        Called once in each of the processes before its first job.
+    preload : str
+        Module with everything that the processes import.
+    apart : bool
+        Whether a single process, too, is another one than this.
 
     Yields
     ------
@@ -100,41 +110,52 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
 
     Raises
     ------
-    InputError
-        When a process was killed from outside.
+    WorkError
+        If a process was killed.
     """
-    if n <= 1:
+    if n <= 1 and not apart:
         yield here
         return
-    pool = ProcessPoolExecutor(n, _context(), initializer=_begin, initargs=(prepare,))
+    pool = ProcessPoolExecutor(n, _context(preload), initializer=_begin, initargs=(prepare,))
+    any_done = False
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        nonlocal any_done
         running: dict[Future[Any], int] = {}
         waiting = enumerate(jobs)
         try:
             while True:
                 while len(running) < 2 * n and (following := next(waiting, None)) is not None:
-                    running[pool.submit(function, following[1])] = following[0]
+                    with _environment():
+                        running[pool.submit(function, following[1])] = following[0]
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield running.pop(future), future.result()
+                    result = future.result()
+                    any_done = True
+                    yield running.pop(future), result
         except BrokenProcessPool as error:
-            raise InputError(
-                "A worker process was killed; perhaps there was too little memory. What was finished is kept, and "
-                "the same command continues; --workers 1 needs least memory."
-            ) from error
-
-    with _environment():
-        try:
-            yield apply
+            raise WorkError(_KILLED if any_done else _KILLED_AT_ONCE) from error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in running:
+                future.cancel()
+
+    try:
+        yield apply
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_KILLED = (
+    "A worker process was killed; perhaps there was too little memory. What was finished is kept, and the same "
+    "command continues; `workers` = 1 needs least memory."
+)
+_KILLED_AT_ONCE = _KILLED + " A Python script with several workers needs its calls below `if __name__ == '__main__':`."
 
 
 def _begin(prepare: Callable[[], None]) -> None:
-    """What a process of `workers` does first: end with the one that started it, however that ends."""
+    """Let a process of `pools` end with the one that started it, whatever ends that, and prepare it."""
     parent = parent_process()
     assert parent is not None
 
@@ -156,22 +177,29 @@ def cluster(address: str) -> Iterator[Apply]:
         Of the scheduler, such as ``tcp://10.0.0.5:8786``. Its workers need
         sersicnet, and the image under the same path.
 
+    Yields
+    ------
+    Apply
+
     Raises
     ------
     InputError
-        If the package is not installed, nobody answers, or a job's workers die again
-        and again.
+        If the package distributed is not installed, or the address is not one.
+    WorkError
+        If no scheduler answers, or a job's workers die again and again.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise InputError(
-            f"--scheduler needs the package distributed ({error}): `pip install 'sersicnet[cluster]'`."
+            f"`scheduler` needs the package distributed ({error}): `pip install 'sersicnet[cluster]'`."
         ) from error
     try:
         client = Client(address, timeout="5s", set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise InputError(f"No scheduler answers at {address}: {error}. Check the address, or leave it out.") from error
+    except ValueError as error:
+        raise InputError(f"A scheduler's address is like tcp://10.0.0.5:8786; received {address} ({error}).") from error
+    except (OSError, TimeoutError) as error:
+        raise WorkError(f"No scheduler answers at {address}: {error}. Check the address, or leave it out.") from error
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         numbers = {client.submit(function, job, pure=False): number for number, job in enumerate(jobs)}
@@ -180,7 +208,7 @@ def cluster(address: str) -> Iterator[Apply]:
                 yield numbers.pop(future), future.result()
                 future.release()
         except KilledWorker as error:
-            raise InputError(
+            raise WorkError(
                 f"Workers of {address} died again and again at the same piece; perhaps they have too little memory. "
                 "What was finished is kept, and the same command continues."
             ) from error

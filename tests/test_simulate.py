@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +15,7 @@ from astropy.wcs import WCS
 
 from sersicnet import dataset
 from sersicnet.dataset import Dataset
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import InputError, WorkError
 from sersicnet.image import mosaic
 from sersicnet.image.header import F160W
 from sersicnet.image.pixels import Sky
@@ -104,14 +106,27 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path):
         assert len(data) == 48
 
 
-def test_a_killed_worker_is_a_clear_error(tmp_path, monkeypatch):
-    class Pool(simulate.ProcessPoolExecutor):
-        def map(self, *arguments, **options):
-            raise simulate.BrokenProcessPool("terminated abruptly")
+def killed_at_once(simulation):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(simulate, "ProcessPoolExecutor", Pool)
-    with pytest.raises(DatasetError, match="worker process was killed"):
+
+def test_a_killed_worker_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "_start_work", killed_at_once)
+    with pytest.raises(WorkError, match="worker process was killed"):
         simulate.simulate(tmp_path / "t.h5", Simulation(40), workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_script_without_a_guard_simulates(tmp_path):
+    code = (
+        "import sys\n"
+        "from sersicnet.simulating.simulate import Simulation, simulate\n"
+        "simulate(sys.argv[1], Simulation(20))\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    subprocess.run([sys.executable, tmp_path / "script.py", tmp_path / "t.h5"], check=True)
+    with Dataset(tmp_path / "t.h5") as data:
+        assert len(data) == 20
 
 
 def test_any_object_can_be_drawn_alone():

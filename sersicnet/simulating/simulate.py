@@ -14,14 +14,10 @@ that its galaxy stays the same galaxy.
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +38,7 @@ from sersicnet.simulating.blank_sky import BlankSky, Psf, blank_sky, full_width,
 from sersicnet.simulating.neighbours import Camera
 from sersicnet.simulating.neighbours import parameters as _parameters
 from sersicnet.simulating.population import Even, Mixture
+from sersicnet.workers import pools
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -684,7 +681,7 @@ def simulate(
     output: str | Path,
     simulation: Simulation,
     *,
-    workers: int | None = None,
+    workers: int = 1,
     overwrite: bool = False,
     command: str = "",
     progress: Callable[[int], None] = lambda done: None,
@@ -698,8 +695,9 @@ def simulate(
     output : str or Path
         HDF5 file, laid out as in `sersicnet.dataset`.
     simulation : Simulation
-    workers : int, optional
-        Processes; one for each core by default. The file does not depend on it.
+    workers : int
+        Number of processes; the file does not depend on it. With more than one, a
+        Python script needs its calls below ``if __name__ == "__main__":``.
     overwrite : bool
         Whether to replace an existing file, and to drop an unfinished run with
         other options. One with the same options is continued in any case.
@@ -717,8 +715,10 @@ def simulate(
     ------
     InputError
         If the output exists or a number makes no sense.
-    DatasetError
-        If the file cannot be written, or a worker was killed.
+    OutputError
+        If the file cannot be written.
+    WorkError
+        If a worker process was killed.
     """
     output = check_output(output, overwrite)
     if simulation.n < 1:
@@ -743,20 +743,14 @@ def simulate(
         return journal.finish(simulation.psf_images())
 
 
-def _blocks(simulation: Simulation, firsts: list[int], workers: int | None) -> Iterator[dataset.Block]:
-    workers = min(workers or os.cpu_count() or 1, len(firsts))
-    if workers <= 1:
-        _start_work(simulation)
-        yield from map(_block, firsts)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_work, initargs=(simulation,)) as pool:
-        try:
-            yield from pool.map(_block, firsts, chunksize=4)
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "A worker process was killed; perhaps there was too little memory. What was finished is kept, and "
-                "the same command continues; --workers 1 needs least memory."
-            ) from error
+def _blocks(simulation: Simulation, firsts: list[int], n: int) -> Iterator[dataset.Block]:
+    prepare = functools.partial(_start_work, simulation)
+    n = min(n, len(firsts))
+    if n <= 1:
+        prepare()
+    with pools(n, prepare, preload=__name__) as apply:
+        for _, block in apply(_block, firsts):
+            yield block
 
 
 def versions() -> dict[str, str]:

@@ -425,7 +425,7 @@ def _simulate(
         simulations.simulate(
             run / name,
             simulation,
-            workers=workers,
+            workers=workers or os.cpu_count() or 1,
             command=command,
             progress=lambda done, total=simulation.n: report("simulating", done, total),  # type: ignore[misc]
         )

@@ -8,16 +8,15 @@ by the same generators: the galaxies are the same ones, only their noise differs
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import math
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import replace
-from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
@@ -30,9 +29,13 @@ from sersicnet.errors import DatasetError
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, relative_magnitude
 from sersicnet.simulating import neighbours as scene
 from sersicnet.simulating.simulate import Simulation, draw_psf, draw_truth, exposed, stamps
+from sersicnet.workers import in_order, pools
 
 PORTION = 64
 """Galaxies that a worker process draws at a time."""
+
+PRELOAD = "sersicnet.simulating.simulate"
+"""Module that worker processes import."""
 
 DEVICE_PORTION = 512
 """Galaxies that an accelerator draws at a time."""
@@ -92,8 +95,7 @@ class Fresh:
         prior = replace(prior, mag=(prior.mag[0], min(prior.mag[1], faint_limit)))
         self.simulation = replace(self.simulation, prior=prior)
         self.seed = seed
-        self._pool: ProcessPoolExecutor | None = None
-        self._device = None
+        self._device, self._stack = None, ExitStack()
         if asarray is not None:
             self._device = OnDevice(self.simulation.psf_images() if psf is None else psf, asarray)
         else:
@@ -103,7 +105,7 @@ class Fresh:
                     "Run `pip install galsim`, or train without --fresh."
                 )
             self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _undisturbed)
+            self._apply = self._stack.enter_context(pools(self._workers, _undisturbed, preload=PRELOAD, apart=True))
 
     def __enter__(self) -> Fresh:
         return self
@@ -111,8 +113,7 @@ class Fresh:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._stack.close()
 
     @property
     def where(self) -> str:
@@ -151,24 +152,11 @@ class Fresh:
 
     def _by_processes(self, simulation: Simulation, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Portions without end, drawn ahead by twice the number of processes."""
-        assert self._pool is not None
-        waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
-        skip, at = first % PORTION, first - first % PORTION
-        try:
-            while True:
-                while len(waiting) < 2 * self._workers:
-                    waiting.append(self._pool.submit(portion, simulation, at, PORTION))
-                    at += PORTION
-                images, targets = waiting.popleft().result()
-                yield images[skip:], targets[skip:]
-                skip = 0
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "A worker process was killed; perhaps there was too little memory. The same command continues."
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        skip = first % PORTION
+        draw = functools.partial(portion, simulation, size=PORTION)
+        for images, targets in in_order(self._apply)(draw, itertools.count(first - skip, PORTION)):
+            yield images[skip:], targets[skip:]
+            skip = 0
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
