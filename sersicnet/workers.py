@@ -149,7 +149,7 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
 
 _KILLED = (
     "A worker process was killed; perhaps there was too little memory. What was finished is kept, and the same "
-    "command continues; `workers` = 1 needs least memory."
+    "command continues; `workers=1` needs least memory."
 )
 _KILLED_AT_ONCE = _KILLED + " A Python script with several workers needs its calls below `if __name__ == '__main__':`."
 

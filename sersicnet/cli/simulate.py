@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, importing, progress_bar, refuse, say
+from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, cores, importing, progress_bar, refuse, say
 from sersicnet.output import check_output
 
 
@@ -193,7 +193,7 @@ def simulate(
         simulations.simulate(
             output or "train.h5",
             simulation,
-            workers=workers,
+            workers=cores(workers),
             overwrite=overwrite,
             command=command_line(),
             progress=update,
