@@ -9,12 +9,13 @@ from sersicnet import dataset
 from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
 from sersicnet.errors import DatasetError, InputError, OutputError
 from sersicnet.image import mosaic
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import Simulation, stamps
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.stamps import draw_stamps
 
 
 def test_stamps_come_back_within_half_a_quantum(small_dataset):
-    original, truth = stamps(Simulation(64, seed=5), np.arange(20, 30))
+    original, truth = draw_stamps(Simulation(64, seed=5), np.arange(20, 30))
     with Dataset(small_dataset) as data:
         read = data.stamps(20, 30)
         np.testing.assert_allclose(data.truth["sersic_n"][20:30], truth["sersic_n"])
@@ -30,7 +31,7 @@ def test_targets_hold_the_magnitude_relative_to_the_noise(small_dataset):
 
 
 def test_a_dataset_may_be_smaller_than_a_block(tmp_path):
-    original, truth = stamps(Simulation(3, seed=5), np.arange(3))
+    original, truth = draw_stamps(Simulation(3, seed=5), np.arange(3))
     with Journal(tmp_path / "a", 3, ATTRIBUTES) as journal:
         journal.add(dataset.pack(0, original, truth))
         journal.finish()
@@ -79,7 +80,7 @@ ATTRIBUTES = {"config": {"seed": 5, "command": "one"}, "versions": {}, "zero_poi
 
 def blocks():
     simulation = Simulation(40, seed=5)
-    return [dataset.pack(f, *stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
+    return [dataset.pack(f, *draw_stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
 
 
 def test_a_journal_in_any_order_makes_the_same_dataset(tmp_path):
@@ -109,7 +110,7 @@ def test_a_journal_cut_anywhere_is_continued(tmp_path, lost):
             journal.add(block)
         journal.finish()
     with Dataset(tmp_path / "a") as a:
-        original, truth = stamps(Simulation(40, seed=5), np.arange(40))
+        original, truth = draw_stamps(Simulation(40, seed=5), np.arange(40))
         np.testing.assert_allclose(a.stamps(0, 40), original / truth["rms"][:, None, None], atol=0.04)
 
 
@@ -283,7 +284,7 @@ def test_a_damaged_block_is_named(tmp_path, small_dataset):
 
 def test_threads_may_share_a_dataset(tmp_path):
     """HDF5's own reading of blocks, which h5py 3.14 does not lock, crashed."""
-    data = simulate.simulate(tmp_path / "a.h5", Simulation(960, seed=1), workers=2, command="simulate")
+    data = simulate(tmp_path / "a.h5", Simulation(960, seed=1), workers=2, command="simulate")
     with Dataset(data) as shared, ThreadPoolExecutor(8) as threads:
         blocks = range(0, 960, BLOCK)
         alone = [shared.stamps(first, first + BLOCK) for first in blocks]

@@ -203,7 +203,7 @@ def signal_to_noise(data: Dataset) -> np.ndarray:
     -------
     ndarray, float64, (N,)
     """
-    from sersicnet.image.header import Instrument
+    from sersicnet.simulating.telescopes import Instrument
 
     preset = data.config["instrument"]
     taken_with = Instrument(**{**preset, "pixels": tuple(preset["pixels"])})

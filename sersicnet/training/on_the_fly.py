@@ -1,7 +1,7 @@
 """Galaxies that are simulated while a network trains: no two epochs see the same stamp.
 
 They follow the recipe of a dataset. On a CPU, worker processes draw them with
-`sersicnet.simulating.simulate.stamps`; where PyTorch or JAX has an accelerator they are drawn
+`sersicnet.simulating.stamps.draw_stamps`; where PyTorch or JAX has an accelerator they are drawn
 there, noise included, and stay there. The truth is drawn on the host in both cases,
 by the same generators: the galaxies are the same ones, only their noise differs.
 """
@@ -28,13 +28,14 @@ from sersicnet.engine.render import Renderer, on_host
 from sersicnet.errors import DatasetError
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, relative_magnitude
 from sersicnet.simulating import neighbours as scene
-from sersicnet.simulating.simulate import Simulation, draw_psf, draw_truth, exposed, stamps
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.stamps import draw_psf, draw_stamps, draw_truth, exposed
 from sersicnet.workers import in_order, pools
 
 PORTION = 64
 """Galaxies that a worker process draws at a time."""
 
-PRELOAD = "sersicnet.simulating.simulate"
+PRELOAD = "sersicnet.simulating.stamps"
 """Module that worker processes import."""
 
 DEVICE_PORTION = 512
@@ -171,7 +172,7 @@ def _undisturbed() -> None:
 
 def portion(simulation: Simulation, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Stamps in units of their noise, and their targets; workers call this."""
-    images, truth = stamps(simulation, np.arange(first, first + size))
+    images, truth = draw_stamps(simulation, np.arange(first, first + size))
     images /= truth["rms"].astype(np.float32)[:, None, None]
     return images, _targets(simulation, truth)
 
@@ -188,7 +189,7 @@ class OnDevice:
     Parameters
     ----------
     psfs : ndarray, float, (K, P, P)
-        See `sersicnet.simulating.simulate.Simulation.psf_images`.
+        See `sersicnet.simulating.recipe.Simulation.psf_images`.
     asarray : callable
         As for `Fresh`.
     """
@@ -210,7 +211,7 @@ class OnDevice:
             skip, at = 0, at + DEVICE_PORTION
 
     def models(self, simulation: Simulation, indices: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:
-        """Noiseless stamps [electrons/s], (N, 128, 128), and their truth: the galaxies of `simulate.stamps`."""
+        """Noiseless stamps [electrons/s], (N, 128, 128), and their truth: the galaxies of `draw_stamps`."""
         truths, numbers, generators = [], [], []
         for index in indices.tolist():
             truth, _, more = draw_truth(simulation, index)
@@ -231,7 +232,7 @@ class OnDevice:
         return models, columns
 
     def observed(self, models: Array, rms: np.ndarray, simulation: Simulation, seed: int) -> Array:
-        """Stamps with noise, in units of it: what `simulate.observe` does, on the device."""
+        """Stamps with noise, in units of it: what `observe` does, on the device."""
         n, height, width = models.shape
         level = self._asarray(rms.astype(np.float32))[:, None, None]
         rng = np.random.default_rng([simulation.seed, seed, 1, 1])
