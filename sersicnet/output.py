@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sersicnet.errors import InputError, OutputError, first_line
+from sersicnet.errors import InputError, OutputError, first_line, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -389,6 +390,10 @@ class Run:
                     raise InputError(
                         f"{path} is in use: {_held_by(path / HOLDER)}. Wait until that command is done, or stop it."
                     ) from error
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    warn(f"{path} is on a file system without locks: do not run a second command with this output.")
                 break
         else:
             raise InputError(f"{path} was removed while this command began. Repeat the command.")
@@ -406,6 +411,9 @@ class Run:
                 _remove(entry)
         (path / DROPPED).unlink(missing_ok=True)
         self._made = True
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def _held_by(file: Path) -> str:

@@ -372,6 +372,16 @@ def test_of_two_equal_commands_at_once_the_second_is_refused(tmp_path, what):
     assert names(tmp_path) == []
 
 
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.warns(SersicnetWarning, match="a file system without locks"), Run(tmp_path / "a.run", {}, False) as run:
+        run.keep("state", 1)
+    assert names(tmp_path / "a.run") == ["config.json", "state.json"]
+
+
 def test_within_a_process_as_well(tmp_path):
     with Run(tmp_path / "cat.run", {}, False), pytest.raises(InputError, match=f"process {os.getpid()} on"):
         Run(tmp_path / "cat.run", {}, False)

@@ -2,6 +2,7 @@ import functools
 import gc
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from astropy.io import fits
 
 from sersicnet import workers as work
 from sersicnet.errors import SersicnetWarning, WorkError
+from sersicnet.measuring import measure as measuring
 from sersicnet.measuring.measure import measure
 
 
@@ -153,6 +155,21 @@ def test_workers_end_with_what_started_them(tmp_path):
         time.sleep(0.1)
 
 
+def test_a_list_of_images_stops_when_a_worker_was_killed(field, tmp_path, monkeypatch):
+    paths, begun = [tmp_path / "a.fits", tmp_path / "b.fits"], []
+    for path in paths:
+        shutil.copy(field[0], path)
+
+    def killed(*arguments, **options):
+        begun.append(arguments)
+        raise WorkError("A worker process was killed.")
+
+    monkeypatch.setattr(measuring, "measure", killed)
+    with pytest.raises(WorkError, match="was killed"):
+        measuring.measure_many(paths, tmp_path)
+    assert len(begun) == 1
+
+
 def test_no_scheduler_is_told():
     with (
         pytest.raises(WorkError, match="No scheduler answers at"),
@@ -190,6 +207,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
 
 _MEASURE = """
 import sys, warnings
+from sersicnet.measuring import measure as measuring
 from sersicnet.measuring.measure import measure
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
