@@ -115,10 +115,11 @@ class Journal:
     ) -> None:
         self.path, self.n, self.attributes, self.columns = path, n, attributes, columns
         self._done: dict[int, tuple[int, int]] = {}
-        recipe = json.loads(json.dumps({"n": n, **attributes}))
+        recipe = {**attributes["config"], **attributes, "n": n}
+        for name in ("config", "command"):
+            recipe.pop(name, None)
         if columns != TRUTH_COLUMNS:
             recipe["columns"] = list(columns)
-        recipe["config"].pop("command", None)
         run = path.with_name(path.name + ".run")
         self.file = run / _JOURNAL
         self._handle: FileIO | None = None

@@ -429,18 +429,28 @@ def _text(config: Any) -> str:
     return json.dumps(config, indent=1, sort_keys=True)
 
 
+_MOST_TOLD = 6
+"""Number of options that a message about other options names."""
+
+
 def _unlike(found: Any, config: Mapping[str, Any]) -> str:
-    """The options that differ, with both values if they are short, in brackets."""
+    """The options that differ, with both values if these are short, in brackets."""
     if not isinstance(found, dict):
         return ""
     before, now = _flat(found), _flat(json.loads(json.dumps(config)))
     names = [name for name in {**now, **before} if _text(before.get(name)) != _text(now.get(name))]
-    short = [name for name in names if all(len(_shown(side.get(name))) < 40 for side in (before, now))]
-    told = [f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in short]
-    return f" ({'; '.join(told or names)})" if names else ""
+    told = []
+    for name in names[:_MOST_TOLD]:
+        values = [_shown(options.get(name)) for options in (before, now)]
+        told.append(f"{name}: {values[0]}, now {values[1]}" if max(map(len, values)) < 40 else name)
+    if len(names) > _MOST_TOLD:
+        told.append(f"{len(names) - _MOST_TOLD} more")
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.8g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

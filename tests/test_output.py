@@ -265,11 +265,13 @@ def test_a_run_with_other_options_is_dropped_only_on_demand(tmp_path):
         with pytest.raises(InputError) as error:
             Run(path, new, False)
         assert str(error.value) == (
-            f"{path} holds an unfinished run with other options (recipe.epochs: 2, now 5; come: null, now HST; "
-            "gone: true, now null). Repeat its command, or give `overwrite` to start anew."
+            f"{path} holds an unfinished run with other options (recipe.epochs: 2, now 5; images; come: null, "
+            "now HST; gone: true, now null). Repeat its command, or give `overwrite` to start anew."
         )
     with pytest.raises(InputError, match=r"\(images\)"):
         Run(path, {**old, "images": new["images"]}, False)
+    with pytest.raises(InputError, match=r"\(seed: 1, now 0\.33333333; a: null, now 1; .*; 3 more\)"):
+        Run(path, {"seed": 1 / 3} | dict.fromkeys("abcd", 1), False)
     with Run(path, old, False) as run:
         assert run.arrays("tile") is not None
     with Run(path, new, True) as run:
