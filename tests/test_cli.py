@@ -20,9 +20,8 @@ from sersicnet import cli, dataset, weights
 from sersicnet.cli import shared
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
-from sersicnet.image.header import F160W
 from sersicnet.measuring import measure as measuring
-from sersicnet.simulating.simulate import effective_psf
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]
 COMMAND = typer.main.get_command(cli.app).commands

@@ -14,7 +14,7 @@ from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.measuring.measure import measure
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Work
-from sersicnet.simulating import simulate
+from sersicnet.simulating.field import Field, simulate_field
 
 SIZE = 256
 CARDS = {
@@ -26,7 +26,7 @@ CARDS = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "whole.fits"
-    simulate.simulate_field(path, simulate.Field(SIZE, n=6, seed=4, mag=(18.0, 21.0)))
+    simulate_field(path, Field(SIZE, n=6, seed=4, mag=(18.0, 21.0)))
     return fits.getdata(path).astype(np.float32)
 
 
