@@ -27,7 +27,10 @@ from matplotlib import pyplot as plt
 
 from sersicnet.errors import SersicnetWarning
 from sersicnet.image import detect, mosaic
+from sersicnet.image.exposure import Exposure
+from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.measure import fit, measure
+from sersicnet.measuring.outputs import Outputs
 from sersicnet.schema import TARGET_NAMES, Flag
 
 ZERO_POINT = 25.9463
@@ -54,22 +57,23 @@ def everything(folder, psf):
     labels = Table.read(folder / "labels.csv")
     labels = labels[labels["use"] == 1]
     ways = {
-        "network": lambda path, rows: measure(path, positions=rows, zero_point=ZERO_POINT),
-        "network and fit": lambda path, rows: measure(
-            path, positions=rows, zero_point=ZERO_POINT, refine=True, psf=psf, gain=GAIN
+        "network": lambda exposure, rows: measure(exposure, positions=rows),
+        "network and fit": lambda exposure, rows: measure(exposure, positions=rows, refine=Fitting(gain=GAIN), psf=psf),
+        "fit from moments": lambda exposure, rows: fit(
+            exposure, positions=rows["x", "y"], psf=psf, fitting=Fitting(gain=GAIN, prior="none")
         ),
-        "fit from moments": lambda path, rows: fit(
-            path, positions=rows["x", "y"], zero_point=ZERO_POINT, psf=psf, gain=GAIN
-        ),
-        "the same, without structure": lambda path, rows: fit(
-            path, positions=rows["x", "y"], zero_point=ZERO_POINT, psf=psf, gain=GAIN, model_error=0.0
+        "the same, without model error": lambda exposure, rows: fit(
+            exposure, positions=rows["x", "y"], psf=psf, fitting=Fitting(gain=GAIN, prior="none", model_error=0.0)
         ),
     }
     names = list(dict.fromkeys(labels["image"]))
     labels = vstack([labels[labels["image"] == name] for name in names])
     catalogues = {}
     for way, run in ways.items():
-        tables = [Table(run(folder / name, labels[labels["image"] == name])) for name in names]
+        tables = [
+            Table(run(Exposure.open(folder / name, zero_point=ZERO_POINT), labels[labels["image"] == name]))
+            for name in names
+        ]
         for table in tables:
             table.meta.clear()
         catalogues[way] = vstack(tables)
@@ -84,8 +88,13 @@ def draw(folder, psf, labels, catalogue, figure):
     for row, i in zip(axes, worst, strict=True):
         path = folder / labels["image"][i]
         residual = Path(figure).with_suffix(".residual.fits")
-        fit(path, positions=labels[labels["image"] == labels["image"][i]]["x", "y"], zero_point=ZERO_POINT, psf=psf,
-            gain=GAIN, residual=residual, overwrite=True)  # fmt: skip
+        fit(
+            Exposure.open(path, zero_point=ZERO_POINT),
+            positions=labels[labels["image"] == labels["image"][i]]["x", "y"],
+            psf=psf,
+            fitting=Fitting(gain=GAIN, prior="none"),
+            outputs=Outputs(residual=residual, overwrite=True),
+        )
         frame = mosaic.read_image(path)
         sky, _ = detect.Detector()(frame.data, frame.without_data())
         ours = fits.getdata(residual)

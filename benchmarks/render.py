@@ -18,9 +18,11 @@ import numpy as np
 from scipy import fft, optimize
 
 from sersicnet.engine.render import Renderer, _hankel_table
-from sersicnet.image.header import F160W
 from sersicnet.schema import TARGETS
-from sersicnet.simulating.simulate import Simulation, _draw_truth, _parameters, effective_psf
+from sersicnet.simulating.neighbours import parameters
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.stamps import draw_truth
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import quadrature
@@ -87,7 +89,7 @@ def shares(render, rows, total, *, derivatives):
 def speed(n):
     psf = effective_psf_of_galsim()
     image = psf.drawImage(nx=255, ny=255, scale=1.0, method="no_pixel", dtype=float).array
-    rows = np.array([_parameters(_draw_truth(Simulation(1, seed=0), i)[0], F160W) for i in range(n)])
+    rows = np.array([parameters(draw_truth(Simulation(1, seed=0), i)[0], F160W) for i in range(n)])
     render = Renderer(image)
     render.with_derivatives(rows[:20])
     plain = np.mean([cost(partial(render, row), 3) for row in rows])

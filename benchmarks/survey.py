@@ -75,7 +75,7 @@ RESAMPLED = 1000
 def mosaic_of(side, work, seed, slope=None):
     """A simulated mosaic and its truth, made where they are missing; a path and a table."""
     from sersicnet.image import mosaic
-    from sersicnet.simulating import simulate
+    from sersicnet.simulating.field import Field, simulate_field
 
     name = f"{side}-{seed}" if slope is None else f"{side}-{seed}-slope{round(100 * slope)}"
     path = work / f"mosaic-{name}.fits"
@@ -84,8 +84,8 @@ def mosaic_of(side, work, seed, slope=None):
     if not path.exists():
         if not packed.exists():
             counts = {} if slope is None else {"counts_slope": slope}
-            field = simulate.Field(side, round(DENSITY * side**2), seed, **counts)
-            simulate.simulate_field(packed, field, overwrite=True)
+            field = Field(side, round(DENSITY * side**2), seed, **counts)
+            simulate_field(packed, field, overwrite=True)
         image = mosaic.read_image(packed)
         header = fits.Header({"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": side, "NAXIS2": side})
         header.extend(image.header.copy(strip=True), unique=True)
@@ -213,6 +213,7 @@ def stages(path, output):
     from sersicnet.image.exposure import Exposure
     from sersicnet.measuring import measure as verb
     from sersicnet.measuring import plan, tiles
+    from sersicnet.measuring.outputs import Outputs
 
     spent, running = {"other": 0.0}, ["other"]
     last = time.process_time()
@@ -251,7 +252,7 @@ def stages(path, output):
     watch(domain, "profiles", "sizes and point sources")
     watch(catalogue, "write", "writing")
     weights.use_one_thread()
-    verb.measure(path, output, workers=1, overwrite=True)
+    verb.measure(path, outputs=Outputs(catalogue=output, overwrite=True))
     switch()
     return spent
 
@@ -279,10 +280,9 @@ def print_stages(side, spent):
 
 def known_psf(size):
     """The middle of the simulations' PSF, of unit sum, and the fraction of its light."""
-    from sersicnet.image.header import F160W
-    from sersicnet.simulating import simulate
+    from sersicnet.simulating.telescopes import F160W, effective_psf
 
-    whole = simulate.effective_psf(F160W)
+    whole = effective_psf(F160W)
     cut = (len(whole) - size) // 2
     part = whole[cut : len(whole) - cut, cut : len(whole) - cut]
     return part / part.sum(), float(part.sum())
@@ -290,7 +290,7 @@ def known_psf(size):
 
 def what_peers_know(options):
     """PSF, the fraction of light that it holds, zero point and gain."""
-    from sersicnet.image.header import F160W
+    from sersicnet.simulating.telescopes import F160W
 
     gain = F160W.exposure * F160W.autocorrelation().sum()  # of a pixel: drizzling averages noise
     return *known_psf(options.peers_psf), F160W.zero_point, gain

@@ -25,13 +25,14 @@ from scipy import ndimage
 
 from sersicnet.engine.fit import Fitter, Noise, Status
 from sersicnet.image import detect, mosaic
-from sersicnet.image.header import F160W
 from sersicnet.image.stamps import cut
 from sersicnet.schema import STAMP_SIZE, Flag
 from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import morphology as reallike
 from sersicnet.simulating import neighbours as scene
-from sersicnet.simulating import preview, simulate
+from sersicnet.simulating import preview
+from sersicnet.simulating.stamps import observe
+from sersicnet.simulating.telescopes import F160W
 
 
 def draw(image, catalogue, figure):
@@ -83,9 +84,9 @@ def compare(data, figure):
         for k in range(DRAWS):
             rng = np.random.default_rng([column, k])
             model = camera.paint(reallike.invent(moved, rng), k % reallike.PSF_VARIANTS, scene.SIZE)
-            stamps.append(("real-like", simulate.observe(model[inner, inner], rms, F160W, rng), nothing))
+            stamps.append(("real-like", observe(model[inner, inner], rms, F160W, rng), nothing))
         rng = np.random.default_rng([column, DRAWS])
-        stamps.append(("Sersic", simulate.observe(camera.render(galaxy, STAMP_SIZE), rms, F160W, rng), nothing))
+        stamps.append(("Sersic", observe(camera.render(galaxy, STAMP_SIZE), rms, F160W, rng), nothing))
         for kind, stamp, mask in stamps:
             fits = fitter(stamp[None], np.array([rms]), galaxy[None], mask[None])
             if fits.status[0] == Status.CONVERGED:

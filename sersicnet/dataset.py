@@ -23,7 +23,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ import h5py
 import numpy as np
 
 from sersicnet.errors import DatasetError
+from sersicnet.output import Run, whole
 from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
 
 BLOCK = 16
@@ -75,10 +76,10 @@ def pack(first: int, stamps: np.ndarray, truth: dict[str, np.ndarray]) -> Block:
 class Journal:
     """A dataset in the making, which survives being killed at any moment.
 
-    Finished blocks are appended to ``<path>.unfinished``, each with its length
+    Finished blocks are appended to a file in ``<path>.run``, each with its length
     and checksum, so that an incomplete last one is recognised and dropped. When
-    all are there, `finish` makes the HDF5 file of them. HDF5 itself cannot be
-    trusted after its writer was killed.
+    all blocks are there, `finish` writes them into the HDF5 file. An HDF5 file
+    itself cannot be trusted after its writer was killed.
 
     Parameters
     ----------
@@ -87,17 +88,19 @@ class Journal:
     n : int
         Number of its stamps.
     attributes : mapping
-        Attributes of the file; all that determines the stamps, and the command
-        under ``config``, which may differ when a run is continued.
+        Attributes of the file: everything that determines the stamps, and under
+        ``config`` the command, which may differ when a run is continued.
     columns : tuple of str
         Names of the truth columns.
     overwrite : bool
-        Whether to drop what a run with other attributes has left.
+        Whether to drop an unfinished run with other attributes.
 
     Raises
     ------
-    DatasetError
-        If an unfinished run had other attributes, or the disk refuses.
+    InputError
+        If an unfinished run has other attributes, or another process holds it.
+    OutputError
+        If the disk refuses.
     """
 
     def __init__(
@@ -110,30 +113,28 @@ class Journal:
         overwrite: bool = False,
     ) -> None:
         self.path, self.n, self.attributes, self.columns = path, n, attributes, columns
-        self.file = path.with_name(path.name + ".unfinished")
         self._done: dict[int, tuple[int, int]] = {}
-        recipe = json.loads(json.dumps({"n": n, **attributes}))
+        recipe = {**attributes["config"], **attributes, "n": n}
+        for name in ("config", "command"):
+            recipe.pop(name, None)
         if columns != TRUTH_COLUMNS:
             recipe["columns"] = list(columns)
-        recipe["config"].pop("command", None)
-        with self._explained():
-            self._handle = self.file.open("a+b")
+        run = path.with_name(path.name + ".run")
+        self.file = run / _JOURNAL
+        self._handle: FileIO | None = None
+        self._run = Run(run, recipe, overwrite)
+        if self.file.exists():
+            self._open()
+
+    def _open(self) -> FileIO:
+        """Open the journal at the end of its last complete record."""
+        self._handle = handle = self._run.appending(_JOURNAL)
+        with self._run.explained(_JOURNAL):
             end = 0
-            for i, (end, body) in enumerate(self._records()):
-                if i > 0:
-                    self._done[_unpacked(body, columns).first] = (end - len(body), len(body))
-                elif json.loads(body) != recipe and overwrite:
-                    end = 0
-                    break
-                elif json.loads(body) != recipe:
-                    self._handle.close()
-                    raise DatasetError(
-                        f"{self.file} is an unfinished run with other options or versions. "
-                        "Repeat its command, or give --overwrite to start anew."
-                    )
-            self._handle.truncate(end)
-            if end == 0:
-                self._append(json.dumps(recipe).encode())
+            for end, body in self._records(handle):
+                self._done[_unpacked(body, self.columns).first] = (end - len(body), len(body))
+            handle.truncate(end)
+        return handle
 
     def __enter__(self) -> Journal:
         return self
@@ -141,10 +142,15 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.close()
+        self._close()
+        self._run.close()
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
 
     def missing(self) -> list[int]:
-        """First indices of the blocks that are not there yet."""
+        """First indices of the blocks that are still to be added."""
         return [first for first in range(0, self.n, BLOCK) if first not in self._done]
 
     def add(self, block: Block) -> None:
@@ -152,9 +158,12 @@ class Journal:
         body = _BLOCK.pack(block.first, len(block.quantum), len(block.payload))
         body += block.payload + block.quantum.astype("<f4").tobytes()
         body += b"".join(block.truth[name].astype("<f8").tobytes() for name in self.columns)
-        with self._explained():
-            end = self._append(body)
-        self._done[block.first] = (end - len(body), len(body))
+        handle = self._handle or self._open()
+        with self._run.explained(_JOURNAL):
+            left = memoryview(_HEAD.pack(len(body), zlib.crc32(body)) + body)
+            while left:
+                left = left[handle.write(left) :]
+            self._done[block.first] = (handle.tell() - len(body), len(body))
 
     def finish(self, psf: np.ndarray | None = None) -> Path:
         """Write the HDF5 file beside its final name, rename it, and drop the journal.
@@ -163,16 +172,18 @@ class Journal:
         ----------
         psf : ndarray, float32, (K, P, P), optional
             The effective PSFs that the stamps were drawn with.
+
+        Raises
+        ------
+        DatasetError
+            If a block does not have its checksum any more.
+        OutputError
+            If the disk refuses.
         """
-        partial = self.path.with_name(self.path.name + ".partial")
-        try:
-            with self._explained():
-                self._write_hdf5(partial, psf)
-                partial.replace(self.path)
-                self._handle.close()
-                self.file.unlink()
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(self.path) as partial:
+            self._write_hdf5(partial, psf)
+        self._close()
+        self._run.remove()
         return self.path
 
     def _write_hdf5(self, partial: Path, psf: np.ndarray | None) -> None:
@@ -194,8 +205,7 @@ class Journal:
             quantum = np.empty(self.n, "<f4")
             truth = {name: np.empty(self.n, "<f8") for name in self.columns}
             for first, (start, length) in sorted(self._done.items()):
-                self._handle.seek(start)
-                block = _unpacked(self._handle.read(length), self.columns)
+                block = _unpacked(self._verified(first, start, length), self.columns)
                 stamps.id.write_direct_chunk((first, 0, 0), block.payload)
                 rows = slice(first, first + len(block.quantum))
                 quantum[rows] = block.quantum
@@ -207,33 +217,32 @@ class Journal:
             if psf is not None:
                 file.create_dataset("psf", data=psf, chunks=(1, *psf.shape[1:]), shuffle=True, compression="gzip")
 
-    def _records(self) -> Iterator[tuple[int, bytes]]:
+    def _verified(self, first: int, start: int, length: int) -> bytes:
+        """The body of a record, whose checksum is verified again: days may lie between writing and reading."""
+        assert self._handle is not None
+        self._handle.seek(start - _HEAD.size)
+        record = self._handle.read(_HEAD.size + length)
+        body = record[_HEAD.size :]
+        if record[: _HEAD.size] != _HEAD.pack(length, zlib.crc32(body)):
+            raise DatasetError(
+                f"{self.file} is damaged: the stamps from row {first} do not have their checksum any more. "
+                "Repeat the command; it draws them again."
+            )
+        return body
+
+    def _records(self, handle: FileIO) -> Iterator[tuple[int, bytes]]:
         """Bodies of the complete records from the start, and where each ends."""
-        self._handle.seek(0)
-        while len(head := self._handle.read(_HEAD.size)) == _HEAD.size:
+        handle.seek(0)
+        while len(head := handle.read(_HEAD.size)) == _HEAD.size:
             length, checksum = _HEAD.unpack(head)
-            left = self.file.stat().st_size - self._handle.tell()
-            body = self._handle.read(length) if 0 < length <= left else b""
+            left = self.file.stat().st_size - handle.tell()
+            body = handle.read(length) if 0 < length <= left else b""
             if not body or zlib.crc32(body) != checksum:
                 return
-            yield self._handle.tell(), body
-
-    def _append(self, body: bytes) -> int:
-        self._handle.write(_HEAD.pack(len(body), zlib.crc32(body)) + body)
-        self._handle.flush()
-        return self._handle.tell()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DatasetError(
-                f"{self.path} could not be written: {error}. What was finished is kept in {self.file}; "
-                "when the disk is well again, the same command continues."
-            ) from error
+            yield handle.tell(), body
 
 
+_JOURNAL = "stamps.journal"
 _HEAD = struct.Struct("<QI")  # length and CRC-32 of the body
 _BLOCK = struct.Struct("<QII")  # first index, stamps, bytes of the payload
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -10,12 +11,13 @@ import socket
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from sersicnet.errors import InputError, OutputError, first_line
+from sersicnet.errors import InputError, OutputError, first_line, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +89,8 @@ def check_directory(path: Path, mark: str, overwrite: bool) -> None:
 
 # --- whole or not at all ----------------------------------------------------------------------
 
+_WHOLE = "What was there before is intact; when the disk is well again, repeat the command"
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -108,7 +112,7 @@ def whole(path: Path) -> Iterator[Path]:
         If the disk refuses; `path` is as it was.
     """
     partial = None
-    with _explained(path, "What was there before is intact"):
+    with _explained(path, _WHOLE):
         try:
             ending = "".join(path.suffixes[-2:])
             handle, name = tempfile.mkstemp(ending, f".{path.stem}-", path.parent)
@@ -147,7 +151,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """
     old = path.with_name(f".{path.name}.old")
     partial = None
-    with _explained(path, "What was there before is intact"):
+    with _explained(path, _WHOLE):
         try:
             if old.exists() and not path.exists():
                 old.rename(path)
@@ -185,6 +189,8 @@ def _explained(path: Path, consolation: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "errno = " not in str(error):
             raise  # h5py raises either, but not only for the disk
+        if path.stem not in str(getattr(error, "filename", None) or path):
+            raise  # another file is the matter, such as one that is read meanwhile
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
         raise OutputError(f"{path} could not be written: {reason}. {consolation}.") from error
 
@@ -341,18 +347,22 @@ class Run:
         """
         path = self._begun()
         partial = path / f"partial-{name}"
-        with _explained(path / name, _KEPT):
+        with self.explained(name):
             try:
                 yield partial
                 partial.replace(path / name)
             finally:
                 partial.unlink(missing_ok=True)
 
-    def appending(self, name: str) -> BinaryIO:
-        """The file `name` of the run, opened to be read and appended to."""
+    def appending(self, name: str) -> FileIO:
+        """The file `name` of the run, opened to be read and appended to, without a buffer."""
         path = self._begun()
-        with _explained(path / name, _KEPT):
-            return (path / name).open("a+b")
+        with self.explained(name):
+            return (path / name).open("a+b", buffering=0)
+
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        """Turn a refusal of the disk to hold the file `name` into an `OutputError`."""
+        return _explained(Path(name) if self.path is None else self.path / name, _KEPT)
 
     def _begun(self) -> Path:
         """The directory, with the configuration in it."""
@@ -380,6 +390,10 @@ class Run:
                     raise InputError(
                         f"{path} is in use: {_held_by(path / HOLDER)}. Wait until that command is done, or stop it."
                     ) from error
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    warn(f"{path} is on a file system without locks: do not run a second command with this output.")
                 break
         else:
             raise InputError(f"{path} was removed while this command began. Repeat the command.")
@@ -399,6 +413,9 @@ class Run:
         self._made = True
 
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
 def _held_by(file: Path) -> str:
     """Who holds a run, in words."""
     try:
@@ -412,18 +429,28 @@ def _text(config: Any) -> str:
     return json.dumps(config, indent=1, sort_keys=True)
 
 
+_MOST_TOLD = 6
+"""Number of options that a message about other options names."""
+
+
 def _unlike(found: Any, config: Mapping[str, Any]) -> str:
-    """The options that differ, with both values if they are short, in brackets."""
+    """The options that differ, with both values if these are short, in brackets."""
     if not isinstance(found, dict):
         return ""
     before, now = _flat(found), _flat(json.loads(json.dumps(config)))
     names = [name for name in {**now, **before} if _text(before.get(name)) != _text(now.get(name))]
-    short = [name for name in names if all(len(_shown(side.get(name))) < 40 for side in (before, now))]
-    told = [f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in short]
-    return f" ({'; '.join(told or names)})" if names else ""
+    told = []
+    for name in names[:_MOST_TOLD]:
+        values = [_shown(options.get(name)) for options in (before, now)]
+        told.append(f"{name}: {values[0]}, now {values[1]}" if max(map(len, values)) < 40 else name)
+    if len(names) > _MOST_TOLD:
+        told.append(f"{len(names) - _MOST_TOLD} more")
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.8g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -15,7 +15,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ import numpy as np
 
 from sersicnet.domain import Domain
 from sersicnet.errors import InputError, WeightsError, first_line, warn
+from sersicnet.output import whole_directory
 from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAMES, TARGETS, Inputs
 
 if TYPE_CHECKING:
@@ -342,10 +342,8 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     """
     from sersicnet import networks
 
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_directory(path) as partial:
         networks.save_model(model, partial / KERAS)
         problem = _export(partial, model)
         full = {
@@ -354,11 +352,6 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
             "targets": [{"name": t.name, "unit": t.unit, "description": t.description} for t in TARGETS],
         }
         rewrite_card(partial, full)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if problem:
         warn(f"{path} has no {ONNX}: {problem}. To measure with it, run `sersicnet export {path}` elsewhere.")
     return load(path, to_train=True)

@@ -1,25 +1,19 @@
-"""Work on many pieces: on the cores of this machine, and kept until all of it is done."""
+"""Work on many pieces, on the cores of this machine or of a cluster."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 import threading
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, WorkError
 
 Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
 """Applies a function to jobs; yields their numbers and results, in the order in which they are done."""
@@ -28,16 +22,19 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # Memory of arrays that went is for those that come, where the C library is GNU's: to get it
-    # from the system anew each time takes a fourteenth of all CPU time.
+    # glibc reuses the memory of freed arrays for new ones: to request it from the system
+    # each time takes a fourteenth of all CPU time.
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
-"""Of processes that are started here: they use one thread each."""
+"""Environment of the processes that are started here, which use one thread each."""
+
+MEASURING = "sersicnet.measuring.preload"
+"""Module with everything that a process imports which measures."""
 
 
 def in_order(apply: Apply) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
-    """What applies functions like `map`, by means of `apply`."""
+    """Turn `apply` into a function that yields the results in the order of the jobs, like `map`."""
 
     def ordered(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         early: dict[int, Any] = {}
@@ -57,20 +54,20 @@ def here(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[
         yield number, function(job)
 
 
-def get_ready() -> None:
-    """Begin to start `workers`: what they import is imported while this process goes on."""
+def get_ready(preload: str = MEASURING) -> None:
+    """Begin to start `pools`: the modules that they need are imported while this process goes on."""
     with _environment():
-        _context()
+        _context(preload)
         if sys.platform == "linux":
             forkserver.ensure_running()
 
 
-def _context() -> BaseContext:
-    """How processes are started: where it is well tried, by a copy of one that has imported all that they need."""
+def _context(preload: str) -> BaseContext:
+    """How processes are started: on Linux as copies of one process that has imported `preload`, elsewhere afresh."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sersicnet.measuring.preload"])
+    context.set_forkserver_preload([preload])
     return context
 
 
@@ -90,15 +87,22 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
+def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apart: bool = False) -> Iterator[Apply]:
     """Processes that do jobs, each with one thread.
+
+    A job is taken up only while fewer than ``2 * n`` are under way, so that there may be
+    any number of them, and jobs may be an endless iterator.
 
     Parameters
     ----------
     n : int
-        How many; with 1, this process does them itself.
+        Number of processes. With 1, this process does the jobs itself.
     prepare : callable
-        What each of the processes does first.
+        Called once in each of the processes before its first job.
+    preload : str
+        Module with everything that the processes import.
+    apart : bool
+        Whether a single process, too, is another one than this.
 
     Yields
     ------
@@ -106,41 +110,52 @@ def workers(n: int, prepare: Callable[[], None]) -> Iterator[Apply]:
 
     Raises
     ------
-    InputError
-        When a process was killed from outside.
+    WorkError
+        If a process was killed.
     """
-    if n <= 1:
+    if n <= 1 and not apart:
         yield here
         return
-    pool = ProcessPoolExecutor(n, _context(), initializer=_begin, initargs=(prepare,))
+    pool = ProcessPoolExecutor(n, _context(preload), initializer=_begin, initargs=(prepare,))
+    any_done = False
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        nonlocal any_done
         running: dict[Future[Any], int] = {}
         waiting = enumerate(jobs)
         try:
             while True:
                 while len(running) < 2 * n and (following := next(waiting, None)) is not None:
-                    running[pool.submit(function, following[1])] = following[0]
+                    with _environment():
+                        running[pool.submit(function, following[1])] = following[0]
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield running.pop(future), future.result()
+                    result = future.result()
+                    any_done = True
+                    yield running.pop(future), result
         except BrokenProcessPool as error:
-            raise InputError(
-                "A worker process was killed; perhaps there was too little memory. What was finished is kept, and "
-                "the same command continues; --workers 1 needs least memory."
-            ) from error
-
-    with _environment():
-        try:
-            yield apply
+            raise WorkError(_KILLED if any_done else _KILLED_AT_ONCE) from error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in running:
+                future.cancel()
+
+    try:
+        yield apply
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_KILLED = (
+    "A worker process was killed; perhaps there was too little memory. What was finished is kept, and the same "
+    "command continues; `workers=1` needs least memory."
+)
+_KILLED_AT_ONCE = _KILLED + " A Python script with several workers needs its calls below `if __name__ == '__main__':`."
 
 
 def _begin(prepare: Callable[[], None]) -> None:
-    """What a process of `workers` does first: end with the one that started it, however that ends."""
+    """Let a process of `pools` end with the one that started it, whatever ends that, and prepare it."""
     parent = parent_process()
     assert parent is not None
 
@@ -162,22 +177,29 @@ def cluster(address: str) -> Iterator[Apply]:
         Of the scheduler, such as ``tcp://10.0.0.5:8786``. Its workers need
         sersicnet, and the image under the same path.
 
+    Yields
+    ------
+    Apply
+
     Raises
     ------
     InputError
-        If the package is not installed, nobody answers, or a job's workers die again
-        and again.
+        If the package distributed is not installed, or the address is not one.
+    WorkError
+        If no scheduler answers, or a job's workers die again and again.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise InputError(
-            f"--scheduler needs the package distributed ({error}): `pip install 'sersicnet[cluster]'`."
+            f"`scheduler` needs the package distributed ({error}): `pip install 'sersicnet[cluster]'`."
         ) from error
     try:
         client = Client(address, timeout="5s", set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise InputError(f"No scheduler answers at {address}: {error}. Check the address, or leave it out.") from error
+    except ValueError as error:
+        raise InputError(f"A scheduler's address is like tcp://10.0.0.5:8786; received {address} ({error}).") from error
+    except (OSError, TimeoutError) as error:
+        raise WorkError(f"No scheduler answers at {address}: {error}. Check the address, or leave it out.") from error
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         numbers = {client.submit(function, job, pure=False): number for number, job in enumerate(jobs)}
@@ -186,87 +208,10 @@ def cluster(address: str) -> Iterator[Apply]:
                 yield numbers.pop(future), future.result()
                 future.release()
         except KilledWorker as error:
-            raise InputError(
+            raise WorkError(
                 f"Workers of {address} died again and again at the same piece; perhaps they have too little memory. "
                 "What was finished is kept, and the same command continues."
             ) from error
 
     with client:
         yield apply
-
-
-class Kept:
-    """A directory beside an output that holds the finished pieces of a run.
-
-    Every piece is written beside its name and renamed, so that a run can be killed
-    at any moment. The directory is made with the first one: an input that cannot be
-    used leaves none.
-
-    Parameters
-    ----------
-    path : Path or None
-        None keeps nothing.
-    config : dict
-        Options that another run in the same place must share.
-    overwrite : bool
-        Whether to drop a run with other options.
-
-    Raises
-    ------
-    InputError
-        If there is a run with other options, or the directory cannot be used.
-    """
-
-    def __init__(self, path: Path | None, config: Mapping[str, Any], overwrite: bool) -> None:
-        self.path = path
-        if path is None:
-            return
-        self._config = text = json.dumps(config, indent=1, sort_keys=True)
-        file = path / "config.json"
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} should be a directory for what is finished, and is a file. Move it away.")
-        try:
-            if file.exists() and file.read_text() != text:
-                if not overwrite:
-                    raise InputError(
-                        f"{path} holds an unfinished run with other options or another image. Repeat its command, or "
-                        "give --overwrite to start anew."
-                    )
-                shutil.rmtree(path)
-        except OSError as error:
-            raise InputError(f"{path} cannot keep what is finished: {error}.") from error
-
-    def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a finished piece; None if it is not finished."""
-        if self.path is None or not (file := self.path / f"{name}.npz").exists():
-            return None
-        try:
-            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None  # damaged by the file system: it is done again
-
-    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Keep a finished piece."""
-        if self.path is None:
-            return
-        config, partial = self.path / "config.json", self.path / f"partial-{name}.npz"
-        try:
-            self.path.mkdir(exist_ok=True)
-            if not config.exists():
-                partial_config = self.path / "partial-config.json"
-                partial_config.write_text(self._config)
-                partial_config.replace(config)
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(self.path / f"{name}.npz")
-        except OSError as error:
-            raise InputError(
-                f"{self.path} cannot keep what is finished: {error}. What was kept before is intact; when the disk is "
-                "well again, the same command continues."
-            ) from error
-
-    def remove(self) -> None:
-        """Drop all of it: the run is done."""
-        if self.path is not None and self.path.exists():
-            shutil.rmtree(self.path)

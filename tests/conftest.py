@@ -9,15 +9,17 @@ from sersicnet.image import mosaic
 from sersicnet.image.pixels import Held, Pixels
 from sersicnet.image.regions import Threshold
 from sersicnet.image.sky import estimate_sky
-from sersicnet.simulating import simulate
+from sersicnet.simulating.field import Field, simulate_field
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.simulate import simulate
 
 
 @pytest.fixture(scope="session")
 def field(tmp_path_factory):
     """A small simulated mosaic of bright galaxies: its path and its truth."""
     path = tmp_path_factory.mktemp("field") / "field.fits"
-    sky = simulate.Field(512, n=14, seed=11, mag=(18.0, 22.0))
-    image, truth = simulate.simulate_field(path, sky)
+    sky = Field(512, n=14, seed=11, mag=(18.0, 22.0))
+    image, truth = simulate_field(path, sky)
     return image, Table.read(truth)
 
 
@@ -38,7 +40,7 @@ def mesh(held):
 def small_dataset(tmp_path_factory):
     """A dataset of 64 stamps."""
     path = tmp_path_factory.mktemp("data") / "small.h5"
-    return simulate.simulate(path, simulate.Simulation(64, seed=5), workers=1, command="simulate")
+    return simulate(path, Simulation(64, seed=5), workers=1, command="simulate")
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def flat(verb, image, catalogue=None, *, refine=False, **options):
         return {name: options.pop(name) for name in names if name in options}
 
     exposure = taken(("hdu", "noise", "noise_kind", "mask", "zero_point", "pixel_scale"))
-    own = {kind: taken([field.name for field in fields(kind)]) for kind in (Fitting, Outputs, Work)}
+    own = {kind: taken({field.name for field in fields(kind)} - {"report"}) for kind in (Fitting, Outputs, Work)}
+    if "page" in options:  # `report` is what receives the progress
+        own[Outputs]["report"] = options.pop("page")
     if catalogue is not None:
         own[Outputs]["catalogue"] = catalogue
     if verb is fit:

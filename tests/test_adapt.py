@@ -13,12 +13,13 @@ from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
-from sersicnet.image.header import F160W
 from sersicnet.measuring.measure import measure
 from sersicnet.simulating import blank_sky as realsky
-from sersicnet.simulating import simulate
+from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.neighbours import Camera
 from sersicnet.simulating.population import _POINT
+from sersicnet.simulating.recipe import Prior, Simulation
+from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.training import adapt, labels, loop
 
 SCALE = 0.08
@@ -31,11 +32,11 @@ def survey(tmp_path_factory):
 
     ours = replace(F160W, name="ours", pixel_scale=SCALE, zero_point=24.0, blur=0.06, exposure=20_000.0)
     path = tmp_path_factory.mktemp("survey") / "ours.fits"
-    field = simulate.Field(512, n=24, seed=3, mag=(18.0, 21.5), instrument=ours, rms=0.004)
-    simulate.simulate_field(path, field)
+    field = Field(512, n=24, seed=3, mag=(18.0, 21.5), instrument=ours, rms=0.004)
+    simulate_field(path, field)
     with fits.open(path) as hdus:
         header, image = hdus["SCI"].header, hdus["SCI"].data.astype(np.float32)
-    camera, rng = Camera(simulate.effective_psf(ours)), np.random.default_rng(4)
+    camera, rng = Camera(effective_psf(ours)), np.random.default_rng(4)
     stars = np.zeros(image.shape, np.float32)
     for _ in range(16):
         x, y = rng.uniform(70, 440, 2)
@@ -65,14 +66,14 @@ def until(wanted, at=0):
 @pytest.fixture(scope="module")
 def quick_plan():
     """Galaxies without neighbours, which are drawn much faster; that neighbours were asked for is checked."""
-    plan = simulate.plan
+    plan = Simulation.of_options
 
     def without(*arguments, neighbours, **options):
         assert neighbours
         return plan(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulate, "plan", without)
+        patch.setattr(Simulation, "of_options", without)
         yield
 
 
@@ -101,7 +102,7 @@ def adapted(survey, tiny_weights, tmp_path_factory, quick_plan):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*blank patches")
-        for module, name in ((points, "find_stars"), (simulate, "simulate"), (adapt, "train")):
+        for module, name in ((points, "find_stars"), (adapt, "simulate"), (adapt, "train")):
             patch.setattr(module, name, spied(module, name))
         for stage, at in (("simulating", 16), ("testing", 0)):
             with contextlib.suppress(KilledError):
@@ -114,7 +115,7 @@ def adapted(survey, tiny_weights, tmp_path_factory, quick_plan):
 
 def test_the_psf_of_a_mosaic_is_that_of_its_stars(survey, adapted):
     _, ours = survey
-    measured, truth = realsky.read_psf(adapted[0].path / adapt.PSF), simulate.effective_psf(ours)
+    measured, truth = realsky.read_psf(adapted[0].path / adapt.PSF), effective_psf(ours)
     assert measured.width == pytest.approx(realsky.full_width(truth), rel=0.02)
     y, x = np.indices(measured.image.shape) - measured.image.shape[0] // 2
     half = truth.shape[0] // 2
@@ -155,7 +156,7 @@ def test_what_was_measured_is_told_before_and_after(adapted):
 
 
 def test_adapted_weights_measure_their_mosaic(survey, adapted):
-    table = measure(survey[0], weights_name=adapted[0].path, refine=False)
+    table = measure(survey[0], weights=adapted[0].path)
     assert len(table) > 20
     assert not adapted[0].path.with_name("w.run").exists()
 
@@ -221,7 +222,7 @@ def test_a_table_ends_where_the_mosaic_does(tmp_path):
 def test_radii_of_the_prior_are_angles():
     drawn = []
     for scale in (0.06, 0.12):
-        prior, rng = simulate.Prior.candels(scale), np.random.default_rng(1)
+        prior, rng = Prior.candels(scale), np.random.default_rng(1)
         ranges = {**prior.ranges, "r_eff_pix": (0.01, 1000.0)}
         drawn.append([prior.joint.draw(rng, ranges)["r_eff_pix"] * scale for _ in range(50)])
     np.testing.assert_allclose(*drawn)
@@ -256,7 +257,7 @@ def test_without_stars_a_psf_is_asked_for(field, tiny_weights, tmp_path):
 
 def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weights):
     start = weights.load(tiny_weights)
-    size = points.size_of(simulate.effective_psf(F160W))
+    size = points.size_of(effective_psf(F160W))
     frame = SimpleNamespace(name="few.fits")
     for factor, fits_in in ((1.03, True), (1.2, False), (0.8, False)):
         stars = SimpleNamespace(size=np.array([np.nan, factor * size]), snr=np.array([0, 99.0]))

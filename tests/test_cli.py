@@ -21,9 +21,8 @@ from sersicnet.cli import shared
 from sersicnet.dataset import Dataset
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
-from sersicnet.image.header import F160W
 from sersicnet.measuring import measure as measuring
-from sersicnet.simulating.simulate import effective_psf
+from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.training.labels import real_galaxies
 
 COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]

@@ -12,7 +12,9 @@ from astropy.table import QTable, Table
 from sersicnet import cli
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.measuring.measure import measure
-from sersicnet.simulating import simulate
+from sersicnet.measuring.outputs import Outputs
+from sersicnet.measuring.plan import Work
+from sersicnet.simulating.field import Field, simulate_field
 
 SIZE = 256
 CARDS = {
@@ -24,7 +26,7 @@ CARDS = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "whole.fits"
-    simulate.simulate_field(path, simulate.Field(SIZE, n=6, seed=4, mag=(18.0, 21.0)))
+    simulate_field(path, Field(SIZE, n=6, seed=4, mag=(18.0, 21.0)))
     return fits.getdata(path).astype(np.float32)
 
 
@@ -296,7 +298,7 @@ def test_a_map_that_cannot_be_used_is_one_line(run, data, tmp_path, kind, option
 def test_a_tiled_run_of_an_image_that_cannot_be_measured_leaves_nothing(data, tmp_path, value):
     path = write(tmp_path, np.full_like(data, value))
     with pytest.raises(InputError, match=r"no pixel left|has no noise"):
-        measure(path, tmp_path / "cat.fits", tile=128, workers=1)
+        measure(path, outputs=Outputs(catalogue=tmp_path / "cat.fits"), work=Work(tile=128))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -307,7 +309,7 @@ def test_a_saturated_star_where_tiles_meet_is_the_same_in_all_of_them(data, tmp_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SersicnetWarning)
         one = measure(path)
-        many = measure(path, tile=128, workers=1)
+        many = measure(path, work=Work(tile=128))
     for name in one.colnames:
         np.testing.assert_array_equal(one[name], many[name], err_msg=name)
     assert np.hypot(one["x"].value - 127, one["y"].value - 128).min() < 2

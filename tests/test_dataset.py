@@ -7,16 +7,17 @@ from astropy.io import fits
 
 from sersicnet import dataset
 from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
-from sersicnet.errors import DatasetError
+from sersicnet.errors import DatasetError, InputError, OutputError
 from sersicnet.image import mosaic
 from sersicnet.schema import Inputs
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import Simulation, stamps
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.stamps import draw_stamps
 from sersicnet.training import labels
 
 
 def test_stamps_come_back_within_half_a_quantum(small_dataset):
-    original, truth = stamps(Simulation(64, seed=5), np.arange(20, 30))
+    original, truth = draw_stamps(Simulation(64, seed=5), np.arange(20, 30))
     with Dataset(small_dataset) as data:
         read = data.stamps(20, 30)
         np.testing.assert_allclose(data.truth["sersic_n"][20:30], truth["sersic_n"])
@@ -32,7 +33,7 @@ def test_targets_hold_the_magnitude_relative_to_the_noise(small_dataset):
 
 
 def test_a_dataset_may_be_smaller_than_a_block(tmp_path):
-    original, truth = stamps(Simulation(3, seed=5), np.arange(3))
+    original, truth = draw_stamps(Simulation(3, seed=5), np.arange(3))
     with Journal(tmp_path / "a", 3, ATTRIBUTES) as journal:
         journal.add(dataset.pack(0, original, truth))
         journal.finish()
@@ -81,7 +82,7 @@ ATTRIBUTES = {"config": {"seed": 5, "command": "one"}, "versions": {}, "zero_poi
 
 def blocks():
     simulation = Simulation(40, seed=5)
-    return [dataset.pack(f, *stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
+    return [dataset.pack(f, *draw_stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
 
 
 def test_a_journal_in_any_order_makes_the_same_dataset(tmp_path):
@@ -111,7 +112,7 @@ def test_a_journal_cut_anywhere_is_continued(tmp_path, lost):
             journal.add(block)
         journal.finish()
     with Dataset(tmp_path / "a") as a:
-        original, truth = stamps(Simulation(40, seed=5), np.arange(40))
+        original, truth = draw_stamps(Simulation(40, seed=5), np.arange(40))
         np.testing.assert_allclose(a.stamps(0, 40), original / truth["rms"][:, None, None], atol=0.04)
 
 
@@ -130,12 +131,40 @@ def test_a_damaged_record_is_drawn_again(tmp_path):
 def test_a_journal_of_other_options_is_kept(tmp_path):
     with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
         journal.add(blocks()[0])
-    with pytest.raises(DatasetError, match="unfinished run with other options"):
+    with pytest.raises(InputError, match=r"unfinished run with other options \(n: 40, now 41\)"):
         Journal(tmp_path / "a", 41, ATTRIBUTES)
     with Journal(tmp_path / "a", 40, ATTRIBUTES, overwrite=True) as journal:
         assert journal.missing() == [16, 32]
     with Journal(tmp_path / "a", 41, ATTRIBUTES, overwrite=True) as journal:
         assert journal.missing() == [0, 16, 32]
+
+
+def test_a_journal_that_is_damaged_while_it_grows_makes_no_dataset(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        for block in blocks():
+            journal.add(block)
+        content = bytearray(journal.file.read_bytes())
+        content[-100_000] ^= 1
+        journal.file.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"is damaged: the stamps from row 32 .* Repeat the command"):
+            journal.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.run"]
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == [32]
+        journal.add(blocks()[2])
+        journal.finish()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_journal_without_a_block_leaves_nothing(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
+        assert journal.missing() == [0, 16, 32]
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_journals_of_the_same_dataset_do_not_mix(tmp_path):
+    with Journal(tmp_path / "a", 40, ATTRIBUTES), pytest.raises(InputError, match="is in use: process"):
+        Journal(tmp_path / "a", 40, ATTRIBUTES)
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 4096, b"\xff" * 500])
@@ -220,7 +249,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(dataset.h5py, "File", full)
-            with pytest.raises(DatasetError, match=r"No space left on device.*the same command continues"):
+            with pytest.raises(OutputError, match=r"No space left on device.*repeat the command"):
                 journal.finish()
         assert not (tmp_path / "a").exists()
     with Journal(tmp_path / "a", 40, ATTRIBUTES) as journal:
@@ -257,7 +286,7 @@ def test_a_damaged_block_is_named(tmp_path, small_dataset):
 
 def test_threads_may_share_a_dataset(tmp_path):
     """HDF5's own reading of blocks, which h5py 3.14 does not lock, crashed."""
-    data = simulate.simulate(tmp_path / "a.h5", Simulation(960, seed=1), workers=2, command="simulate")
+    data = simulate(tmp_path / "a.h5", Simulation(960, seed=1), workers=2, command="simulate")
     with Dataset(data) as shared, ThreadPoolExecutor(8) as threads:
         blocks = range(0, 960, BLOCK)
         alone = [shared.stamps(first, first + BLOCK) for first in blocks]

@@ -9,9 +9,9 @@ from sersicnet.domain import LEAST_POINTS, Domain, Width, width_of_points
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import detect
-from sersicnet.image.header import F160W, Reading
+from sersicnet.image.header import Reading
 from sersicnet.simulating.blank_sky import full_width
-from sersicnet.simulating.simulate import effective_psf
+from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.training.card import domain_of
 from sersicnet.training.recipe import RECIPES
 

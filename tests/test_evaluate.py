@@ -11,8 +11,11 @@ from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetError
 from sersicnet.evaluating import evaluate
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.outputs import Outputs
 from sersicnet.schema import TARGET_NAMES
-from sersicnet.simulating import simulate
+from sersicnet.simulating.recipe import Prior, Simulation
+from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.telescopes import effective_psf
 
 RNG = np.random.default_rng(0)
 TRUTH = np.column_stack([RNG.uniform(16, 27, 400), RNG.uniform(1, 50, 400), RNG.uniform(0.3, 6, 400), RNG.random(400)])
@@ -61,10 +64,10 @@ def test_bins_hold_their_lower_border_and_may_be_open():
 
 def test_signal_to_noise_is_near_that_of_a_matched_filter(small_dataset):
     with Dataset(small_dataset) as data:
-        found, simulation = evaluate.signal_to_noise(data), simulate.Simulation(64, seed=5)
+        found, simulation = evaluate.signal_to_noise(data), Simulation(64, seed=5)
         truth = data.truth
     instrument = simulation.instrument
-    render = Renderer(simulate.effective_psf(instrument))
+    render = Renderer(effective_psf(instrument))
     ratios = []
     for i in range(20):
         flux = 10 ** (-0.4 * (truth["mag"][i] - instrument.zero_point))
@@ -182,7 +185,7 @@ def test_the_limit_stands_beside_the_weights(small_dataset, monkeypatch):
 @pytest.fixture(scope="module")
 def catalogue(field, tmp_path_factory):
     path = tmp_path_factory.mktemp("catalogue") / "cat.fits"
-    measure(field[0], path)
+    measure(field[0], outputs=Outputs(catalogue=path))
     return path
 
 
@@ -268,8 +271,8 @@ def test_too_few_galaxies_have_no_domain():
 
 
 def test_domains_are_told_apart_by_the_features_of_each_network(small_dataset, tmp_path):
-    simulation = simulate.Simulation(32, seed=6, prior=simulate.Prior(mag=(24.0, 27.0)))
-    faint = simulate.simulate(tmp_path / "faint.h5", simulation, workers=1)
+    simulation = Simulation(32, seed=6, prior=Prior(mag=(24.0, 27.0)))
+    faint = simulate(tmp_path / "faint.h5", simulation, workers=1)
     # The default was trained to have features that do not tell.
     found = evaluate.evaluate(small_dataset, [weights.BASE], domains=faint)
     assert found["domains"]["n"] == [64, 32]

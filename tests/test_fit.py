@@ -7,8 +7,8 @@ from sersicnet.engine import fit
 from sersicnet.engine.fit import Fitter, Noise, Prior, Status
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError
-from sersicnet.image.header import F160W
-from sersicnet.simulating.simulate import effective_psf, observe
+from sersicnet.simulating.stamps import observe
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 PSF = effective_psf(F160W, 61)
 RMS = 0.003

@@ -5,10 +5,12 @@ from sersicnet.dataset import Dataset
 from sersicnet.engine.fit import Fitter, Noise
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError
-from sersicnet.image.header import F160W
 from sersicnet.schema import TARGETS
 from sersicnet.simulating import fisher as limits
-from sersicnet.simulating import population, simulate
+from sersicnet.simulating import population
+from sersicnet.simulating.recipe import Prior, Simulation
+from sersicnet.simulating.stamps import _draw_shape
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 TAPS = np.array([0.31, 1.0, 0.31]) / 1.62
 GALAXY = np.array([15.8, 15.2, 30.0, 3.0, 1.5, 0.6, 30.0])
@@ -29,7 +31,7 @@ def test_the_covariance_is_that_of_noise_through_the_kernel():
 
 
 def test_the_fisher_matrix_of_white_noise_is_a_sum_over_pixels():
-    render = Renderer(simulate.effective_psf(F160W, 31), 32)
+    render = Renderer(effective_psf(F160W, 31), 32)
     fisher = limits.fisher_matrix(render, GALAXY, np.full((34, 34), 0.2), np.array([0.0, 1.0, 0.0]))
     slopes = render.with_derivatives(GALAXY)[1][0].reshape(7, -1).astype(float)
     assert fisher[7, 7] == pytest.approx(32**2 / 0.04)
@@ -38,7 +40,7 @@ def test_the_fisher_matrix_of_white_noise_is_a_sum_over_pixels():
 
 
 def test_what_is_known_of_the_sky_makes_errors_smaller():
-    render = Renderer(simulate.effective_psf(F160W, 31), 32)
+    render = Renderer(effective_psf(F160W, 31), 32)
     sigma = limits.independent_sigma(np.pad(render(GALAXY)[0], 1), 0.2, 3200.0)
     fisher = limits.fisher_matrix(render, GALAXY, sigma, TAPS)[None]
     free, loose, tight, known = (
@@ -51,7 +53,7 @@ def test_what_is_known_of_the_sky_makes_errors_smaller():
 
 def test_fits_without_a_prior_reach_the_bound():
     """The fitter says of itself what the Fisher matrix says, but for the edges of the stamp."""
-    psf = simulate.effective_psf(F160W, 31)
+    psf = effective_psf(F160W, 31)
     render, white = Renderer(psf, 64), 0.02
     galaxy = np.array([31.8, 31.2, *GALAXY[2:]])
     image = render(galaxy)[0]
@@ -86,8 +88,8 @@ def test_a_density_moves_the_posterior():
 def test_radii_have_the_density_that_they_are_drawn_from():
     """The mean of 1 / density over draws is the volume of where they come from."""
     rng = np.random.default_rng(3)
-    prior = simulate.Prior(log_radii=0.5)
-    drawn = [simulate._draw_shape(prior, rng) for _ in range(4000)]
+    prior = Prior(log_radii=0.5)
+    drawn = [_draw_shape(prior, rng) for _ in range(4000)]
     points = np.array([[galaxy[t.name] for t in TARGETS] for galaxy in drawn])
     inverse, (low, high) = np.exp(-prior.log_density(points)), prior.r_eff_pix
     for first, last in ((low, 4), (4, 20), (20, high)):
@@ -121,11 +123,11 @@ def test_a_dataset_gives_its_limit(small_dataset):
 
 def test_a_simulation_comes_back_from_its_record():
     for simulation in (
-        simulate.Simulation(5, seed=3, psf_scatter=0.1, centring=True),
-        simulate.Simulation(5, prior=simulate.Prior(log_radii=0.5), neighbours=True),
-        simulate.Simulation(5, prior=simulate.Prior.candels(), galaxies="real-like"),
+        Simulation(5, seed=3, psf_scatter=0.1, centring=True),
+        Simulation(5, prior=Prior(log_radii=0.5), neighbours=True),
+        Simulation(5, prior=Prior.candels(), galaxies="real-like"),
     ):
-        assert simulate.Simulation.of_record(simulation.record()).record() == simulation.record()
+        assert Simulation.of_record(simulation.record()).record() == simulation.record()
 
 
 def test_a_limit_that_cannot_be_known_is_one_line(small_dataset):

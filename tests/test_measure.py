@@ -16,14 +16,14 @@ from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, OutputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.header import F160W
 from sersicnet.image.psf import Psf, read_psf
 from sersicnet.image.regions import Regions, Threshold
 from sersicnet.measuring import fitting, outputs, tiles
 from sersicnet.measuring import measure as module
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import effective_psf, observe
+from sersicnet.simulating.field import Field, simulate_field
+from sersicnet.simulating.stamps import observe
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 measure = functools.partial(flat, module.measure)
 
@@ -648,7 +648,7 @@ def sorted_columns(table):
 def crowded(tmp_path_factory):
     """A mosaic with a slope in its sky, a hole and a bright galaxy that is larger than a small tile's margin."""
     folder = tmp_path_factory.mktemp("crowded")
-    image, _ = simulate.simulate_field(folder / "field.fits", simulate.Field(700, n=40, seed=3, mag=(18.0, 24.0)))
+    image, _ = simulate_field(folder / "field.fits", Field(700, n=40, seed=3, mag=(18.0, 24.0)))
     data, header = fits.getdata(image), fits.getheader(image, 1)
     y, x = np.indices(data.shape)
     data += 2e-5 * x + np.exp(-np.hypot(x - 300, (y - 350) * 2) / 25)
@@ -812,13 +812,13 @@ def finer(tmp_path_factory):
     """A mosaic of pixels of 0.04 arcsec, and its truth."""
     path = tmp_path_factory.mktemp("finer") / "finer.fits"
     fine = replace(F160W, pixel_scale=0.04, rms_low=0.0015, rms_high=0.0015)
-    sky = simulate.Field(600, n=12, seed=11, mag=(18.0, 21.5), instrument=fine)
-    image, truth = simulate.simulate_field(path, sky)
+    sky = Field(600, n=12, seed=11, mag=(18.0, 21.5), instrument=fine)
+    image, truth = simulate_field(path, sky)
     return image, Table.read(truth)
 
 
 def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
-    table = measure(finer[0], tmp_path / "cat.fits", resample=True, report=tmp_path / "page.html")
+    table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html")
     rows, found = matched(table, finer[1])
     good = (table["flags"][found] & ~(Flag.EDGE | Flag.OUT_OF_DOMAIN | Flag.CROWDED | Flag.MASKED)) == 0
     rows, found = rows[good], found[good]

@@ -5,8 +5,11 @@ import pytest
 
 from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import Simulation
+from sersicnet.simulating.blank_sky import Psf
+from sersicnet.simulating.neighbours import camera, parameters
+from sersicnet.simulating.recipe import PSF_STRETCHES, Simulation
+from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.stamps import draw_stamps, observe
 from sersicnet.training import on_the_fly
 
 SCATTERED = Simulation(20, seed=3, psf_scatter=0.15, centring=True)
@@ -19,7 +22,7 @@ def on_device(library, simulation):
 
 @pytest.fixture(scope="module")
 def scattered(tmp_path_factory):
-    return simulate.simulate(tmp_path_factory.mktemp("on_the_fly") / "s.h5", SCATTERED, workers=1)
+    return simulate(tmp_path_factory.mktemp("on_the_fly") / "s.h5", SCATTERED, workers=1)
 
 
 def first(galaxies, size):
@@ -32,21 +35,17 @@ def test_the_recipe_of_a_dataset_is_read_back(scattered):
     with Dataset(scattered) as data:
         assert Simulation.of_record(data.config, data.psf) == SCATTERED
         np.testing.assert_array_equal(data.psf, SCATTERED.psf_images())
-        assert data.psf.shape == (simulate.PSF_STRETCHES, 167, 167)
+        assert data.psf.shape == (PSF_STRETCHES, 167, 167)
 
 
 def test_own_psfs_are_read_back(tmp_path):
     y, x = np.indices((21, 21)) - 10
-    psfs = tuple(
-        simulate.Psf(f"{s}.fits", f"{s}", np.exp(-(x**2 + y**2) / (2 * s**2)) / (2 * np.pi * s**2)) for s in (1.2, 2.0)
-    )
+    psfs = tuple(Psf(f"{s}.fits", f"{s}", np.exp(-(x**2 + y**2) / (2 * s**2)) / (2 * np.pi * s**2)) for s in (1.2, 2.0))
     own = Simulation(16, psfs=psfs)
-    with Dataset(simulate.simulate(tmp_path / "own.h5", own, workers=1)) as data:
+    with Dataset(simulate(tmp_path / "own.h5", own, workers=1)) as data:
         again = Simulation.of_record(data.config, data.psf)
     assert [p.name for p in again.psfs] == ["1.2.fits", "2.0.fits"]
-    np.testing.assert_allclose(
-        simulate.stamps(again, np.arange(2))[0], simulate.stamps(own, np.arange(2))[0], atol=1e-4
-    )
+    np.testing.assert_allclose(draw_stamps(again, np.arange(2))[0], draw_stamps(own, np.arange(2))[0], atol=1e-4)
     with pytest.raises(DatasetError, match="before PSFs were kept"):
         Simulation.of_record(own.record(), None)
 
@@ -57,12 +56,12 @@ def test_models_on_a_device_are_those_of_the_simulation(library):
     n = 12 if library == "numpy" else 4
     models, truth = painter.models(SCATTERED, np.arange(n))
     models = np.asarray(models)
-    _, expected = simulate.stamps(SCATTERED, np.arange(n))
+    _, expected = draw_stamps(SCATTERED, np.arange(n))
     for name in expected:
         np.testing.assert_allclose(truth[name], expected[name], rtol=1e-5, err_msg=name)
     for i in range(n):
-        row = np.array(simulate.scene.parameters({n: c[i] for n, c in expected.items()}, SCATTERED.instrument))
-        direct = simulate._camera(SCATTERED.instrument, expected["psf_stretch"][i]).render(row, 128)
+        row = np.array(parameters({n: c[i] for n, c in expected.items()}, SCATTERED.instrument))
+        direct = camera(SCATTERED.instrument, expected["psf_stretch"][i]).render(row, 128)
         np.testing.assert_allclose(models[i], direct, atol=2e-5 * direct.max())
 
 
@@ -75,7 +74,7 @@ def test_noise_on_a_device_is_that_of_the_instrument(library):
     models[:, 32:96, 32:96] = 0.3  # its photons have more noise than the sky
     seen = np.asarray(painter.observed(painter._asarray(models), rms, simulation, 7))
     rng = np.random.default_rng(0)
-    expected = [simulate.observe(m, r, simulation.instrument, rng) / r for m, r in zip(models, rms, strict=True)]
+    expected = [observe(m, r, simulation.instrument, rng) / r for m, r in zip(models, rms, strict=True)]
     for found in (seen, np.array(expected)):
         blank = found[:, :28] - found[:, :28].mean(axis=(1, 2), keepdims=True)
         assert blank.std() == pytest.approx(1, abs=0.01)

@@ -116,6 +116,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["cat.fits"]
 
 
+def test_trouble_with_another_file_is_not_that_of_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "cat.fits"):
+        (tmp_path / "image.fits").read_bytes()
+    assert names(tmp_path) == []
+
+
 def test_a_missing_directory_is_told(tmp_path):
     with pytest.raises(OutputError, match="No such file"), whole(tmp_path / "no" / "cat.fits"):
         pass
@@ -259,11 +265,13 @@ def test_a_run_with_other_options_is_dropped_only_on_demand(tmp_path):
         with pytest.raises(InputError) as error:
             Run(path, new, False)
         assert str(error.value) == (
-            f"{path} holds an unfinished run with other options (recipe.epochs: 2, now 5; come: null, now HST; "
-            "gone: true, now null). Repeat its command, or give `overwrite` to start anew."
+            f"{path} holds an unfinished run with other options (recipe.epochs: 2, now 5; images; come: null, "
+            "now HST; gone: true, now null). Repeat its command, or give `overwrite` to start anew."
         )
     with pytest.raises(InputError, match=r"\(images\)"):
         Run(path, {**old, "images": new["images"]}, False)
+    with pytest.raises(InputError, match=r"\(seed: 1, now 0\.33333333; a: null, now 1; .*; 3 more\)"):
+        Run(path, {"seed": 1 / 3} | dict.fromkeys("abcd", 1), False)
     with Run(path, old, False) as run:
         assert run.arrays("tile") is not None
     with Run(path, new, True) as run:
@@ -364,6 +372,16 @@ def test_of_two_equal_commands_at_once_the_second_is_refused(tmp_path, what):
         assert run.read("state") == (1 if what == "keep" else None)
         run.remove()
     assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.warns(SersicnetWarning, match="a file system without locks"), Run(tmp_path / "a.run", {}, False) as run:
+        run.keep("state", 1)
+    assert names(tmp_path / "a.run") == ["config.json", "state.json"]
 
 
 def test_within_a_process_as_well(tmp_path):

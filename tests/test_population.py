@@ -4,14 +4,15 @@ from astropy.table import QTable, Table
 
 from sersicnet.errors import InputError
 from sersicnet.schema import TARGET_NAMES
-from sersicnet.simulating import population, simulate
+from sersicnet.simulating import population
 from sersicnet.simulating.population import FULL_RANGES
-from sersicnet.simulating.simulate import Prior
+from sersicnet.simulating.recipe import Prior, Simulation
+from sersicnet.simulating.stamps import _draw_shape
 
 
 def drawn(prior, n=3000, seed=0):
     rng = np.random.default_rng(seed)
-    galaxies = [simulate._draw_shape(prior, rng) for _ in range(n)]
+    galaxies = [_draw_shape(prior, rng) for _ in range(n)]
     return np.array([[galaxy[name] for name in TARGET_NAMES] for galaxy in galaxies])
 
 
@@ -58,7 +59,7 @@ def test_the_density_to_a_limit_is_that_of_the_draws():
 
 
 def test_a_fraction_is_uniform_and_the_density_is_of_unit_integral():
-    prior = simulate.plan(1, prior="candels", depth=27.0, uniform=0.3).prior
+    prior = Simulation.of_options(1, prior="candels", depth=27.0, uniform=0.3).prior
     values = drawn(prior, 20_000)
     assert prior.mag == (16, 27)
     assert np.mean(values[:, 0] < 18) == pytest.approx(0.3 * 2 / 11, rel=0.1)

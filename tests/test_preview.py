@@ -4,7 +4,7 @@ from matplotlib.image import imread
 
 from sersicnet.errors import InputError
 from sersicnet.simulating.preview import preview
-from sersicnet.simulating.simulate import Simulation
+from sersicnet.simulating.recipe import Simulation
 
 
 def test_a_preview_shows_every_stamp(tmp_path):

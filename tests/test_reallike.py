@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 
-from sersicnet.image.header import F160W
 from sersicnet.simulating import morphology as reallike
-from sersicnet.simulating import simulate
 from sersicnet.simulating.morphology import Arms, Galaxy, Painter
-from sersicnet.simulating.simulate import Prior
+from sersicnet.simulating.recipe import Prior
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
-PSF = simulate.effective_psf(F160W, 101)
+PSF = effective_psf(F160W, 101)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ from astropy.wcs import WCS
 
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
-from sersicnet.image.header import F160W
 from sersicnet.simulating import blank_sky as realsky
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import Field
+from sersicnet.simulating.field import Field, simulate_field
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def psf_file(tmp_path):
     """Write a PSF; returns a function of the image and the name."""
 
     def write(image=None, name="psf.fits"):
-        image = simulate.effective_psf(F160W, 41) if image is None else image
+        image = effective_psf(F160W, 41) if image is None else image
         fits.PrimaryHDU(image).writeto(tmp_path / name)
         return tmp_path / name
 
@@ -25,7 +24,7 @@ def psf_file(tmp_path):
 
 
 def test_a_psf_is_read_and_normalised(psf_file):
-    psf = realsky.read_psf(psf_file(7 * simulate.effective_psf(F160W, 41)))
+    psf = realsky.read_psf(psf_file(7 * effective_psf(F160W, 41)))
     assert psf.image.sum() == pytest.approx(1)
     assert psf.width * 0.06 == pytest.approx(0.19, abs=0.005)
     assert psf.name == "psf.fits"
@@ -55,7 +54,7 @@ def test_bad_psfs_are_refused(psf_file, image, message):
 @pytest.fixture(scope="module")
 def mosaic_file(tmp_path_factory):
     """A mosaic of 112 galaxies, and its truth."""
-    return simulate.simulate_field(tmp_path_factory.mktemp("sky") / "mosaic.fits", Field(1000, seed=1))
+    return simulate_field(tmp_path_factory.mktemp("sky") / "mosaic.fits", Field(1000, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ import quadrature
 
 from sersicnet.engine.render import Renderer, sersic_b
 from sersicnet.errors import InputError
-from sersicnet.image.header import F160W
-from sersicnet.simulating.simulate import effective_psf
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 SCALE = F160W.pixel_scale
 

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from sersicnet.image import detect
-from sersicnet.image.header import F160W
 from sersicnet.simulating import neighbours as scene
-from sersicnet.simulating import simulate
 from sersicnet.simulating.neighbours import Camera
+from sersicnet.simulating.stamps import observe
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 
 @pytest.fixture(scope="module")
 def camera():
-    return Camera(simulate.effective_psf(F160W, 101))
+    return Camera(effective_psf(F160W, 101))
 
 
 @pytest.mark.parametrize("radius", [3.0, 12.0])
@@ -33,7 +33,7 @@ def cut(camera, monkeypatch, others, galaxy=None, seed=0, centring=False):
     rng = np.random.default_rng(seed)
     model = camera.render(galaxy, scene.SIZE)
     return scene.cut_among_neighbours(
-        model, galaxy, camera, F160W, lambda m: simulate.observe(m, 0.003, F160W, rng), rng, centring
+        model, galaxy, camera, F160W, lambda m: observe(m, 0.003, F160W, rng), rng, centring
     )
 
 
@@ -83,7 +83,7 @@ def test_detections_scatter_as_the_description_says(camera):
     model = camera.render(galaxy, scene.SIZE)
     offsets = []
     for _ in range(12):
-        observed = simulate.observe(model, 0.003, F160W, rng)
+        observed = observe(model, 0.003, F160W, rng)
         _, found = detect.Detector()(observed, np.zeros(observed.shape, bool))
         label = found.segmentation[96, 96] - 1
         offsets += [found.x[label] - galaxy[0], found.y[label] - galaxy[1]]

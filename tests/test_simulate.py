@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,23 +15,26 @@ from astropy.wcs import WCS
 
 from sersicnet import dataset
 from sersicnet.dataset import Dataset
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import InputError, WorkError
 from sersicnet.image import mosaic
-from sersicnet.image.header import F160W
 from sersicnet.image.pixels import Sky
 from sersicnet.image.stamps import cut
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import Field, Prior, Simulation
+from sersicnet.simulating.blank_sky import full_width
+from sersicnet.simulating.field import Field, simulate_field
+from sersicnet.simulating.recipe import FIT_COLUMNS, Prior, Simulation
+from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.stamps import OUT_OF_RANGE, draw_stamps, draw_truth, observe, observe_in_place
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 
 def test_psf_is_normalised_and_as_wide_as_measured():
-    psf = simulate.effective_psf(F160W)
+    psf = effective_psf(F160W)
     assert psf.sum() == pytest.approx(1)
-    assert simulate.full_width(psf) * F160W.pixel_scale == pytest.approx(0.19, abs=0.005)
+    assert full_width(psf) * F160W.pixel_scale == pytest.approx(0.19, abs=0.005)
 
 
 def test_noise_has_the_rms_and_correlation_of_drizzled_images():
-    noise = simulate.observe(np.zeros((800, 800)), 0.003, F160W, np.random.default_rng(1))
+    noise = observe(np.zeros((800, 800)), 0.003, F160W, np.random.default_rng(1))
     noise -= noise.mean()
     assert noise.std() == pytest.approx(0.003, rel=0.01)
     assert (noise[:, 1:] * noise[:, :-1]).mean() / noise.var() == pytest.approx(0.52, abs=0.02)
@@ -37,7 +42,7 @@ def test_noise_has_the_rms_and_correlation_of_drizzled_images():
 
 
 def test_noise_of_a_large_aperture_is_larger_than_that_of_its_pixels():
-    noise = simulate.observe(np.zeros((2000, 2000)), 1.0, F160W, np.random.default_rng(1))
+    noise = observe(np.zeros((2000, 2000)), 1.0, F160W, np.random.default_rng(1))
     noise -= noise.mean()
     sums = noise.reshape(50, 40, 50, 40).sum(axis=(1, 3))
     assert sums.std() / 40 == pytest.approx(2.2, rel=0.07)
@@ -45,7 +50,7 @@ def test_noise_of_a_large_aperture_is_larger_than_that_of_its_pixels():
 
 def test_sources_add_their_poisson_noise():
     bright = np.full((500, 500), 50.0)
-    noise = simulate.observe(bright, 1e-6, F160W, np.random.default_rng(1)) - 50
+    noise = observe(bright, 1e-6, F160W, np.random.default_rng(1)) - 50
     sums = noise.reshape(25, 20, 25, 20).sum(axis=(1, 3))
     assert sums.std() == pytest.approx(np.sqrt(400 * 50 / F160W.exposure), rel=0.1)
 
@@ -53,14 +58,14 @@ def test_sources_add_their_poisson_noise():
 @pytest.mark.parametrize("height", [255, 256, 257, 700])
 def test_a_large_image_is_observed_strip_by_strip_to_the_same_values(height):
     model = (np.random.default_rng(0).random((height, 30)) ** 20 * 30).astype(np.float32)
-    expected = simulate.observe(model, 0.0035, F160W, np.random.default_rng(1))
-    simulate._observe_in_place(model, 0.0035, F160W, np.random.default_rng(1))
+    expected = observe(model, 0.0035, F160W, np.random.default_rng(1))
+    observe_in_place(model, 0.0035, F160W, np.random.default_rng(1))
     np.testing.assert_array_equal(model, expected)
 
 
 def test_the_file_does_not_depend_on_the_workers(tmp_path):
     simulation = Simulation(40, seed=3)
-    paths = [simulate.simulate(tmp_path / f"{w}.h5", simulation, workers=w) for w in (1, 2)]
+    paths = [simulate(tmp_path / f"{w}.h5", simulation, workers=w) for w in (1, 2)]
     with h5py.File(paths[0]) as one, h5py.File(paths[1]) as two:
         np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
         np.testing.assert_array_equal(one["truth/mag"][:], two["truth/mag"][:])
@@ -69,7 +74,8 @@ def test_the_file_does_not_depend_on_the_workers(tmp_path):
 def test_a_killed_run_continues_to_the_same_file(tmp_path):
     code = (
         "import os, sys\n"
-        "from sersicnet.simulating.simulate import Simulation, simulate\n"
+        "from sersicnet.simulating.recipe import Simulation\n"
+        "from sersicnet.simulating.simulate import simulate\n"
         "stop = lambda done: os.kill(os.getpid(), 9) if done >= 48 else None\n"
         "simulate(sys.argv[1], Simulation(80, seed=3), workers=1, progress=stop)\n"
     )
@@ -78,9 +84,9 @@ def test_a_killed_run_continues_to_the_same_file(tmp_path):
     assert killed.returncode == -9
     assert not path.exists()
     seen = []
-    simulate.simulate(path, Simulation(80, seed=3), workers=1, progress=seen.append)
+    simulate(path, Simulation(80, seed=3), workers=1, progress=seen.append)
     assert seen == [48, 64, 80]
-    simulate.simulate(tmp_path / "whole.h5", Simulation(80, seed=3), workers=1)
+    simulate(tmp_path / "whole.h5", Simulation(80, seed=3), workers=1)
     with h5py.File(path) as one, h5py.File(tmp_path / "whole.h5") as two:
         np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
 
@@ -95,41 +101,55 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path):
     path = tmp_path / "full.h5"
     full = subprocess.run([sys.executable, "-c", code, str(path)], check=False, capture_output=True, text=True)
     assert full.returncode == 1
-    assert full.stderr.startswith(f"Error: {path} could not be written: [Errno 27] File too large.")
+    assert full.stderr.startswith(f"Error: {path}.run/stamps.journal could not be written: File too large.")
     assert "the same command continues" in full.stderr
     seen = []
-    simulate.simulate(path, Simulation(48, seed=3), workers=1, progress=seen.append)
+    simulate(path, Simulation(48, seed=3), workers=1, progress=seen.append)
     assert seen == [16, 32, 48]
     with Dataset(path) as data:
         assert len(data) == 48
 
 
-def test_a_killed_worker_is_a_clear_error(tmp_path, monkeypatch):
-    class Pool(simulate.ProcessPoolExecutor):
-        def map(self, *arguments, **options):
-            raise simulate.BrokenProcessPool("terminated abruptly")
+def killed_at_once(simulation):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(simulate, "ProcessPoolExecutor", Pool)
-    with pytest.raises(DatasetError, match="worker process was killed"):
-        simulate.simulate(tmp_path / "t.h5", Simulation(40), workers=2)
+
+def test_a_killed_worker_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("sersicnet.simulating.simulate._start_work", killed_at_once)
+    with pytest.raises(WorkError, match="worker process was killed"):
+        simulate(tmp_path / "t.h5", Simulation(40), workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_script_without_a_guard_simulates(tmp_path):
+    code = (
+        "import sys\n"
+        "from sersicnet.simulating.recipe import Simulation\n"
+        "from sersicnet.simulating.simulate import simulate\n"
+        "simulate(sys.argv[1], Simulation(20))\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    subprocess.run([sys.executable, tmp_path / "script.py", tmp_path / "t.h5"], check=True)
+    with Dataset(tmp_path / "t.h5") as data:
+        assert len(data) == 20
 
 
 def test_any_object_can_be_drawn_alone():
     simulation = Simulation(100, seed=3)
-    together, _ = simulate.stamps(simulation, np.arange(10))
-    alone, _ = simulate.stamps(simulation, np.array([7]))
+    together, _ = draw_stamps(simulation, np.arange(10))
+    alone, _ = draw_stamps(simulation, np.array([7]))
     np.testing.assert_array_equal(together[7], alone[0])
 
 
 def test_seeds_differ():
-    one, _ = simulate.stamps(Simulation(1, seed=1), np.array([0]))
-    two, _ = simulate.stamps(Simulation(1, seed=2), np.array([0]))
+    one, _ = draw_stamps(Simulation(1, seed=1), np.array([0]))
+    two, _ = draw_stamps(Simulation(1, seed=2), np.array([0]))
     assert not np.array_equal(one, two)
 
 
 def test_draws_lie_within_the_prior():
     prior = Prior()
-    truths = [simulate.draw_truth(Simulation(1, 0, prior), i)[0] for i in range(500)]
+    truths = [draw_truth(Simulation(1, 0, prior), i)[0] for i in range(500)]
     for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity"):
         values = np.array([t[name] for t in truths])
         low, high = getattr(prior, name)
@@ -140,7 +160,7 @@ def test_draws_lie_within_the_prior():
 def test_log_radii_make_small_galaxies_common():
     def small(log_radii):
         simulation = Simulation(1, 0, Prior(log_radii=log_radii))
-        return np.mean([simulate.draw_truth(simulation, i)[0]["r_eff_pix"] < 8 for i in range(500)])
+        return np.mean([draw_truth(simulation, i)[0]["r_eff_pix"] < 8 for i in range(500)])
 
     assert small(1.0) > 0.45 > 0.2 > small(0.0)
 
@@ -148,7 +168,7 @@ def test_log_radii_make_small_galaxies_common():
 @pytest.mark.parametrize("index", range(6))
 def test_a_simulated_stamp_cut_from_a_mosaic_is_itself(index):
     """No half pixel lies between training and use: both put a galaxy at the same pixels."""
-    simulated, truth = simulate.stamps(Simulation(1, 0, Prior(mag=(17, 17.1))), np.array([index]))
+    simulated, truth = draw_stamps(Simulation(1, 0, Prior(mag=(17, 17.1))), np.array([index]))
     canvas = np.zeros((400, 420), np.float32)
     canvas[100:228, 150:278] = simulated[0]
     position = np.array([150 + truth["x"][0]]), np.array([100 + truth["y"][0]])
@@ -158,7 +178,7 @@ def test_a_simulated_stamp_cut_from_a_mosaic_is_itself(index):
 
 
 def test_centres_of_training_and_cut_stamps_have_the_same_range():
-    dithers = [simulate.draw_truth(Simulation(1), i)[0]["x"] for i in range(300)]
+    dithers = [draw_truth(Simulation(1), i)[0]["x"] for i in range(300)]
     x = np.linspace(150, 152, 41)
     image, one = np.zeros((400, 400), np.float32), np.ones((400, 400), np.float32)
     sky = Sky(image, one, np.ones((1, 1)), np.nan)
@@ -166,7 +186,7 @@ def test_centres_of_training_and_cut_stamps_have_the_same_range():
     assert 63 <= min(dithers) < max(dithers) <= 64
     assert 63 < found.min() < found.max() <= 64
     starts = [overlap_slices((400, 400), (128, 128), (200, value))[0][1].start for value in x]
-    np.testing.assert_allclose(cut, x - starts)
+    np.testing.assert_allclose(found, x - starts)
 
 
 def test_a_field_has_its_galaxies_where_the_truth_says(field):
@@ -183,7 +203,7 @@ def test_a_field_has_its_galaxies_where_the_truth_says(field):
 
 
 def test_a_field_can_be_drawn_again(tmp_path, field):
-    again, truth = simulate.simulate_field(tmp_path / "again.fits", Field(512, 14, 11, mag=(18.0, 22.0)))
+    again, truth = simulate_field(tmp_path / "again.fits", Field(512, 14, 11, mag=(18.0, 22.0)))
     np.testing.assert_array_equal(mosaic.read_image(again).data, mosaic.read_image(field[0]).data)
     assert list(Table.read(truth)["mag"]) == list(field[1]["mag"])
 
@@ -200,24 +220,24 @@ def test_an_existing_output_is_kept(tmp_path):
     path = tmp_path / "train.h5"
     path.write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        simulate.simulate(path, Simulation(4))
+        simulate(path, Simulation(4))
     assert path.read_text() == "mine"
 
 
 def test_no_stamps_are_refused(tmp_path):
     with pytest.raises(InputError, match="at least one stamp; received n = 0"):
-        simulate.simulate(tmp_path / "train.h5", Simulation(0))
+        simulate(tmp_path / "train.h5", Simulation(0))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_mosaic_is_called_fits(tmp_path):
     with pytest.raises(InputError, match=r"ends in .fits or .fits.fz; received field.gz"):
-        simulate.simulate_field(tmp_path / "field.gz", Field(128))
+        simulate_field(tmp_path / "field.gz", Field(128))
 
 
 def test_a_mosaic_is_not_smaller_than_a_stamp(tmp_path):
     with pytest.raises(InputError, match="at least 128"):
-        simulate.simulate_field(tmp_path / "field.fits", Field(64))
+        simulate_field(tmp_path / "field.fits", Field(64))
 
 
 # --- options ------------------------------------------------------------------------------------------
@@ -236,14 +256,14 @@ def psf_files(tmp_path_factory):
     """Two PSFs, the second of them twice as wide."""
     folder = tmp_path_factory.mktemp("psf")
     for name, instrument in (("a", F160W), ("b", replace(F160W, blur=0.2))):
-        fits.PrimaryHDU(simulate.effective_psf(instrument, 61)).writeto(folder / f"{name}.fits")
+        fits.PrimaryHDU(effective_psf(instrument, 61)).writeto(folder / f"{name}.fits")
     return [folder / "a.fits", folder / "b.fits"]
 
 
 def test_each_stamp_has_one_of_the_psfs(psf_files):
-    plain, truth = simulate.stamps(Simulation(12, prior=BRIGHT), np.arange(12))
-    simulation = simulate.plan(12, psf=psf_files)
-    images, with_psfs = simulate.stamps(replace(simulation, prior=BRIGHT), np.arange(12))
+    plain, truth = draw_stamps(Simulation(12, prior=BRIGHT), np.arange(12))
+    simulation = Simulation.of_options(12, psf=psf_files)
+    images, with_psfs = draw_stamps(replace(simulation, prior=BRIGHT), np.arange(12))
     wide = with_psfs["psf"] == 1
     assert 0 < wide.sum() < 12
     for name in truth:
@@ -257,14 +277,14 @@ BRIGHT = Prior(mag=(17.0, 18.0), r_eff_pix=(2.0, 3.0), sersic_n=(0.5, 1.5))
 
 
 def test_the_psf_scatters_in_width():
-    simulation = replace(simulate.plan(12, psf_scatter=0.15), prior=BRIGHT)
-    images, truth = simulate.stamps(simulation, np.arange(12))
+    simulation = replace(Simulation.of_options(12, psf_scatter=0.15), prior=BRIGHT)
+    images, truth = draw_stamps(simulation, np.arange(12))
     assert 0.85 <= truth["psf_stretch"].min() < 1 < truth["psf_stretch"].max() <= 1.15
-    plain, _ = simulate.stamps(replace(simulation, psf_scatter=0.0), np.arange(12))
+    plain, _ = draw_stamps(replace(simulation, psf_scatter=0.0), np.arange(12))
     same = truth["psf_stretch"] == 1
     for i in range(12):
         assert np.array_equal(images[i], plain[i]) == same[i]
-    widths = [simulate.full_width(simulate.effective_psf(F160W, stretch=f)) for f in (0.85, 1, 1.15)]
+    widths = [full_width(effective_psf(F160W, stretch=f)) for f in (0.85, 1, 1.15)]
     assert widths[0] / widths[1] == pytest.approx(0.85, abs=0.01)
     assert widths[2] / widths[1] == pytest.approx(1.15, abs=0.01)
     assert simulation.record()["psf_scatter"] == 0.15
@@ -272,8 +292,8 @@ def test_the_psf_scatters_in_width():
 
 def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
     def run(**options):
-        simulation = simulate.plan(20, psf=[tmp_path / "psf.fits"])
-        simulate.simulate(tmp_path / "t.h5", simulation, workers=1, **options)
+        simulation = Simulation.of_options(20, psf=[tmp_path / "psf.fits"])
+        simulate(tmp_path / "t.h5", simulation, workers=1, **options)
 
     class Stopped(Exception):  # noqa: N818
         pass
@@ -286,7 +306,7 @@ def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
     with pytest.raises(Stopped):
         run(progress=stop)
     (tmp_path / "psf.fits").write_bytes(psf_files[1].read_bytes())
-    with pytest.raises(DatasetError, match="unfinished run with other options"):
+    with pytest.raises(InputError, match=r"with other options \(psfs; psf_fwhm: 0\.19\d*, now 0\.47\d*\)"):
         run()
     (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
     run()
@@ -299,12 +319,14 @@ def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
 @pytest.fixture(scope="module")
 def everything(psf_files, tmp_path_factory):
     """A simulation with every option of single galaxies."""
-    image, _ = simulate.simulate_field(tmp_path_factory.mktemp("sky") / "sky.fits", Field(1000, seed=1))
-    return simulate.plan(20, 7, prior="candels", psf=psf_files, noise_from=image, neighbours=True, centring=True)
+    image, _ = simulate_field(tmp_path_factory.mktemp("sky") / "sky.fits", Field(1000, seed=1))
+    return Simulation.of_options(
+        20, 7, prior="candels", psf=psf_files, noise_from=image, neighbours=True, centring=True
+    )
 
 
 def test_with_options_the_file_does_not_depend_on_the_workers(everything, tmp_path):
-    paths = [simulate.simulate(tmp_path / f"{w}.h5", everything, workers=w) for w in (1, 2)]
+    paths = [simulate(tmp_path / f"{w}.h5", everything, workers=w) for w in (1, 2)]
     with h5py.File(paths[0]) as one, h5py.File(paths[1]) as two:
         np.testing.assert_array_equal(one["stamps"][:], two["stamps"][:])
         assert list(one["truth"]) == list(two["truth"])
@@ -319,15 +341,15 @@ def test_with_options_the_file_does_not_depend_on_the_workers(everything, tmp_pa
 
 
 def test_with_options_any_object_can_be_drawn_alone(everything):
-    together, truth = simulate.stamps(everything, np.arange(3))
-    alone, one = simulate.stamps(everything, np.array([2]))
+    together, truth = draw_stamps(everything, np.arange(3))
+    alone, one = draw_stamps(everything, np.array([2]))
     np.testing.assert_array_equal(together[2], alone[0])
     assert {name: column[2] for name, column in truth.items()} == {name: column[0] for name, column in one.items()}
 
 
 def test_noise_of_an_image_is_that_of_the_image(everything):
     simulation = replace(everything, prior=Prior(mag=(27.0, 27.1)), neighbours=False)
-    images, truth = simulate.stamps(simulation, np.arange(6))
+    images, truth = draw_stamps(simulation, np.arange(6))
     assert truth["rms"] == pytest.approx(0.0035, rel=0.05)
     assert images[:, :40].std() == pytest.approx(0.0035, rel=0.05)
 
@@ -335,7 +357,7 @@ def test_noise_of_an_image_is_that_of_the_image(everything):
 def test_a_stamp_with_neighbours_is_what_measure_would_cut():
     """A bright, isolated galaxy keeps its place; what belongs to others is replaced, so that little is left."""
     simulation = Simulation(1, 2, Prior(mag=(20.0, 20.5), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0)), neighbours=True)
-    images, truth = simulate.stamps(simulation, np.arange(8))
+    images, truth = draw_stamps(simulation, np.arange(8))
     assert np.hypot(truth["x"] - 63.5, truth["y"] - 63.5) == pytest.approx(0.4, abs=0.5)
     assert truth["neighbours"].max() > 0.02
     y, x = np.indices((128, 128))
@@ -348,17 +370,17 @@ def test_a_stamp_with_neighbours_is_what_measure_would_cut():
 def test_the_galaxies_do_not_depend_on_their_neighbours():
     plain = Simulation(1, 2, Prior.candels())
     names = ("mag", "r_eff_pix", "sersic_n", "ellipticity", "theta", "rms")
-    _, alone = simulate.stamps(plain, np.arange(3))
-    _, among = simulate.stamps(replace(plain, neighbours=True), np.arange(3))
+    _, alone = draw_stamps(plain, np.arange(3))
+    _, among = draw_stamps(replace(plain, neighbours=True), np.arange(3))
     for name in names:
         np.testing.assert_array_equal(alone[name], among[name])
 
 
 @pytest.mark.parametrize("galaxies", ["sersic", "real-like"])
 def test_the_prior_candels_reaches_a_depth(galaxies):
-    simulation = simulate.plan(1, prior="candels", depth=27.0, galaxies=galaxies)
+    simulation = Simulation.of_options(1, prior="candels", depth=27.0, galaxies=galaxies)
     assert simulation.prior.mag == (18, 27)
-    magnitudes = [simulate.draw_truth(simulation, index)[0]["mag"] for index in range(400)]
+    magnitudes = [draw_truth(simulation, index)[0]["mag"] for index in range(400)]
     assert np.mean(np.array(magnitudes) < 20) == pytest.approx(2 / 9, abs=0.07)
     assert np.mean(np.array(magnitudes) > 25) == pytest.approx(2 / 9, abs=0.07)
 
@@ -366,8 +388,8 @@ def test_the_prior_candels_reaches_a_depth(galaxies):
 def test_centres_scatter_as_those_of_detections():
     for mag, scale in ((19.0, 0.1), (24.5, 0.7)):
         prior = Prior(mag=(mag, mag + 0.1), r_eff_pix=(4.0, 6.0), sersic_n=(1.0, 2.0), ellipticity=(0.0, 0.3))
-        _, dithered = simulate.stamps(Simulation(1, 0, prior), np.arange(30))
-        _, scattered = simulate.stamps(Simulation(1, 0, prior, centring=True), np.arange(30))
+        _, dithered = draw_stamps(Simulation(1, 0, prior), np.arange(30))
+        _, scattered = draw_stamps(Simulation(1, 0, prior, centring=True), np.arange(30))
         moved = np.concatenate([scattered["x"] - dithered["x"], scattered["y"] - dithered["y"]])
         assert 0.2 * scale < 1.48 * np.median(np.abs(moved)) < 2 * scale
 
@@ -376,12 +398,12 @@ def test_centres_scatter_as_those_of_detections():
     ("options", "message"),
     [
         ({"prior": "candels", "log_radii": 0.5}, "leave out either"),
-        ({"depth": 26.0}, "give both, or none"),
-        ({"uniform": 0.3, "prior": "candels"}, "give both, or none"),
+        ({"depth": 26.0}, "`depth` is for"),
+        ({"uniform": 0.3, "prior": "candels"}, "give both, or neither"),
         ({"uniform": 1.0, "prior": "candels", "depth": 26.0}, "from 0 to below 1; received 1.0"),
-        ({"depth": 26.0, "prior": "table.csv"}, "give both, or none"),
+        ({"depth": 26.0, "prior": "table.csv"}, "`depth` is for"),
         ({"depth": 18.5, "prior": "candels"}, "from 19 to 27; received 18.5"),
-        ({"zero_point": 25.0}, "--zero-point is that of the image of --noise-from"),
+        ({"zero_point": 25.0}, "`zero_point` is that of the image of `noise_from`"),
         ({"prior": "none.csv"}, "there is none"),
         ({"psf": ["none.fits"]}, "no such file"),
         ({"psf": ["none.fits"], "psf_scatter": 0.1}, "leave out either"),
@@ -391,19 +413,19 @@ def test_centres_scatter_as_those_of_detections():
 )
 def test_options_that_cannot_be_used_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        simulate.plan(10, **options)
+        Simulation.of_options(10, **options)
 
 
 @pytest.fixture(scope="module")
 def real_like():
-    simulation = simulate.plan(24, 1, galaxies="real-like")
-    return simulation, *simulate.stamps(simulation, np.arange(24))
+    simulation = Simulation.of_options(24, 1, galaxies="real-like")
+    return simulation, *draw_stamps(simulation, np.arange(24))
 
 
 def test_real_like_galaxies_are_labelled_by_a_fit(real_like):
     simulation, images, truth = real_like
-    assert set(truth) == {*dataset.TRUTH_COLUMNS, "neighbours", *simulate.FIT_COLUMNS}
-    drawn = [simulate.draw_truth(simulation, i)[0] for i in range(24)]
+    assert set(truth) == {*dataset.TRUTH_COLUMNS, "neighbours", *FIT_COLUMNS}
+    drawn = [draw_truth(simulation, i)[0] for i in range(24)]
     good = truth["status"] == 0
     assert good.mean() > 0.7
     for name, width in (("mag", 0.5), ("r_eff_pix", 0.35), ("ellipticity", 0.2)):
@@ -418,13 +440,13 @@ def test_real_like_galaxies_are_labelled_by_a_fit(real_like):
 
 def test_labels_without_noise_are_those_of_the_galaxy_alone(real_like):
     simulation, images, noisy = real_like
-    faint = np.argsort([simulate.draw_truth(simulation, i)[0]["mag"] for i in range(24)])[-6:]
+    faint = np.argsort([draw_truth(simulation, i)[0]["mag"] for i in range(24)])[-6:]
     alone = replace(simulation, noiseless_labels=True)
     assert Simulation.of_record(alone.record()).noiseless_labels
-    stamps, clean = simulate.stamps(alone, faint)
+    stamps, clean = draw_stamps(alone, faint)
     np.testing.assert_array_equal(stamps, images[faint])  # only the labels differ
     np.testing.assert_array_equal(clean["neighbours"], noisy["neighbours"][faint])
-    drawn = [simulate.draw_truth(simulation, int(i))[0] for i in faint]
+    drawn = [draw_truth(simulation, int(i))[0] for i in faint]
     for name, width in (("mag", 0.3), ("r_eff_pix", 0.25), ("sersic_n", 0.6)):
         asked = np.array([galaxy[name] for galaxy in drawn])
         off = clean[name] - asked if name == "mag" else np.log(clean[name] / asked)
@@ -433,13 +455,12 @@ def test_labels_without_noise_are_those_of_the_galaxy_alone(real_like):
 
 def test_labels_that_are_not_good_stay_out_of_training(real_like, tmp_path, monkeypatch):
     simulation, images, truth = real_like
-    status = np.where(np.arange(24) % 4 == 0, simulate.OUT_OF_RANGE, truth["status"])
+    status = np.where(np.arange(24) % 4 == 0, OUT_OF_RANGE, truth["status"])
     monkeypatch.setattr(
-        simulate,
-        "stamps",
+        "sersicnet.simulating.simulate.draw_stamps",
         lambda s, rows: (images[rows], {**{k: v[rows] for k, v in truth.items()}, "status": status[rows]}),
     )
-    path = simulate.simulate(tmp_path / "t.h5", simulation, workers=1)
+    path = simulate(tmp_path / "t.h5", simulation, workers=1)
     with Dataset(path) as data, Dataset(path, every=True) as whole:
         assert len(whole) == 24
         assert len(data) == np.sum(status == 0)
@@ -449,19 +470,19 @@ def test_labels_that_are_not_good_stay_out_of_training(real_like, tmp_path, monk
 
 def test_labels_out_of_range_are_marked():
     prior = Prior(mag=(20.0, 20.1), r_eff_pix=(0.4, 0.5), sersic_n=(1.0, 1.1))
-    _, truth = simulate.stamps(Simulation(4, 0, prior, galaxies="real-like"), np.arange(4))
+    _, truth = draw_stamps(Simulation(4, 0, prior, galaxies="real-like"), np.arange(4))
     small = truth["r_eff_pix"] < 1.3
     assert small.any()
-    assert set(truth["status"][small]) <= {1, 2, simulate.OUT_OF_RANGE}
+    assert set(truth["status"][small]) <= {1, 2, OUT_OF_RANGE}
 
 
 def test_galaxies_are_of_two_kinds():
     with pytest.raises(InputError, match="sersic or real-like; received spiral"):
-        simulate.plan(10, galaxies="spiral")
-    with pytest.raises(InputError, match="--log-radii is for the uniform prior"):
-        simulate.plan(10, galaxies="real-like", log_radii=0.5)
-    with pytest.raises(InputError, match="--noiseless-labels is for --galaxies real-like"):
-        simulate.plan(10, noiseless_labels=True)
+        Simulation.of_options(10, galaxies="spiral")
+    with pytest.raises(InputError, match="`log_radii` is for the uniform prior"):
+        Simulation.of_options(10, galaxies="real-like", log_radii=0.5)
+    with pytest.raises(InputError, match="`noiseless_labels` is for `galaxies='real-like'`"):
+        Simulation.of_options(10, noiseless_labels=True)
 
 
 @pytest.mark.parametrize(("limit", "uniform"), [(None, 0.0), (26.0, 0.0), (26.0, 0.5)])
@@ -470,4 +491,4 @@ def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit, uniform):
     drawn = Simulation(8, seed=3, prior=Prior.candels(0.12, limit, uniform), instrument=coarse)
     again = Simulation.of_record(drawn.record())
     assert again.record() == drawn.record()
-    assert [simulate.draw_truth(again, i)[0] for i in range(8)] == [simulate.draw_truth(drawn, i)[0] for i in range(8)]
+    assert [draw_truth(again, i)[0] for i in range(8)] == [draw_truth(drawn, i)[0] for i in range(8)]

@@ -8,11 +8,11 @@ import pytest
 
 from sersicnet import weights
 from sersicnet.errors import InputError, SersicnetWarning, WeightsError
-from sersicnet.image.header import F160W
 from sersicnet.schema import TARGETS, Inputs
 from sersicnet.simulating import morphology as reallike
-from sersicnet.simulating import simulate
-from sersicnet.simulating.simulate import effective_psf
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.stamps import draw_stamps
+from sersicnet.simulating.telescopes import F160W, effective_psf
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def test_shipped_weights_are_found_by_name():
 @pytest.fixture(scope="module")
 def stamps():
     """Sixteen stamps in units of their noise: simulated, real-like, blank, extreme."""
-    plain, truth = simulate.stamps(simulate.plan(6, seed=3), np.arange(6))
-    crowded, crowded_truth = simulate.stamps(simulate.plan(3, seed=3, neighbours=True, centring=True), np.arange(3))
+    plain, truth = draw_stamps(Simulation.of_options(6, seed=3), np.arange(6))
+    crowded, crowded_truth = draw_stamps(Simulation.of_options(3, seed=3, neighbours=True, centring=True), np.arange(3))
     like = reallike.Painter(effective_psf(F160W), 128)
     rng = np.random.default_rng(0)
     galaxies = [reallike.invent(np.array([63.5, 63.5, flux, 9.0, 1.5, 0.6, 30.0]), rng) for flux in (30.0, 3000.0)]

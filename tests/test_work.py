@@ -1,6 +1,8 @@
 import functools
 import gc
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import pytest
 from astropy.io import fits
 
 from sersicnet import workers as work
-from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.errors import SersicnetWarning, WorkError
+from sersicnet.measuring import measure as measuring
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.plan import Work
 
 
 def square(number):
@@ -32,7 +36,7 @@ def nothing():
 
 def test_jobs_are_done_once_on_every_kind_of_worker():
     for n in (1, 2):
-        with work.workers(n, nothing) as apply:
+        with work.pools(n, nothing) as apply:
             assert sorted(apply(square, range(7))) == [(i, i * i) for i in range(7)]
             assert list(work.in_order(apply)(square, range(7))) == [i * i for i in range(7)]
 
@@ -43,14 +47,78 @@ def frozen(number):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers start afresh elsewhere")
 def test_workers_do_not_search_what_they_were_born_with_for_garbage():
-    with work.workers(2, nothing) as apply:
+    with work.pools(2, nothing) as apply:
         for _, (count, enabled) in apply(frozen, range(2)):
             assert count > 50_000
             assert enabled
 
 
+def test_a_single_worker_may_be_a_process_of_its_own():
+    with work.pools(1, nothing, apart=True) as apply:
+        (pid,) = {pid for _, pid in apply(process_id, range(3))}
+    assert pid != os.getpid()
+    with work.pools(1, nothing) as apply:
+        assert {pid for _, pid in apply(process_id, range(3))} == {os.getpid()}
+
+
+def process_id(number):
+    return os.getpid()
+
+
+def test_endless_jobs_are_begun_only_a_little_ahead():
+    begun = []
+
+    def endless():
+        for number in itertools.count():
+            begun.append(number)
+            yield number
+
+    with work.pools(2, nothing) as apply:
+        results = work.in_order(apply)(square, endless())
+        assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+        results.close()
+        assert len(begun) <= 20
+        assert list(work.in_order(apply)(square, range(3))) == [0, 1, 4]
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with work.pools(2, nothing) as apply:
+        for _ in apply(square, range(3)):
+            assert os.environ["OMP_NUM_THREADS"] == "3"
+            assert "MKL_NUM_THREADS" not in os.environ
+
+
+_UNGUARDED = """
+import sys
+from pathlib import Path
+from sersicnet import workers as work
+from sersicnet.errors import WorkError
+def nothing():
+    pass
+def square(number):
+    return number * number
+with Path(sys.argv[1]).open("a") as file:
+    file.write("begun\\n")
+try:
+    with work.pools(2, nothing) as apply:
+        list(apply(square, range(3)))
+except WorkError as error:
+    print(error)
+"""
+
+
+def test_a_script_without_a_guard_is_told_and_starts_no_others(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_UNGUARDED)
+    done = subprocess.run([sys.executable, script, tmp_path / "begun"], capture_output=True, text=True, timeout=100)
+    assert "needs its calls below `if __name__ == '__main__':`" in done.stdout.splitlines()[-1]
+    assert (tmp_path / "begun").read_text().count("begun") <= 6
+
+
 def test_a_worker_that_was_killed_is_told():
-    with work.workers(2, nothing) as apply, pytest.raises(InputError, match=r"A worker process was killed; .* is kept"):
+    with work.pools(2, nothing) as apply, pytest.raises(WorkError, match=r"A worker process was killed; .* is kept"):
         list(apply(die, range(7)))
 
 
@@ -63,7 +131,7 @@ def sleep(number):
     print(os.getpid(), flush=True)
     time.sleep(60)
 if __name__ == "__main__":
-    with work.workers(2, nothing) as apply:
+    with work.pools(2, nothing) as apply:
         list(apply(sleep, range(2)))
 """
 
@@ -88,30 +156,24 @@ def test_workers_end_with_what_started_them(tmp_path):
         time.sleep(0.1)
 
 
-def test_what_is_kept_is_found_again(tmp_path):
-    kept = work.Kept(tmp_path / "run", {"a": 1}, False)
-    assert kept.get("tile") is None
-    kept.put("tile", {"x": np.arange(3)})
-    again = work.Kept(tmp_path / "run", {"a": 1}, False)
-    np.testing.assert_array_equal(again.get("tile")["x"], [0, 1, 2])
-    with pytest.raises(InputError, match="unfinished run with other options"):
-        work.Kept(tmp_path / "run", {"a": 2}, False)
-    assert work.Kept(tmp_path / "run", {"a": 2}, True).get("tile") is None
-    again.remove()
-    assert not (tmp_path / "run").exists()
+def test_a_list_of_images_stops_when_a_worker_was_killed(field, tmp_path, monkeypatch):
+    paths, begun = [tmp_path / "a.fits", tmp_path / "b.fits"], []
+    for path in paths:
+        shutil.copy(field[0], path)
 
+    def killed(*arguments, **options):
+        begun.append(arguments)
+        raise WorkError("A worker process was killed.")
 
-def test_a_damaged_piece_is_done_again(tmp_path):
-    kept = work.Kept(tmp_path / "run", {}, False)
-    kept.put("tile", {"x": np.arange(3)})
-    file = tmp_path / "run" / "tile.npz"
-    file.write_bytes(file.read_bytes()[:50])
-    assert kept.get("tile") is None
+    monkeypatch.setattr(measuring, "measure", killed)
+    with pytest.raises(WorkError, match="was killed"):
+        measuring.measure_many(paths, tmp_path)
+    assert len(begun) == 1
 
 
 def test_no_scheduler_is_told():
     with (
-        pytest.raises(InputError, match="No scheduler answers at"),
+        pytest.raises(WorkError, match="No scheduler answers at"),
         work.cluster("tcp://127.0.0.1:1"),
     ):
         pass
@@ -123,7 +185,7 @@ def test_no_scheduler_is_told():
 def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weights, tmp_path):
     from distributed import LocalCluster
 
-    run = functools.partial(measure, field[0], weights_name=tiny_weights, tile=128)
+    run = functools.partial(measure, field[0], weights=tiny_weights)
     killed = []
     with (
         warnings.catch_warnings(),
@@ -137,8 +199,8 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
                 os.kill(killed[0], signal.SIGKILL)
                 time.sleep(0.5)
 
-        on_cluster = run(scheduler=cluster.scheduler_address, report=kill)
-        alone = run(workers=1)
+        on_cluster = run(work=Work(tile=128, scheduler=cluster.scheduler_address), report=kill)
+        alone = run(work=Work(tile=128))
     assert len(killed) == 1
     for name in alone.colnames:
         np.testing.assert_array_equal(on_cluster[name], alone[name])
@@ -146,10 +208,14 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
 
 _MEASURE = """
 import sys, warnings
+from sersicnet.measuring import measure as measuring
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.plan import Work
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    measure(sys.argv[1], sys.argv[3], weights_name=sys.argv[2], tile=128, workers=2)
+    measure(
+        sys.argv[1], weights=sys.argv[2], outputs=Outputs(catalogue=sys.argv[3]), work=Work(tile=128, workers=2)
+    )
 """
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from astropy.table import QTable
 
 import sersicnet
-from sersicnet.catalogue import table as catalogue
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
+from sersicnet.output import whole
 from sersicnet.schema import FLAG_MEANING, TARGETS, Flag
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def regions(table: QTable, path: str | Path, frame: mosaic.Image) -> None:
             lines.append(f"ellipse({place},{a:.5f}{unit},{b:.5f}{unit},{angle[i] % 360:.3f}) # {look}")
         else:
             lines.append(f"circle({place},{a:.5f}{unit}) # {look}")
-    with catalogue.beside(Path(path)) as partial:
+    with whole(Path(path)) as partial:
         partial.write_text("\n".join(lines) + "\n", "ascii")
 
 
@@ -211,7 +211,7 @@ def report(
         page = _page(_Run(table, exposure, mesh, draw), comparison)
     finally:
         exposure.close()
-    with catalogue.beside(Path(path)) as partial:
+    with whole(Path(path)) as partial:
         partial.write_text(page, "utf-8")
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gzip
-import os
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import sersicnet
 from sersicnet.errors import InputError, first_line
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
+from sersicnet.output import whole
 from sersicnet.schema import COLUMN
 
 FORMATS = {
@@ -132,12 +131,13 @@ def write(table: QTable, path: Path) -> None:
     astropy writes only the first.
     """
     kind = FORMATS[path.suffix.lower()]
-    if kind == "fits":
-        _whole(path, lambda partial: _hdu(table).writeto(partial, overwrite=True, checksum=True))
-    elif kind == "votable":
-        _whole(path, lambda partial: _votable(table).to_xml(str(partial)))
-    else:
-        _whole(path, lambda partial: table.write(partial, format=kind, overwrite=True))
+    with whole(path) as partial:
+        if kind == "fits":
+            _hdu(table).writeto(partial, overwrite=True, checksum=True)
+        elif kind == "votable":
+            _votable(table).to_xml(str(partial))
+        else:
+            table.write(partial, format=kind, overwrite=True)
 
 
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
@@ -210,7 +210,7 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
     full.set("NAXIS2", frame.shape[0], after="NAXIS1")
     start = full.tostring().encode("ascii")
     size = 4 * frame.shape[0] * frame.shape[1]
-    with beside(path) as partial:
+    with whole(path) as partial:
         with partial.open("wb") as file:
             file.write(start)
             file.truncate(len(start) + -(-size // 2880) * 2880)
@@ -226,29 +226,6 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
                 packed.replace(partial)
             finally:
                 packed.unlink(missing_ok=True)
-
-
-def _whole(path: Path, write_to: Callable[[Path], None]) -> None:
-    """Let something be written beside `path`, then rename it: it appears whole or not at all."""
-    with beside(path) as partial:
-        write_to(partial)
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that gets its name in the end."""
-    suffix = "".join(path.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _ascii(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, importing, progress_bar, refuse, say
+from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, cores, importing, progress_bar, refuse, say
 from sersicnet.output import check_output
 
 
@@ -143,7 +143,9 @@ def simulate(
     """
     # The options make this function long.
     with importing():
-        from sersicnet.simulating import simulate as simulations
+        from sersicnet.simulating.field import Field, simulate_field
+        from sersicnet.simulating.recipe import Simulation
+        from sersicnet.simulating.simulate import simulate
 
     if mosaic is not None:
         refuse(
@@ -153,11 +155,9 @@ def simulate(
             galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
-        field = simulations.Field(mosaic, n, seed)
+        field = Field(mosaic, n, seed)
         with progress_bar(quiet, "drawing", field.count) as update:
-            paths = simulations.simulate_field(
-                output, field, overwrite=overwrite, command=command_line(), progress=update
-            )
+            paths = simulate_field(output, field, overwrite=overwrite, command=command_line(), progress=update)
         say(quiet, f"{field.count} galaxies; wrote {paths[0]} and {paths[1]}")
         return
     n, target = n or 20_000, output or Path("train.h5")
@@ -165,7 +165,7 @@ def simulate(
     if preview is None or output is not None:
         check_output(target, overwrite)
     with progress_bar(quiet, "reading"):
-        simulation = simulations.plan(
+        simulation = Simulation.of_options(
             n,
             seed,
             prior=prior,
@@ -190,10 +190,10 @@ def simulate(
         if output is None:
             return
     with progress_bar(quiet, "drawing", n) as update:
-        simulations.simulate(
+        simulate(
             output or "train.h5",
             simulation,
-            workers=workers,
+            workers=cores(workers),
             overwrite=overwrite,
             command=command_line(),
             progress=update,

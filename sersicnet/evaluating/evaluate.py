@@ -6,7 +6,6 @@ Of weights on stamps whose truth is known, and of a catalogue beside a table of 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -19,7 +18,7 @@ from sersicnet import weights
 from sersicnet.catalogue.crossmatch import on_sphere, pairs
 from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.errors import InputError
-from sersicnet.output import check_directory
+from sersicnet.output import check_directory, whole_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, TARGETS, encode
 
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ def signal_to_noise(data: Dataset) -> np.ndarray:
     -------
     ndarray, float64, (N,)
     """
-    from sersicnet.image.header import Instrument
+    from sersicnet.simulating.telescopes import Instrument
 
     preset = data.config["instrument"]
     taken_with = Instrument(**{**preset, "pixels": tuple(preset["pixels"])})
@@ -614,18 +613,13 @@ def _logistic(values: np.ndarray, is_second: np.ndarray) -> tuple[np.ndarray, fl
 
 
 def _write_report(output: Path, result: dict[str, Any], truth: np.ndarray, measured: Mapping[str, Measured]) -> None:
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     predicted = {label: found.predicted for label, found in measured.items()}
-    (partial / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
-    (partial / "scores.md").write_text(as_markdown(result))
-    draw_comparison(truth, predicted, partial / "predicted_against_true.png")
-    draw_distributions(truth, predicted, partial / "distributions.png")
-    draw_by_magnitude(result, partial / "by_magnitude.png")
-    if output.exists():
-        shutil.rmtree(output)
-    partial.rename(output)
+    with whole_directory(output) as partial:
+        (partial / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
+        (partial / "scores.md").write_text(as_markdown(result))
+        draw_comparison(truth, predicted, partial / "predicted_against_true.png")
+        draw_distributions(truth, predicted, partial / "distributions.png")
+        draw_by_magnitude(result, partial / "by_magnitude.png")
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:

@@ -1,99 +1,14 @@
-"""What an image was taken with: pixel scale, zero point, PSF and noise.
-
-`Instrument` is a preset that simulations draw from; `zero_point` and
-`pixel_scale` read the same two facts from the header of a real image, and say
-which keyword they came from.
-"""
+"""Zero point and pixel scale of an image, with the keyword of its header that they were read from."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from sersicnet.errors import InputError
-
-
-@dataclass(frozen=True)
-class Instrument:
-    """Pixel scale, zero point, PSF and noise of a set of images.
-
-    Attributes
-    ----------
-    name : str
-    pixel_scale : float
-        Arcseconds per pixel.
-    zero_point : float
-        AB magnitude of one image unit (electron/s).
-    exposure : float
-        Seconds: sets the Poisson noise of the sources themselves.
-    rms_low, rms_high : float
-        Noise of a blank pixel; stamps draw it log-uniformly in between.
-    sky_residual : float
-        Standard deviation of the sky left after subtraction, in units of rms.
-    noise_tap : float
-        Drizzled noise is white noise convolved with (tap, 1, tap) along both
-        axes; the correlation of next neighbours is 2 tap / (1 + 2 tap**2).
-    wavelength, aperture, obscuration : float
-        Of the PSF's core: nm, m, and the linear fraction of the aperture.
-    pixels : tuple of float
-        Side lengths of the square boxes (detector pixel, drizzle drop, output
-        pixel) that widen the core, arcsec.
-    blur : float
-        Standard deviation of a Gaussian that widens the core further, arcsec.
-    halo_fraction, halo_scale, halo_beta : float
-        A Moffat profile that holds the PSF's wings: its share of the light, its
-        scale radius in arcsec, and its exponent.
-    """
-
-    name: str
-    pixel_scale: float
-    zero_point: float
-    exposure: float
-    rms_low: float
-    rms_high: float
-    sky_residual: float
-    noise_tap: float
-    wavelength: float
-    aperture: float
-    obscuration: float
-    pixels: tuple[float, ...]
-    blur: float
-    halo_fraction: float
-    halo_scale: float
-    halo_beta: float
-
-    def autocorrelation(self) -> np.ndarray:
-        """Of the noise of blank pixels, by lag along y and x, float64, (5, 5); 1 in the middle."""
-        kernel = np.array([self.noise_tap, 1.0, self.noise_tap])
-        line = np.convolve(kernel, kernel)
-        return np.outer(line, line) / line[2] ** 2
-
-
-F160W = Instrument(
-    name="HST WFC3/IR F160W, drizzled to 0.06 arcsec",
-    pixel_scale=0.06,
-    zero_point=25.9463,
-    exposure=3200.0,
-    # CANDELS wide and deep fields: GOODS 0.0022, EGS 0.0036, UDS 0.0055.
-    rms_low=0.002,
-    rms_high=0.006,
-    sky_residual=0.03,
-    # Measured on blank sky of the same fields: 0.50-0.56 at lag 1, 0.05-0.10 at lag 2.
-    noise_tap=0.31,
-    wavelength=1537.0,
-    aperture=2.4,
-    obscuration=0.33,
-    pixels=(0.128, 0.1024, 0.06),
-    # Fitted to the CANDELS hybrid F160W PSF of van der Wel et al. (2012).
-    blur=0.025,
-    halo_fraction=0.271,
-    halo_scale=0.234,
-    halo_beta=1.6,
-)
 
 
 class Reading(NamedTuple):

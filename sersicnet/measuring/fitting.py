@@ -12,11 +12,11 @@ import numpy as np
 from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise, Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.header import Instrument
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.sky import Mesh
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.simulating import population
+from sersicnet.simulating.telescopes import Instrument, effective_psf
 from sersicnet.weights import Weights
 
 PRIOR_SAMPLE = 4000
@@ -154,7 +154,6 @@ def _gain_of_weights(network: Weights, zero_point: float) -> float:
 
 
 def _psf_of_weights(network: Weights) -> Psf:
-    from sersicnet.simulating.simulate import effective_psf
 
     trained_on = _trained_on(network, "PSF")
     if network.card["data"]["config"].get("psfs"):

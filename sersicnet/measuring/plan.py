@@ -343,7 +343,7 @@ class Plan:
             return
         if self._held is not None and min(self.work.workers, len(self.cores)) > 1:
             warn(f"{self._held.name} is held in memory as a whole: one process does the work.")
-        with workers.workers(self.processes, weights.use_one_thread) as apply:
+        with workers.pools(self.processes, weights.use_one_thread) as apply:
             yield apply
 
     def _mesh(self, kept: Run, apply: workers.Apply, report: Report) -> Mesh:

@@ -13,8 +13,8 @@ from scipy import fft, ndimage
 
 from sersicnet.errors import InputError, warn
 from sersicnet.image import header as instruments
-from sersicnet.image.header import Instrument
 from sersicnet.schema import SCALE_TOLERANCE
+from sersicnet.simulating.telescopes import Instrument
 
 # --- PSFs ---------------------------------------------------------------------------------------------
 

@@ -270,7 +270,8 @@ def of_dataset(
 
 def _rebuilt(data: Dataset) -> tuple[Any, Callable[[float], Renderer]]:
     """The simulation of a dataset, and its renderer by the number or else the stretch of the PSF."""
-    from sersicnet.simulating.simulate import Simulation, effective_psf
+    from sersicnet.simulating.recipe import Simulation
+    from sersicnet.simulating.telescopes import effective_psf
 
     try:
         simulation = Simulation.of_record(data.config, data.psf)

@@ -1,14 +1,14 @@
-"""Galaxies that are no Sersic profiles, as most bright ones are none.
+"""Galaxies that are not Sersic profiles, as most bright galaxies are not.
 
 A galaxy is a bulge and a disc of different index, axis ratio and angle, or a
 spheroid with a halo. Discs may have a bar, logarithmic spiral arms, a ring, clumps of
-young stars, one heavier side, an outer edge, and seen edge-on a lane of dust; both
+young stars, a brighter side, an outer edge and, if they are edge-on, a dust lane; both
 kinds may have a tidal tail and a small companion. The smooth parts are drawn
-exactly, by `sersicnet.engine.render`; what arms, clumps and dust add or take away is
-drawn on a finer grid and seen through the PSF.
+exactly, by `sersicnet.engine.render`; what arms, clumps and dust add or remove is
+drawn on a finer grid and convolved with the PSF.
 
-What a single Sersic profile finds in such a stamp is its label, for that is what
-GALFIT's catalogues say of real galaxies.
+The label of such a stamp is the result of a single Sersic fit to it, which is what
+catalogues made with GALFIT list for real galaxies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy import fft, ndimage, optimize, special
 from sersicnet.engine.render import Renderer, sersic_b
 
 GRIDS = ((160, 4), (320, 2))
-"""Periods in pixels and finenesses of the grids for structure, the smaller for small galaxies."""
+"""Periods in pixels and oversampling of the grids for structure; the smaller grid is for small galaxies."""
 
 PSF_VARIANTS = 8
 
@@ -48,16 +48,16 @@ class Galaxy:
     components : ndarray, float, (K, 7)
         Smooth Sersic components, as `sersicnet.engine.render.Renderer` takes them.
     disc : ndarray, float, (7,) or None
-        The one of them that carries the structure.
+        The component that has the structure.
     arms : Arms or None
     lopsided : (float, float)
-        Strength and angle of the heavier side, in the plane of the disc.
+        Strength and angle of the brighter side, in the plane of the disc.
     dust : (float, float, float)
         Depth, height and offset [pix] of a lane along the major axis.
     ring : (float, float)
         Strength, and radius in effective radii of the disc.
     edge : float
-        Radius at which the disc ends, in its effective radii.
+        Radius at which the disc ends, in effective radii of the disc.
     tail : (float, float, float)
         Strength, winding and phase of a tidal tail.
     clumps : ndarray, float, (M, 4)
@@ -76,7 +76,7 @@ class Galaxy:
 
 
 def invent(galaxy: np.ndarray, rng: np.random.Generator) -> Galaxy:
-    """Make a galaxy of several parts whose single Sersic fit should be near to a given one.
+    """Make a galaxy of several parts whose single Sersic fit is close to a given one.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def _tail(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def _companion(galaxy: np.ndarray, rng: np.random.Generator) -> list[list[float]]:
-    """A small galaxy that falls into another one, for every eighth; its light counts as that of the whole."""
+    """Draw an infalling small galaxy, which one galaxy in eight has; its light counts as the galaxy's."""
     x, y, flux, r_eff, *_ = galaxy
     if rng.random() > 0.125:
         return []
@@ -157,12 +157,12 @@ def _companion(galaxy: np.ndarray, rng: np.random.Generator) -> list[list[float]
 
 
 def _drawable(row: list[float]) -> list[float]:
-    """The row with its index within what the renderer draws."""
+    """Clip the Sersic index of a component to the range of the renderer."""
     return [*row[:4], float(np.clip(row[4], 0.35, 7.5)), *row[5:]]
 
 
 def _half_light(bulge: float, ratio: float, n_bulge: float, n_disc: float) -> float:
-    """Half-light radius of bulge and disc in units of the disc's."""
+    """Half-light radius of bulge and disc together, in units of the disc's."""
 
     def enclosed(log_radius: float) -> float:
         radius = np.exp(log_radius)
@@ -185,7 +185,7 @@ def _bar(disc: np.ndarray, flux: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _clumps(disc: np.ndarray, share: float, number: int, arms: Arms | None, rng: np.random.Generator) -> np.ndarray:
-    """Star-forming regions: on the arms where there are some, with a power law of fluxes."""
+    """Draw star-forming regions, on the arms if there are any, with a power law of fluxes."""
     x, y, flux, r_disc, _, q, theta = disc
     radius = np.minimum(0.7 * r_disc * rng.gamma(2, 1, number), 2.5 * r_disc)
     angle = rng.uniform(0, 2 * np.pi, number)
@@ -202,7 +202,7 @@ def _clumps(disc: np.ndarray, share: float, number: int, arms: Arms | None, rng:
 
 
 class Painter:
-    """Draws such galaxies through one PSF.
+    """Draws galaxies of several parts through one PSF.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ class Painter:
         reach = 4.0 * r_disc
         which = 0 if reach < GRIDS[0][0] / 2 - 24 else 1
         period, fine = GRIDS[which]
-        # The grid lies about the middle of the image; grid point `fine * i` is pixel `first + i`.
+        # The grid is centred on the image; grid point `fine * i` is pixel `first + i`.
         first = (self.size - period) // 2
         grid = np.zeros((period * fine, period * fine), np.float32)
         low = np.array([y - first - reach, x - first - reach]) * fine
@@ -242,7 +242,7 @@ class Painter:
             _add_clump(grid, clump, first, fine)
         spectrum = fft.rfft2(grid)
         half = period // 2
-        # What the PSF lets through lies below the Nyquist frequency of the pixels.
+        # The PSF suppresses frequencies above the Nyquist frequency of the pixels.
         coarse = np.concatenate([spectrum[:half], spectrum[-half:]])[:, : half + 1]
         seen = fft.irfft2(coarse * self._transforms[which], (period, period)) / fine**2
         inside = slice(max(0, first), min(self.size, first + period))
@@ -251,7 +251,7 @@ class Painter:
 
 
 def _structure(galaxy: Galaxy, disc: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """What arms, the heavier side and dust change of a disc's surface brightness, without the PSF."""
+    """Change of a disc's surface brightness by arms, ring, tail, brighter side, edge and dust, without the PSF."""
     _, _, flux, r_disc, n, q, theta = disc
     cos, sin = np.float32(np.cos(np.radians(theta))), np.float32(np.sin(np.radians(theta)))
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
@@ -304,7 +304,7 @@ def _add_clump(grid: np.ndarray, clump: np.ndarray, first: int, fine: int) -> No
 
 
 def _transform(psf: np.ndarray, period: int) -> np.ndarray:
-    """Transform of a PSF of unit sum, cropped to an odd side below the period."""
+    """Fourier transform of a PSF, cropped to an odd side below the period and normalised to unit sum."""
     half = min(psf.shape[0] // 2, (period - 2) // 2)
     middle = psf.shape[0] // 2
     inner = psf[middle - half : middle + half + 1, middle - half : middle + half + 1]
@@ -314,10 +314,10 @@ def _transform(psf: np.ndarray, period: int) -> np.ndarray:
 
 
 def distorted(psf: np.ndarray, variant: int) -> np.ndarray:
-    """A PSF as it is elsewhere in the field or at another time: sheared and of another width.
+    """Shear a PSF and change its width, as it differs across the field and with time.
 
-    Shears scatter by 0.02 on both axes and widths by 2 %; `variant` tells one
-    from another, out of `PSF_VARIANTS`.
+    Both components of shear scatter by 0.02 and widths by 2 %; `variant` numbers the
+    draws, below `PSF_VARIANTS`.
     """
     rng = np.random.default_rng([variant, 20141])
     shear, cross = 0.02 * rng.standard_normal(2)

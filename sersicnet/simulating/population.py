@@ -150,7 +150,7 @@ class Mixture:
 
 
 @dataclass(frozen=True, eq=False)
-class Even:
+class FlatInMagnitude:
     """The galaxies of a mixture, as many at every magnitude.
 
     Attributes
@@ -232,9 +232,9 @@ def candels_mixture(pixel_scale: float = CANDELS_SCALE) -> Mixture:
     return Mixture("candels", digest, weights / weights.sum(), means, np.linalg.cholesky(covariance))
 
 
-def candels_evenly(pixel_scale: float = CANDELS_SCALE) -> Even:
+def candels_evenly(pixel_scale: float = CANDELS_SCALE) -> FlatInMagnitude:
     """The galaxies of `candels_mixture`, as many at every magnitude."""
-    return Even(candels_mixture(pixel_scale), CANDELS_RANGES["mag"])
+    return FlatInMagnitude(candels_mixture(pixel_scale), CANDELS_RANGES["mag"])
 
 
 def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Ranges]:

@@ -1,4 +1,4 @@
-"""A look at what a simulation draws."""
+"""A sheet of stamps of a simulation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from sersicnet.errors import InputError
-from sersicnet.output import check_output
-from sersicnet.simulating.simulate import Simulation, stamps
+from sersicnet.output import check_output, whole
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.stamps import draw_stamps
 
 FORMATS = (".png", ".pdf")
 COLUMNS, ROWS = 8, 4
@@ -17,9 +18,9 @@ COLUMNS, ROWS = 8, 4
 def preview(path: str | Path, simulation: Simulation, *, overwrite: bool = False) -> Path:
     """Draw the first stamps of a simulation, at most 32, on one sheet.
 
-    Stamps are in units of their noise, through an asinh. Each is labelled with its
-    magnitude, effective radius [pix], index and ellipticity; one whose truth is
-    not to be trusted (a ``status`` other than 0) has its label in brackets.
+    Stamps are shown in units of their noise with an asinh stretch. Each is labelled with its
+    magnitude, effective radius [pix], index and ellipticity, in brackets if that truth
+    cannot be trusted (a ``status`` other than 0).
 
     Parameters
     ----------
@@ -35,7 +36,9 @@ def preview(path: str | Path, simulation: Simulation, *, overwrite: bool = False
     Raises
     ------
     InputError
-        If the figure cannot be written.
+        If the output exists or is not a .png or .pdf.
+    OutputError
+        If the disk refuses.
     """
     from matplotlib.figure import Figure
 
@@ -43,7 +46,7 @@ def preview(path: str | Path, simulation: Simulation, *, overwrite: bool = False
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"A preview ends in {' or '.join(FORMATS)}; received {path.name}.")
     n = min(simulation.n, COLUMNS * ROWS)
-    images, truth = stamps(simulation, np.arange(n))
+    images, truth = draw_stamps(simulation, np.arange(n))
     rows = -(-n // COLUMNS)
     figure = Figure(figsize=(1.5 * COLUMNS, 1.72 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -53,12 +56,8 @@ def preview(path: str | Path, simulation: Simulation, *, overwrite: bool = False
         show(axis, image / truth["rms"][i])
         text = label(*(truth[name][i] for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")))
         axis.set_title(f"({text})" if truth.get("status", np.zeros(n))[i] else text, fontsize=6, pad=2)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole(path) as partial:
         figure.savefig(partial, dpi=110, format=path.suffix[1:].lower())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -26,13 +26,14 @@ from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
-from sersicnet.image.header import Instrument
 from sersicnet.output import Run, check_directory, whole_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
 from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import population
-from sersicnet.simulating import simulate as simulations
-from sersicnet.simulating.simulate import Simulation
+from sersicnet.simulating.recipe import Prior, Simulation
+from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.stamps import draw_stamps
+from sersicnet.simulating.telescopes import F160W, Instrument, effective_psf
 from sersicnet.training import labels
 from sersicnet.training import recipe as recipes
 from sersicnet.training.device import device, estimate
@@ -103,7 +104,7 @@ def adapt(
     epochs : int
     prior : str or Path
         ``candels``, for as many galaxies at every magnitude from 18 to where the mosaic ends, shaped as those of
-        CANDELS; ``uniform``, or a table of galaxies, see `sersicnet.simulating.simulate.plan`.
+        CANDELS; ``uniform``, or a table of galaxies, see `sersicnet.simulating.recipe.Simulation.of_options`.
     psf : str or Path, optional
         FITS image of the effective PSF; the stack of the mosaic's stars by default.
     gain : float, optional
@@ -157,7 +158,7 @@ def adapt(
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
     point = None if psf is None else realsky.read_psf(psf)
     if str(prior) not in ("candels", "uniform"):
-        simulations.Prior.of_catalogue(prior, scale.value)
+        Prior.of_catalogue(prior, scale.value)
     config = {
         "image": hashlib.sha256(frame.data.tobytes()).hexdigest(),
         "zero_point": zero.value,
@@ -352,7 +353,7 @@ def _psf_of_weights(
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
         raise InputError(f"{few}: give `psf`.")
     theirs = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
-    psf = simulations.effective_psf(theirs)
+    psf = effective_psf(theirs)
     with np.errstate(invalid="ignore"):
         narrow = np.where(stars.snr > points.POINT_SNR, stars.size, np.nan)
     size = points.size_of(psf)
@@ -385,7 +386,7 @@ def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | Non
     # Of the noise (tap, 1, tap) along an axis, next neighbours correlate by 2 tap / (1 + 2 tap^2).
     rho = float(np.clip(found["next_correlation"], 0, 0.7))
     return replace(
-        instrument.F160W,
+        F160W,
         name=found["image"],
         pixel_scale=found["pixel_scale"],
         zero_point=found["zero_point"],
@@ -410,7 +411,7 @@ def _simulate(
     report: Report,
 ) -> None:
     report("looking for blank sky", 0, 0)
-    matched = simulations.plan(
+    matched = Simulation.of_options(
         n,
         seed,
         psf=[run / PSF],
@@ -424,26 +425,26 @@ def _simulate(
     missing = [(name, simulation) for name, simulation in sets if not (run / name).exists()]
     tell(_simulation_time([simulation for _, simulation in missing], run, workers))
     for name, simulation in missing:
-        simulations.simulate(
+        simulate(
             run / name,
             simulation,
-            workers=workers,
+            workers=workers or os.cpu_count() or 1,
             command=command,
             progress=lambda done, total=simulation.n: report("simulating", done, total),  # type: ignore[misc]
         )
 
 
-def _detectable(prior: str | Path, found: dict[str, Any]) -> simulations.Prior:
+def _detectable(prior: str | Path, found: dict[str, Any]) -> Prior:
     """The prior to where the mosaic ends; warns where it does not reach the mosaic's galaxies."""
     # Point sources at 5 sigma within a circle of one FWHM; a galaxy is fainter still to see.
     pixels = np.sqrt(np.pi) * found["psf_fwhm"] / found["pixel_scale"]
     limit = float(found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels))
     if str(prior) == "candels":
-        chosen = simulations.Prior.candels(found["pixel_scale"], limit, RARE)
+        chosen = Prior.candels(found["pixel_scale"], limit, RARE)
     elif str(prior) == "uniform":
-        chosen = simulations.Prior()
+        chosen = Prior()
     else:
-        chosen = simulations.Prior.of_catalogue(prior, found["pixel_scale"])
+        chosen = Prior.of_catalogue(prior, found["pixel_scale"])
     low, high = chosen.mag
     begins = population.CANDELS_MAG[0] if str(prior) == "candels" else low
     if limit < begins + 1:
@@ -475,10 +476,10 @@ def _in_words(found: dict[str, Any], start: weights.Weights) -> str:
 def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) -> str:
     """How long the stamps that are not there yet will take, from a few of them."""
     simulation = missing[0]
-    simulations.stamps(simulation, np.arange(1))  # tables and caches
+    draw_stamps(simulation, np.arange(1))  # tables and caches
     started = time.perf_counter()
     few = min(4, simulation.n)
-    simulations.stamps(simulation, np.arange(few))
+    draw_stamps(simulation, np.arange(few))
     each = (time.perf_counter() - started) / few / (workers or os.cpu_count() or 1)
     total = sum(s.n for s in missing)
     begun = ", less what is there already" if list(run.glob("*.unfinished")) else ""

@@ -1,23 +1,22 @@
 """Galaxies that are simulated while a network trains: no two epochs see the same stamp.
 
 They follow the recipe of a dataset. On a CPU, worker processes draw them with
-`sersicnet.simulating.simulate.stamps`; where PyTorch or JAX has an accelerator they are drawn
+`sersicnet.simulating.stamps.draw_stamps`; where PyTorch or JAX has an accelerator they are drawn
 there, noise included, and stay there. The truth is drawn on the host in both cases,
 by the same generators: the galaxies are the same ones, only their noise differs.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import math
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import replace
-from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
@@ -29,10 +28,15 @@ from sersicnet.engine.render import Renderer, on_host
 from sersicnet.errors import DatasetError
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
 from sersicnet.simulating import neighbours as scene
-from sersicnet.simulating.simulate import Simulation, draw_psf, draw_truth, exposed, stamps
+from sersicnet.simulating.recipe import Simulation
+from sersicnet.simulating.stamps import draw_psf, draw_stamps, draw_truth, exposed
+from sersicnet.workers import in_order, pools
 
 PORTION = 64
 """Galaxies that a worker process draws at a time."""
+
+PRELOAD = "sersicnet.simulating.stamps"
+"""Module that worker processes import."""
 
 DEVICE_PORTION = 512
 """Galaxies that an accelerator draws at a time."""
@@ -94,8 +98,7 @@ class OnTheFly:
         prior = replace(prior, mag=(prior.mag[0], min(prior.mag[1], faint_limit)))
         self.simulation = replace(self.simulation, prior=prior)
         self.seed = seed
-        self._pool: ProcessPoolExecutor | None = None
-        self._device = None
+        self._device, self._stack = None, ExitStack()
         if asarray is not None:
             self._device = OnDevice(self.simulation.psf_images() if psf is None else psf, asarray)
         else:
@@ -105,7 +108,7 @@ class OnTheFly:
                     "Run `pip install galsim`, or train without `on_the_fly`."
                 )
             self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _undisturbed)
+            self._apply = self._stack.enter_context(pools(self._workers, _undisturbed, preload=PRELOAD, apart=True))
 
     def __enter__(self) -> OnTheFly:
         return self
@@ -113,8 +116,7 @@ class OnTheFly:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._stack.close()
 
     @property
     def where(self) -> str:
@@ -153,24 +155,11 @@ class OnTheFly:
 
     def _by_processes(self, simulation: Simulation, first: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Portions without end, drawn ahead by twice the number of processes."""
-        assert self._pool is not None
-        waiting: deque[Future[tuple[Inputs, np.ndarray]]] = deque()
-        skip, at = first % PORTION, first - first % PORTION
-        try:
-            while True:
-                while len(waiting) < 2 * self._workers:
-                    waiting.append(self._pool.submit(portion, simulation, at, PORTION))
-                    at += PORTION
-                inputs, targets = waiting.popleft().result()
-                yield inputs.taken(slice(skip, None)), targets[skip:]
-                skip = 0
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "A worker process was killed; perhaps there was too little memory. The same command continues."
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        skip = first % PORTION
+        draw = functools.partial(portion, simulation, size=PORTION)
+        for inputs, targets in in_order(self._apply)(draw, itertools.count(first - skip, PORTION)):
+            yield inputs.taken(slice(skip, None)), targets[skip:]
+            skip = 0
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -185,7 +174,7 @@ def _undisturbed() -> None:
 
 def portion(simulation: Simulation, first: int, size: int) -> tuple[Inputs, np.ndarray]:
     """What a network is shown of some galaxies, and their targets; workers call this."""
-    images, truth = stamps(simulation, np.arange(first, first + size))
+    images, truth = draw_stamps(simulation, np.arange(first, first + size))
     images /= truth["rms"].astype(np.float32)[:, None, None]
     return Inputs(stamps=images), _targets(simulation, truth)
 
@@ -202,7 +191,7 @@ class OnDevice:
     Parameters
     ----------
     psfs : ndarray, float, (K, P, P)
-        See `sersicnet.simulating.simulate.Simulation.psf_images`.
+        See `sersicnet.simulating.recipe.Simulation.psf_images`.
     asarray : callable
         As for `OnTheFly`.
     """
@@ -224,7 +213,7 @@ class OnDevice:
             skip, at = 0, at + DEVICE_PORTION
 
     def models(self, simulation: Simulation, indices: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:
-        """Noiseless stamps [electrons/s], (N, 128, 128), and their truth: the galaxies of `simulate.stamps`."""
+        """Noiseless stamps [electrons/s], (N, 128, 128), and their truth: the galaxies of `draw_stamps`."""
         truths, numbers, generators = [], [], []
         for index in indices.tolist():
             truth, _, more = draw_truth(simulation, index)
@@ -245,7 +234,7 @@ class OnDevice:
         return models, columns
 
     def observed(self, models: Array, rms: np.ndarray, simulation: Simulation, seed: int) -> Array:
-        """Stamps with noise, in units of it: what `simulate.observe` does, on the device."""
+        """Stamps with noise, in units of it: what `observe` does, on the device."""
         n, height, width = models.shape
         level = self._asarray(rms.astype(np.float32))[:, None, None]
         rng = np.random.default_rng([simulation.seed, seed, 1, 1])
