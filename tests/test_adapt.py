@@ -163,7 +163,7 @@ def test_adapted_weights_measure_their_mosaic(survey, adapted):
 
 def test_how_long_training_takes_is_told_once_it_is_known(survey, tiny_weights, tmp_path, monkeypatch):
     lines, named = [], {"sources": 9, "galaxies": 9, "stars": 9, "psf_source": "stars", "next_correlation": 0.3}
-    monkeypatch.setattr(adapt, "_look", lambda *arguments: {**SEEN, **named})
+    monkeypatch.setattr(adapt, "_measure", lambda *arguments: {**SEEN, **named})
     monkeypatch.setattr(adapt, "_simulate", lambda *arguments: None)
 
     def trained(*arguments, report, **options):
@@ -250,7 +250,7 @@ def test_an_image_without_galaxies_has_none(blank):
 
 def test_without_stars_a_psf_is_asked_for(field, tiny_weights, tmp_path):
     """The narrowest galaxy is wider than the PSF of the weights, which cannot stand in for that of the mosaic."""
-    with pytest.raises(InputError, match=r"fewer than 5 stars .* give --psf"):
+    with pytest.raises(InputError, match=r"fewer than 5 stars .* give `psf`"):
         adapt.adapt(field[0], tmp_path / "w", base=tiny_weights, n=32)
     assert not (tmp_path / "w").exists()
 
@@ -263,7 +263,7 @@ def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weigh
         stars = SimpleNamespace(size=np.array([np.nan, factor * size]), snr=np.array([0, 99.0]))
         with pytest.warns(SersicnetWarning, match="that of tiny is taken") if fits_in else pytest.raises(InputError):
             adapt._psf_of_weights(frame, stars, instrument.Reading(0.06, "WCS"), start)
-    with pytest.raises(InputError, match="give --psf"):
+    with pytest.raises(InputError, match="give `psf`"):
         adapt._psf_of_weights(frame, stars, instrument.Reading(0.1, "WCS"), start)
 
 
@@ -271,12 +271,12 @@ def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weigh
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"how": "magic"}, "--adapt is none, dann or daregram; received magic"),
-        ({"n": 8}, "at least 32 simulated galaxies; received --n 8"),
+        ({"how": "magic"}, "alignment of features is none, dann or daregram; received magic"),
+        ({"n": 8}, "`n` of at least 32 simulated galaxies; received 8"),
         ({"gain": -1.0}, "positive number of electrons"),
         ({"prior": "none.csv"}, "there is none"),
         ({"psf": "none.fits"}, "no such file"),
-        ({"zero_point": 12.0}, "the prior begins at 18: give --prior"),
+        ({"zero_point": 12.0}, "the prior begins at 18: give `prior`"),
     ],
 )
 def test_bad_options_are_refused(survey, tiny_weights, tmp_path, options, message):

@@ -12,8 +12,8 @@ from sersicnet.training.device import jit
 STAMPS = np.random.default_rng(0).normal(size=(4, 128, 128)).astype(np.float32)
 EIGHT = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
 
-STEPS = 25
-"""That overfit eight stamps."""
+MOST_STEPS = 100
+"""In which a network halves its error on eight stamps."""
 
 
 @pytest.mark.parametrize(("name", "millions"), [("fovea", 1.40), ("tl", 1.94), ("dann", 1.22)])
@@ -73,10 +73,12 @@ class TestContract:
             out = ops.convert_to_numpy(core(given, training=True))[:, :N_TARGETS]
             return np.abs(out - targets).mean()
 
-        before = error()
-        for _ in range(STEPS):
-            core.train_on_batch(given, targets)
-        assert error() < 0.5 * before
+        before, steps = error(), 0
+        while error() > 0.5 * before:
+            assert steps < MOST_STEPS
+            steps += 10
+            for _ in range(10):
+                core.train_on_batch(given, targets)
 
     def test_pixels_of_any_size_stay_finite(self, architecture, core):
         stamps = EIGHT.stamps * np.repeat([0, 1, 1e3, 1e6], 2).astype(np.float32)[:, None, None]
@@ -88,7 +90,7 @@ class TestContract:
 
         networks.save_model(model, tmp_path / "n.keras")
         networks.export_onnx(model, tmp_path / "n.onnx")
-        assert (tmp_path / "n.onnx").stat().st_size < 2.1 * model.count_params()
+        assert (tmp_path / "n.onnx").stat().st_size < 3 * model.count_params()
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 12e6
         expected = ops.convert_to_numpy(model(networks.shown(model, EIGHT)))
         again = networks.load_model(tmp_path / "n.keras")
@@ -138,41 +140,44 @@ def test_a_trained_network_loads_again_without_its_loss(tmp_path):
     assert not again.get_layer("core").compiled
 
 
-def gradients_of_the_domain_loss(strength):
-    """Of `with_adversary` with respect to a scale of the features: the step that it takes, and the true slope."""
-    features = np.random.default_rng(2).normal(size=(8, 5)).astype(np.float32)
+def adversary():
+    """A network whose only weights are scales of its five features, with its adversary; and eight galaxies."""
     keras.utils.set_random_seed(3)
     given = keras.Input((5,), name="given")
     scales = keras.layers.EinsumDense("nf,f->nf", output_shape=(5,), kernel_initializer="ones", name="features")
-    scaled = scales(given)
-    network = keras.Model(given, keras.layers.Dense(4, name="means")(scaled))
+    network = keras.Model(given, keras.layers.Dense(4, name="means")(scales(given)))
     model = networks.with_adversary(network)
-    domain = np.repeat([0, 1], 4).astype(np.int32)
-    strengths = np.full((8, 1), strength, np.float32)
+    return model, scales, np.random.default_rng(2).normal(size=(8, 5)).astype(np.float32), np.repeat([0, 1], 4)
 
-    def loss(scale):
-        scales.set_weights([scale.astype(np.float32)])
-        out = ops.convert_to_numpy(model([features, strengths])["domain"])
-        return -np.log(out[np.arange(8), domain]).mean()
 
-    ones = np.ones(5)
-    slope = np.array([(loss(ones + d) - loss(ones - d)) / 0.02 for d in 0.01 * np.eye(5)])
-    scales.set_weights([ones.astype(np.float32)])
+def gradient_of_the_domain_loss(strength):
+    """With respect to the scales of the features: the step that an optimiser takes."""
+    model, scales, galaxies, domain = adversary()
     model.compile(
         keras.optimizers.SGD(1.0), {"means": "mse", "domain": "sparse_categorical_crossentropy"},
         loss_weights={"means": 0.0, "domain": 1.0}, run_eagerly=True,
     )  # fmt: skip
-    model.train_on_batch([features, strengths], {"means": np.zeros((8, 4), np.float32), "domain": domain})
-    return ones - scales.get_weights()[0], slope
+    answers = {"means": np.zeros((8, 4), np.float32), "domain": domain}
+    model.train_on_batch([galaxies, np.full((8, 1), strength, np.float32)], answers)
+    return 1 - scales.get_weights()[0]
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.7, 1.0])
-def test_the_features_climb_the_loss_of_the_adversary(strength):
-    """Forward, lambda changes nothing; backward, the gradient is multiplied by -lambda."""
-    gradient, slope = gradients_of_the_domain_loss(strength)
+def test_the_features_climb_the_loss_of_the_adversary():
+    """Forward, lambda changes nothing; backward, it multiplies the gradient by -lambda."""
+    model, scales, galaxies, domain = adversary()
+
+    def loss(scale, strength):
+        scales.set_weights([scale.astype(np.float32)])
+        out = ops.convert_to_numpy(model([galaxies, np.full((8, 1), strength, np.float32)])["domain"])
+        return -np.log(out[np.arange(8), domain]).mean()
+
+    steps = 0.002 * np.eye(5)
+    slope = np.array([loss(1 + step, 0.0) - loss(1 - step, 0.0) for step in steps]) / 0.004
     assert np.abs(slope).max() > 1e-3
-    np.testing.assert_allclose(gradient, -strength * slope, atol=0.03 * np.abs(slope).max())
-    np.testing.assert_allclose(slope, gradients_of_the_domain_loss(0.0)[1], atol=1e-4)
+    assert loss(np.ones(5), 0.0) == pytest.approx(loss(np.ones(5), 1.0), rel=1e-5)
+    np.testing.assert_allclose(gradient_of_the_domain_loss(1.0), -slope, atol=0.1 * np.abs(slope).max())
+    np.testing.assert_allclose(gradient_of_the_domain_loss(0.5), 0.5 * gradient_of_the_domain_loss(1.0), atol=1e-6)
+    np.testing.assert_array_equal(gradient_of_the_domain_loss(0.0), 0)
 
 
 def test_a_network_may_take_further_inputs(tmp_path):

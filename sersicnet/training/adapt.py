@@ -143,7 +143,7 @@ def adapt(
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
     if how != "none" and how not in ALIGNMENTS:
-        raise InputError(f"The alignment `how` is none, {' or '.join(ALIGNMENTS)}; received {how}.")
+        raise InputError(f"The alignment of features is none, {' or '.join(ALIGNMENTS)}; received {how}.")
     if n < LEAST_N:
         raise InputError(f"Adapting needs `n` of at least {LEAST_N} simulated galaxies; received {n}.")
     if gain is not None and not (np.isfinite(gain) and gain > 0):
@@ -482,7 +482,7 @@ def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) 
     draw_stamps(simulation, np.arange(few))
     each = (time.perf_counter() - started) / few / (workers or os.cpu_count() or 1)
     total = sum(s.n for s in missing)
-    begun = ", less what is there already" if list(run.glob("*.unfinished")) else ""
+    begun = ", less what is there already" if list(run.glob("*.h5.run")) else ""
     return f"simulating {total} galaxies: about {weights.duration(total * each)}{begun}"
 
 
