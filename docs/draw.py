@@ -122,9 +122,9 @@ def real_galaxies(folder, faintest=23.4):
         x, y, mag, r_eff, n, e, angle = (
             float(row[name]) for name in ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity", "pa_deg")
         )
-        claimed = found.dilated()
-        own = np.array([claimed[round(y), round(x)]])
-        stamp = cut(frame.data, bad, sky, np.array([x]), np.array([y]), claimed, own)
+        dilated = found.dilated()
+        own = np.array([dilated[round(y), round(x)]])
+        stamp = cut(frame.data, bad, sky, np.array([x]), np.array([y]), dilated, own)
         rms = stamp.rms[0]
         noise = rms * realsky.correlated_noise(np.random.default_rng(len(out)), STAMP_SIZE, sky.autocorrelation)
         image = np.where(stamp.replaced[0] & (stamp.pixels[0] == 0), noise, stamp.pixels[0] * rms)

@@ -31,7 +31,7 @@ import functools
 import math
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -90,6 +90,30 @@ def _hankel_table() -> _HankelTable:
             transformed = fft.fht(radius * _unit_profile(radius, n), step, mu=0, offset=offset)
             rows.append((2 * np.pi * transformed * np.exp(-log_k))[:, first : last + 1].astype(np.float32))
     return _HankelTable(log_n, float(log_k[first]), step, np.stack(rows, axis=1))
+
+
+def parameters_of(galaxies: Mapping[str, Any], zero_point: float) -> np.ndarray:
+    """What a `Renderer` draws for galaxies of a catalogue.
+
+    Parameters
+    ----------
+    galaxies : mapping of array_like, or Table
+        Columns ``x``, ``y``, ``mag`` (AB), ``r_eff_pix``, ``sersic_n``, ``ellipticity`` and ``theta`` (degrees),
+        with or without units; a NaN in ``theta`` counts as 0.
+    zero_point : float
+        AB magnitude of one image unit.
+
+    Returns
+    -------
+    ndarray, float64, (N, 7)
+        x, y, flux, effective radius [pix], Sersic index, axis ratio, angle [degrees].
+    """
+    names = ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity", "theta")
+    x, y, mag, r_eff, n, e, theta = (
+        np.atleast_1d(np.asarray(getattr(galaxies[name], "value", galaxies[name]), dtype=float)) for name in names
+    )
+    flux = 10 ** (-0.4 * (mag - zero_point))
+    return np.column_stack([x, y, flux, r_eff, n, 1 - e, np.nan_to_num(theta)])
 
 
 def sersic_b(n: ArrayLike) -> np.ndarray:

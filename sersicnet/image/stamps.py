@@ -55,7 +55,7 @@ def cut(
     sky: Sky,
     x: np.ndarray,
     y: np.ndarray,
-    claimed: np.ndarray | None = None,
+    dilated: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> Stamps:
@@ -74,8 +74,8 @@ def cut(
     sky : Sky
     x, y : ndarray, float, (N,)
         Zero-based positions; may lie outside, or be NaN.
-    claimed : ndarray, int, (H, W), optional
-        Which source each pixel belongs to, see `Detections.claimed`; 0 is sky.
+    dilated : ndarray, int, (H, W), optional
+        Dilated segmentation: the label of the source that each pixel belongs to, see `Detections.dilated`; 0 is sky.
     labels : ndarray, int, (N,) or (N, M), optional
         The source's own label at each position, 0 for none; or several, of
         sources that stay in its stamp.
@@ -112,8 +112,8 @@ def cut(
         np.subtract(data[image_part], sky.level[image_part], out=values[stamp_part])
         replaced = bad[image_part].copy()
         lost = np.count_nonzero(replaced)
-        if claimed is not None:
-            there = claimed[image_part]
+        if dilated is not None:
+            there = dilated[image_part]
             other = there != 0
             for own in np.atleast_1d(labels[i]) if labels is not None else ():
                 other &= there != own

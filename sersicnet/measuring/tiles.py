@@ -14,6 +14,7 @@ from scipy.spatial import KDTree
 
 from sersicnet import weights
 from sersicnet.engine.fit import Fits, Fitter, Status
+from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry, stars
 from sersicnet.image.exposure import Exposure
@@ -288,9 +289,8 @@ class Values(NamedTuple):
 
     def parameters(self, zero_point: float) -> np.ndarray:
         """What `sersicnet.engine.render.Renderer` draws, in pixels of the image, (N, 7)."""
-        mag, r_eff, n, e = self.targets.T
-        flux = 10 ** (-0.4 * (mag - zero_point))
-        return np.column_stack([self.x, self.y, flux, r_eff, n, 1 - e, np.nan_to_num(self.theta)])
+        columns = {"x": self.x, "y": self.y, "theta": self.theta}
+        return parameters_of(columns | dict(zip(TARGET_NAMES, self.targets.T, strict=True)), zero_point)
 
 
 def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) -> Iterator[tuple[slice, Stamps]]:
