@@ -279,7 +279,7 @@ class Dataset:
     is_real : ndarray, bool, (N,)
         False throughout.
     rows : ndarray, int, (N,)
-        Where they stand in the file.
+        Row numbers in the file.
     config, versions : dict
         How the stamps were made, and with which packages.
 
@@ -459,7 +459,7 @@ class Arrays:
     mag : ndarray, float, (N,)
         AB magnitudes.
     snr : ndarray, float, (N,), optional
-        Signal to noise, where a table of labels tells it.
+        Signal to noise, if the table of labels has it.
     rows : ndarray, int, (N,), optional
         Where they stood in the set that they were taken from.
     recipe : dict, optional

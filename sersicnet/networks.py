@@ -1,7 +1,7 @@
 """The networks: graphs only, for any Keras 3 backend.
 
 Every network takes stamps in units of their noise, (N, 128, 128), and ends in
-standardised targets; `with_units` puts the physical units behind it. The first
+standardised targets; `with_units` appends the physical units. The first
 four outputs are the targets of `sersicnet.schema`, in their order; ``fovea``
 adds the logarithm of a standard deviation for each.
 """
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 
 def _start() -> None:
-    """Import Keras with its backend, so whoever needs it takes it from here.
+    """Import Keras with its backend, so that other modules import Keras from here.
 
-    Before that TensorFlow is told to use its fast kernels, which are off by default on AMD
-    processors. What its C++ writes to stderr while it starts, and looks for GPUs, heeds no
-    switch: it goes nowhere.
+    TensorFlow's fast kernels, which are off by default on AMD processors, are switched on first.
+    While TensorFlow starts and looks for GPUs, its C++ writes lines to stderr that no switch
+    suppresses; they are discarded.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -272,7 +272,7 @@ class Architecture(NamedTuple):
     Attributes
     ----------
     build : callable
-        Returns a fresh Keras model with random weights.
+        Returns a new Keras model with random weights.
     log : bool
         Whether targets are encoded by `sersicnet.schema.encode` first.
     spreads : bool
@@ -365,7 +365,7 @@ def with_units(
     -------
     keras.Model
         (N, 128, 128) -> (N, 4) relative magnitude, effective radius [pix],
-        Sersic index, ellipticity; or (N, 8) with their 1 sigma errors behind.
+        Sersic index, ellipticity; or (N, 8), followed by their 1 sigma errors.
     """
     core = architecture.build()
     core.set_weights(network.get_weights())
@@ -404,7 +404,7 @@ def load_model(path: Path) -> keras.Model:
 
 
 def features(model: keras.Model) -> keras.Model:
-    """The part of a network that describes a galaxy, before it is told what the parameters are.
+    """The part of a network that describes a galaxy, before the layers that predict the parameters.
 
     Parameters
     ----------

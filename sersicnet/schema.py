@@ -1,6 +1,6 @@
 """The contract between simulations, networks and catalogues.
 
-Everything that the two halves of sersicnet must agree on stands here and
+Everything that the two halves of sersicnet must agree on is defined here and
 nowhere else: the shape and centring of a stamp, the four targets with their
 units and transforms, the flag bits and the columns of a catalogue.
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import keras
 
 DEFAULT, BASE = "fovea-sky", "fovea-sim"
-"""What measures unless told otherwise: whose errors hold on mosaics; and what is trained on."""
+"""The weights that measure by default, whose errors hold on mosaics; and those that training starts from."""
 
 KERAS, ONNX, CARD, README, SUMS = "network.keras", "network.onnx", "card.json", "README.md", "SHA256SUMS"
 BATCH = 64
@@ -203,7 +203,7 @@ class Weights:
         return model
 
     def core(self) -> keras.Model:
-        """The network alone, built anew: layers of older files have other names.
+        """The network without its physical units, built anew: layers in older files have other names.
 
         Raises
         ------
@@ -260,7 +260,7 @@ def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
     ------
     WeightsError
         If there is no such directory, a file's SHA-256 differs from the one
-        listed, or the card is of another schema, of other targets, or tells no
+        listed, or the card is of another schema, of other targets, or states no
         domain. Other files in the directory are not read.
     """
     path = Path(name_or_path)
@@ -315,7 +315,7 @@ def _card(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise WeightsError(
-            f"{path / CARD} does not tell what the weights are and where they hold: {reason}. Train the weights again."
+            f"{path / CARD} does not state what the weights are and where they hold: {reason}. Train the weights again."
         ) from error
     return card
 
@@ -333,7 +333,7 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     model : keras.Model
         As returned by `sersicnet.networks.with_units`.
     card : mapping
-        Everything to tell about the weights; can be written as JSON.
+        All that is known about the weights; can be written as JSON.
 
     Returns
     -------

@@ -144,7 +144,7 @@ def test_targets_in_another_order_are_refused(copy):
 
 @pytest.mark.parametrize("key", ["domain", "targets", "errors", "network", "name"])
 def test_a_card_without_what_is_needed_is_refused(copy, key):
-    with pytest.raises(WeightsError, match=rf"does not tell .*: no {key}\. Train"):
+    with pytest.raises(WeightsError, match=rf"does not state .*: no {key}\. Train"):
         weights.load(changed(copy, **{key: None}))
 
 

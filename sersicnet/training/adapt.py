@@ -1,8 +1,8 @@
-"""Weights for a user's own survey: a mosaic in, a weights directory out, no labels needed.
+"""Adapt weights to a user's own survey: a mosaic in, a weights directory out, no labels needed.
 
 The PSF and the noise of the mosaic are measured, galaxies are simulated with
-both, and shipped weights are trained on with them. Everything waits in
-``<output>.run`` until it is done, so that the same command continues after any
+both, and shipped weights are trained further with them. The run is kept in
+``<output>.run`` until it is done, and the same command continues it after any
 interruption.
 """
 
@@ -89,7 +89,7 @@ def adapt(
     Parameters
     ----------
     image : str or Path
-        FITS mosaic; an extension may stand in brackets.
+        FITS mosaic, optionally with an extension in brackets.
     output : str or Path
         Weights directory. The run is kept in ``<output>.run`` until it is done:
         ``psf.fits``, ``measured.json`` (the PSF's width, the noise and the counts of sources), the simulated sets and
@@ -108,7 +108,7 @@ def adapt(
     psf : str or Path, optional
         FITS image of the effective PSF; the stack of the mosaic's stars by default.
     gain : float, optional
-        Electrons per image unit; as deep as the training images of `base` by default.
+        Electrons per image unit; by default as deep as the training images of `base`.
     zero_point, pixel_scale : float, optional
         From the header by default.
     seed : int
@@ -119,9 +119,9 @@ def adapt(
     command : str
         The command line, for the card.
     tell : callable
-        Receives lines that a user should read: what was measured, how long it will take.
+        Receives lines for the user: what was measured, and how long each step takes.
     report : callable
-        Receives the stage, and how much of it is done.
+        Receives the stage, the steps of it that are done, and how many it has.
 
     Returns
     -------
@@ -132,13 +132,13 @@ def adapt(
     Raises
     ------
     InputError, DatasetError, WeightsError
-        If something cannot be used, or the mosaic has too few stars for a PSF.
+        If an argument cannot be used, or the mosaic has too few stars for a PSF.
 
     Warns
     -----
     SersicnetWarning
-        If the weights' PSF or gain stand in for the mosaic's, or its galaxies
-        lie outside of the prior.
+        If the PSF or gain of the weights replaces that of the mosaic, or the mosaic's
+        galaxies lie outside the prior.
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
@@ -373,11 +373,11 @@ def _psf_of_weights(
 
 
 def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | None) -> Instrument:
-    """What the mosaic was taken with, as far as simulations need it; noise and PSF come from elsewhere."""
+    """The instrument that simulations assume; noise and PSF come from the mosaic."""
     if gain is None:
         trained_on = start.card["data"].get("config", {}).get("instrument")
         if trained_on is None:
-            raise InputError(f"The card of {start.name} tells no exposure: give `gain`.")
+            raise InputError(f"The card of {start.name} states no exposure: give `gain`.")
         gain = trained_on["exposure"] * 10 ** (-0.4 * (found["zero_point"] - trained_on["zero_point"]))
         warn(
             f"No `gain` was given: the galaxies' own Poisson noise is that of the training images of {start.name}, "
@@ -435,7 +435,7 @@ def _simulate(
 
 
 def _detectable(prior: str | Path, found: dict[str, Any]) -> Prior:
-    """The prior to where the mosaic ends; warns where it does not reach the mosaic's galaxies."""
+    """The prior up to the depth of the mosaic; warns if it does not reach the mosaic's galaxies."""
     # Point sources at 5 sigma within a circle of one FWHM; a galaxy is fainter still to see.
     pixels = np.sqrt(np.pi) * found["psf_fwhm"] / found["pixel_scale"]
     limit = float(found["zero_point"] - 2.5 * np.log10(5 * found["rms"] * found["correlation"] * pixels))
@@ -474,7 +474,7 @@ def _in_words(found: dict[str, Any], start: weights.Weights) -> str:
 
 
 def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) -> str:
-    """How long the stamps that are not there yet will take, from a few of them."""
+    """How long the missing stamps take to simulate, estimated from a few."""
     simulation = missing[0]
     draw_stamps(simulation, np.arange(1))  # tables and caches
     started = time.perf_counter()
@@ -482,7 +482,7 @@ def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) 
     draw_stamps(simulation, np.arange(few))
     each = (time.perf_counter() - started) / few / (workers or os.cpu_count() or 1)
     total = sum(s.n for s in missing)
-    begun = ", less what is there already" if list(run.glob("*.h5.run")) else ""
+    begun = ", less what is done already" if list(run.glob("*.h5.run")) else ""
     return f"simulating {total} galaxies: about {weights.duration(total * each)}{begun}"
 
 

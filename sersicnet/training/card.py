@@ -64,7 +64,7 @@ _BY = {"dann": "against a domain classifier", "daregram": "with aligned inverse 
 
 
 def limits(task: Task, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
-    """What to know of weights; `errors` tells whether they predict any."""
+    """The limits of the weights; `errors` states whether they predict errors."""
     if real is None:
         return [limit for limit in _LIMITS if errors or limit != _SIMULATED_ERRORS]
     judges, kind = task.labelled[slice(*task.valid_rows)], kind_of(real)
@@ -81,7 +81,7 @@ def limits(task: Task, real: Dataset | Arrays | None, *, errors: bool) -> list[s
 
 
 def chosen_by(galaxies: str, what: str, *, errors: bool) -> str:
-    """The limit that the galaxies which calibrate the errors also made a choice."""
+    """The limit that errors are calibrated on galaxies that also chose something."""
     if errors:
         return f"Errors are calibrated on {galaxies} that also chose {what}."
     return f"It predicts no errors; {galaxies} that validated chose {what}."

@@ -13,12 +13,12 @@ from sersicnet.networks import keras
 
 
 def jit() -> str | bool:
-    """XLA where it helps: not for TensorFlow on a CPU, where it is a sixth slower."""
+    """Whether to compile with XLA: not for TensorFlow on a CPU, which is a sixth slower with it."""
     return "auto" if accelerators() or keras.backend.backend() != "tensorflow" else False
 
 
 def accelerators() -> list[str]:
-    """Their names, such as the model of a GPU where the backend tells it."""
+    """The names of the accelerators, such as the model of a GPU if the backend knows it."""
     if keras.backend.backend() == "torch":
         import torch
 
@@ -31,7 +31,7 @@ def accelerators() -> list[str]:
 
 
 def on_accelerator() -> Callable[[np.ndarray], Any] | None:
-    """What moves arrays to the accelerator that the backend trains on; None without one, or with TensorFlow."""
+    """A function that moves arrays to the accelerator; None without one, or with TensorFlow."""
     if not accelerators() or keras.backend.backend() == "tensorflow":
         return None
     if keras.backend.backend() == "torch":
@@ -49,7 +49,7 @@ def device() -> str:
 
 
 def estimate(network: str, stamps_per_second: float, seconds: float) -> str:
-    """How long an epoch takes, and by arithmetic on a GPU if there is none, in words."""
+    """How long an epoch takes, in words; without a GPU also how long it would take on one, by arithmetic."""
     operations = 6 * networks.multiply_adds(networks.ARCHITECTURES[network].build())  # there, and twice back
     speed = stamps_per_second * operations
     text = f"about {seconds:.0f} s an epoch ({stamps_per_second:.0f} stamps/s, {speed / 1e9:.0f} GFLOP/s)"

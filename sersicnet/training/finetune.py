@@ -1,4 +1,4 @@
-"""Fine-tuning: weights are trained on with the labels of real galaxies."""
+"""Fine-tuning: weights are trained further on the labels of real galaxies."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ def finetune(
     command: str = "",
     report: Report = silent,
 ) -> weights.Weights:
-    """Carry weights to real galaxies by training on with their labels.
+    """Fine-tune weights on the labels of real galaxies.
 
     Two schedules are tried, and the weights with the best validation error are kept:
     ``all`` frees every layer at once; ``head-first`` trains what follows the
     features for a third of the epochs, and then frees every layer at a third of
-    the learning rate. What the head alone reached is kept if the rest does not
-    improve on it.
+    the learning rate. The weights of the first part are kept if the second part does
+    not improve them.
 
-    Batch normalisations stay as they are, moments and all: a batch of 8 tells
-    too little about them.
+    Batch normalisations keep their moments and factors: a batch of 8 galaxies
+    measures moments too poorly.
 
     Parameters
     ----------
     real : Arrays
         Stamps and labels; a fifth of them, at random, validates. Galaxies
-        without labels (targets that are not finite) are left out, and so, with a
-        warning, are those outside of the ranges of `base`.
+        without labels (targets that are not finite) are left out, and so are, with a
+        warning, galaxies outside the ranges of `base`.
     output : str or Path
         Weights directory.
     base : str or Path
         Weights to start from.
     layers : {"auto", "all", "head-first"}
-        One of the schedules, or both.
+        A schedule, or ``auto`` for both.
     recipe : Recipe, optional
         The network's own in `FINETUNE` by default.
     seed, test, overwrite, command, report
@@ -75,7 +75,7 @@ def finetune(
     Raises
     ------
     InputError, DatasetError, WeightsError
-        If something cannot be used; nothing is written then.
+        If an argument or the data cannot be used; nothing is written then.
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
@@ -120,8 +120,7 @@ def finetune(
         state, values = found[best]
         core = architecture.build()
         core.set_weights(values)
-        judged = task(core, core, lambda *_: (None, None, None))
-        model, fields = finished(network, judged)
+        model, fields = finished(network, task(core, core, lambda *_: (None, None, None)))
         out, judges = predict(model, galaxies, *rows[1])
         seconds = sum(state["seconds"] for state, _ in found.values())
         card = {
@@ -157,7 +156,7 @@ def _usable(real: Arrays, start: weights.Weights, recipe: Recipe) -> Arrays:
 
 
 def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
-    """Which targets lie within the ranges of weights, bool, (N,); a warning tells of others."""
+    """Whether targets lie within the ranges of the weights, bool, (N,); warns of others."""
     domain = base.card["domain"]
     ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
     ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
@@ -168,9 +167,9 @@ def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
         which = int(np.flatnonzero(~good[row])[0])
         value, (low, high) = targets[row, which], ranges[which]
         warn(
-            f"{(~inside).sum()} of {len(targets)} labelled galaxies are left out, since {base.name} does not know such "
-            f"ones: the first has {'relative ' * (which == 0)}{TARGET_NAMES[which]} = {value:.4g}, beyond {low:.4g} to "
-            f"{high:.4g}."
+            f"{(~inside).sum()} of {len(targets)} labelled galaxies are left out, since {base.name} was not trained on "
+            f"such galaxies: the first has {'relative ' * (which == 0)}{TARGET_NAMES[which]} = {value:.4g}, beyond "
+            f"{low:.4g} to {high:.4g}."
         )
     return inside
 

@@ -16,7 +16,7 @@ Source = Union[Dataset, Arrays, "Joined"]
 
 
 JUDGES = 10
-"""Labelled real galaxies of the validation set without which simulated ones choose the epoch."""
+"""Fewest labelled real galaxies in the validation set that choose the epoch; with fewer, simulated galaxies do."""
 
 
 class Examples(NamedTuple):
@@ -136,8 +136,8 @@ def in_memory(real: Dataset | Arrays) -> Arrays:
 def judging_rows(labelled: np.ndarray, is_real: np.ndarray, valid_rows: tuple[int, int]) -> np.ndarray:
     """The rows whose validation error chooses the epoch, and which calibrate errors.
 
-    Labelled real ones where there are enough: it is there that the weights are
-    to be used, and where an alignment that hurts is seen. Else simulated ones.
+    Labelled real galaxies if there are enough: the weights will be used on real galaxies, and
+    only their labels show whether an alignment hurts. Simulated galaxies otherwise.
     """
     real = labelled & is_real
     return real if real[slice(*valid_rows)].sum() >= JUDGES else labelled & ~is_real

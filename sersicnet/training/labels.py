@@ -68,7 +68,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     Parameters
     ----------
     path : str or Path
-        FITS image; an extension may stand in brackets.
+        FITS image, optionally with an extension in brackets.
     zero_point : float, optional
         AB magnitude of one image unit; from the header by default.
 
@@ -81,7 +81,7 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     Raises
     ------
     InputError
-        If the image cannot be used, or tells no zero point.
+        If the image cannot be used, or states no zero point.
     DatasetError
         If it has no galaxy left.
     """
@@ -223,14 +223,14 @@ class _Labels(NamedTuple):
 
     @classmethod
     def read(cls, path: Path, image: str | Path | None) -> _Labels:
-        """Read and check them, but for what the images tell."""
+        """Read and check the labels, without opening the images."""
         from sersicnet.catalogue.parameters import Galaxies
 
         galaxies = Galaxies.read(path)
         if image is None and not galaxies.has("image"):
             raise DatasetError(
                 f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with "
-                "--image."
+                "`image`."
             )
         galaxies.require(*TARGET_NAMES)
         sky, pixels = galaxies.sky(), galaxies.pixels()

@@ -33,11 +33,11 @@ from sersicnet.training.on_the_fly import OnTheFly
 from sersicnet.training.recipe import Recipe
 
 KEEP_SECONDS = 300.0
-"""How often the state of a run is written, besides after each epoch."""
+"""Longest time between two writes of the state within an epoch."""
 
 
 class Progress(NamedTuple):
-    """Where a run stands; `record` is set at the end of an epoch, `schedule` where several are tried.
+    """The progress of a run; `record` is set at the end of an epoch, `schedule` if several are tried.
 
     `stamps_per_second` is that of the last 50 steps, or of the epoch.
     """
@@ -85,9 +85,9 @@ class Scaling(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a run trains on; `labelled` marks the rows whose validation error chooses the epoch.
+    """A network and what it trains on; `labelled` marks the rows whose validation error chooses the epoch.
 
-    With `galaxies`, simulated rows of the training set are filled afresh in every epoch.
+    With `galaxies`, simulated rows of the training set hold new galaxies in every epoch.
     """
 
     source: Source
@@ -151,7 +151,7 @@ class Batch(NamedTuple):
 def batches(
     task: Task, recipe: Recipe, seed: int, epoch: int, first: int, correlations: Mapping[bool, np.ndarray]
 ) -> Iterator[Batch]:
-    """The batches of an epoch from a step on, each of which depends on seed, epoch and step only."""
+    """The batches of an epoch from the step `first`; each depends on seed, epoch and step only."""
     low, high = task.train_rows
     is_real = task.source.is_real
     if task.galaxies is not None and not is_real[low:high].any():
@@ -188,7 +188,7 @@ def batches(
 
 
 class RunState:
-    """Where a run stands, and the files of it that are kept.
+    """The state of a run, and the files that keep it.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ class RunState:
         self.state |= {"step": 0, "loss": 0.0, "spent": 0.0}
 
     def resume(self, model: keras.Model) -> None:
-        """Take up the state that was kept last, if any."""
+        """Restore the state that was kept last, if any."""
         found = self.run.read(f"{self._prefix}state")
         if found is not None:
             self.state |= found

@@ -2,7 +2,7 @@
 
 They follow the recipe of a dataset. On a CPU, worker processes draw them with
 `sersicnet.simulating.stamps.draw_stamps`; where PyTorch or JAX has an accelerator they are drawn
-there, noise included, and stay there. The truth is drawn on the host in both cases,
+on it, noise included, and stay there. The truth is drawn on the host in both cases,
 by the same generators: the galaxies are the same ones, only their noise differs.
 """
 
@@ -45,7 +45,7 @@ Array = Any
 
 
 class OnTheFly:
-    """Endless galaxies by the recipe of a dataset; a context manager.
+    """Galaxies without end by the recipe of a dataset; a context manager.
 
     Galaxy i of epoch e depends on the seed, e and i only.
 

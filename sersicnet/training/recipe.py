@@ -20,21 +20,21 @@ class Recipe:
     learning_rate : float
         At the start, or at its peak when annealed.
     anneal : bool
-        Warm up over 3 % of the steps, then follow a cosine to zero.
+        Whether the rate warms up over 3 % of the steps and follows a cosine to zero.
     patience : int
-        Epochs without improvement of the validation error before it stops.
+        Epochs without improvement of the validation error before training stops.
     symmetries : bool
-        Show each stamp in a random one of its eight orientations.
+        Whether each stamp is shown in a random one of its eight orientations.
     faint_limit : float
         Galaxies fainter than this AB magnitude are left out.
     alpha : float
         Weight of the regression against the alignment of domains (adaptation only).
     noise : float
-        Noise is added to each stored stamp, of an rms between 0 and this factor times that of the
-        stamp: another one in every epoch. Its magnitude relative to the noise follows.
+        Noise is added to each stored stamp, with an rms between 0 and this factor times that of the
+        stamp, different in every epoch. The magnitude relative to the noise changes with it.
     keep_norms : bool
-        Batch normalisations stay as they are in the weights that training begins at, moments
-        and all: those of batches of two domains are of neither.
+        Whether batch normalisations keep the moments and factors of the weights that training
+        starts from: the moments of batches that mix two domains describe neither domain.
     """
 
     epochs: int

@@ -68,13 +68,13 @@ def train(
         and is continued from there.
     network : {"fovea", "tl", "dann"}
     recipe : Recipe, optional
-        The network's own in `RECIPES` by default, or in `ADAPT` with `adapt`.
+        By default that of the network in `RECIPES`, or in `ADAPT` with `adapt`.
     seed : int
     limit : int, optional
         Use only this many stamps of `data`.
     start : str or Path, optional
-        Weights of the same network to begin from, instead of random ones. Labels
-        keep the mean and standard deviation of these weights.
+        Weights of the same network to start from, instead of random ones. Targets are
+        standardised with the mean and standard deviation on the card of these weights.
     test : str or Path, optional
         Another dataset, whose scores go on the card.
     adapt : {"dann", "daregram"}, optional
@@ -86,8 +86,8 @@ def train(
         label. Those whose targets are not all finite are unlabelled: they count
         for the alignment, and not for the regression.
     real_labels : bool
-        Whether to use the labels of `real` (supervised). Without, nothing
-        depends on them.
+        Whether the labels of `real` train the regression. If not, nothing depends on
+        them.
     on_the_fly : bool
         Simulate the galaxies that train while the network trains, new ones in every epoch, by
         the recipe of `data`, whose own stamps only validate then; see
@@ -107,7 +107,7 @@ def train(
     Raises
     ------
     InputError, DatasetError, WeightsError
-        If an option or the data cannot be used; nothing is written then.
+        If an argument or the data cannot be used; nothing is written then.
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
@@ -215,7 +215,7 @@ def _examples(
 
 
 def _task(network: str, recipe: Recipe, base: weights.Weights | None, adapt: str | None, examples: Examples) -> Task:
-    """The network, compiled, with what it learns of each galaxy."""
+    """The network, compiled, with the standardised targets of each galaxy."""
     architecture = networks.ARCHITECTURES[network]
     source, train_rows, valid_rows, labelled = examples
     # Unlabelled galaxies weigh nothing, but a NaN would still be one.
