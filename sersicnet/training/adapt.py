@@ -22,8 +22,8 @@ import numpy as np
 from astropy.io import fits
 
 from sersicnet import dataset, weights
+from sersicnet.catalogue.scores import scores
 from sersicnet.errors import InputError, warn
-from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points

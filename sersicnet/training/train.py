@@ -26,10 +26,10 @@ import numpy as np
 
 import sersicnet
 from sersicnet import networks, weights
+from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.engine.render import on_host
 from sersicnet.errors import DatasetError, InputError, warn
-from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import keras, ops
 from sersicnet.output import check_directory
 from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, decode, encode, relative_magnitude
