@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 from astropy import units
+from astropy.io import fits
 from astropy.table import QTable
 
 from sersicnet.catalogue import table as catalogue
 from sersicnet.errors import InputError
+from sersicnet.schema import COLUMN
 
 
 @pytest.fixture
@@ -31,6 +33,26 @@ def test_votables_carry_units_ucds_and_the_header(table, tmp_path):
     assert 'unit="mag"' in text
     assert 'name="ZPSOURCE" value="MAGZERO"' in text
     assert "<DESCRIPTION>" in text
+
+
+def test_fits_carries_units_descriptions_ucds_and_the_header(table, tmp_path):
+    table.meta |= {"ZPSOURCE": "MAGZERO", "COMMAND": "sersicnet measure é.fits", "HISTORY": ["one", "two"]}
+    catalogue.write(table, tmp_path / "cat.fits")
+    with fits.open(tmp_path / "cat.fits", checksum=True) as hdus:
+        header = hdus["CATALOG"].header
+        assert [header[f"{key}2"] for key in ("TTYPE", "TFORM", "TUNIT", "TUCD")] == ["mag", "E", "mag", "phot.mag"]
+        assert header["TCOMM2"] == COLUMN["mag"].description
+        assert "TUNIT1" not in header
+        assert header.comments["ZPSOURCE"] == "where ZEROPT was read"
+        assert list(header["HISTORY"]) == ["sersicnet measure \\xe9.fits", "one", "two"]
+
+
+def test_names_beyond_ascii_are_written_in_every_format(tmp_path):
+    table = catalogue.assembled({"id": np.arange(1), "image": np.array(["fjöld.fits"])})
+    for ending in (".fits", ".ecsv", ".csv", ".parquet", ".vot"):
+        catalogue.write(table, tmp_path / f"cat{ending}")
+        expected = "fj\\xf6ld.fits" if ending == ".fits" else "fjöld.fits"  # FITS holds ASCII alone
+        assert str(catalogue.read_table(tmp_path / f"cat{ending}")["image"][0]) == expected
 
 
 def test_unreadable_tables(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, warn
+from sersicnet.output import whole
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -348,12 +349,10 @@ class Comparison:
         InputError
             If it has another ending, or cannot be written.
         """
-        from sersicnet.catalogue.table import beside
-
         path = Path(path)
         if path.suffix.lower() not in (".png", ".pdf"):
             raise InputError(f"A figure ends in .png or .pdf; received {path.name}.")
-        with beside(path) as partial:
+        with whole(path) as partial:
             self.figure().savefig(partial, dpi=120, format=path.suffix[1:].lower())
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gzip
-import os
 import re
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +19,14 @@ from astropy.io import ascii as text_tables
 from astropy.io import fits
 from astropy.io.votable import from_table
 from astropy.io.votable.tree import Info, VOTableFile
-from astropy.table import Column, QTable, Table
+from astropy.table import QTable, Table
 from astropy.utils.exceptions import AstropyWarning
 
 import sersicnet
 from sersicnet.errors import InputError, first_line
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
+from sersicnet.output import whole
 from sersicnet.schema import COLUMN
 
 FORMATS = {
@@ -132,12 +131,13 @@ def write(table: QTable, path: Path) -> None:
     astropy writes only the first.
     """
     kind = FORMATS[path.suffix.lower()]
-    if kind == "fits":
-        _whole(path, lambda partial: _hdu(table).writeto(partial, overwrite=True, checksum=True))
-    elif kind == "votable":
-        _whole(path, lambda partial: _votable(table).to_xml(str(partial)))
-    else:
-        _whole(path, lambda partial: table.write(partial, format=kind, overwrite=True))
+    with whole(path) as partial:
+        if kind == "fits":
+            _hdu(table).writeto(partial, overwrite=True, checksum=True)
+        elif kind == "votable":
+            _votable(table).to_xml(str(partial))
+        else:
+            table.write(partial, format=kind, overwrite=True)
 
 
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
@@ -210,7 +210,7 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
     full.set("NAXIS2", frame.shape[0], after="NAXIS1")
     start = full.tostring().encode("ascii")
     size = 4 * frame.shape[0] * frame.shape[1]
-    with beside(path) as partial:
+    with whole(path) as partial:
         with partial.open("wb") as file:
             file.write(start)
             file.truncate(len(start) + -(-size // 2880) * 2880)
@@ -228,29 +228,6 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
                 packed.unlink(missing_ok=True)
 
 
-def _whole(path: Path, write_to: Callable[[Path], None]) -> None:
-    """Let something be written beside `path`, then rename it: it appears whole or not at all."""
-    with beside(path) as partial:
-        write_to(partial)
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that gets its name in the end."""
-    suffix = "".join(path.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _ascii(text: str) -> str:
     """What a FITS header can hold."""
     return text.encode("ascii", "backslashreplace").decode()
@@ -266,24 +243,13 @@ def _votable(table: QTable) -> VOTableFile:
     return file
 
 
-def _format(column: Column) -> str:
-    kind = np.asarray(column).dtype
-    return f"{kind.itemsize // 4}A" if kind.kind == "U" else {"i4": "J", "f4": "E", "f8": "D"}[kind.str[1:]]
-
-
 def _hdu(table: QTable) -> fits.HDUList:
-    unit = fits.BinTableHDU.from_columns(
-        [
-            fits.Column(
-                name=name,
-                format=_format(table[name]),
-                unit=COLUMN[name].unit or None,
-                array=np.asarray(getattr(table[name], "value", table[name])),
-            )
-            for name in table.colnames
-        ],
-        name="CATALOG",
-    )
+    bare = Table(table, copy=False)
+    bare.meta = {}  # astropy writes cards without comments
+    for name in table.colnames:
+        if table[name].dtype.kind == "U" and not all(map(str.isascii, table[name].tolist())):
+            bare[name] = [_ascii(text) for text in table[name].tolist()]
+    unit = fits.table_to_hdu(bare, name="CATALOG")
     for i, name in enumerate(table.colnames, start=1):
         unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
         unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")
