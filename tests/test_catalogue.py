@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from astropy import units
@@ -6,6 +8,7 @@ from astropy.table import QTable
 
 from sersicnet.catalogue import table as catalogue
 from sersicnet.errors import InputError
+from sersicnet.image import mosaic
 from sersicnet.schema import COLUMN
 
 
@@ -65,3 +68,36 @@ def test_unreadable_tables(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             catalogue.read_table(tmp_path / name)
+
+
+def test_a_table_that_is_cut_short_is_refused(table, tmp_path):
+    large = catalogue.assembled({"id": np.arange(3000), "mag": np.zeros(3000)})
+    catalogue.write(large, tmp_path / "cat.fits")
+    whole = (tmp_path / "cat.fits").read_bytes()
+    (tmp_path / "cut.fits").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut.fits cannot be read as fits: .*truncated"):
+        catalogue.read_table(tmp_path / "cut.fits")
+
+
+@pytest.mark.parametrize(("error", "expected"), [(ValueError(""), "fits: ValueError"), (ValueError("a\nb"), "fits: a")])
+def test_a_reader_s_error_is_one_line(table, tmp_path, monkeypatch, error, expected):
+    catalogue.write(table, tmp_path / "cat.fits")
+    monkeypatch.setattr(catalogue.Table, "read", Mock(side_effect=error))
+    with pytest.raises(InputError, match=f"{expected}$"):
+        catalogue.read_table(tmp_path / "cat.fits")
+
+
+def test_want_of_memory_is_no_fault_of_the_table(table, tmp_path, monkeypatch):
+    catalogue.write(table, tmp_path / "cat.fits")
+    monkeypatch.setattr(catalogue.Table, "read", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        catalogue.read_table(tmp_path / "cat.fits")
+
+
+def test_images_beyond_ascii_have_models(tmp_path):
+    fits.PrimaryHDU(np.ones((200, 200), "f4"), fits.Header({"MAGZERO": 25.0})).writeto(tmp_path / "fjöld.fits")
+    frame = mosaic.read_image(tmp_path / "fjöld.fits")
+    with catalogue.writing_image(frame, tmp_path / "model.fits") as pixels:
+        pixels[:] = 2
+    assert fits.getdata(tmp_path / "model.fits").mean() == 2
+    assert fits.getheader(tmp_path / "model.fits")["IMAGE"] == "fj\\xf6ld.fits[0]"

@@ -28,7 +28,7 @@ class FlagClass(NamedTuple):
     name : str
     bits : int
     colour : str
-        As HTML, Matplotlib and ds9 read it; the palette of Okabe & Ito, which the colour-blind can tell apart.
+        As HTML, Matplotlib and ds9 read it; the palette of Okabe & Ito, which colour-blind readers can distinguish.
     """
 
     name: str
@@ -57,7 +57,7 @@ def classes(flags: np.ndarray) -> np.ndarray:
 
 
 def column(table: QTable, name: str) -> np.ndarray:
-    """A column as float64, (N,); all NaN where the table has none."""
+    """A column as float64, (N,); all NaN if the table does not have it."""
     if name not in table.colnames:
         return np.full(len(table), np.nan)
     column = table[name]

@@ -19,7 +19,7 @@ SIDE = 1200
 """Longer side of the picture of an image, pixels, at most."""
 
 SHADES = 64
-"""Levels of grey of a picture; more make the file large, and cannot be told apart."""
+"""Levels of grey of a picture; more levels make the file larger, and the eye cannot distinguish them."""
 
 MANY = 3000
 """Sources above which they are drawn with thinner lines and smaller points."""
@@ -121,7 +121,7 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 
 def _plain_ticks(axis: Any, values: np.ndarray) -> None:
-    """Ticks of a logarithmic axis as people write numbers, few enough to be read."""
+    """Label a logarithmic axis with plain numbers, few enough to be read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     wide = len(values) and values.max() > 200 * values.min()

@@ -40,7 +40,7 @@ DETAIL = 600
 """Side of the part of a large image that is shown at full resolution."""
 
 STRIP = 4_000_000
-"""Pixels of the image that are read at once, about."""
+"""Pixels of the image that are read at once, roughly."""
 
 BRIGHTEST, RANDOM, FLAGGED = 8, 6, 2
 """Galaxies in the gallery: the brightest without flags, others without, and of each class of flags."""
@@ -217,7 +217,7 @@ def _averaged(exposure: Exposure, mesh: Mesh, window: Window, block: int) -> _Vi
 
 
 def _signal(exposure: Exposure, mesh: Mesh, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """A window without its sky in units of its noise, 0 where it has no data; and where that is."""
+    """A window without its sky in units of its noise, 0 where it has no data; and where it has none, bool."""
     pixels = exposure.read(window)
     sky = mesh.at(window, pixels)
     with np.errstate(invalid="ignore"):
@@ -253,7 +253,7 @@ def _detections(run: Measurement, view: _View) -> str:
 
 
 def _busiest(run: Measurement) -> Window | None:
-    """The window with most sources, of those that tile the image; None without sources."""
+    """The window with most sources among those that tile the image; None without sources."""
     good = np.isfinite(run.x) & np.isfinite(run.y)
     corners = [np.arange(0, max(n - DETAIL, 0) + 1, DETAIL) for n in run.exposure.shape]
     edges = [np.append(corner, corner[-1] + DETAIL) - 0.5 for corner in corners]
@@ -267,7 +267,7 @@ def _busiest(run: Measurement) -> Window | None:
 
 
 def _overlaid(run: Measurement, view: _View, key: str, what: str) -> str:
-    """A picture, and one of the sources of each class above it that can be hidden."""
+    """A picture, and over it one of the sources of each class, which can be hidden."""
     buttons, layers = [], []
     for k in reversed(range(len(CLASSES))):
         chosen = np.flatnonzero(run.kind == k)

@@ -47,7 +47,7 @@ def accuracies(
 
 
 def domain_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """How well a linear classifier tells two samples apart.
+    """Accuracy of a linear classifier that distinguishes two samples.
 
     Logistic regression on standardised features, with both samples at equal weight
     and a small ridge, fitted to four fifths and asked of the last, five times.

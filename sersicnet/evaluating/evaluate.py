@@ -1,4 +1,4 @@
-"""Scores of weights on stamps whose truth is known, and of a catalogue beside a table of truth."""
+"""Scores of weights on stamps with known parameters, and of a catalogue against a table of true parameters."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CHUNK = 512
 """Stamps read before they go through the network: 32 MB."""
 
 TOLERANCE = {"sky": 0.3, "pixels": 5.0}
-"""How far a source of a catalogue may lie from its true place: arcsec on the sky, else pixels."""
+"""Largest distance of a source from its true position: arcsec on the sky, else pixels."""
 
 
 class Measured(NamedTuple):
-    """What weights, or a catalogue, say of the galaxies.
+    """Parameters of galaxies as weights, or a catalogue, have them.
 
     Attributes
     ----------
@@ -194,6 +194,11 @@ def _opened(
     return Dataset(data)
 
 
+def lacks_images(data: str | Path) -> bool:
+    """Whether data are a table without the column ``image``, such as a catalogue."""
+    return holds_table(data) and not Galaxies.read(data).has("image")
+
+
 def _estimates(source: Dataset, report: Report) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     from sersicnet.simulating import fisher as limits
 
@@ -258,7 +263,7 @@ def evaluate_catalogue(
     tolerance: float | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Score a catalogue beside a table of what is true.
+    """Score a catalogue against a table of true parameters.
 
     Sources are matched on the sky where both tables have ``ra`` and ``dec``, else in
     pixels (``x`` and ``y``, from 0): each with the nearest true galaxy, if it is the nearest
