@@ -21,8 +21,8 @@ import numpy as np
 from astropy.io import fits
 
 from sersicnet import dataset, weights
+from sersicnet.catalogue.scores import scores
 from sersicnet.errors import InputError, SersicnetError, warn
-from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
