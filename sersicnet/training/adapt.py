@@ -27,9 +27,9 @@ from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
+from sersicnet.image.psf import Psf, full_width, read_psf
 from sersicnet.output import check_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
-from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import population
 from sersicnet.simulating.recipe import Prior, Simulation
 from sersicnet.simulating.simulate import simulate
@@ -153,7 +153,7 @@ def adapt(
     scale = instrument.pixel_scale(frame.scales, pixel_scale)
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give --pixel-scale.")
-    point = None if psf is None else realsky.read_psf(psf)
+    point = None if psf is None else read_psf(psf)
     if str(prior) not in ("candels", "uniform"):
         Prior.of_catalogue(prior, scale.value)
     config = {
@@ -287,7 +287,7 @@ def _look(
     zero: instrument.Reading,
     scale: instrument.Reading,
     start: weights.Weights,
-    point: realsky.Psf | None,
+    point: Psf | None,
     run: Path,
 ) -> dict[str, Any]:
     """Detect, and measure PSF and noise; the PSF is written into the run."""
@@ -299,18 +299,18 @@ def _look(
     good = points.good_galaxies(frame.data, bad, sky, found, stars)
     used = int(stars.used.sum()) if point is None else 0
     if point is not None:
-        psf, source = point.image, f"from {point.name}"
+        psf, source = point.image, f"from {Path(point.name).name}"
     elif stars.psf is not None:
         psf, source = stars.psf, f"the stack of {used} stars"
     else:
         psf, source = _psf_of_weights(frame, stars, scale, start)
-    width = realsky.full_width(psf) * scale.value
+    width = full_width(psf) * scale.value
     domain = start.card["domain"]
     alike = abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
     if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
         warn(
             f"The stars of {frame.name} have a FWHM of {width:.3f} arcsec, the PSF of {start.name} "
-            f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give --psf."
+            f"{domain['psf_fwhm']:.3f}. If the instrument is the same, galaxies were taken for stars: give `psf`."
         )
     header = fits.Header()
     header["IMAGE"] = Path(frame.name).name[:60]
@@ -345,11 +345,11 @@ def _psf_of_weights(
     frame: mosaic.Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
 ) -> tuple[np.ndarray, str]:
     """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
-    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars of like size, too few to measure its PSF"
+    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars, too few to measure its PSF"
     config = start.card["data"].get("config", {})
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
-        raise InputError(f"{few}: give --psf.")
+        raise InputError(f"{few}: give `psf`.")
     theirs = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
     psf = effective_psf(theirs)
     with np.errstate(invalid="ignore"):
@@ -360,12 +360,12 @@ def _psf_of_weights(
             "none is bright" if not np.isfinite(narrow).any() else f"{np.nanmin(narrow) / size:.2f} times as wide"
         )
         raise InputError(
-            f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give --psf."
+            f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give `psf`."
         )
-    width = realsky.full_width(psf) * scale.value
+    width = full_width(psf) * scale.value
     warn(
-        f"{few}; that of {start.name} is taken, with a FWHM of {width:.3f} arcsec, with which the narrowest source "
-        f"agrees within {PSF_TOLERANCE:.0%}. Give --psf if you have a better one."
+        f"{few}; the PSF of {start.name} is taken, with a FWHM of {width:.3f} arcsec, and the narrowest source "
+        f"agrees with it within {PSF_TOLERANCE:.0%}. Give `psf` if you have a better one."
     )
     return psf, f"that of {start.name}, for want of stars"
 

@@ -27,13 +27,13 @@ import numpy as np
 import sersicnet
 from sersicnet import networks, weights
 from sersicnet.dataset import BLOCK, Arrays, Dataset
+from sersicnet.engine.noise import correlated_noise
 from sersicnet.engine.render import on_host
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import keras, ops
 from sersicnet.output import check_directory
 from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, decode, encode, relative_magnitude
-from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.training.on_the_fly import Fresh
 
 Source = Union[Dataset, Arrays, "Joined"]
