@@ -13,9 +13,9 @@ from conftest import tiny_core, tiny_recipe
 
 from sersicnet import networks, weights
 from sersicnet.dataset import Dataset, real_galaxies
+from sersicnet.engine.noise import correlated_noise
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.networks import keras, ops
-from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.simulating.telescopes import F160W
 from sersicnet.training import train
 from sersicnet.training.on_the_fly import Fresh
