@@ -108,7 +108,7 @@ def test_undersampled_stars_are_a_stellar_locus():
     psf = effective_psf(F160W, stretch=0.58)
     found = width_in(sky_with([*point_sources(rng, 10), *galaxies(rng, 40)], psf))
     assert int(found.source.split()[0]) >= 8
-    assert found.value == pytest.approx(full_width(psf), rel=0.02)
+    assert found.value == pytest.approx(full_width(psf), rel=0.03)
 
 
 def test_a_stellar_locus_does_not_depend_on_windows():

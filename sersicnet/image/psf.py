@@ -13,7 +13,7 @@ from scipy import ndimage
 from sersicnet.errors import InputError
 from sersicnet.image import mosaic
 
-_ANGLES = 48
+_ANGLES = 24
 _STEPS = 128
 _SPLINE = 5
 _POWER = 0.6

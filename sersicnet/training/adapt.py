@@ -345,7 +345,7 @@ def _psf_of_weights(
     frame: mosaic.Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
 ) -> tuple[np.ndarray, str]:
     """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
-    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars, too few to measure its PSF"
+    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars that agree on a PSF"
     config = start.card["data"].get("config", {})
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
