@@ -250,6 +250,19 @@ class Exposure:
             bad |= self.mask.read(window) != 0
         return Pixels(data, bad, noise)
 
+    @property
+    def factor(self) -> float:
+        """Pixels of the grid that is measured along one of the image: 1, for the image is that grid."""
+        return 1.0
+
+    def to_grid(self, pixels: np.ndarray) -> np.ndarray:
+        """Zero-based pixels of the grid that is measured, from those of the image: the same."""
+        return pixels
+
+    def from_grid(self, pixels: np.ndarray) -> np.ndarray:
+        """Zero-based pixels of the image, from those of the grid that is measured: the same."""
+        return pixels
+
     def close(self) -> None:
         """Close all files."""
         for image in self.images:

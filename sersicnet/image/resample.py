@@ -70,6 +70,11 @@ class Resampled:
         height, width = (int(np.ceil(n * self.factor - MISSING)) for n in self.exposure.shape)
         return height, width
 
+    @property
+    def saturation(self) -> float:
+        """Value at and above which a pixel is saturated; infinite if it is not known."""
+        return self.exposure.saturation / self.factor**2
+
     def to_grid(self, old: ArrayLike) -> np.ndarray:
         """Zero-based pixels of the grid along either axis, of those of the image."""
         return (np.asarray(old) + 0.5) * self.factor - 0.5

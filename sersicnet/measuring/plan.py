@@ -177,7 +177,7 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample)
-        if places is not None and isinstance(source, Resampled):
+        if places is not None:
             places = source.to_grid(places)
         return cls(
             exposure=exposure,
@@ -195,25 +195,15 @@ class Plan:
 
     # --- the grid that is measured on ---
 
-    @property
-    def factor(self) -> float:
-        """Pixels of the source along one of the image."""
-        return self.source.factor if isinstance(self.source, Resampled) else 1.0
-
-    def to_image(self, pixels: np.ndarray) -> np.ndarray:
-        """Positions in pixels of the image, from those in the source."""
-        return self.source.from_grid(pixels) if isinstance(self.source, Resampled) else pixels
-
     def _widened(self, size: float) -> float:
         """Standard deviation of a point in pixels of the source, from that in the image."""
-        if not isinstance(self.source, Resampled):
-            return size
-        return self.factor * float(np.sqrt(size**2 + (1 + 1 / self.factor**2) / 12))
+        factor = self.source.factor
+        return size if factor == 1 else factor * float(np.sqrt(size**2 + (1 + 1 / factor**2) / 12))
 
     def _on_grid(self, width: Width) -> Width:
         """The width of a PSF in pixels of the source."""
         sigma = 2 * np.sqrt(2 * np.log(2))
-        return width._replace(value=sigma * self._widened(width.value / sigma), error=width.error * self.factor)
+        return width._replace(value=sigma * self._widened(width.value / sigma), error=width.error * self.source.factor)
 
     # --- how the work is done ---
 
@@ -244,7 +234,7 @@ class Plan:
             shape=self.exposure.shape,
             zero_point=self.exposure.zero_point,
             pixel_scale=self.exposure.pixel_scale,
-            factor=self.factor,
+            factor=self.source.factor,
             weights="none" if self.network is None else self.network.name,
             tiles=len(self.cores),
             workers=n,
@@ -272,20 +262,28 @@ class Plan:
                 fitter=fitter,
                 psf_width=0.0 if self.fitting is None else self.fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
-                saturation=self.exposure.saturation / self.factor**2,
+                saturation=self.source.saturation,
                 # All cores where there is one tile; one for each tile where many are worked on at once.
                 threads=(os.cpu_count() or 1) if len(self.cores) == 1 else 1,
             )
             values, profiles = self._measured(setting, kept, apply, report)
             columns.flag_large(values)
-            meta = columns.provenance(self, mesh)
+            meta = columns.provenance(self.exposure, self.source, mesh, self.network, self.command)
             if self.network is not None:
                 width, largest = self._stars(profiles)
-                meta["OUTSIDE"] = columns.flag_domain(values, self.network, self, width, largest)
+                meta["OUTSIDE"] = columns.flag_domain(values, self.network, self.exposure.zero_point, width, largest)
                 meta["PSFSRC"] = width.source
                 if np.isfinite(width.value):
                     meta["PSFFWHM"] = width.value
-            table = columns.catalogue(self, values)
+            fitted = self.fitting is not None
+            table = columns.catalogue(
+                self.exposure,
+                self.source,
+                values,
+                errors=fitted or bool(self.network is not None and self.network.card["errors"]),
+                fitted=fitted,
+                parents=self.places is None,
+            )
             table.meta.update(meta)
             if self.fitting is not None:
                 table.meta.update(self.fitting.meta)
@@ -311,7 +309,7 @@ class Plan:
         config = {
             "weights": None if self.network is None else self.network.sha256,
             "psf given": self.psf is not None,
-            "factor": self.factor,
+            "factor": self.source.factor,
             "images": images,
             "noise kind": self.exposure.noise_kind,
             "zero point": self.exposure.zero_point.value,
