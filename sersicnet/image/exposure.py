@@ -296,7 +296,7 @@ def _of_nddata(source: Any) -> dict[str, Any]:
     """What an NDData says of its image, as options of `Exposure.of_arrays`."""
     out: dict[str, Any] = {"header": dict(source.meta), "name": f"the {type(source).__name__}"}
     if source.unit is not None:
-        out["header"].setdefault("BUNIT", source.unit.to_string("fits"))
+        out["header"].setdefault("BUNIT", source.unit.to_string())
     if isinstance(source.wcs, WCS):
         out["wcs"] = source.wcs
     if source.mask is not None:
