@@ -141,8 +141,9 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
     narrow locus at the small end of the widths. Stars agree in FWHM, within 5 %, and in
     concentration, within 4 %. Their number exceeds four times the number expected
     from the widths nearby by `MANY_STARS`, and few sources with the same concentration are
-    narrower; or there are `LEAST_STARS`, and no other source that is narrower, or less than 20 % wider. The FWHM of an undersampled
-    star depends on its position in the pixel: below 2.2 pixels the tolerances grow.
+    narrower; or there are `LEAST_STARS`, and no other source is narrower or less than
+    20 % wider. The FWHM of an undersampled star depends on its position in the pixel: below
+    2.2 pixels the tolerances grow.
 
     Parameters
     ----------
