@@ -29,7 +29,8 @@ from math import ceil
 from pathlib import Path
 
 from sersicnet import dataset, weights
-from sersicnet.evaluating.evaluate import domain_accuracy, scores
+from sersicnet.catalogue.scores import scores
+from sersicnet.evaluating.domains import domain_accuracy
 from sersicnet.networks import features, shown
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.training.device import device

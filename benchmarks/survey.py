@@ -205,7 +205,7 @@ def print_sizes(rows):
 
 def stages(path, output):
     """CPU seconds of the stages of `sersicnet.measuring.measure.measure`, each without those that it calls; a dict."""
-    from sersicnet import domain, weights
+    from sersicnet import weights
     from sersicnet.catalogue import table as catalogue
     from sersicnet.image import detect
     from sersicnet.image import stars as points
@@ -249,7 +249,7 @@ def stages(path, output):
     watch(weights.Weights, "predict", "network")
     watch(points, "sizes", "sizes and point sources")
     watch(points, "saturated", "sizes and point sources")
-    watch(domain, "profiles", "sizes and point sources")
+    watch(points, "profiles", "sizes and point sources")
     watch(catalogue, "write", "writing")
     weights.use_one_thread()
     verb.measure(path, outputs=Outputs(catalogue=output, overwrite=True))

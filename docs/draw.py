@@ -24,10 +24,11 @@ from matplotlib.patches import Ellipse
 from scipy import ndimage
 
 from sersicnet.engine.fit import Fitter, Noise, Status
+from sersicnet.engine.noise import correlated_noise
 from sersicnet.image import detect, mosaic
+from sersicnet.image.psf import read_psf
 from sersicnet.image.stamps import cut
 from sersicnet.schema import STAMP_SIZE, Flag
-from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import morphology as reallike
 from sersicnet.simulating import neighbours as scene
 from sersicnet.simulating import preview
@@ -71,7 +72,7 @@ SHOWN_DRAWS = 2
 def compare(data, figure):
     """Write the figure of real, real-like and Sersic galaxies, and print their departures from a fit."""
     data = Path(data)
-    camera = scene.Camera(realsky.read_psf(data / "psf" / "hst-f160w.fits").image)
+    camera = scene.Camera(read_psf(data / "psf" / "hst-f160w.fits").image)
     fitter = Fitter(camera.psf, Noise(F160W.autocorrelation(), F160W.exposure), STAMP_SIZE)
     real = real_galaxies(data / "candels")
     departures = {"real": [], "real-like": [], "Sersic": []}
@@ -126,7 +127,7 @@ def real_galaxies(folder, faintest=23.4):
         own = np.array([dilated[round(y), round(x)]])
         stamp = cut(frame.data, bad, sky, np.array([x]), np.array([y]), dilated, own)
         rms = stamp.rms[0]
-        noise = rms * realsky.correlated_noise(np.random.default_rng(len(out)), STAMP_SIZE, sky.autocorrelation)
+        noise = rms * correlated_noise(np.random.default_rng(len(out)), STAMP_SIZE, sky.autocorrelation)
         image = np.where(stamp.replaced[0] & (stamp.pixels[0] == 0), noise, stamp.pixels[0] * rms)
         flux = 10 ** (-0.4 * (mag - F160W.zero_point))
         out.append(

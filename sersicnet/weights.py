@@ -476,7 +476,7 @@ def _bases(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def scores_table(samples: Mapping[str, Any]) -> str:
-    """Scores of `sersicnet.evaluating.evaluate.scores`, a Markdown table."""
+    """Scores of `sersicnet.catalogue.scores.scores`, a Markdown table."""
     lines = ["| sample | N | | " + " | ".join(t.name for t in TARGETS) + " |", "|" + "---|" * (3 + N_TARGETS)]
     for sample, found in samples.items():
         for quantity, label in (

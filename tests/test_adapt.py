@@ -9,12 +9,13 @@ from astropy.io import fits
 from astropy.table import Table
 
 from sersicnet import weights
+from sersicnet.engine.noise import photon_noise
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
+from sersicnet.image.psf import full_width, read_psf
 from sersicnet.measuring.measure import measure
-from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.neighbours import Camera
 from sersicnet.simulating.population import _POINT
@@ -43,7 +44,7 @@ def survey(tmp_path_factory):
         corner = np.rint([x, y]).astype(int) - 64
         star = np.array([x - corner[0], y - corner[1], 10 ** (-0.4 * (rng.uniform(18.5, 20) - 24.0)), _POINT, 1, 1, 0])
         stars[corner[1] : corner[1] + 128, corner[0] : corner[0] + 128] += camera.render(star, 128)
-    image += stars + realsky.photon_noise(stars, ours, rng)
+    image += stars + photon_noise(stars, ours.exposure, ours.noise_tap, rng)
     cards = {k: header[k] for k in ("CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2")}
     fits.PrimaryHDU(image, fits.Header({**cards, "MAGZERO": 24.0})).writeto(path, overwrite=True)
     return path, ours
@@ -115,8 +116,8 @@ def adapted(survey, tiny_weights, tmp_path_factory, quick_plan):
 
 def test_the_psf_of_a_mosaic_is_that_of_its_stars(survey, adapted):
     _, ours = survey
-    measured, truth = realsky.read_psf(adapted[0].path / adapt.PSF), effective_psf(ours)
-    assert measured.width == pytest.approx(realsky.full_width(truth), rel=0.02)
+    measured, truth = read_psf(adapted[0].path / adapt.PSF), effective_psf(ours)
+    assert measured.fwhm == pytest.approx(full_width(truth), rel=0.02)
     y, x = np.indices(measured.image.shape) - measured.image.shape[0] // 2
     half = truth.shape[0] // 2
     for radius in (2, 5, 20):
@@ -261,7 +262,7 @@ def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weigh
     frame = SimpleNamespace(name="few.fits")
     for factor, fits_in in ((1.03, True), (1.2, False), (0.8, False)):
         stars = SimpleNamespace(size=np.array([np.nan, factor * size]), snr=np.array([0, 99.0]))
-        with pytest.warns(SersicnetWarning, match="that of tiny is taken") if fits_in else pytest.raises(InputError):
+        with pytest.warns(SersicnetWarning, match="the PSF of tiny is taken") if fits_in else pytest.raises(InputError):
             adapt._psf_of_weights(frame, stars, instrument.Reading(0.06, "WCS"), start)
     with pytest.raises(InputError, match="give `psf`"):
         adapt._psf_of_weights(frame, stars, instrument.Reading(0.1, "WCS"), start)

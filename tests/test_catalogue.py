@@ -1,10 +1,15 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from astropy import units
+from astropy.io import fits
 from astropy.table import QTable
 
 from sersicnet.catalogue import table as catalogue
 from sersicnet.errors import InputError
+from sersicnet.image import mosaic
+from sersicnet.schema import COLUMN
 
 
 @pytest.fixture
@@ -33,6 +38,26 @@ def test_votables_carry_units_ucds_and_the_header(table, tmp_path):
     assert "<DESCRIPTION>" in text
 
 
+def test_fits_carries_units_descriptions_ucds_and_the_header(table, tmp_path):
+    table.meta |= {"ZPSOURCE": "MAGZERO", "COMMAND": "sersicnet measure é.fits", "HISTORY": ["one", "two"]}
+    catalogue.write(table, tmp_path / "cat.fits")
+    with fits.open(tmp_path / "cat.fits", checksum=True) as hdus:
+        header = hdus["CATALOG"].header
+        assert [header[f"{key}2"] for key in ("TTYPE", "TFORM", "TUNIT", "TUCD")] == ["mag", "E", "mag", "phot.mag"]
+        assert header["TCOMM2"] == COLUMN["mag"].description
+        assert "TUNIT1" not in header
+        assert header.comments["ZPSOURCE"] == "where ZEROPT was read"
+        assert list(header["HISTORY"]) == ["sersicnet measure \\xe9.fits", "one", "two"]
+
+
+def test_names_beyond_ascii_are_written_in_every_format(tmp_path):
+    table = catalogue.assembled({"id": np.arange(1), "image": np.array(["fjöld.fits"])})
+    for ending in (".fits", ".ecsv", ".csv", ".parquet", ".vot"):
+        catalogue.write(table, tmp_path / f"cat{ending}")
+        expected = "fj\\xf6ld.fits" if ending == ".fits" else "fjöld.fits"  # FITS holds ASCII alone
+        assert str(catalogue.read_table(tmp_path / f"cat{ending}")["image"][0]) == expected
+
+
 def test_unreadable_tables(tmp_path):
     (tmp_path / "bad.fits").write_text("no")
     (tmp_path / "a.txt").write_text("no")
@@ -43,3 +68,36 @@ def test_unreadable_tables(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             catalogue.read_table(tmp_path / name)
+
+
+def test_a_table_that_is_cut_short_is_refused(table, tmp_path):
+    large = catalogue.assembled({"id": np.arange(3000), "mag": np.zeros(3000)})
+    catalogue.write(large, tmp_path / "cat.fits")
+    whole = (tmp_path / "cat.fits").read_bytes()
+    (tmp_path / "cut.fits").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut.fits cannot be read as fits: .*truncated"):
+        catalogue.read_table(tmp_path / "cut.fits")
+
+
+@pytest.mark.parametrize(("error", "expected"), [(ValueError(""), "fits: ValueError"), (ValueError("a\nb"), "fits: a")])
+def test_a_reader_s_error_is_one_line(table, tmp_path, monkeypatch, error, expected):
+    catalogue.write(table, tmp_path / "cat.fits")
+    monkeypatch.setattr(catalogue.Table, "read", Mock(side_effect=error))
+    with pytest.raises(InputError, match=f"{expected}$"):
+        catalogue.read_table(tmp_path / "cat.fits")
+
+
+def test_want_of_memory_is_no_fault_of_the_table(table, tmp_path, monkeypatch):
+    catalogue.write(table, tmp_path / "cat.fits")
+    monkeypatch.setattr(catalogue.Table, "read", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        catalogue.read_table(tmp_path / "cat.fits")
+
+
+def test_images_beyond_ascii_have_models(tmp_path):
+    fits.PrimaryHDU(np.ones((200, 200), "f4"), fits.Header({"MAGZERO": 25.0})).writeto(tmp_path / "fjöld.fits")
+    frame = mosaic.read_image(tmp_path / "fjöld.fits")
+    with catalogue.writing_image(frame, tmp_path / "model.fits") as pixels:
+        pixels[:] = 2
+    assert fits.getdata(tmp_path / "model.fits").mean() == 2
+    assert fits.getheader(tmp_path / "model.fits")["IMAGE"] == "fj\\xf6ld.fits[0]"

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from astropy import units
 from astropy.table import Table
-from test_look import Page, catalogue, noisy
+from test_report import Page, catalogue, noisy
 
-from sersicnet.catalogue import crossmatch
-from sersicnet.catalogue import report as look
+from sersicnet.catalogue import crossmatch, report
 from sersicnet.errors import InputError, SersicnetWarning
 
 
@@ -183,7 +182,7 @@ def test_a_report_shows_the_comparison(tmp_path):
     image, mesh = noisy(tmp_path)
     table = sky(80)
     other = written(tmp_path / "<other>.csv", {**places(table), "mag": table["mag"].value - 0.25})
-    look.report(tmp_path / "report.html", table, image, mesh, comparison=crossmatch.match(table, other))
+    report.write_report(tmp_path / "report.html", table, image, mesh, comparison=crossmatch.match(table, other))
     page = Page(tmp_path / "report.html")
     assert "<other>.csv" in page.text
     assert "+0.2500 ± 0.0000" in page.text

@@ -1,17 +1,13 @@
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sersicnet import weights
-from sersicnet.domain import LEAST_POINTS, Domain, Width, width_of_points
-from sersicnet.engine.render import Renderer
+from sersicnet.domain import Domain
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.image import detect
 from sersicnet.image.header import Reading
-from sersicnet.simulating.blank_sky import full_width
-from sersicnet.simulating.telescopes import F160W, effective_psf
+from sersicnet.image.psf import Width
 from sersicnet.training.card import domain_of
 from sersicnet.training.recipe import RECIPES
 
@@ -116,74 +112,3 @@ def test_training_writes_the_range_of_widths(options, widths):
     domain = domain_of(data, RECIPES["fovea"])
     assert domain["psf_fwhm_range"] == pytest.approx(widths)
     assert Domain.of({"name": "x", "domain": domain}).widths == pytest.approx(np.array(widths) / 0.06)
-
-
-# --- the width of point sources ---------------------------------------------------------------
-
-
-def sky_with(sources, psf, size=512, seed=0):
-    """An image with one source in each cell of 64 pixels: (flux, r_eff, n, q)."""
-    rng = np.random.default_rng(seed)
-    image = rng.normal(0, 0.0035, (size, size)).astype(np.float32)
-    draw = Renderer(psf, 64)
-    for k, (flux, r_eff, n, q) in enumerate(sources):
-        y, x = divmod(k, size // 64)
-        source = np.array([*rng.uniform(31, 32, 2), flux, r_eff, n, q, rng.uniform(0, 180)])
-        image[64 * y : 64 * y + 64, 64 * x : 64 * x + 64] += draw(source)[0]
-    return image
-
-
-def found_in(image, bad=None):
-    bad = np.zeros(image.shape, bool) if bad is None else bad
-    sky, found = detect.Detector()(image, bad)
-    return width_of_points(image, bad, sky, found)
-
-
-def stars(rng, n):
-    return [(flux, 0.02, 1.0, 1.0) for flux in 10 ** rng.uniform(0.7, 3, n)]
-
-
-def galaxies(rng, n):
-    radii, indices = 10 ** rng.normal(0.7, 0.25, n), np.clip(10 ** rng.normal(0.15, 0.28, n), 0.3, 6.2)
-    shapes = zip(radii, indices, np.clip(rng.normal(0.6, 0.2, n), 0.1, 1), strict=True)
-    return [(flux, *shape) for flux, shape in zip(10 ** rng.uniform(0.7, 2, n), shapes, strict=True)]
-
-
-@pytest.mark.parametrize("stretch", [0.7, 1.0, 1.5])
-def test_stars_among_galaxies_tell_the_width(stretch):
-    rng = np.random.default_rng(1)
-    psf = effective_psf(F160W, stretch=stretch)
-    sources = [*stars(rng, 14), *galaxies(rng, 45)]
-    found = found_in(sky_with([sources[i] for i in rng.permutation(len(sources))], psf))
-    assert found.value == pytest.approx(full_width(psf), rel=0.03)
-    assert found.error < 0.02 * found.value
-    assert int(found.source.split()[0]) >= LEAST_POINTS
-
-
-def test_galaxies_tell_no_width():
-    found = found_in(sky_with(galaxies(np.random.default_rng(2), 64), effective_psf(F160W)))
-    assert np.isnan(found.value)
-    assert found.source == "too few point sources"
-
-
-def test_few_stars_tell_no_width():
-    rng = np.random.default_rng(5)
-    sources = [*stars(rng, LEAST_POINTS - 2), *galaxies(rng, 30)]
-    assert np.isnan(found_in(sky_with(sources, effective_psf(F160W))).value)
-
-
-def test_saturated_stars_and_cosmic_rays_do_not_count():
-    rng = np.random.default_rng(6)
-    psf = effective_psf(F160W)
-    image = sky_with([*stars(rng, 40), *[(3000.0, 0.02, 1.0, 1.0)] * 24], psf)
-    image = np.minimum(image, 60)  # flat tops
-    bad = image == 60
-    bad[:256] = False  # some are marked, some are not
-    image[rng.integers(20, 490, 40), rng.integers(20, 490, 40)] += 30  # single hot pixels
-    assert found_in(image, bad).value == pytest.approx(full_width(psf), rel=0.03)
-
-
-def test_an_empty_sky_tells_no_width():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isnan(found_in(np.random.default_rng(0).normal(0, 1, (200, 200)).astype(np.float32)).value)

@@ -5,7 +5,7 @@ import pytest
 
 from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError
-from sersicnet.simulating.blank_sky import Psf
+from sersicnet.image.psf import Psf
 from sersicnet.simulating.neighbours import camera, parameters
 from sersicnet.simulating.recipe import PSF_STRETCHES, Simulation
 from sersicnet.simulating.simulate import simulate

@@ -15,9 +15,9 @@ from sersicnet.catalogue import crossmatch
 from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.evaluating.evaluate import evaluate_catalogue
-from sersicnet.image import mosaic
-from sersicnet.image.header import Reading
-from sersicnet.measuring import plan
+from sersicnet.image.exposure import Exposure
+from sersicnet.measuring.outputs import Outputs
+from sersicnet.measuring.plan import Plan, Work
 from sersicnet.simulating import population
 from sersicnet.training.labels import real_galaxies
 
@@ -124,14 +124,14 @@ def test_a_prior_reads_them(table):
     assert ranges["ellipticity"] == pytest.approx((TRUE["ellipticity"].min(), TRUE["ellipticity"].max()))
 
 
-def test_positions_and_starts_read_them(table, image):
-    galaxies = Galaxies.read(table)
-    frame = mosaic.read_image(image)
-    places = plan._positions(galaxies, frame)
-    np.testing.assert_allclose(places, np.column_stack([TRUE["x"], TRUE["y"]]), atol=1e-4)
-    starts = plan._starts(galaxies, Reading(SCALE, "here"))
-    assert set(starts) == {"mag", "r_eff_pix", "sersic_n", "ellipticity"}
-    np.testing.assert_allclose(starts["r_eff_pix"], TRUE["r_eff_pix"], rtol=1e-6)
+def test_positions_and_starts_of_fits_read_them(table, image):
+    made = Plan.of(
+        Exposure.open(image), network=None, psf=None, fitting=None, resample=False, positions=table,
+        outputs=Outputs(), work=Work(), command="",
+    )  # fmt: skip
+    np.testing.assert_allclose(made.places, np.column_stack([TRUE["x"], TRUE["y"]]), atol=1e-4)
+    assert set(made.starts) == {"mag", "r_eff_pix", "sersic_n", "ellipticity"}
+    np.testing.assert_allclose(made.starts["r_eff_pix"], TRUE["r_eff_pix"], rtol=1e-6)
 
 
 def test_a_comparison_reads_them(table):

@@ -1,54 +1,14 @@
 import numpy as np
 import pytest
-from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from sersicnet.engine.noise import photon_noise
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating.field import Field, simulate_field
-from sersicnet.simulating.telescopes import F160W, effective_psf
-
-
-@pytest.fixture
-def psf_file(tmp_path):
-    """Write a PSF; returns a function of the image and the name."""
-
-    def write(image=None, name="psf.fits"):
-        image = effective_psf(F160W, 41) if image is None else image
-        fits.PrimaryHDU(image).writeto(tmp_path / name)
-        return tmp_path / name
-
-    return write
-
-
-def test_a_psf_is_read_and_normalised(psf_file):
-    psf = realsky.read_psf(psf_file(7 * effective_psf(F160W, 41)))
-    assert psf.image.sum() == pytest.approx(1)
-    assert psf.width * 0.06 == pytest.approx(0.19, abs=0.005)
-    assert psf.name == "psf.fits"
-
-
-def off_centre():
-    image = np.zeros((21, 21))
-    image[10, 14] = 1
-    return image
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (np.ones((20, 20)), "odd number of pixels a side, .* is 20 x 20"),
-        (np.ones((21, 23)), "is 23 x 21"),
-        (np.full((21, 21), -1.0), "positive sum"),
-        (np.where(off_centre() == 0, np.nan, 1), "finite pixels"),
-        (off_centre(), r"peak on the middle pixel \(10, 10\); that of .* is at x = 14, y = 10"),
-    ],
-)
-def test_bad_psfs_are_refused(psf_file, image, message):
-    with pytest.raises(InputError, match=message):
-        realsky.read_psf(psf_file(image))
+from sersicnet.simulating.telescopes import F160W
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +78,6 @@ def test_an_image_without_a_zero_point_is_refused(blank):
 
 def test_photon_noise_is_that_of_the_simulation():
     bright = np.full((500, 500), 50.0)
-    noise = realsky.photon_noise(bright, F160W, np.random.default_rng(1))
+    noise = photon_noise(bright, F160W.exposure, F160W.noise_tap, np.random.default_rng(1))
     sums = noise.reshape(25, 20, 25, 20).sum(axis=(1, 3))
     assert sums.std() == pytest.approx(np.sqrt(400 * 50 / F160W.exposure), rel=0.1)

@@ -18,8 +18,8 @@ from sersicnet.dataset import Dataset
 from sersicnet.errors import InputError, WorkError
 from sersicnet.image import mosaic
 from sersicnet.image.pixels import Sky
+from sersicnet.image.psf import full_width
 from sersicnet.image.stamps import cut
-from sersicnet.simulating.blank_sky import full_width
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.recipe import FIT_COLUMNS, Prior, Simulation
 from sersicnet.simulating.simulate import simulate

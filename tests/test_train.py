@@ -16,12 +16,12 @@ from conftest import tiny_core, tiny_recipe
 
 from sersicnet import networks, weights
 from sersicnet.dataset import Dataset
+from sersicnet.engine.noise import correlated_noise
 from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWarning
 from sersicnet.measuring import tiles
 from sersicnet.networks import keras, ops
 from sersicnet.output import Run
 from sersicnet.schema import Inputs
-from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.simulating.telescopes import F160W
 from sersicnet.training import augment, card, loop, losses, train
 from sersicnet.training import finetune as finetuning

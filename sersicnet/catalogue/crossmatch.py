@@ -1,4 +1,4 @@
-"""A catalogue beside another one: which sources are the same, and how far their parameters differ."""
+"""A catalogue compared with another one: which sources are the same, and how far their parameters differ."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RADIUS = {"sky": 1.0, "pixels": 3.0}
-"""How far partners may lie from each other once the offset is taken out: arcsec on the sky, else pixels."""
+"""Largest distance of partners once the offset is taken out: arcsec on the sky, else pixels."""
 
 OFFSET = {"sky": 0.1, "pixels": 1.0}
-"""Median offset from which on there is a warning: arcsec on the sky, else pixels."""
+"""Median offset above which a warning is given: arcsec on the sky, else pixels."""
 
 FEW = 5
-"""Pairs below which there is no median to speak of: no offset is taken out, and no bin is made."""
+"""Pairs that are needed for a median: with fewer no offset is taken out, and no bin is made."""
 
 OUTLIER = 0.5
 
 PARAMETERS = {"mag": "mag", "r_eff": "R_e, relative", "sersic_n": "log10 n", "ellipticity": "ellipticity"}
-"""What is compared, and the kind of difference."""
+"""The parameters that are compared, and the kind of difference."""
 
 
 # --- the parts -------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def pairs(found: np.ndarray, true: np.ndarray, reach: float) -> tuple[np.ndarray
     found, true : ndarray, float, (N, D) and (M, D)
         Rows that are not finite have no partner.
     reach : float
-        Greatest distance of a pair.
+        Largest distance of a pair.
 
     Returns
     -------
@@ -69,7 +69,7 @@ _OF_PROFILES = {"sersic_n", "r_eff", "r_eff_pix"}
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Another catalogue, with what of it can be compared.
+    """Another catalogue, with the parameters that can be compared.
 
     Attributes
     ----------
@@ -81,9 +81,9 @@ class Reference:
         From 0.
     parameters : dict
         float64, (N,), NaN where there is no value: ``mag``, else ``mag_auto``, ``r_eff`` (arcsec), ``r_eff_pix``,
-        ``radius`` (of a unit that the table does not tell), ``sersic_n``, ``ellipticity``.
+        ``radius`` (of a unit that the table does not state), ``sersic_n``, ``ellipticity``.
     notes : tuple of str
-        What who reads the comparison should know.
+        What a reader of the comparison should know.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Reference:
 
 
 def _possible(name: str, values: np.ndarray) -> np.ndarray:
-    """Which values can be; catalogues have numbers such as -99 for what is not known."""
+    """Which values are possible; catalogues have numbers such as -99 for unknown values."""
     with np.errstate(invalid="ignore"):
         if name in ("mag", "mag_auto"):
             return np.abs(values) < 50
@@ -188,16 +188,16 @@ class Statistic(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A catalogue beside another one.
+    """A catalogue compared with another one.
 
     Attributes
     ----------
     other : str
         The other catalogue.
     on : str
-        "sky" or "pixels": what they were matched on.
+        "sky" or "pixels": the positions that were matched.
     radius : float
-        Greatest distance of partners, arcsec or pixels.
+        Largest distance of partners, arcsec or pixels.
     rows : (int, int)
         Of this and of the other catalogue.
     i, j : ndarray, int, (P,)
@@ -256,7 +256,7 @@ class Comparison:
         return out
 
     def sentences(self) -> list[str]:
-        """What was matched, and what to know about it."""
+        """What was matched, and notes on it."""
         n = len(self.i)
         where = "right ascension and declination" if self.on == "sky" else "x and y"
         out = [
@@ -300,7 +300,7 @@ class Comparison:
         return out
 
     def as_markdown(self) -> str:
-        """All of it as a page."""
+        """Sentences and tables as a page."""
         parts = ["\n".join(self.sentences())]
         for title, head, rows in self.tables():
             lines = [head, ["---"] * len(head), *rows]
@@ -347,7 +347,9 @@ class Comparison:
         Raises
         ------
         InputError
-            If it has another ending, or cannot be written.
+            If it has another ending.
+        OutputError
+            If it cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() not in (".png", ".pdf"):
@@ -388,7 +390,7 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
     table : Table
         As `sersicnet.measuring.measure.measure` returns it.
     other : str, Path or Reference
-        What `Reference.read` reads.
+        Anything but a `Reference` is read by `Reference.read`.
     radius : float, optional
         In arcsec where both have a sky, else in pixels; by default `RADIUS`.
 
@@ -439,7 +441,7 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
 
 
 def _places(galaxies: Galaxies, other: Reference) -> tuple[str, np.ndarray, np.ndarray]:
-    """What both can be matched on, and their positions, (N, 2)."""
+    """Either "sky" or "pixels", whichever both have, and the positions in both, (N, 2) and (M, 2)."""
     sky, pixels = galaxies.sky(), galaxies.pixels()
     if other.sky is not None and sky is not None:
         return "sky", sky, other.sky
@@ -452,7 +454,7 @@ def _places(galaxies: Galaxies, other: Reference) -> tuple[str, np.ndarray, np.n
 
 
 def _matched(on: str, here: np.ndarray, there: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of partners, and the median offset, NaN where it cannot be told."""
+    """Rows of partners, and the median offset, NaN if pairs are too few."""
     reach = 2 * np.sin(np.radians(radius / 3600) / 2) if on == "sky" else radius
     offset = np.full(2, np.nan)
     i, j = np.empty(0, int), np.empty(0, int)
@@ -470,7 +472,7 @@ def _matched(on: str, here: np.ndarray, there: np.ndarray, radius: float) -> tup
 
 
 def _points(on: str, places: np.ndarray) -> np.ndarray:
-    """Where distances can be taken: points of the unit sphere, or pixels."""
+    """Points whose distances are meaningful: on the unit sphere, or pixels."""
     return places if on == "pixels" else on_sphere(places)
 
 
@@ -536,7 +538,7 @@ def _compared(galaxies: Galaxies, other: Reference, i: np.ndarray, j: np.ndarray
 def _radii(
     mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray], notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Radii of both in the same unit; None where that cannot be told."""
+    """Radii of both in the same unit; None if the units are not known."""
     if "r_eff" in theirs and np.isfinite(mine["r_eff"]).any():
         return mine["r_eff"], theirs["r_eff"]
     if "r_eff_pix" in theirs:

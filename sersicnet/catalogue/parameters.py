@@ -2,7 +2,7 @@
 
 A table is FITS, ECSV, CSV, Parquet or VOTable. Names are those of sersicnet, and where these are missing those
 of SExtractor, GALFIT and VizieR, in upper or lower case. Values are converted from the unit of their column;
-a column without a unit has the one that its name stands for.
+a column without a unit has the unit of its name: degrees for ``ra``, arcsec for ``r_eff``, pixels for ``r_eff_pix``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES = {
     "sersic_n": ("sersic_n", "n"),
     "ellipticity": ("ellipticity", "q"),
 }
-"""Columns that hold a parameter, the first that a table has counts."""
+"""Columns that hold a parameter; the first one that a table has is read."""
 
 _UNITS = {
     "mag": "mag", "mag_err": "mag", "mag_auto": "mag", "theta": "deg", "theta_err": "deg", "r_eff_pix_err": "pix"
@@ -57,7 +57,7 @@ class Galaxies:
     table : Table
         Columns may be masked, have units, and hold numbers as text.
     name : str
-        What messages call it, such as its path.
+        The name of the table in messages, such as its path.
 
     Notes
     -----
@@ -90,7 +90,7 @@ class Galaxies:
         return len(self.table)
 
     def has(self, *names: str) -> bool:
-        """Whether there are all of these columns, in upper or lower case."""
+        """Whether the table has all of these columns, in upper or lower case."""
         return all(name in self._spelling for name in names)
 
     def spelled(self, name: str) -> str:
@@ -99,7 +99,7 @@ class Galaxies:
 
     @property
     def columns(self) -> str:
-        """The names of all columns, for messages."""
+        """The names of all columns, as text for messages."""
         return ", ".join(self.table.colnames) or "none"
 
     def row(self, i: int) -> str:
@@ -384,5 +384,7 @@ def holds_table(path: str | Path) -> bool:
         with fits.open(path) as hdus:
             first = next((hdu for hdu in hdus if hdu.header.get("NAXIS", 0) > 0), None)
             return isinstance(first, fits.BinTableHDU | fits.TableHDU) and not isinstance(first, fits.CompImageHDU)
+    except (MemoryError, NameError, AssertionError):
+        raise  # none of these is a fault of the file
     except Exception:  # the reader of images says what is wrong with the file
         return False

@@ -19,8 +19,8 @@ from astropy.io import ascii as text_tables
 from astropy.io import fits
 from astropy.io.votable import from_table
 from astropy.io.votable.tree import Info, VOTableFile
-from astropy.table import Column, QTable, Table
-from astropy.utils.exceptions import AstropyWarning
+from astropy.table import QTable, Table
+from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 
 import sersicnet
 from sersicnet.errors import InputError, first_line
@@ -35,7 +35,7 @@ FORMATS = {
 
 
 def check_ending(path: Path) -> None:
-    """Refuse a catalogue whose name does not tell its format."""
+    """Refuse a catalogue whose name has none of the endings of `FORMATS`."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"A catalogue ends in {', '.join(FORMATS)}; received {path.name}.")
 
@@ -68,18 +68,21 @@ def read_table(path: str | Path) -> Table:
         with warnings.catch_warnings():
             # What astropy says of odd units, keywords and VOTables is nothing to act on; unusable columns are refused.
             warnings.simplefilter("ignore", AstropyWarning)
+            warnings.filterwarnings("error", message=".*truncated.*", category=AstropyUserWarning)
             if kind == "ascii.csv":
                 # The text, not the path: the fast reader takes no encoding, and so no byte-order mark.
                 return text_tables.read(path.read_text("utf-8-sig") + "\n", format="csv", guess=False)
             return Table.read(path, format=kind, **_which_hdu(path) if kind == "fits" else {})
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a {kind.removeprefix('ascii.').upper()} file in UTF-8: {error}.") from error
+    except (MemoryError, NameError, AssertionError):
+        raise  # none of these is a fault of the file
     except Exception as error:  # every reader has exceptions of its own
         raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from error
 
 
 def _which_hdu(path: Path) -> dict[str, str]:
-    """The table of a FITS file that is not its first one: SExtractor's of objects, behind that of the header."""
+    """Where the table of a FITS file is if it is not the first one: SExtractor writes one of the header before it."""
     with fits.open(path) as hdus:
         return {"hdu": "LDAC_OBJECTS"} if "LDAC_OBJECTS" in hdus else {}
 
@@ -127,8 +130,12 @@ _CARD_COMMENTS = {
 def write(table: QTable, path: Path) -> None:
     """Write a catalogue; it appears whole or not at all.
 
-    FITS gets units, descriptions (``TCOMMn``) and UCDs (``TUCDn``), of which
-    astropy writes only the first.
+    FITS holds units, descriptions (``TCOMMn``) and UCDs (``TUCDn``); astropy writes the units.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
     """
     kind = FORMATS[path.suffix.lower()]
     with whole(path) as partial:
@@ -141,7 +148,7 @@ def write(table: QTable, path: Path) -> None:
 
 
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
-    """Those of `sersicnet.schema.COLUMNS` that are given, with units and descriptions."""
+    """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions."""
     table = QTable()
     for name, column in COLUMN.items():
         if name in columns:
@@ -152,10 +159,10 @@ def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
 
 
 def joined(tables: Sequence[QTable]) -> QTable:
-    """One catalogue of many images: a column tells the image, and ids count through all of them.
+    """One catalogue of many images, with the column ``image``; ids count through all of them.
 
-    Columns that an image lacks are NaN, or 0 for whole numbers. What the images do not
-    share in their headers goes into the history, a line for each.
+    Where an image lacks a column, its values are NaN, or 0 for whole numbers. Cards that differ
+    between the images go into the history, one line for each image.
     """
     given = {name for table in tables for name in table.colnames}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMN if name in given or name == "image"}
@@ -188,7 +195,7 @@ def joined(tables: Sequence[QTable]) -> QTable:
 
 @contextmanager
 def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray | None]:
-    """An image that lies on another one, to be filled part by part; it appears whole or not at all.
+    """An image on the grid of another one, to be filled part by part; it appears whole or not at all.
 
     Yields
     ------
@@ -202,7 +209,7 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
     for key in ("BUNIT", *instrument.KEYWORDS):
         if key in frame.header:
             header[key] = frame.header[key]
-    header["IMAGE"] = frame.name if len(frame.name) < 60 else Path(frame.name).name
+    header["IMAGE"] = _ascii(frame.name if len(frame.name) < 60 else Path(frame.name).name)
     header["SNETVER"] = sersicnet.__version__
     full = fits.PrimaryHDU(header=header).header
     full["BITPIX"], full["NAXIS"] = -32, 2
@@ -229,7 +236,7 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
 
 
 def _ascii(text: str) -> str:
-    """What a FITS header can hold."""
+    """Text as FITS can hold it, in ASCII."""
     return text.encode("ascii", "backslashreplace").decode()
 
 
@@ -243,24 +250,13 @@ def _votable(table: QTable) -> VOTableFile:
     return file
 
 
-def _format(column: Column) -> str:
-    kind = np.asarray(column).dtype
-    return f"{kind.itemsize // 4}A" if kind.kind == "U" else {"i4": "J", "f4": "E", "f8": "D"}[kind.str[1:]]
-
-
 def _hdu(table: QTable) -> fits.HDUList:
-    unit = fits.BinTableHDU.from_columns(
-        [
-            fits.Column(
-                name=name,
-                format=_format(table[name]),
-                unit=COLUMN[name].unit or None,
-                array=np.asarray(getattr(table[name], "value", table[name])),
-            )
-            for name in table.colnames
-        ],
-        name="CATALOG",
-    )
+    bare = Table(table, copy=False)
+    bare.meta = {}  # astropy writes cards without comments
+    for name in table.colnames:
+        if table[name].dtype.kind == "U" and not all(map(str.isascii, table[name].tolist())):
+            bare[name] = [_ascii(text) for text in table[name].tolist()]
+    unit = fits.table_to_hdu(bare, name="CATALOG")
     for i, name in enumerate(table.colnames, start=1):
         unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
         unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")

@@ -15,7 +15,7 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Dataset from `sersicnet simulate`, CSV of labelled galaxies, or with --truth a catalogue."
+            help="Dataset from `sersicnet simulate`, table of labelled galaxies, or with --truth a catalogue."
         ),
     ],
     weights: Annotated[
@@ -88,8 +88,11 @@ def evaluate(
         with progress_bar(quiet, "matching"):
             result = evaluation.evaluate_catalogue(data, truth, output, tolerance=tolerance, overwrite=overwrite)
     else:
-        if tolerance is not None or data.suffix.lower() in (".fits", ".ecsv", ".parquet"):
-            raise InputError(f"A catalogue is scored with the table of its true galaxies: give `truth` for {data}.")
+        if tolerance is not None or (image is None and evaluation.lacks_images(data)):
+            raise InputError(
+                f"A catalogue is scored with the table of its true galaxies: give `truth` for {data}; or `image`, if "
+                "it is a table of labels without a column image."
+            )
         with progress_bar(quiet, "reading") as update:
             result = evaluation.evaluate(
                 data,

@@ -1,4 +1,4 @@
-"""The point spread function of an image."""
+"""The point-spread function: its image, and its width."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from sersicnet.errors import InputError
+
+_ANGLES = 24
+_STEPS = 128
+_SPLINE = 5
+_POWER = 0.6
+"""Pixels are interpolated in this power of their value.
+
+A PSF is smoother in it, so a spline follows the core of an undersampled PSF better than in the values themselves.
+"""
 
 
 class Width(NamedTuple):
@@ -18,11 +28,11 @@ class Width(NamedTuple):
     Attributes
     ----------
     value : float
-        In pixels; NaN if nothing can be said.
+        In pixels; NaN if it is not known.
     error : float
         1 sigma; 0 for a file.
     source : str
-        Where it is from, or why there is none.
+        Where the width was measured, or why it is not known.
     """
 
     value: float
@@ -37,12 +47,13 @@ class Psf:
     Attributes
     ----------
     name : str
+        Of the file, as it was given; or a few words.
     sha256 : str
         Of the pixels.
     image : ndarray, float64, (P, P)
         Unit sum, odd P, centred on the middle pixel.
     oversampling : int
-        How many times finer than the image its pixels are.
+        Pixels of `image` per pixel of the exposure, along an axis.
     """
 
     name: str
@@ -52,33 +63,18 @@ class Psf:
 
     @classmethod
     def of(cls, image: np.ndarray, name: str, oversampling: int = 1) -> Psf:
-        """From pixels."""
+        """A PSF of pixels in memory."""
         return cls(name, hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest(), image, oversampling)
 
     @property
     def fwhm(self) -> float:
-        """Full width at half maximum, image pixels."""
+        """Full width at half maximum, pixels of the exposure; see `full_width`."""
         return full_width(self.image, self.oversampling)
 
     @property
     def width(self) -> Width:
-        """The full width as that of an image."""
+        """The same, with the name of the file as its source."""
         return Width(self.fwhm, 0.0, Path(self.name).name)
-
-
-def full_width(psf: np.ndarray, oversampling: int = 1) -> float:
-    """Full width at half maximum of a PSF's azimuthal mean, in pixels."""
-    half = psf.shape[0] // 2
-    y, x = np.indices(psf.shape) - half
-    radii, which = np.unique(np.hypot(x, y).round(3), return_inverse=True)
-    which = which.ravel()
-    profile = np.bincount(which, psf.ravel()) / np.bincount(which)
-    top = int(np.argmax(profile))
-    below = np.flatnonzero(profile[top:] < profile[top] / 2)
-    if not len(below):
-        return 2 * float(radii[-1]) / oversampling
-    part = slice(top + below[0] - 1, top + below[0] + 1)
-    return 2 * float(np.interp(-profile[top] / 2, -profile[part], radii[part])) / oversampling
 
 
 def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
@@ -87,8 +83,10 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
     Parameters
     ----------
     path : str or Path
-        Image at the pixel scale of the simulation; an extension named PSF, or
-        the first image, or the one in brackets, ``file.fits[NAME]``.
+        FITS image. An extension in brackets, ``file.fits[NAME]``, is read first;
+        then one named PSF; then the first image.
+    oversampling : int
+        Pixels of the file per pixel of the exposure, along an axis.
 
     Returns
     -------
@@ -97,9 +95,12 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
     Raises
     ------
     InputError
-        If it is not square and of odd size, has pixels that are not finite or
-        no positive sum, or does not have its peak in the middle.
+        If the image is not square, has an even number of pixels a side, has pixels that
+        are not finite, has no positive sum, or does not peak in the middle; or if
+        `oversampling` is below 1.
     """
+    if oversampling < 1:
+        raise InputError(f"The oversampling of a PSF is a whole number from 1; received {oversampling}.")
     from sersicnet.image import mosaic  # which needs Astropy; training on datasets does without
 
     frame = mosaic.read_image(path, prefer=("PSF",), least=1)
@@ -118,4 +119,88 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
             f"A PSF has its peak on the middle pixel ({middle}, {middle}); that of {name} is at x = {peak[1]}, "
             f"y = {peak[0]}. Shift it."
         )
-    return Psf(str(path), hashlib.sha256(image.tobytes()).hexdigest(), image / image.sum(), oversampling)
+    digest = hashlib.sha256(image.tobytes()).hexdigest()
+    return Psf(str(path), digest, image / image.sum(), oversampling)
+
+
+def full_width(image: np.ndarray, oversampling: int = 1) -> float:
+    """Full width at half maximum of a PSF, pixels of the exposure.
+
+    The width is that of the azimuthal mean about the peak, of a quintic spline through
+    the pixels (raised to the power 0.6, with their sign). For PSFs that are integrated over
+    the pixel, it is within 1 % of the width of the continuous profile: Gaussian and
+    Moffat profiles whose FWHM before the integration is 1.2 to 8 pixels, and Airy
+    profiles from 1.7 pixels. A narrower Airy profile comes out up to 3 % too narrow,
+    because the pixels no longer hold its shape.
+
+    Parameters
+    ----------
+    image : ndarray, float, (H, W)
+        Peaks within a pixel of the middle.
+    oversampling : int
+        Pixels of `image` per pixel of the exposure, along an axis.
+
+    Returns
+    -------
+    float
+        The width of the image where the profile does not fall to half its maximum.
+    """
+    image = np.asarray(image, float)
+    middle = image.shape[0] // 2, image.shape[1] // 2
+    near = image[max(middle[0] - 1, 0) : middle[0] + 2, max(middle[1] - 1, 0) : middle[1] + 2]
+    up, right = np.unravel_index(np.argmax(near), near.shape)
+    row, column = max(middle[0] - 1, 0) + int(up), max(middle[1] - 1, 0) + int(right)
+    centre = row + _vertex(image[:, column], row), column + _vertex(image[row], column)
+    # The area above half maximum, in whole pixels, says how far to look.
+    guess = np.sqrt((image > image[row, column] / 2).sum() / np.pi) + 1
+    while True:
+        radii = np.linspace(0, min(2 * guess, min(middle)), _STEPS)
+        width = half_width(radii, radial_profile(image, centre, radii))
+        if np.isfinite(width):
+            return 2 * width / oversampling
+        if radii[-1] >= min(middle):
+            return 2 * float(radii[-1]) / oversampling
+        guess *= 2
+
+
+def radial_profile(image: np.ndarray, centre: tuple[float, float], radii: np.ndarray) -> np.ndarray:
+    """Azimuthal mean of an image, between its pixels; see `full_width`.
+
+    Parameters
+    ----------
+    image : ndarray, float64, (H, W)
+    centre : (float, float)
+        Row and column.
+    radii : ndarray, float64, (R,)
+        Pixels.
+
+    Returns
+    -------
+    ndarray, float64, (R,)
+    """
+    powers = np.sign(image) * np.abs(image) ** _POWER
+    angles = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
+    rows, columns = (
+        c + radii[:, None] * turn for c, turn in zip(centre, (np.sin(angles), np.cos(angles)), strict=True)
+    )
+    between = ndimage.map_coordinates(powers, [rows, columns], order=_SPLINE, mode="mirror")
+    return (np.sign(between) * np.abs(between) ** (1 / _POWER)).mean(axis=1)
+
+
+def half_width(radii: np.ndarray, profile: np.ndarray) -> float:
+    """Radius at which a radial profile first falls below half its maximum; NaN if it never does."""
+    top = int(np.argmax(profile))
+    below = np.flatnonzero(profile[top:] < profile[top] / 2)
+    if not len(below):
+        return np.nan
+    part = slice(top + below[0] - 1, top + below[0] + 1)
+    return float(np.interp(-profile[top] / 2, -profile[part], radii[part]))
+
+
+def _vertex(values: np.ndarray, k: int) -> float:
+    """How far from pixel k, the highest of its neighbours, the Gaussian through the three has its peak."""
+    if not 0 < k < len(values) - 1 or not (values[k - 1 : k + 2] > 0).all():
+        return 0.0
+    left, middle, right = np.log(values[k - 1 : k + 2])
+    bend = left - 2 * middle + right
+    return float(np.clip((left - right) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0

@@ -11,6 +11,7 @@ from sersicnet.catalogue import table as tables
 from sersicnet.image.pixels import correlation
 from sersicnet.image.psf import Width
 from sersicnet.image.sky import Mesh
+from sersicnet.image.stars import look_like_stars
 from sersicnet.measuring import tiles
 from sersicnet.schema import LARGE_LIMIT, RANGE_FLAGS, STAMP_SIZE, TARGET_NAMES, Flag
 from sersicnet.weights import Weights
@@ -43,8 +44,7 @@ def flag_domain(values: tiles.Values, network: Weights, plan: Plan, width: Width
     str
         What lies outside of the domain; "nothing" if nothing does.
     """
-    with np.errstate(invalid="ignore"):
-        values.flags[values.size <= largest_star * (1 + 2 / values.size_snr)] |= Flag.POINT_LIKE
+    values.flags[look_like_stars(values.size, values.size_snr, largest_star)] |= Flag.POINT_LIKE
     verdict = network.domain.compare(plan.exposure.zero_point, width, values.rms)
     values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
     for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):

@@ -10,8 +10,9 @@ from pathlib import Path
 from astropy.table import QTable
 
 from sersicnet import output
-from sersicnet.catalogue import crossmatch, report
+from sersicnet.catalogue import crossmatch, ds9, report
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.columns import Draw
 from sersicnet.catalogue.crossmatch import Comparison, Reference
 from sersicnet.engine.fit import Fitter
 from sersicnet.errors import InputError, OutputError
@@ -120,7 +121,7 @@ class Result:
     tile: int
 
     @property
-    def draw(self) -> report.Draw | None:
+    def draw(self) -> Draw | None:
         """What draws all fitted galaxies of a window; None without fits."""
         if self.fitter is None:
             return None
@@ -200,7 +201,7 @@ class Files:
 
     def _write_regions(self, found: Result) -> None:
         if self.regions is not None:
-            report.regions(found.table, self.regions, found.exposure.image)
+            ds9.write_regions(found.table, self.regions, found.exposure.image)
 
     def _write_comparison(self, comparison: Comparison | None) -> None:
         if comparison is None or not self.differences:
@@ -212,4 +213,4 @@ class Files:
 
     def _write_report(self, found: Result, comparison: Comparison | None) -> None:
         if self.report is not None:
-            report.report(self.report, found.table, found.exposure, found.mesh_of_image(), found.draw, comparison)
+            report.write_report(self.report, found.table, found.exposure, found.mesh_of_image(), found.draw, comparison)

@@ -296,8 +296,7 @@ class Plan:
         """Width of the PSF, and size of the largest star, pixels of the source; from the user's PSF or the stars."""
         if self.psf is None:
             found = profiles[stars.stellar_locus(profiles)]
-            sizes = found[np.isfinite(found[:, 3]), 3]
-            return stars.width_of(found), float(np.quantile(sizes, 0.9)) if len(sizes) else np.nan
+            return stars.width_of(found), stars.largest_star(found[:, 3])
         size = stars.size_of(self.psf.image) / self.psf.oversampling
         return self._on_grid(self.psf.width), 1.05 * self._widened(size)
 

@@ -1,4 +1,4 @@
-"""What real images lend to simulations: PSFs and blank sky."""
+"""Blank sky of real images, as the noise of simulations."""
 
 from __future__ import annotations
 
@@ -9,95 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import fft, ndimage
 
+from sersicnet.engine.noise import correlated_noise
 from sersicnet.errors import InputError, warn
 from sersicnet.image import header as instruments
 from sersicnet.schema import SCALE_TOLERANCE
 from sersicnet.simulating.telescopes import Instrument
-
-# --- PSFs ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Psf:
-    """An effective PSF: as the image samples it, the pixel included.
-
-    Attributes
-    ----------
-    name : str
-    sha256 : str
-        Of the pixels.
-    image : ndarray, float64, (P, P)
-        Unit sum, odd P, centred on the middle pixel.
-    """
-
-    name: str
-    sha256: str
-    image: np.ndarray
-
-    @property
-    def width(self) -> float:
-        """Full width at half maximum, pixels."""
-        return full_width(self.image)
-
-
-def full_width(psf: np.ndarray) -> float:
-    """Full width at half maximum of a PSF's azimuthal mean, in pixels."""
-    half = psf.shape[0] // 2
-    y, x = np.indices(psf.shape) - half
-    radii, which = np.unique(np.hypot(x, y).round(3), return_inverse=True)
-    which = which.ravel()
-    profile = np.bincount(which, psf.ravel()) / np.bincount(which)
-    top = int(np.argmax(profile))
-    below = np.flatnonzero(profile[top:] < profile[top] / 2)
-    if not len(below):
-        return 2 * float(radii[-1])
-    part = slice(top + below[0] - 1, top + below[0] + 1)
-    return 2 * float(np.interp(-profile[top] / 2, -profile[part], radii[part]))
-
-
-def read_psf(path: str | Path) -> Psf:
-    """Read a PSF from a FITS file.
-
-    Parameters
-    ----------
-    path : str or Path
-        Image at the pixel scale of the simulation; an extension named PSF, or
-        the first image, or the one in brackets, ``file.fits[NAME]``.
-
-    Returns
-    -------
-    Psf
-
-    Raises
-    ------
-    InputError
-        If it is not square and of odd size, has pixels that are not finite or
-        no positive sum, or does not have its peak in the middle.
-    """
-    from sersicnet.image import mosaic
-
-    frame = mosaic.read_image(path, prefer=("PSF",), least=1)
-    image, name = frame.data.astype(float), frame.name
-    if image.shape[0] != image.shape[1] or image.shape[0] % 2 == 0:
-        raise InputError(
-            f"A PSF is square, an odd number of pixels a side, with its centre on the middle one; {name} is "
-            f"{image.shape[1]} x {image.shape[0]}. Crop or shift it."
-        )
-    if not np.isfinite(image).all() or not image.sum() > 0:
-        raise InputError(f"A PSF has finite pixels and a positive sum; {name} has the sum {image.sum():g}.")
-    peak = np.unravel_index(np.argmax(image), image.shape)
-    middle = image.shape[0] // 2
-    if max(abs(int(p) - middle) for p in peak) > 1:
-        raise InputError(
-            f"A PSF has its peak on the middle pixel ({middle}, {middle}); that of {name} is at x = {peak[1]}, "
-            f"y = {peak[0]}. Shift it."
-        )
-    return Psf(Path(path).name, hashlib.sha256(image.tobytes()).hexdigest(), image / image.sum())
-
-
-# --- blank sky ----------------------------------------------------------------------------------------
 
 PATCH = 224
 """Side of a patch of blank sky: a scene with neighbours, and 32 pixels to move it by."""
@@ -161,29 +78,6 @@ class BlankSky:
         return {"name": self.name, "sha256": self.sha256, "patches": len(self.patches)}
 
 
-def correlated_noise(rng: np.random.Generator, size: int, autocorrelation: np.ndarray) -> np.ndarray:
-    """Normal noise of unit variance with a given autocorrelation, float32, (size, size)."""
-    reach = autocorrelation.shape[0] // 2
-    period = fft.next_fast_len(size + 2 * reach, real=True)
-    padded = np.zeros((period, period))
-    padded[: 2 * reach + 1, : 2 * reach + 1] = autocorrelation
-    power = np.maximum(fft.rfft2(np.roll(padded, (-reach, -reach), axis=(0, 1))).real, 0)
-    spectrum = fft.rfft2(rng.standard_normal((period, period), dtype=np.float32))
-    noise = fft.irfft2(spectrum * np.sqrt(power).astype(np.float32), (period, period))
-    return noise[:size, :size].astype(np.float32)
-
-
-def photon_noise(model: np.ndarray, instrument: Instrument, rng: np.random.Generator) -> np.ndarray:
-    """The Poisson noise of the sources alone, as drizzling leaves it, float32, (H, W)."""
-    noise = rng.standard_normal(model.shape, dtype=np.float32)
-    noise *= np.sqrt(np.maximum(model, 0) / instrument.exposure).astype(np.float32)
-    kernel = np.array([instrument.noise_tap, 1.0, instrument.noise_tap], np.float32)
-    kernel /= kernel.sum()
-    for axis in (0, 1):
-        noise = ndimage.correlate1d(noise, kernel, axis, mode="constant")
-    return noise
-
-
 def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None = None) -> BlankSky:
     """Find blank sky in an image.
 
@@ -197,7 +91,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     Parameters
     ----------
     path : str or Path
-        FITS image; an extension may stand in brackets.
+        FITS image; an extension may be given in brackets.
     instrument : Instrument
         Of the simulation: the noise is brought to its zero point.
     zero_point : float, optional
@@ -211,7 +105,7 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     Raises
     ------
     InputError
-        If the image cannot be read, tells no zero point, or has no noise.
+        If the image cannot be read, states no zero point, or has no noise.
 
     Warns
     -----

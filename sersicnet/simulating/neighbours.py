@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sersicnet.engine.render import Renderer
+from sersicnet.image.psf import Psf
 from sersicnet.schema import STAMP_SIZE
 from sersicnet.simulating import morphology as reallike
-from sersicnet.simulating.blank_sky import Psf
 from sersicnet.simulating.population import draw_neighbours
 from sersicnet.simulating.telescopes import Instrument, effective_psf
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from sersicnet import dataset
 from sersicnet.errors import DatasetError, InputError
+from sersicnet.image.psf import Psf, full_width, read_psf
 from sersicnet.schema import TARGET_NAMES, TARGETS
 from sersicnet.simulating import population
-from sersicnet.simulating.blank_sky import BlankSky, Psf, blank_sky, full_width, read_psf
+from sersicnet.simulating.blank_sky import BlankSky, blank_sky
 from sersicnet.simulating.neighbours import camera
 from sersicnet.simulating.population import FlatInMagnitude, Mixture
 from sersicnet.simulating.telescopes import F160W, Instrument, effective_psf
@@ -118,7 +119,7 @@ class Simulation:
     instrument : Instrument
     psfs : tuple of Psf
         PSFs to use instead of the instrument's; each stamp has one of them, chosen at random.
-        See `sersicnet.simulating.blank_sky.read_psf`.
+        See `sersicnet.image.psf.read_psf`.
     psf_scatter : float
         Largest fraction by which the instrument's PSF is made narrower or wider, in
         `PSF_STRETCHES` steps, so that a network does not rely on one width.
@@ -175,7 +176,7 @@ class Simulation:
         out: dict[str, Any] = {"n": self.n, "seed": self.seed, "prior": prior, "instrument": asdict(instrument)}
         scale = instrument.pixel_scale
         if self.psfs:
-            out["psfs"] = [{"name": p.name, "sha256": p.sha256, "fwhm": p.width * scale} for p in self.psfs]
+            out["psfs"] = [{"name": Path(p.name).name, "sha256": p.sha256, "fwhm": p.fwhm * scale} for p in self.psfs]
         if self.psf_scatter:
             out["psf_scatter"] = self.psf_scatter
         if self.sky is not None:
@@ -185,7 +186,7 @@ class Simulation:
                 out[option] = True
         if self.real_like:
             out["galaxies"] = self.galaxies
-        widths = [p.width for p in self.psfs] or [full_width(effective_psf(instrument))]
+        widths = [p.fwhm for p in self.psfs] or [full_width(effective_psf(instrument))]
         out["psf_fwhm"] = float(np.mean(widths)) * scale
         return out
 
@@ -225,7 +226,7 @@ class Simulation:
         log_radii : float
             For the uniform prior; see `Prior`.
         psf : sequence of str or Path
-            FITS files; see `sersicnet.simulating.blank_sky.read_psf`.
+            FITS files; see `sersicnet.image.psf.read_psf`.
         psf_scatter : float
             See `Simulation`; not together with `psf`.
         noise_from : str or Path, optional

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import array_api_compat
 import numpy as np
 
+from sersicnet.engine.noise import photon_noise
+from sersicnet.image.psf import Psf
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGETS
 from sersicnet.simulating import morphology, neighbours
-from sersicnet.simulating.blank_sky import BlankSky, Psf, photon_noise
+from sersicnet.simulating.blank_sky import BlankSky
 from sersicnet.simulating.neighbours import camera
 from sersicnet.simulating.recipe import PSF_STRETCHES, Prior, Simulation
 from sersicnet.simulating.telescopes import Instrument
@@ -241,7 +243,7 @@ def _observed(
     if simulation.sky is None:
         return observe(model, truth["rms"], simulation.instrument, rng)
     noise, truth["rms"] = simulation.sky.draw(rng, len(model))
-    return model + photon_noise(model, simulation.instrument, rng) + noise
+    return model + photon_noise(model, simulation.instrument.exposure, simulation.instrument.noise_tap, rng) + noise
 
 
 def _label(

@@ -21,14 +21,14 @@ import numpy as np
 from astropy.io import fits
 
 from sersicnet import dataset, weights
+from sersicnet.catalogue.scores import scores
 from sersicnet.errors import InputError, SersicnetError, warn
-from sersicnet.evaluating.evaluate import scores
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
+from sersicnet.image.psf import Psf, full_width, read_psf
 from sersicnet.output import Run, check_directory, whole_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
-from sersicnet.simulating import blank_sky as realsky
 from sersicnet.simulating import population
 from sersicnet.simulating.recipe import Prior, Simulation
 from sersicnet.simulating.simulate import simulate
@@ -156,7 +156,7 @@ def adapt(
     scale = instrument.pixel_scale(frame.scales, pixel_scale)
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
-    point = None if psf is None else realsky.read_psf(psf)
+    point = None if psf is None else read_psf(psf)
     if str(prior) not in ("candels", "uniform"):
         Prior.of_catalogue(prior, scale.value)
     config = {
@@ -290,7 +290,7 @@ def _measure(
     zero: instrument.Reading,
     scale: instrument.Reading,
     start: weights.Weights,
-    point: realsky.Psf | None,
+    point: Psf | None,
     run: Run,
 ) -> dict[str, Any]:
     """Detect sources, and measure PSF and noise; the PSF is kept in the run."""
@@ -302,12 +302,12 @@ def _measure(
     good = points.good_galaxies(frame.data, bad, sky, found, stars)
     used = int(stars.used.sum()) if point is None else 0
     if point is not None:
-        psf, source = point.image, f"from {point.name}"
+        psf, source = point.image, f"from {Path(point.name).name}"
     elif stars.psf is not None:
         psf, source = stars.psf, f"the stack of {used} stars"
     else:
         psf, source = _psf_of_weights(frame, stars, scale, start)
-    width = realsky.full_width(psf) * scale.value
+    width = full_width(psf) * scale.value
     domain = start.card["domain"]
     alike = abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
     if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
@@ -347,7 +347,7 @@ def _psf_of_weights(
     frame: mosaic.Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
 ) -> tuple[np.ndarray, str]:
     """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
-    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars of like size, too few to measure its PSF"
+    few = f"{frame.name} has fewer than {points.LEAST_STARS} stars that agree on a PSF"
     config = start.card["data"].get("config", {})
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
@@ -364,10 +364,10 @@ def _psf_of_weights(
         raise InputError(
             f"{few}, and no source that looks like the PSF of {start.name} (the narrowest: {smallest}): give `psf`."
         )
-    width = realsky.full_width(psf) * scale.value
+    width = full_width(psf) * scale.value
     warn(
-        f"{few}; that of {start.name} is taken, with a FWHM of {width:.3f} arcsec, with which the narrowest source "
-        f"agrees within {PSF_TOLERANCE:.0%}. Give `psf` if you have a better one."
+        f"{few}; the PSF of {start.name} is taken, with a FWHM of {width:.3f} arcsec, and the narrowest source "
+        f"agrees with it within {PSF_TOLERANCE:.0%}. Give `psf` if you have a better one."
     )
     return psf, f"that of {start.name}, for want of stars"
 

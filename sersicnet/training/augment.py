@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from sersicnet.engine.noise import correlated_noise
 from sersicnet.schema import STAMP_SIZE, Inputs
-from sersicnet.simulating.blank_sky import correlated_noise
 from sersicnet.training.joined import Source
 
 AUTOCORRELATION_STAMPS = 256

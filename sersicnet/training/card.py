@@ -11,8 +11,8 @@ import numpy as np
 
 import sersicnet
 from sersicnet import networks, weights
+from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
-from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import keras
 from sersicnet.schema import N_TARGETS, TARGET_NAMES
 from sersicnet.training.device import device

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from sersicnet import networks, weights
+from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError, warn
-from sersicnet.evaluating.evaluate import scores
 from sersicnet.networks import freeze, keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude

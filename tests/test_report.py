@@ -8,8 +8,8 @@ from astropy.io import fits
 from astropy.table import QTable
 from conftest import turned
 
-from sersicnet.catalogue import report as look
-from sersicnet.errors import InputError
+from sersicnet.catalogue import columns, depth, ds9, report
+from sersicnet.errors import OutputError
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.regions import Threshold
@@ -85,7 +85,9 @@ def catalogue(n, meta=META, *, errors=True):
 def test_a_report_holds_all_of_itself(tmp_path):
     image, mesh = noisy(tmp_path)
     table = catalogue(60)
-    look.report(tmp_path / "report.html", table, image, mesh, lambda window: np.zeros((200, 200), np.float32)[window])
+    report.write_report(
+        tmp_path / "report.html", table, image, mesh, lambda window: np.zeros((200, 200), np.float32)[window]
+    )
     page = Page(tmp_path / "report.html")
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
@@ -120,7 +122,7 @@ def test_a_report_is_made_of_anything(tmp_path, case):
         table["mag"][:4] = [-1e9, 1e9, np.inf, -np.inf] * units.mag
         table["r_eff_pix"][:3] = [1e9, np.inf, -2] * units.pix
         table["sersic_n"][:2] = [0, 1e30]
-    look.report(tmp_path / "report.html", table, image, mesh)
+    report.write_report(tmp_path / "report.html", table, image, mesh)
     page = Page(tmp_path / "report.html")
     assert f"{len(table)} source" in page.text
 
@@ -128,26 +130,26 @@ def test_a_report_is_made_of_anything(tmp_path, case):
 def test_a_report_that_cannot_be_written_is_refused(tmp_path):
     image, mesh = noisy(tmp_path)
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(InputError, match="could not be written"):
-        look.report(tmp_path / "report.html", catalogue(3), image, mesh)
+    with pytest.raises(OutputError, match="could not be written"):
+        report.write_report(tmp_path / "report.html", catalogue(3), image, mesh)
     assert len(list(tmp_path.glob(".report*"))) == 0
 
 
 def test_a_large_image_is_averaged_without_its_bad_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(look, "STRIP", 4000)
+    monkeypatch.setattr(report, "STRIP", 4000)
     image, mesh = noisy(tmp_path, (203, 310))
     data = image.image.data
     data[:20, :20] = np.nan
     data[100, 100] = np.nan
     fits.PrimaryHDU(data).writeto(tmp_path / "holes.fits")
     holes = Exposure(mosaic.read_image(tmp_path / "holes.fits"))
-    view = look._averaged(holes, mesh, holes.image.whole, 10)
+    view = report._averaged(holes, mesh, holes.image.whole, 10)
     assert view.signal.shape == (21, 31)
     assert np.isnan(view.signal[:2, :2]).all()
     assert np.isnan(view.signal).sum() == 4
     assert view.usable == 203 * 310 - 401
-    signal, bad = look._signal(holes, mesh, (slice(100, 110), slice(100, 110)))
-    other, _ = look._signal(holes, mesh, (slice(50, 60), slice(200, 210)))
+    signal, bad = report._signal(holes, mesh, (slice(100, 110), slice(100, 110)))
+    other, _ = report._signal(holes, mesh, (slice(50, 60), slice(200, 210)))
     assert view.signal[10, 10] / view.signal[5, 20] == pytest.approx(signal[~bad].mean() / other.mean(), rel=1e-3)
     assert 0.9 < np.nanstd(view.signal) < 1.1
     holes.close()
@@ -156,14 +158,14 @@ def test_a_large_image_is_averaged_without_its_bad_pixels(tmp_path, monkeypatch)
 def test_the_depth_is_five_times_the_noise_of_an_aperture():
     area = np.pi * 3**2  # twice a PSF of 3 pixels wide
     expected = 25 - 2.5 * np.log10(5 * 0.01 * 2 * np.sqrt(area))
-    assert look.depth(META) == pytest.approx((expected, 6.0))
-    assert look.depth({"ZEROPT": 25.0}) is None
-    assert look.depth({**META, "SKYRMS": np.nan}) is None
+    assert depth.depth(META) == pytest.approx((expected, 6.0))
+    assert depth.depth({"ZEROPT": 25.0}) is None
+    assert depth.depth({**META, "SKYRMS": np.nan}) is None
 
 
 def test_an_aperture_on_a_resampled_grid_has_its_size_on_the_sky(tmp_path):
     image, mesh = noisy(tmp_path)
-    look.report(tmp_path / "report.html", catalogue(5, {**META, "RESAMPLE": 2.0}), image, mesh)
+    report.write_report(tmp_path / "report.html", catalogue(5, {**META, "RESAMPLE": 2.0}), image, mesh)
     page = Page(tmp_path / "report.html")
     assert "6.0 pixels (0.18 arcsec) diameter" in page.text
     assert "to pixels of 0.03 arcsec" in page.text
@@ -171,14 +173,14 @@ def test_an_aperture_on_a_resampled_grid_has_its_size_on_the_sky(tmp_path):
 
 def test_counts_turn_over_where_most_are():
     mag = np.concatenate([np.full(20, 24.2), np.full(30, 24.7), np.full(5, 25.2), [np.nan]])
-    assert look.turnover(mag) == (24.5, 25.0)
-    assert look.turnover(mag[:50]) is None  # none is fainter
-    assert look.turnover(mag[-6:]) is None
+    assert depth.turnover(mag) == (24.5, 25.0)
+    assert depth.turnover(mag[:50]) is None  # none is fainter
+    assert depth.turnover(mag[-6:]) is None
 
 
 def test_each_row_is_of_one_class():
     flags = np.array([0, Flag.EDGE, Flag.EDGE | Flag.NO_DATA, Flag.OUT_OF_DOMAIN, Flag.RANGE_E, 1 << 20])
-    names = [look.CLASSES[k].name for k in look.classes(flags)]
+    names = [columns.CLASSES[k].name for k in columns.classes(flags)]
     crowded, other = "crowded, masked or at an edge", "other flags"
     assert names == ["no flags", crowded, "no data", other, "values in doubt", other]
 
@@ -192,7 +194,7 @@ def ellipse(line):
 def test_regions_lie_where_the_ellipses_are(tmp_path, parity):
     frame = turned(tmp_path, parity, 35.0)
     table = catalogue(5)
-    look.regions(table, tmp_path / "cat.reg", frame)
+    ds9.write_regions(table, tmp_path / "cat.reg", frame)
     lines = (tmp_path / "cat.reg").read_text().splitlines()
     assert lines[0] == "# Region file format: DS9 version 4.1"
     assert lines[3] == "icrs"
@@ -216,7 +218,7 @@ def test_regions_without_a_wcs_count_from_one(tmp_path):
     table["r_eff_pix"][1] = np.nan * units.pix
     table["theta"][2] = np.nan * units.deg
     table["flags"] = [0, int(Flag.NO_DATA), 0]
-    look.regions(table, tmp_path / "cat.reg", exposure(tmp_path, wcs=False).image)
+    ds9.write_regions(table, tmp_path / "cat.reg", exposure(tmp_path, wcs=False).image)
     lines = (tmp_path / "cat.reg").read_text().splitlines()
     assert lines[3] == "image"
     kinds, values = zip(*map(ellipse, lines[4:]), strict=True)
@@ -227,5 +229,5 @@ def test_regions_without_a_wcs_count_from_one(tmp_path):
 
 
 def test_regions_of_no_rows(tmp_path):
-    look.regions(catalogue(0), tmp_path / "cat.reg", exposure(tmp_path).image)
+    ds9.write_regions(catalogue(0), tmp_path / "cat.reg", exposure(tmp_path).image)
     assert (tmp_path / "cat.reg").read_text().splitlines()[-1] == "icrs"
