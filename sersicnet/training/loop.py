@@ -302,7 +302,7 @@ def fit(task: Task, recipe: Recipe, seed: int, run: Run, report: Report, schedul
         files.log(record)
         files.keep(model)
         steps, speed = _steps(task, recipe), record["stamps_per_second"]
-        report(Progress(record["epoch"], recipe.epochs, steps, steps, record["loss"], record, stamps_per_second=speed))
+        report(Progress(record["epoch"], recipe.epochs, steps, steps, record["loss"], record, schedule, speed))
     files.load(model, "best.weights.h5")
     return state
 
