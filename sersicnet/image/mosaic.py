@@ -87,7 +87,7 @@ class Image:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close the file; it is opened again when something is read."""
+        """Close the file; reading opens it again."""
 
     @functools.cached_property
     def data(self) -> np.ndarray:
@@ -149,9 +149,9 @@ class Image:
         from astropy.coordinates import SkyCoord
 
         if self.wcs is None:
-            raise InputError(f"{self.name} has no celestial WCS, so ra and dec have no place in it. Give x and y.")
+            raise InputError(f"{self.name} has no celestial WCS to convert ra and dec to pixels with. Give x and y.")
         ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
-        dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # such as -99 for unknown
+        dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # values such as -99 mean that dec is unknown
         x, y = self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
         return np.asarray(x), np.asarray(y)
 
@@ -168,7 +168,7 @@ class FitsImage(Image):
     shape : (int, int)
         Height and width.
     held : ndarray, float32, optional
-        All pixels, where the file cannot be read in parts.
+        All pixels, if the file cannot be read window by window.
     """
 
     def __init__(
