@@ -214,7 +214,7 @@ class FitsImage(Image):
             return np.array(self._open[1][window], dtype=np.float32, order="C")
 
     def _part(self, kind: np.dtype, start: int, window: Window) -> np.ndarray:
-        """The pixels of a window of an uncompressed, unscaled image, read row by row in half the time of a memory map."""
+        """The pixels of a window of a plain image, read row by row: this takes half as long as a memory map."""
         rows, columns = (range(*part.indices(n)) for part, n in zip(window, self.shape, strict=True))
         out = np.empty((len(rows), len(columns)), kind)
         with self._path.open("rb", buffering=0) as file:

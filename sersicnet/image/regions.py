@@ -44,7 +44,7 @@ class Regions:
         return out
 
     def chosen(self, which: np.ndarray) -> Regions:
-        """A selection of the regions, relabelled; `which`, bool, (N + 1,), is indexed by label, and index 0 is ignored."""
+        """Select and relabel regions; `which`, bool, (N + 1,), is indexed by label, and index 0 is ignored."""
         new = np.concatenate([[0], np.cumsum(which[1:])]).astype(np.int32) * which
         label = new[self.label]
         return Regions(self.shape, self.at[label > 0], label[label > 0])
@@ -119,7 +119,7 @@ class Threshold:
 
     @property
     def _wide_kernel(self) -> np.ndarray:
-        """The Gaussian that widens the smoothed image, sampled at every second pixel, to the filter of the second pass."""
+        """The Gaussian that widens every second pixel of the smoothed image to the filter of the second pass."""
         return _gaussian(math.sqrt(self.wide**2 - self.smoothing**2) / 2)
 
     def binned(self, n: int) -> Threshold:

@@ -22,8 +22,8 @@ MOST_RESAMPLING = 10.0
 
 
 MISSING = 1e-3
-"""A resampled pixel has no data if more than this fraction of its area has none. A smaller fraction loses a flux, of the
-sky too, that is far below the noise; the rounding errors of the overlaps are far below this fraction."""
+"""A resampled pixel has no data if more than this fraction of its area has none. A smaller missing fraction changes its
+flux, of the sky too, by far less than the noise, and is far above the rounding errors of the overlaps."""
 
 
 @dataclass(frozen=True)
