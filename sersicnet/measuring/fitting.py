@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise, Prior
+from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
+from sersicnet.engine.prior import Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf, full_width
