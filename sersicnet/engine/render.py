@@ -592,8 +592,9 @@ def _positive(value: int, what: str) -> int:
 def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shifts along x and y of the periodic images that are summed [pix], and their weights: each (B, images).
 
-    The images whose ellipses through the centre of the stamp are smallest are summed. Their weights fade outwards, so that the sum of the remaining images, from
-    `_beyond`, is smooth.
+    The ellipse of an image passes through the centre of the stamp; the images with the smallest ellipses
+    are summed. Their weights fade outwards, so that the sum of the remaining images, from `_beyond`, is
+    smooth.
     """
     galaxies, farthest = batch.galaxies, _farthest_ellipse(batch)
     shift_x, shift_y = batch.period * _lattice(min(int(farthest.max() / batch.period), 40) + 1)

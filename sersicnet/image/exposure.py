@@ -253,15 +253,15 @@ class Exposure:
 
     @property
     def factor(self) -> float:
-        """Pixels of the grid that is measured along one of the image: 1, for the image is that grid."""
+        """Number of pixels of the measured grid along a pixel of the image: 1, because the image itself is measured."""
         return 1.0
 
     def to_grid(self, pixels: np.ndarray) -> np.ndarray:
-        """Zero-based pixels of the grid that is measured, from those of the image: the same."""
+        """Convert zero-based pixels of the image to pixels of the measured grid, which are the same."""
         return pixels
 
     def from_grid(self, pixels: np.ndarray) -> np.ndarray:
-        """Zero-based pixels of the image, from those of the grid that is measured: the same."""
+        """Convert zero-based pixels of the measured grid to pixels of the image, which are the same."""
         return pixels
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from sersicnet.schema import LARGE_LIMIT, RANGE_FLAGS, STAMP_SIZE, TARGET_NAMES,
 from sersicnet.weights import Weights
 
 Grid = Exposure | Resampled
-"""An image as it is measured: as it was given, or resampled."""
+"""The image that is measured: the exposure, or the exposure resampled."""
 
 
 def flag_large(values: tiles.Values) -> None:
@@ -62,16 +62,16 @@ def catalogue(
     Parameters
     ----------
     exposure : Exposure
-        The image as it was given; positions and sizes are in its pixels.
+        The original image; positions and sizes are in its pixels.
     grid : Exposure or Resampled
-        The image as it was measured.
+        The image that was measured: the exposure, or the exposure resampled.
     values : Values
     errors : bool
         Whether the parameters have errors.
     fitted : bool
-        Whether fits were made.
+        Whether profiles were fitted.
     parents : bool
-        Whether the rows are all detections, so that a parent is a row.
+        Whether the rows are all detections, so that each parent has a row.
     """
     n, targets = len(values.x), values.targets
     x, y = grid.from_grid(values.x), grid.from_grid(values.y)
