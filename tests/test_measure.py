@@ -764,7 +764,7 @@ def test_many_images_in_a_catalogue_each(pieces, tmp_path):
 def test_a_bad_image_among_many_costs_no_finished_work(pieces, tmp_path, monkeypatch):
     bad = tmp_path / "bad.fits"
     bad.write_text("no image")
-    with pytest.raises(InputError, match=r"1 of 3 images could not be measured: .*bad.fits.* is kept in"):
+    with pytest.raises(InputError, match=r"1 of 3 images could not be measured: .*bad.fits.* are kept in"):
         module.measure_many([pieces[0], bad, pieces[1]], tmp_path / "all.fits")
     assert not (tmp_path / "all.fits").exists()
     monkeypatch.setattr(tiles, "measure_tile", lambda *args, **named: pytest.fail("measured again"))

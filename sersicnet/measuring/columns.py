@@ -1,4 +1,4 @@
-"""From measured values to the columns and the header of a catalogue."""
+"""Columns and header of a catalogue, from the measured values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sersicnet.schema import LARGE_LIMIT, RANGE_FLAGS, STAMP_SIZE, TARGET_NAMES,
 from sersicnet.weights import Weights
 
 Grid = Exposure | Resampled
-"""An image as it is measured: as it was given, or resampled."""
+"""The image that is measured: the exposure, or the exposure resampled."""
 
 
 def flag_large(values: tiles.Values) -> None:
@@ -35,16 +35,16 @@ def flag_domain(values: tiles.Values, network: Weights, zero_point: Reading, wid
     values : Values
     network : Weights
     zero_point : Reading
-        Of the image.
+        Zero point of the image.
     width : Width
-        Of the image's PSF.
+        Width of the image's PSF.
     largest_star : float
-        Size at and below which a source is point-like, pixels; NaN if it is not known.
+        Size of the largest star, pixels: a source of at most this size is point-like. NaN if it is not known.
 
     Returns
     -------
     str
-        What lies outside of the domain; "nothing" if nothing does.
+        Properties of the image that are outside the domain; "nothing" if there are none.
     """
     values.flags[look_like_stars(values.size, values.size_snr, largest_star)] |= Flag.POINT_LIKE
     verdict = network.domain.compare(zero_point, width, values.rms)
@@ -62,16 +62,16 @@ def catalogue(
     Parameters
     ----------
     exposure : Exposure
-        The image as it was given; positions and sizes are in its pixels.
+        The original image; positions and sizes are in its pixels.
     grid : Exposure or Resampled
-        The image as it was measured.
+        The image that was measured: the exposure, or the exposure resampled.
     values : Values
     errors : bool
         Whether the parameters have errors.
     fitted : bool
-        Whether fits were made.
+        Whether profiles were fitted.
     parents : bool
-        Whether the rows are all detections, so that a parent is a row.
+        Whether the rows are all detections, so that each parent has a row.
     """
     n, targets = len(values.x), values.targets
     x, y = grid.from_grid(values.x), grid.from_grid(values.y)
@@ -99,7 +99,7 @@ def catalogue(
 
 
 def _detected(exposure: Exposure, grid: Grid, values: tiles.Values, *, parents: bool) -> dict[str, np.ndarray]:
-    """Columns of the detection, which need neither a network nor a fit."""
+    """Columns that are measured by the detection, without a network or a fit."""
     found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
     out = {"a_image": found["a"] / grid.factor, "b_image": found["b"] / grid.factor}
     out["kron_radius"] = found["kron_radius"]
@@ -118,7 +118,7 @@ def _detected(exposure: Exposure, grid: Grid, values: tiles.Values, *, parents: 
 def provenance(
     exposure: Exposure, grid: Grid, mesh: Mesh, network: Weights | None, command: str
 ) -> dict[str, str | float]:
-    """What the catalogue was made from, as FITS cards of at most eight characters."""
+    """Origin of the catalogue, as FITS cards with keywords of at most eight characters."""
     meta: dict[str, str | float] = {
         "IMAGE": exposure.name,
         "MAGSYS": "AB",
