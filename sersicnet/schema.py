@@ -236,7 +236,7 @@ FLAG_MEANING = {
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
     Flag.SATURATED: "the centre is flat, or reaches the header's SATURATE: too little light was counted",
-    Flag.POINT_LIKE: "no larger than the stars of the image, or than --psf: a star, a nucleus, or an unresolved galaxy",
+    Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: a star, a nucleus, or an unresolved galaxy",
 }
 """Meaning of each bit; the table in the documentation is generated from it."""
 
@@ -254,7 +254,7 @@ class Column:
 
 COLUMNS = (
     Column("image", "U", "", "meta.id;meta.dataset", "image that the row is from; where there are several"),
-    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of --positions, from 1"),
+    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of the table of positions, from 1"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
     Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid or fit, 0 = centre of first"),
