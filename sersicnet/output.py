@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import json
+import logging
 import os
 import shutil
 import socket
@@ -22,6 +23,8 @@ from sersicnet.errors import InputError, OutputError, first_line, warn
 if TYPE_CHECKING:
     import numpy as np
     from filelock import BaseFileLock
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Receives the name of a stage, the steps of it that are done, and how many it has; 0 if that is not known."""
@@ -294,7 +297,7 @@ class Run:
         self.close()
 
     def arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of ``<name>.npz``; None if they were not kept, or the file is damaged."""
+        """The arrays of ``<name>.npz``; None if they were not kept, or the file is damaged, which is logged."""
         import numpy as np  # which `sersicnet --help` need not wait for
 
         if self.path is None or not (file := self.path / f"{name}.npz").exists():
@@ -302,8 +305,9 @@ class Run:
         try:
             with file.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
                 return dict(found)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None  # damaged by the file system: the piece is done again
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            _log.warning("%s cannot be read (%s): this piece is done again", file, first_line(error))
+            return None
 
     def keep_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Keep arrays in ``<name>.npz``."""

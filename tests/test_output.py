@@ -282,13 +282,14 @@ def test_a_run_with_other_options_is_dropped_only_on_demand(tmp_path):
         assert run.read("state") == 1
 
 
-def test_a_damaged_piece_is_done_again_and_a_damaged_state_is_told(tmp_path):
+def test_a_damaged_piece_is_done_again_and_a_damaged_state_is_told(tmp_path, caplog):
     path = tmp_path / "cat.run"
     with Run(path, {}, False) as run:
         run.keep_arrays("tile", {"x": np.arange(3)})
         file = path / "tile.npz"
         file.write_bytes(file.read_bytes()[:50])
         assert run.arrays("tile") is None
+        assert "tile.npz cannot be read" in caplog.text
         run.keep("state", {})
         (path / "state.json").write_text("{")
         with pytest.raises(InputError, match=r"state.json cannot be read .*: the run is damaged. Remove .*cat.run to"):
