@@ -40,7 +40,7 @@ def sersicnet(task, sky=1e-3, prior=None):
 
 def sersicnet_prior(task):
     """Ours, and the ranges known from which the galaxies were drawn."""
-    from sersicnet.engine.fit import Prior
+    from sersicnet.engine.prior import Prior
 
     (faint, bright), r_eff, n, e = task["ranges"]
     return sersicnet(task, prior=Prior.uniform((faint, bright), r_eff, n, (1 - e[1], 1 - e[0])))

@@ -24,33 +24,33 @@ STAMP_SIZE = 128
 """Width and height of a stamp in pixels."""
 
 STAMP_CENTRE = (STAMP_SIZE - 1) / 2
-"""Zero-based pixel about which the galaxy of a stamp lies, +- 0.5 px: 63.5."""
+"""Zero-based position of the centre of a stamp; the galaxy lies within 0.5 pixels of it on both axes."""
 
 
 class Inputs(NamedTuple):
-    """What a network is shown of each galaxy: arrays of N rows.
+    """Inputs of a network, arrays of N rows.
 
-    A further input is a further field here, with the shape of a row in `INPUT_SHAPES`. Datasets,
-    batches, Keras and ONNX take all fields as they come; a network takes those that it names. An
-    input whose row has two dimensions is an image and is turned with the stamp.
+    To add an input, add a field here and the shape of its rows to `INPUT_SHAPES`. Datasets, batches,
+    Keras and ONNX handle all fields; a network uses the fields that it names. An input whose rows
+    have two dimensions is an image, and is rotated and flipped together with the stamp.
 
     Attributes
     ----------
     stamps : ndarray, float32, (N, 128, 128)
-        Pixels in units of their noise rms, sky subtracted. Training on a device holds arrays of
-        that device's library.
+        Sky-subtracted pixels in units of their noise rms. During training on a device, it is an array
+        of that device's library.
     """
 
     stamps: Any
 
     @classmethod
     def empty(cls, n: int) -> Inputs:
-        """Inputs of `n` galaxies, to be filled."""
+        """Uninitialised inputs of `n` galaxies."""
         return INPUT_SHAPES.map(lambda shape: np.empty((n, *shape), np.float32))
 
     @classmethod
     def concatenated(cls, parts: Sequence[Inputs], concatenate: Callable[..., Any] = np.concatenate) -> Inputs:
-        """The rows of several inputs, one part after the other, by the function of their library."""
+        """Concatenate several inputs, with the function of their array library."""
         return cls(*(concatenate(field) for field in zip(*parts, strict=True)))
 
     @property
@@ -59,15 +59,15 @@ class Inputs(NamedTuple):
         return len(self[0])
 
     def map(self, function: Callable[[Any], Any]) -> Inputs:
-        """A function of each field."""
+        """Apply a function to each field."""
         return Inputs(*(function(field) for field in self))
 
     def taken(self, rows: Any) -> Inputs:
-        """Some rows: a slice, or an array of numbers or of bool."""
+        """Select rows by a slice, or by an array of indices or bool."""
         return self.map(lambda field: field[rows])
 
     def put(self, rows: Any, other: Inputs) -> None:
-        """Replace some rows."""
+        """Replace the selected rows, in place."""
         for field, values in zip(self, other, strict=True):
             field[rows] = values
 
@@ -78,7 +78,7 @@ class Inputs(NamedTuple):
 
 
 INPUT_SHAPES = Inputs(stamps=(STAMP_SIZE, STAMP_SIZE))
-"""The shape of a row of each input."""
+"""Shape of a row of each input."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Target:
     unit : str
         Unit as FITS writes it, empty when dimensionless.
     log : bool
-        Whether networks learn the natural logarithm of it.
+        Whether networks are trained on its natural logarithm.
     low, high : float
-        The range that the default prior covers.
+        Range of the default prior.
     description : str
         Definition in one line.
     """
@@ -127,8 +127,8 @@ N_TARGETS = len(TARGETS)
 def relative_magnitude(mag: ArrayLike, zero_point: ArrayLike, rms: ArrayLike) -> np.ndarray:
     """Magnitude of a galaxy relative to the noise of its pixels.
 
-    Networks see a stamp divided by the rms of its pixels, so this, and not
-    the AB magnitude, is what they can know: ``-2.5 log10(flux / rms)``.
+    The input of a network is a stamp divided by the rms of its pixels, so a
+    network can predict ``-2.5 log10(flux / rms)``, but not the AB magnitude.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _log10(values: ArrayLike) -> np.ndarray:
 
 
 def encode(targets: np.ndarray) -> np.ndarray:
-    """Physical targets to the space in which networks are trained.
+    """Convert physical targets to the space in which networks are trained.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def encode(targets: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray, float, (..., 4)
-        The same with the natural logarithm taken where `Target.log` is set.
+        The targets, with the natural logarithm of those with `Target.log`.
     """
     out = np.array(targets, dtype=float)
     for i, target in enumerate(TARGETS):
@@ -177,7 +177,7 @@ def encode(targets: np.ndarray) -> np.ndarray:
 
 
 def decode(encoded: np.ndarray) -> np.ndarray:
-    """The inverse of `encode`; values so large that they overflow are infinite."""
+    """The inverse of `encode`; values that overflow become infinite."""
     out = np.array(encoded, dtype=float)
     with np.errstate(over="ignore"):
         for i, target in enumerate(TARGETS):
@@ -208,7 +208,7 @@ class Flag(enum.IntFlag):
 
 
 RANGE_FLAGS = (Flag.RANGE_MAG, Flag.RANGE_R_EFF, Flag.RANGE_N, Flag.RANGE_E)
-"""For each target, that it is outside of the range of the weights."""
+"""Flag of each target for values outside the range of the weights."""
 
 
 MASKED_LIMIT = 0.1
@@ -236,9 +236,9 @@ FLAG_MEANING = {
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
     Flag.SATURATED: "the centre is flat, or reaches the header's SATURATE: too little light was counted",
-    Flag.POINT_LIKE: "no larger than the stars of the image, or than --psf: a star, a nucleus, or an unresolved galaxy",
+    Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: a star, a nucleus, or an unresolved galaxy",
 }
-"""What each bit means; the table in the documentation is made from it."""
+"""Meaning of each bit; the table in the documentation is generated from it."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Column:
 
 COLUMNS = (
     Column("image", "U", "", "meta.id;meta.dataset", "image that the row is from; where there are several"),
-    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of --positions, from 1"),
+    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of the table of positions, from 1"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
     Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid or fit, 0 = centre of first"),

@@ -1,4 +1,4 @@
-"""Work on many pieces, on the cores of this machine or of a cluster."""
+"""Run many jobs in worker processes, on the cores of this machine or of a cluster."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any
 from sersicnet.errors import InputError, WorkError
 
 Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[int, Any]]]
-"""Applies a function to jobs; yields their numbers and results, in the order in which they are done."""
+"""A function that applies a function to jobs, and yields their numbers and results in the order of completion."""
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # glibc reuses the memory of freed arrays for new ones: to request it from the system
-    # each time takes a fourteenth of all CPU time.
+    # With these limits, glibc reuses the memory of freed arrays; requests to the system for every
+    # array would take a fourteenth of all CPU time.
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
-"""Environment of the processes that are started here, which use one thread each."""
+"""Environment of the worker processes, which use one thread each."""
 
 MEASURING = "sersicnet.measuring.preload"
-"""Module with everything that a process imports which measures."""
+"""Module that imports everything that a process needs to measure tiles."""
 
 
 def in_order(apply: Apply) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
@@ -55,7 +55,7 @@ def here(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[
 
 
 def get_ready(preload: str = MEASURING) -> None:
-    """Begin to start `pools`: the modules that they need are imported while this process goes on."""
+    """Import the modules for `pools` in the background, while this process continues."""
     with _environment():
         _context(preload)
         if sys.platform == "linux":
@@ -63,7 +63,7 @@ def get_ready(preload: str = MEASURING) -> None:
 
 
 def _context(preload: str) -> BaseContext:
-    """How processes are started: on Linux as copies of one process that has imported `preload`, elsewhere afresh."""
+    """The start method: on Linux, workers are forked from a process that has imported `preload`; elsewhere, spawned."""
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
@@ -73,7 +73,7 @@ def _context(preload: str) -> BaseContext:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Give `_ENVIRONMENT` to processes that are started meanwhile."""
+    """Set `_ENVIRONMENT` for the processes that are started in this context."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:
@@ -88,21 +88,21 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apart: bool = False) -> Iterator[Apply]:
-    """Processes that do jobs, each with one thread.
+    """Run jobs in processes, each with one thread.
 
-    A job is taken up only while fewer than ``2 * n`` are under way, so that there may be
-    any number of them, and jobs may be an endless iterator.
+    A job is submitted only while fewer than ``2 * n`` jobs are pending, so that jobs may be an
+    infinite iterator.
 
     Parameters
     ----------
     n : int
-        Number of processes. With 1, this process does the jobs itself.
+        Number of processes. With 1, the jobs run in this process.
     prepare : callable
         Called once in each of the processes before its first job.
     preload : str
-        Module with everything that the processes import.
+        Module that imports everything that the processes need.
     apart : bool
-        Whether a single process, too, is another one than this.
+        Whether jobs run in a separate process even with ``n=1``.
 
     Yields
     ------
@@ -148,14 +148,14 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
 
 
 _KILLED = (
-    "A worker process was killed; perhaps there was too little memory. What was finished is kept, and the same "
+    "A worker process was killed, perhaps because of too little memory. Finished work is kept, and the same "
     "command continues; `workers=1` needs least memory."
 )
 _KILLED_AT_ONCE = _KILLED + " A Python script with several workers needs its calls below `if __name__ == '__main__':`."
 
 
 def _begin(prepare: Callable[[], None]) -> None:
-    """Let a process of `pools` end with the one that started it, whatever ends that, and prepare it."""
+    """Prepare a process of `pools`, and make it exit when the process that started it ends for any reason."""
     parent = parent_process()
     assert parent is not None
 
@@ -169,12 +169,12 @@ def _begin(prepare: Callable[[], None]) -> None:
 
 @contextmanager
 def cluster(address: str) -> Iterator[Apply]:
-    """The workers of a Dask cluster; a job whose worker dies is given to another one.
+    """Run jobs on the workers of a Dask cluster; a job whose worker dies is given to another worker.
 
     Parameters
     ----------
     address : str
-        Of the scheduler, such as ``tcp://10.0.0.5:8786``. Its workers need
+        Address of the scheduler, such as ``tcp://10.0.0.5:8786``. Its workers need
         sersicnet, and the image under the same path.
 
     Yields
@@ -184,9 +184,9 @@ def cluster(address: str) -> Iterator[Apply]:
     Raises
     ------
     InputError
-        If the package distributed is not installed, or the address is not one.
+        If the package distributed is not installed, or the address is invalid.
     WorkError
-        If no scheduler answers, or a job's workers die again and again.
+        If no scheduler answers, or the workers of a job die repeatedly.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -209,8 +209,8 @@ def cluster(address: str) -> Iterator[Apply]:
                 future.release()
         except KilledWorker as error:
             raise WorkError(
-                f"Workers of {address} died again and again at the same piece; perhaps they have too little memory. "
-                "What was finished is kept, and the same command continues."
+                f"Workers of {address} died repeatedly in the same job, perhaps because of too little memory. "
+                "Finished work is kept, and the same command continues."
             ) from error
 
     with client:

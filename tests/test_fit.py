@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sersicnet.engine import fit
-from sersicnet.engine.fit import Fitter, Noise, Prior, Status
+from sersicnet.engine.fit import Fitter, Noise, Status
+from sersicnet.engine.prior import Prior
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError
 from sersicnet.simulating.stamps import observe

@@ -334,11 +334,11 @@ def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
     with pytest.warns(SersicnetWarning) as caught:
         table = measure(path, tmp_path / "cat.fits", pixel_scale=0.06, positions=Table({"x": [52.0], "y": [52.0]}))
     assert len(caught) == 2  # no WCS
-    assert "point sources), fovea-sky was trained at 2.70 to 3.66" in str(caught[1].message)
+    assert "stars), fovea-sky was trained at 2.70 to 3.66" in str(caught[1].message)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
     assert table["flags"][0] & Flag.POINT_LIKE
     header = fits.getheader(tmp_path / "cat.fits", 1)
-    assert int(header["PSFSRC"].removesuffix(" point sources")) >= 15
+    assert int(header["PSFSRC"].removesuffix(" stars")) >= 15
     assert header["OUTSIDE"] == "PSF"
     assert header["PSFFWHM"] == pytest.approx(4.4, rel=0.03)
 
@@ -369,7 +369,7 @@ def test_flag_saturated(field, isolated, tmp_path):
 
 
 def test_an_image_without_point_sources_tells_no_psf(catalogue):
-    assert catalogue.meta["PSFSRC"] == "too few point sources"
+    assert catalogue.meta["PSFSRC"] == "too few stars"
     assert catalogue.meta["OUTSIDE"] == "nothing"
     assert "PSFFWHM" not in catalogue.meta
 
@@ -764,7 +764,7 @@ def test_many_images_in_a_catalogue_each(pieces, tmp_path):
 def test_a_bad_image_among_many_costs_no_finished_work(pieces, tmp_path, monkeypatch):
     bad = tmp_path / "bad.fits"
     bad.write_text("no image")
-    with pytest.raises(InputError, match=r"1 of 3 images could not be measured: .*bad.fits.* is kept in"):
+    with pytest.raises(InputError, match=r"1 of 3 images could not be measured: .*bad.fits.* are kept in"):
         module.measure_many([pieces[0], bad, pieces[1]], tmp_path / "all.fits")
     assert not (tmp_path / "all.fits").exists()
     monkeypatch.setattr(tiles, "measure_tile", lambda *args, **named: pytest.fail("measured again"))

@@ -72,7 +72,7 @@ def test_an_image_of_another_pixel_scale_is_a_warning(tmp_path, blank):
 
 
 def test_an_image_without_a_zero_point_is_refused(blank):
-    with pytest.raises(InputError, match="tells no zero point"):
+    with pytest.raises(InputError, match="gives no zero point"):
         realsky.blank_sky(blank(cards={}), F160W)
 
 

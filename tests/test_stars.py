@@ -94,10 +94,10 @@ def test_an_empty_sky_tells_no_width():
         assert np.isnan(width_in(np.random.default_rng(0).normal(0, 1, (200, 200)).astype(np.float32)).value)
 
 
-def test_five_stars_are_enough():
+def test_five_stars_are_enough_where_nothing_else_is_as_narrow():
     rng = np.random.default_rng(5)
     psf = effective_psf(F160W)
-    found = width_in(sky_with([*point_sources(rng, LEAST_STARS), *galaxies(rng, 30)], psf))
+    found = width_in(sky_with([*point_sources(rng, LEAST_STARS), *[(30.0, r, 1.0, 0.8) for r in (4, 6, 8, 10)]], psf))
     assert found.value == pytest.approx(full_width(psf), rel=0.01)
     assert found.source == "5 stars"
 
@@ -145,3 +145,11 @@ def test_sources_look_like_stars_within_their_noise():
     size, snr = np.array([1.0, 1.2, 1.2, np.nan]), np.array([100.0, 100.0, 5.0, 100.0])
     assert list(look_like_stars(size, snr, 1.05)) == [True, False, True, False]
     assert not look_like_stars(size, snr, largest_star(np.zeros(0))).any()
+
+
+def test_five_stars_are_too_few_among_compact_galaxies():
+    widths = np.array([3.15, 3.16, 3.16, 3.17, 3.15, 3.45, 3.6, 4.5])
+    light = np.array([1.42, 1.43, 1.42, 1.43, 1.42, 1.6, 1.5, 1.7])
+    table = np.column_stack([widths, light, np.ones((8, 2))])
+    assert not len(stellar_locus(table))
+    assert len(stellar_locus(np.delete(table, [5, 6], axis=0))) == 5

@@ -208,14 +208,13 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_catalogue(field, tiny_weig
 
 _MEASURE = """
 import sys, warnings
-from sersicnet.measuring import measure as measuring
 from sersicnet.measuring.measure import measure
+from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Work
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    measure(
-        sys.argv[1], weights=sys.argv[2], outputs=Outputs(catalogue=sys.argv[3]), work=Work(tile=128, workers=2)
-    )
+    outputs = Outputs(catalogue=sys.argv[3])
+    measure(sys.argv[1], weights=sys.argv[2], outputs=outputs, work=Work(tile=128, workers=2))
 """
 
 

@@ -1,1 +1,1 @@
-"""The Sersic profile drawn and fitted, and the noise around it: simulations and measurements share it."""
+"""Drawing and fitting of Sersic profiles, and correlated noise; shared by simulations and measurements."""

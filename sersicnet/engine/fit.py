@@ -1,98 +1,92 @@
-r"""Fit Sersic profiles to stamps: Levenberg-Marquardt with the noise whitened.
+r"""Fit Sersic profiles to stamps: Levenberg-Marquardt on whitened residuals.
 
-The noise of a drizzled image is correlated: it is independent noise, convolved
-with a kernel. Its power spectrum, measured on blank sky, is one more factor in
-Fourier space: divided by its square root, residuals are independent again, and
-the sum of their squares is a likelihood whose errors mean what they say. The
-Poisson noise of the source belongs to the independent noise before the kernel,
-and is computed from the model, since a variance taken from noisy data favours
+The noise of a drizzled image is correlated: it is white noise convolved with a
+kernel. Residuals are whitened in Fourier space, by division by the square root of
+the noise's power spectrum, which is measured on blank sky. The sum of squares of
+whitened residuals is a proper likelihood, and gives correct errors. The Poisson
+noise of the source is white before the convolution with the kernel. It is computed
+from the model, since a variance computed from noisy data gives too much weight to
 pixels that are low by chance.
 
 Bounded parameters are fitted through normal scores: the fraction of the range
-that lies below a value, read as a probability of a unit normal. No step leaves
-the bounds, and a prior that is uniform in a range, or normal about a mean, is
-two or three numbers more in the sum of squares.
+below a value is the probability of a unit normal distribution below its score. No
+step leaves the bounds, and priors that are uniform in a range or normal add
+quadratic terms to the sum of squares.
 
-Each galaxy is fitted alone, so that none waits for another's iterations, in the
-smallest of a few windows that holds it; threads share the galaxies. A small window
-tells little of the sky: what the stamp shows around it is one more prior.
+Each galaxy is fitted separately, so that it does not wait for the iterations of
+others, in the smallest of several windows that contains it. Threads share the
+galaxies. A small window constrains the sky only weakly, so the sky in the rest of
+the stamp is used as a prior.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import fft, linalg, ndimage, special
 from threadpoolctl import threadpool_limits
 
+from sersicnet.engine.prior import N_BOUNDS, Q_BOUNDS, Prior, Scale
 from sersicnet.engine.render import N_PARAMETERS, Renderer, log_norm, sersic_b
 from sersicnet.errors import InputError
 from sersicnet.schema import STAMP_SIZE
 
-N_BOUNDS = (0.3, 8.0)
-Q_BOUNDS = (0.02, 1.0)
-R_BOUNDS = (0.05, 1000.0)
 POSITION_REACH = 12.0
-"""How far, in pixels, a centre may go from where it started."""
+"""Maximum distance of a centre from its start position along each axis, pixels."""
 
 SKY_LEFT = 0.1
-"""How well a subtracted sky is usually known, in units of the rms of a pixel: one standard deviation."""
+"""Default uncertainty (1 sigma) of a subtracted sky, in units of the rms of a pixel."""
 
 MODEL_ERROR = 0.05
-"""What real galaxies usually scatter about a Sersic profile, as a fraction of their surface brightness.
+"""Default scatter of galaxies about a Sersic profile, as a fraction of their surface brightness.
 
-Whitened noise makes every arm and nucleus of a bright galaxy significant; without this, one
-knot in the middle of a face-on spiral can drag the index to its bound. Of 0, 0.03, 0.06, 0.12
-and 0.25, values of 0.03 to 0.06 agree best with published GALFIT fits of CANDELS galaxies.
+With noise alone, every spiral arm and nucleus of a bright galaxy is significant, and a knot near the
+centre of a face-on spiral can drive the index to its bound. Among 0, 0.03, 0.06, 0.12 and 0.25, the
+values 0.03 and 0.06 agree best with published GALFIT fits of CANDELS galaxies.
 """
 
 ROBUST_SCALE = 3.0
-"""Residual, in sigma, at which the robust loss gives a pixel half of its weight."""
+"""Residual, in sigma, at which the robust loss halves the weight of a pixel."""
 
 WINDOWS = (32, 40, 48, 64, 80, 96)
-"""Sides of the windows that small galaxies are fitted in, pixels."""
+"""Sides of the windows in which small galaxies are fitted, pixels."""
 
 REACH = 5.0
-"""Effective radii that a window holds at most beyond the middle of a galaxy."""
+"""A window contains a galaxy out to at most this many effective radii."""
 
 FAINT = 0.3
-"""Surface brightness, in units of the rms of a pixel, from which on a window leaves a galaxy out.
+"""A window contains a galaxy out to this surface brightness, in units of the rms of a pixel.
 
-Where the sky is known, fainter light tells little more: with 0.3 the errors of faint galaxies are in the median those
-of fits in whole stamps, and 4 to 8 % larger for one in twenty; with 0.6 that is 10 to 16 %.
+If the sky is known, fainter light adds little information: with 0.3 the median errors of faint galaxies equal those of
+fits in whole stamps, and one galaxy in twenty has errors that are 4 to 8 % larger; with 0.6, 10 to 16 % larger.
 """
 
 _MARGIN = 8.0
-"""Pixels that a window holds beyond a galaxy's reach, for the PSF and what whitening loses at the edge."""
+"""Margin of a window around a galaxy, for the PSF and for pixels that whitening loses at the edge, pixels."""
 
 _OUTGROWN = 0.8
-"""Fraction of what a window should hold that it must hold in the end, or the fit is repeated in a larger one."""
+"""A fit is repeated in a larger window if its window is smaller than this fraction of the size its result needs."""
 
 _DOUBT = 0.3
-"""How far the light beyond a window may be off, as a fraction, when fits start."""
-
-_EDGE = 1e-3
-"""How near, as a fraction of the range, a start or a result may come to a bound."""
+"""Relative uncertainty of a galaxy's light outside its window before the fit."""
 
 _ROUNDEST = 0.9
-"""Largest axis ratio to start from: a round galaxy has no direction to become longer in."""
+"""Maximum axis ratio of a start: for a round galaxy the model does not depend on the angle."""
 
-_SLOWEST = 0.25
-"""Shortest pace, as a fraction of the steps of a linear model."""
+_SHORTEST_PACE = 0.25
+"""Minimum length of a step, as a fraction of the step of the linear model."""
 
-_MIXED = 5
+_WHITENING_WIDTH = 5
 """Width of the square of pixels that whitening noticeably mixes."""
 
 
 class Status(enum.IntEnum):
-    """How a fit ended."""
+    """Outcome of a fit."""
 
     CONVERGED = 0
     NOT_CONVERGED = 1
@@ -111,14 +105,13 @@ class Noise:
         Autocorrelation of blank pixels, 1 in the middle; ``[[1]]`` for white noise.
     gain : float
         Detected electrons per image unit, for the Poisson noise of the sources
-        (the exposure time, where the unit is electron/s); inf for none.
+        (the exposure time, if the unit is electron/s); inf for no Poisson noise.
     sky : float
-        Standard deviation of the sky that is left in a stamp, in units of the
-        rms of a blank pixel: how well the subtracted sky is known. inf for not
-        at all.
+        Uncertainty (1 sigma) of the subtracted sky, in units of the rms of a blank
+        pixel; inf for a sky that is not known.
     model_error : float
-        Scatter of galaxies about a smooth profile, as a fraction of their
-        surface brightness: arms, bars and clumps are noise to a Sersic profile.
+        Scatter of galaxies about a Sersic profile, as a fraction of their surface
+        brightness, from spiral arms, bars and star-forming regions.
     """
 
     correlation: np.ndarray
@@ -127,147 +120,22 @@ class Noise:
     model_error: float = 0.0
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How a bounded parameter is fitted: by the normal score of its place in a range.
-
-    Attributes
-    ----------
-    log : bool
-        Whether the range is one of the logarithm.
-    low, high : float
-        Bounds; 0 and inf with `log` for none: the logarithm itself is fitted then.
-
-    Arrays in their places are the scales of several parameters, element by element.
-    """
-
-    log: bool | np.ndarray
-    low: float | np.ndarray
-    high: float | np.ndarray
-
-    @functools.cached_property
-    def _bounded(self) -> np.ndarray:
-        return np.isfinite(self.high)
-
-    @functools.cached_property
-    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the range of what is scored begins, and how long it is; 0 and 1 without bounds."""
-        low, high = np.where(self._bounded, self.low, 1.0), np.where(self._bounded, self.high, np.exp(1))
-        low, high = (np.where(self.log, np.log(np.where(self.log, end, 1.0)), end) for end in (low, high))
-        return low, high - low
-
-    def to_free(self, values: ArrayLike) -> np.ndarray:
-        """Normal scores of values; those outside of the bounds are brought just inside."""
-        values = np.asarray(values, dtype=float)
-        inner = np.where(self.log, np.log(np.maximum(values, 1e-300)), values)
-        low, length = self._ends
-        scores = special.ndtri(np.clip((inner - low) / length, _EDGE, 1 - _EDGE))
-        return np.where(self._bounded, scores, inner)
-
-    def from_free(self, free: ArrayLike) -> np.ndarray:
-        """Values of normal scores."""
-        low, length = self._ends
-        inner = np.where(self._bounded, low + length * special.ndtr(free), np.minimum(np.maximum(free, -80), 80))
-        values = np.where(self.log, np.exp(np.where(self.log, inner, 0.0)), inner)
-        return np.minimum(np.maximum(values, self.low), self.high)
-
-    def slope(self, free: ArrayLike) -> np.ndarray:
-        """Derivative of the value with respect to what is fitted."""
-        bell = np.exp(-0.5 * np.square(free)) / np.sqrt(2 * np.pi)
-        return np.where(self._bounded, self._ends[1] * bell, 1.0) * np.where(self.log, self.from_free(free), 1.0)
-
-    def at_bound(self, free: ArrayLike) -> np.ndarray:
-        """Whether a normal score says that the value ran into a bound."""
-        return self._bounded & (special.ndtr(-np.abs(free)) < _EDGE)
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What is known of galaxies before looking at one: normal, in the scales' normal scores.
-
-    Attributes
-    ----------
-    scales : tuple of Scale
-        For flux, effective radius, Sersic index and axis ratio.
-    mean : ndarray, float, (4,)
-        Normal scores of the most probable galaxy.
-    precision : ndarray, float, (4, 4)
-        Inverse of their covariance; zero where nothing is known.
-    """
-
-    scales: tuple[Scale, Scale, Scale, Scale]
-    mean: np.ndarray
-    precision: np.ndarray
-
-    @classmethod
-    def none(cls) -> Prior:
-        """Nothing but the bounds: a fit by least squares."""
-        return cls(_WIDE, np.zeros(4), np.zeros((4, 4)))
-
-    @classmethod
-    def uniform(
-        cls,
-        flux: tuple[float, float],
-        r_eff: tuple[float, float],
-        n: tuple[float, float],
-        q: tuple[float, float],
-        *,
-        log: tuple[bool, bool, bool, bool] = (True, False, False, False),
-    ) -> Prior:
-        """Independent and uniform in ranges, of the logarithm where `log` says so."""
-        scales = tuple(Scale(flag, *ends) for flag, ends in zip(log, (flux, r_eff, n, q), strict=True))
-        return cls(scales, np.zeros(4), np.eye(4))  # type: ignore[arg-type]
-
-    @classmethod
-    def of(cls, galaxies: np.ndarray) -> Prior:
-        """What a sample tells of radius, index and axis ratio at a given flux.
-
-        Nothing is assumed of the flux itself, so that no magnitude is drawn
-        towards the most numerous, faintest ones.
-
-        Parameters
-        ----------
-        galaxies : ndarray, float, (N, 4)
-            Flux, effective radius, Sersic index, axis ratio, in the units of
-            the stamps to be fitted.
-
-        Raises
-        ------
-        InputError
-            If there are fewer than 20 galaxies, or they do not vary.
-        """
-        galaxies = np.asarray(galaxies, dtype=float)
-        galaxies = galaxies[np.isfinite(galaxies).all(axis=1) & (galaxies[:, :2] > 0).all(axis=1)]
-        if len(galaxies) < 20:
-            raise InputError(f"A prior is made from at least 20 galaxies; received {len(galaxies)}.")
-        free = np.stack([scale.to_free(column) for scale, column in zip(_WIDE, galaxies.T, strict=True)])
-        mean, covariance = free.mean(axis=1), np.cov(free)
-        if not np.linalg.cond(covariance) < 1e10:
-            raise InputError("The galaxies of a prior differ from each other in flux, radius, index and axis ratio.")
-        slope = covariance[1:, 0] / covariance[0, 0]
-        left = covariance[1:, 1:] - np.outer(slope, covariance[0, 1:])
-        from_flux = np.column_stack([-slope, np.eye(3)])
-        return cls(_WIDE, mean, from_flux.T @ np.linalg.inv(left) @ from_flux)
-
-
-_WIDE = (Scale(True, 0.0, np.inf), Scale(True, *R_BOUNDS), Scale(True, *N_BOUNDS), Scale(False, *Q_BOUNDS))
-
-
 class Fits(NamedTuple):
-    """Results of `Fitter`, one row a galaxy.
+    """Results of `Fitter`, one row per galaxy.
 
     Attributes
     ----------
     parameters : ndarray, float64, (N, 7)
         As for `sersicnet.engine.render.Renderer`: x, y, flux, effective radius, index,
-        axis ratio, angle. NaN where nothing was fitted.
+        axis ratio, angle. NaN for galaxies that were not fitted.
     sky : ndarray, float64, (N,)
-        Level under the galaxy, image units.
+        Sky level under the galaxy, image units.
     covariance : ndarray, float64, (N, 8, 8)
-        Of the seven parameters and the sky. NaN where it is not defined.
+        Covariance of the seven parameters and the sky; NaN where it is not defined.
     chi2 : ndarray, float64, (N,)
         Reduced chi-square of the whitened residuals.
     iterations : ndarray, int, (N,)
+        Number of iterations, in all windows together.
     status : ndarray, int, (N,)
         Values of `Status`.
     """
@@ -281,7 +149,7 @@ class Fits(NamedTuple):
 
 
 class Fitter:
-    """Fits stamps that share a PSF and a noise.
+    """Fits Sersic profiles to stamps with a common PSF and noise.
 
     Parameters
     ----------
@@ -291,14 +159,15 @@ class Fitter:
     size : int
         Width and height of the stamps in pixels.
     prior : Prior, optional
-        With one, the fit finds the most probable galaxy instead of that of least
-        squares, and a faint one cannot run away.
+        With a prior, the fit maximises the posterior instead of the likelihood, which
+        keeps the parameters of faint galaxies in a plausible range.
     robust : bool
-        Whether to bound the influence of single pixels (light that is neither
-        masked nor in the model) by a Cauchy loss; errors stay formal.
+        Whether to limit the influence of single pixels, such as light that is neither
+        masked nor in the model, by a Cauchy loss; errors are still formal ones.
     psf_oversampling : int
-        How many times finer than the image the pixels of `psf` are.
+        Number of pixels of `psf` along a pixel of the image.
     max_iterations : int
+        Maximum number of iterations in a window.
     tolerance : float
         Change of chi-square below which a fit has converged.
 
@@ -339,7 +208,7 @@ class Fitter:
         ]
 
     def draw(self, parameters: np.ndarray, size: int) -> np.ndarray:
-        """Draw one galaxy, (7,), as the fits see it: float32, (size, size)."""
+        """Draw the model of one galaxy, (7,), convolved with the PSF: float32, (size, size)."""
         if size not in self._drawers:
             self._drawers[size] = Renderer(self._psf, size, self._oversampling)
         return self._drawers[size](parameters)[0]
@@ -360,22 +229,23 @@ class Fitter:
         Parameters
         ----------
         stamps : ndarray, float, (N, size, size)
-            Image units, sky nearly subtracted. Pixels that are not finite are
-            masked.
+            Approximately sky-subtracted stamps, image units. Pixels that are not finite
+            are masked.
         rms : ndarray, float, (N,) or (N, size, size)
-            Noise of a blank pixel around each galaxy, image units: one number, or
-            a map, whose pixels that are not finite and positive are masked.
+            Noise of a blank pixel around each galaxy, image units: one number per
+            galaxy, or a map; pixels of a map that are not finite and positive are masked.
         start : ndarray, float, (N, 7)
-            Parameters to start from.
+            Start parameters.
         masks : ndarray, bool, (N, size, size), optional
             Pixels to ignore.
         neighbours : sequence of ndarray, float, (M, 7), optional
-            For each galaxy, where to start with those that overlap it: they are
-            fitted together with it, and their results are dropped.
+            Start parameters of the neighbours of each galaxy. Neighbours are fitted
+            simultaneously with the galaxy, and their results are discarded.
         workers : int
-            Threads; they help, since the work is in transforms and array arithmetic.
+            Number of threads. Threads are efficient here because Fourier transforms and
+            array arithmetic release the interpreter lock.
         report : callable
-            Receives how many galaxies are done.
+            Receives the number of galaxies done.
 
         Returns
         -------
@@ -398,17 +268,19 @@ class Fitter:
                 used &= ~masks[i]
             near = start[i : i + 1] if neighbours is None else np.vstack([start[i : i + 1], neighbours[i]])
             near = near[[True, *(_sensible(row) for row in near[1:])]]
-            with np.errstate(over="ignore", invalid="ignore"):  # a step too long is seen by its sum of squares
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # steps that overflow are rejected by their sum of squares
                 self._fit(out, i, np.where(used, stamps[i], 0), np.where(used, noise, 1), used, near)
 
-        # One thread of linear algebra for each: theirs would wait for each other.
+        # BLAS uses one thread in each of the threads: more would only wait for each other.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(1, workers)) as pool:
             for done, _ in enumerate(pool.map(fit, range(n)), start=1):
                 report(done)
         return out
 
     def _fit(self, out: Fits, i: int, data: np.ndarray, rms: np.ndarray, used: np.ndarray, start: np.ndarray) -> None:
-        """Fit a galaxy in the smallest window that holds it, and put the result into row `i`."""
+        """Fit a galaxy in the smallest window that contains it, and write the result into row `i`."""
         if not used.any():
             return
         unit = float(np.median(rms[used]))
@@ -440,7 +312,7 @@ class Fitter:
                 return
 
     def _needed(self, galaxies: np.ndarray, unit: float) -> float:
-        """Side of a window in the middle of the stamp that holds the first galaxy, and the centres of the others."""
+        """Side of a window, centred on the stamp, that contains the first galaxy and the centres of the others."""
         from_middle = np.abs(galaxies[:, :2] - (self.size - 1) / 2).max(axis=1)
         others = from_middle[1:][from_middle[1:] < self.size / 2]
         return 2 * float(max(from_middle[0] + _MARGIN + _reach(galaxies[0], FAINT * unit), *others, 0)) + 1
@@ -448,10 +320,10 @@ class Fitter:
     def _sky(
         self, inner: slice, data: np.ndarray, rms: np.ndarray, used: np.ndarray, start: np.ndarray, unit: float
     ) -> tuple[float, float]:
-        """What is known of the sky before a fit in a window: its level, and one over the variance of that.
+        """Prior of the sky for a fit in a window: mean and inverse variance, in units of the rms of a pixel.
 
-        In units of the rms of a pixel: as well as it was subtracted, and what the stamp beyond
-        the window shows without the galaxies that the fit starts from.
+        It combines the uncertainty of the subtracted sky with the level of the stamp outside the
+        window, from which the start models of the galaxies are subtracted.
         """
         precision = self.noise.sky**-2
         weight = np.where(used, (unit / rms) ** 2, 0)
@@ -467,10 +339,10 @@ class Fitter:
 
 
 def _reach(galaxy: np.ndarray, level: float) -> float:
-    """Where the surface brightness of a galaxy falls to a level, pixels along its major axis; `REACH` radii at most."""
+    """Semi-major axis of the isophote of a galaxy at a surface brightness, pixels; at most `REACH` effective radii."""
     _, _, flux, r_eff, n, q, _ = galaxy
     n, q = np.clip(n, *N_BOUNDS), np.clip(q, *Q_BOUNDS)
-    fall = np.log(flux / (q * r_eff**2 * level)) + log_norm(n)  # from the middle on
+    fall = np.log(flux / (q * r_eff**2 * level)) + log_norm(n)  # log of the central surface brightness over the level
     return float(r_eff * min(REACH, (max(fall, 0.0) / sersic_b(n)) ** n))
 
 
@@ -479,12 +351,12 @@ def _sensible(start: np.ndarray) -> bool:
 
 
 class _Window:
-    """What a window of some size needs: its renderer, and the filter that whitens it."""
+    """A window size with its renderer and its whitening filter."""
 
     def __init__(self, psf: np.ndarray, correlation: np.ndarray, size: int, oversampling: int) -> None:
         self.size = size
         self.render = Renderer(psf, size, oversampling)
-        # Whitening leaks over the window's edge as far as its filter reaches.
+        # The padding keeps the whitening filter from wrapping around the edges of the window.
         self.period = fft.next_fast_len(size + 16, real=True)
         middle = correlation.shape[0] // 2
         padded = np.zeros((self.period, self.period))
@@ -496,25 +368,25 @@ class _Window:
 class _Galaxy(NamedTuple):
     """The data of one galaxy.
 
-    `counted` leaves out the pixels next to masked ones, and to the edge: whitening
-    mixes neighbours.
+    `counted` is 1 for pixels that the fit uses. It excludes pixels next to masked ones and to the
+    edge, because whitening mixes neighbouring pixels.
     """
 
     data: np.ndarray
     rms: np.ndarray
-    even: np.ndarray  # one over the noise, 0 where masked
+    inverse_rms: np.ndarray  # 0 where masked
     counted: np.ndarray
-    unit: float
+    unit: float  # median rms, the unit of the sky
 
     @classmethod
     def of(cls, data: np.ndarray, rms: np.ndarray, used: np.ndarray, unit: float, correlated: bool) -> _Galaxy:
-        counted = ndimage.binary_erosion(used, np.ones((_MIXED, _MIXED))) if correlated else used
-        even = np.where(used, 1 / rms, 0).astype(np.float32)
-        return cls(data.astype(np.float32), rms.astype(np.float32), even, counted.astype(np.float32), unit)
+        counted = ndimage.binary_erosion(used, np.ones((_WHITENING_WIDTH,) * 2)) if correlated else used
+        inverse_rms = np.where(used, 1 / rms, 0).astype(np.float32)
+        return cls(data.astype(np.float32), rms.astype(np.float32), inverse_rms, counted.astype(np.float32), unit)
 
 
 class _Fit:
-    """One fit under way: a galaxy and the neighbours fitted with it, in one window."""
+    """A fit of a galaxy and its neighbours in one window."""
 
     def __init__(
         self, fitter: Fitter, window: _Window, galaxy: _Galaxy, start: np.ndarray, sky: tuple[float, float]
@@ -527,11 +399,11 @@ class _Fit:
         rows[:, :6], rows[:, 6] = self.scales.to_free(start[:, :6]), start[:, 6]
         rows[:, 5] = np.minimum(rows[:, 5], fitter.prior.scales[3].to_free(_ROUNDEST))
         self.status, self.iterations = Status.NOT_CONVERGED, 0
-        self.of_sky = np.float32(np.sum(fitter.noise.correlation)) * galaxy.rms**2
-        self.of_level = self._whitened(np.full((1, window.size, window.size), galaxy.unit, np.float32))[0]
+        self.white_variance = np.float32(np.sum(fitter.noise.correlation)) * galaxy.rms**2  # before the kernel
+        self.white_sky = self._whitened(np.full((1, window.size, window.size), galaxy.unit, np.float32))[0]
 
     def _scales(self, start: np.ndarray) -> Scale:
-        """Of the first six parameters of each galaxy, (M, 6)."""
+        """Scales of the first six parameters of each galaxy, (M, 6)."""
         shape = self.fitter.prior.scales
         log, low, high = (
             np.tile(np.array([0.0, 0.0, *(getattr(scale, name) for scale in shape)]), (len(start), 1))
@@ -544,20 +416,20 @@ class _Fit:
         return free[:-1].reshape(self.count, N_PARAMETERS)
 
     def parameters(self, free: np.ndarray) -> np.ndarray:
-        """What the renderer draws, (M, 7)."""
+        """Parameters for the renderer, (M, 7)."""
         out = self._rows(free).copy()
         out[:, :6] = self.scales.from_free(out[:, :6])
         return out
 
     def slopes(self, free: np.ndarray) -> np.ndarray:
-        """Derivatives of parameters and sky with respect to what is fitted, (7 M + 1,)."""
+        """Derivatives of parameters and sky with respect to the fitted variables, (7 M + 1,)."""
         out = np.ones(len(free))
         self._rows(out)[:, :6] = self.scales.slope(self._rows(free)[:, :6])
         out[-1] = self.galaxy.unit
         return out
 
-    def longest_step(self, here: _Place) -> np.ndarray:
-        """How far one iteration may go: steps of a size that a linear model can foresee."""
+    def longest_step(self, here: _Evaluation) -> np.ndarray:
+        """Maximum step of one iteration, within which the model is nearly linear."""
         size = here.parameters[:, :6].copy()
         size[:, :2], size[:, 5] = 3.0, 0.4
         out = np.empty(len(here.free))
@@ -567,8 +439,8 @@ class _Fit:
         out[-1] = 5.0
         return out
 
-    def known(self, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """What the priors add: to the sum of squares, to half of its slope, to half of its curvature."""
+    def prior_terms(self, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Terms of the priors in the sum of squares, in half its gradient and in half its Hessian."""
         prior = self.fitter.prior
         slope, curvature = np.zeros(len(free)), np.zeros((len(free), len(free)))
         total = 0.0
@@ -583,16 +455,22 @@ class _Fit:
         return total + precision * (free[-1] - level) ** 2, slope, curvature
 
     def run(self) -> bool:
-        """Iterate until the sum of squares stands still; whether the start could be drawn at all."""
+        """Iterate until the sum of squares converges.
+
+        Returns
+        -------
+        bool
+            False if the start parameters cannot be drawn; nothing is fitted then.
+        """
         damping, pace = 1e-3, 1.0
-        here = self._at(self.free)
+        here = self._evaluated(self.free)
         residual, jacobian = here.residual / here.noise, here.jacobian / here.noise
         if not (np.isfinite(residual).all() and np.isfinite(_products(jacobian, None)).all()):
             return False
         while self.iterations < self.fitter.max_iterations and self.status is Status.NOT_CONVERGED:
             self.iterations += 1
             cost, weight = self._loss(residual)
-            known, slope, curvature = self.known(here.free)
+            penalty, slope, curvature = self.prior_terms(here.free)
             normal = _products(jacobian, weight) + curvature
             scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
             damped = normal / scale / scale[:, None]
@@ -603,16 +481,16 @@ class _Fit:
             move = pace * np.minimum(np.maximum(step, -longest), longest)
             trial = here.free + move
             if damping <= 1e-3 and float(step @ downhill) < self.fitter.tolerance:
-                self.free, self.status = trial, Status.CONVERGED  # too short a step to look again
+                self.free, self.status = trial, Status.CONVERGED  # the step is too short to evaluate the model again
                 break
-            # Most steps are good ones: the derivatives there are for the next.
-            there = self._at(trial)
-            # With the noise of the last accepted model, so that both sums compare.
-            tried = self._loss(there.residual / here.noise)[0] + self.known(trial)[0]
-            gained, descent = cost + known - tried, 2 * float(move @ downhill)
-            # Where the model is curved steps are too long, or too short, again and again.
-            lowest = _lowest(descent, gained)
-            pace = min(max(pace * lowest, _SLOWEST), 1.0)
+            # Most steps are accepted, so the derivatives are computed with the model, for the next step.
+            there = self._evaluated(trial)
+            # Both sums of squares use the noise of the last accepted model, so that they can be compared.
+            tried = self._loss(there.residual / here.noise)[0] + self.prior_terms(trial)[0]
+            gained, descent = cost + penalty - tried, 2 * float(move @ downhill)
+            # Where the model is not linear, successive steps tend to be too long, or too short, by similar factors.
+            lowest = _parabola_minimum(descent, gained)
+            pace = min(max(pace * lowest, _SHORTEST_PACE), 1.0)
             if gained >= 0:
                 self.free, here, damping = trial, there, max(damping / 10, 1e-7)
                 residual, jacobian = here.residual / here.noise, here.jacobian / here.noise
@@ -626,7 +504,7 @@ class _Fit:
         return True
 
     def put(self, out: Fits, i: int) -> None:
-        """Put parameters, errors and status into row `i`."""
+        """Write parameters, errors and status into row `i`."""
         if self.status is Status.CONVERGED and self._at_bound():
             self.status = Status.AT_BOUND
         out.parameters[i], out.sky[i] = self.parameters(self.free)[0], self.free[-1] * self.galaxy.unit
@@ -635,7 +513,7 @@ class _Fit:
         out.chi2[i] = float(self.residual @ self.residual) / max(1.0, pixels - len(self.free))
         out.iterations[i] += self.iterations
         out.status[i] = self.status
-        normal = _products(self.jacobian.astype(float), self._loss(self.residual)[1]) + self.known(self.free)[2]
+        normal = _products(self.jacobian.astype(float), self._loss(self.residual)[1]) + self.prior_terms(self.free)[2]
         scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
         normal /= scale * scale[:, None]
         if np.linalg.cond(normal) < 1e12:
@@ -646,12 +524,13 @@ class _Fit:
                 out.parameters[i, 5] = self._without_angle(out.parameters[i, 5], np.sqrt(out.covariance[i, 5, 5]))
 
     def _without_angle(self, q: float, error: float) -> float:
-        """The most probable axis ratio, whatever the angle is.
+        """The most probable axis ratio after marginalising over the angle.
 
-        Noise makes round galaxies elongated in one direction or another: at the
-        best angle the ellipticity is too large. Summed over all angles, the
-        likelihood of an ellipticity e gains the factor I0(e e' / s^2), with the
-        best one e' and its error s, as for the length of any vector (Rice 1944).
+        Noise makes round galaxies appear elongated in a random direction, so the
+        ellipticity at the best angle is biased high. Marginalised over the angle,
+        the likelihood of an ellipticity e gets a factor I0(e e' / s^2), where e' is
+        the best ellipticity and s its error, as for the length of any noisy vector
+        (Rice 1944).
         """
         scale = self.fitter.prior.scales[3]
         width = error / max(float(scale.slope(scale.to_free(q))), 1e-9)
@@ -661,7 +540,7 @@ class _Fit:
         return float(1 - e[np.argmax(log_probability)])
 
     def _at_bound(self) -> bool:
-        """Whether a position, radius, index or thinness ran into its bound; round galaxies are no failure."""
+        """Whether a position, radius, index or the lower axis ratio reached its bound; q = 1 is a valid result."""
         row = self._rows(self.free)[0, :6]
         x, y, _, r_eff, n, q = self.scales.at_bound(row[None])[0]
         return bool(x or y or r_eff or n or (q and row[5] < 0))
@@ -673,8 +552,8 @@ class _Fit:
         square = (residual / ROBUST_SCALE) ** 2
         return ROBUST_SCALE**2 * float(np.log1p(square).sum()), (1 / (1 + square)).astype(np.float32)
 
-    def _at(self, free: np.ndarray) -> _Place:
-        """Look at the model and its derivatives."""
+    def _evaluated(self, free: np.ndarray) -> _Evaluation:
+        """Evaluate the model, its residuals and its derivatives."""
         galaxy, size = self.galaxy, self.window.size
         parameters, slopes = self.parameters(free), self.slopes(free)
         models, derivatives = self.window.render.with_derivatives(parameters)
@@ -682,39 +561,39 @@ class _Fit:
         images = np.concatenate([(galaxy.data - model)[None], derivatives.reshape(-1, size, size)])
         white = self._whitened(images)
         noise, light = self.fitter.noise, np.maximum(model, 0)
-        added = light * (np.float32(1 / noise.gain) + np.float32(noise.model_error**2) * light) / self.of_sky
-        residual = white[0].astype(float) - free[-1] * self.of_level
-        jacobian = np.concatenate([white[1:] * slopes[:-1, None].astype(np.float32), self.of_level[None]])
-        return _Place(free, parameters, slopes, residual, jacobian, np.sqrt(1 + added).ravel())
+        added = light * (np.float32(1 / noise.gain) + np.float32(noise.model_error**2) * light) / self.white_variance
+        residual = white[0].astype(float) - free[-1] * self.white_sky
+        jacobian = np.concatenate([white[1:] * slopes[:-1, None].astype(np.float32), self.white_sky[None]])
+        return _Evaluation(free, parameters, slopes, residual, jacobian, np.sqrt(1 + added).ravel())
 
     def _whitened(self, images: np.ndarray) -> np.ndarray:
-        """Images in units of the sky's independent noise, (n, P); masked pixels and their neighbours are 0."""
+        """Whitened images in units of the sky's noise, (n, P); masked pixels and their neighbours are 0."""
         galaxy, window = self.galaxy, self.window
         padded = (window.period, window.period)
-        # Noise that varies over the stamp is even only in units of itself.
-        spectra = fft.rfft2(images * galaxy.even, padded)
+        # Division by the rms makes noise that varies over the stamp stationary, as whitening assumes.
+        spectra = fft.rfft2(images * galaxy.inverse_rms, padded)
         spectra *= window.whitener
         white = fft.irfft2(spectra, padded)[:, : window.size, : window.size] * galaxy.counted
         return white.reshape(len(images), -1)
 
 
 def _products(jacobian: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """Products of derivatives, summed over pixels with their weights."""
+    """Products of all pairs of derivatives, summed over pixels with their weights."""
     return (jacobian if weight is None else jacobian * weight) @ jacobian.T
 
 
-def _lowest(descent: float, gained: float) -> float:
-    """Where along a step a parabola is lowest that begins with a slope and has gained so much at its end; 0.1 to 2."""
+def _parabola_minimum(descent: float, gained: float) -> float:
+    """Minimum, from 0.1 to 2 steps, of a parabola with a given initial slope and a given decrease after one step."""
     if not (descent > 0 and np.isfinite(gained)):
         return 0.1
     return max(0.1, descent / (2 * max(descent - gained, descent / 4)))
 
 
-class _Place(NamedTuple):
-    """Where a fit has been, and what it saw there.
+class _Evaluation(NamedTuple):
+    """Parameters, and the model's residuals and derivatives there.
 
-    Residuals and derivatives are whitened, in units of the sky's noise; `noise`
-    is that of sky and model, in the same units.
+    Residuals and derivatives are whitened and in units of the sky's noise; `noise` is the noise of
+    sky and model together, in the same units.
     """
 
     free: np.ndarray  # (7 M + 1,)

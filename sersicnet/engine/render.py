@@ -1,28 +1,28 @@
-r"""Many Sersic profiles at once, as a telescope sees them.
+r"""Draw many Sersic profiles, convolved with a PSF.
 
 A Sersic profile is drawn in Fourier space. Its transform depends on the Sersic
 index and on one number, the wave number along the stretched axes times the
-effective radius, so a table made once serves every galaxy:
+effective radius, so one table serves every galaxy:
 
 .. math:: \hat I(k) = F\, S_n(R_e k'),\quad k'^2 = k_u^2 + q^2 k_v^2
 
-with (u, v) along the major and the minor axis. Multiplied with the transform of
-the PSF and taken back by an FFT, it gives exact samples of the convolved galaxy,
-with its cusp and its thin axis, whatever wave numbers the PSF lets through: those
-above the Nyquist frequency of the image are folded into it, as a detector does.
+with (u, v) along the major and the minor axis. The product with the transform of
+the PSF, transformed back by an FFT, gives exact samples of the convolved galaxy,
+including a central cusp and a thin minor axis. Frequencies of the PSF above the
+Nyquist frequency of the image are aliased, as in a detector.
 
-The one defect of an FFT is that it is periodic: the wings of the galaxy come
-back from the other side. They are smooth there, so their sum is evaluated in
-real space on a few nodes and subtracted. The wings of thin galaxies are not
-smooth; these are drawn with a longer period.
+An FFT is periodic, so the wings of the galaxy's periodic images overlap the stamp.
+They are smooth there, so their sum is evaluated in real space on a few nodes,
+interpolated and subtracted. The wings of thin galaxies are not smooth; these
+galaxies are drawn with a longer period.
 
-Only the *effective* PSF is meant here: the PSF as the image samples it, with
-the pixel already in it. Nothing is integrated over pixels a second time.
+The PSF is always the *effective* PSF, which includes the pixel response. Nothing
+is integrated over pixels a second time.
 
-The arithmetic is written against the Python array API: a PSF in NumPy makes a
-renderer that works on the CPU, one galaxy at a time, which is what its caches
-like; a PSF on a GPU makes one that works there, in batches. Numbers that each
-galaxy has one of are prepared on the host.
+The arithmetic uses the Python array API. With a PSF in NumPy, the renderer draws
+on the CPU, one galaxy at a time, so that the arrays stay in the cache. With a PSF
+on a GPU, it draws there, in batches. The parameters of the galaxies are prepared
+on the host.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ N_RANGE = (0.3, 8.0)
 
 N_PARAMETERS = 7
 
-_K_RANGE = (1e-4, 2e4)  # of the table, in units of 1 / R_e
+_K_RANGE = (1e-4, 2e4)  # range of wave numbers of the table, in units of 1 / R_e
 _N_NODES = 140
-_LONGEST = 4  # periods, in units of the usual one
-_WINGS = 1e-5  # light beyond the nearest edge of the stamp seen from a periodic image, that is neglected
-_THIN, _THIN_WINGS = 0.2, 1e-3  # axis ratio below which wings are not smooth; light beyond for which that matters
-_NODES = ((0, 0), (8, 48), (16, 64))  # nodes a side and periodic images: no wings, round galaxies, flat ones
-_FADE = 0.4  # of the area of the ellipse that periodic images fill, from where on they fade
-_BATCH = 2**24  # wave numbers at once away from NumPy: 128 MiB for each array in use
-_PSF_TAIL = 1e-4  # of a PSF's transform, that may be left out beyond a multiple of the Nyquist frequency
+_LONGEST = 4  # longest period, in units of the default period
+_WINGS = 1e-5  # periodic images are neglected if a smaller fraction of their light reaches the stamp
+_THIN, _THIN_WINGS = 0.2, 1e-3  # galaxies with a smaller axis ratio and a larger fraction get a longer period
+_NODES = ((0, 0), (8, 48), (16, 64))  # nodes per side and periodic images: no wings, round galaxies, flat galaxies
+_FADE = 0.4  # periodic images fade beyond this fraction of the area of the ellipse that they fill
+_BATCH = 2**24  # wave numbers of a batch outside NumPy: 128 MiB for each array in use
+_PSF_TAIL = 1e-4  # fraction of a PSF's transform that may be cut off above a multiple of the Nyquist frequency
 
 Array = Any
-"""An array of the namespace that the PSF is from."""
+"""An array of the PSF's array namespace."""
 
 
 class _HankelTable(NamedTuple):
     log_n: np.ndarray  # (nodes,)
-    log_k: float  # the first
-    step: float  # in log k
-    transforms: np.ndarray  # float32, (3, nodes, wave numbers): S_n, its slope in log k, its slope in n
+    log_k: float  # log of the first wave number
+    step: float  # step in log k
+    transforms: np.ndarray  # float32, (3, nodes, wave numbers): S_n, its derivatives with respect to log k and n
 
 
 @functools.cache
 def _hankel_table() -> _HankelTable:
     """Transforms of the unit profile (flux 1, R_e 1) on a grid of index and log k.
 
-    By the fast Hankel transform (FFTLog; Hamilton 2000, MNRAS 312, 257) on a
-    logarithmic grid so wide that its periodicity does not show.
+    They are computed by the fast Hankel transform (FFTLog; Hamilton 2000, MNRAS 312, 257)
+    on a logarithmic grid that is so wide that its periodicity is negligible.
     """
     log_n = np.linspace(np.log(N_RANGE[0]) - 0.05, np.log(N_RANGE[1]) + 0.05, _N_NODES)
     points = 9216
@@ -93,7 +93,7 @@ def _hankel_table() -> _HankelTable:
 
 
 def parameters_of(galaxies: Mapping[str, Any], zero_point: float) -> np.ndarray:
-    """What a `Renderer` draws for galaxies of a catalogue.
+    """Parameters of a `Renderer` for the galaxies of a catalogue.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def parameters_of(galaxies: Mapping[str, Any], zero_point: float) -> np.ndarray:
 
 
 def sersic_b(n: ArrayLike) -> np.ndarray:
-    """The constant b_n for which the effective radius holds half of the light.
+    """The constant b_n for which half of the light is inside the effective radius.
 
     Solves ``gamma(2n, b) = Gamma(2n) / 2`` exactly (Ciotti & Bertin 1999).
     """
@@ -143,9 +143,9 @@ def _log_norm_slope(n: ArrayLike) -> np.ndarray:
 
 
 def _unit_profile(radius: np.ndarray, n: float) -> np.ndarray:
-    """Surface brightness of the round profile of unit flux and unit R_e: (3, radii).
+    """Surface brightness of the round profile of unit flux and unit R_e, and two derived profiles: (3, radii).
 
-    Behind it, what the slopes of its transform in log k and in n are the transforms of.
+    The transforms of the derived profiles are the derivatives of its transform with respect to log k and n.
     """
     b = sersic_b(n)
     power = np.minimum(radius ** (1 / n), 1e4)
@@ -155,32 +155,32 @@ def _unit_profile(radius: np.ndarray, n: float) -> np.ndarray:
 
 
 class Renderer:
-    """Draws Sersic galaxies seen through one PSF.
+    """Draws Sersic profiles convolved with a PSF.
 
-    It may be used by several threads at once.
+    Several threads may use a renderer at once.
 
     Parameters
     ----------
     psf : array, float, (P, P)
-        Effective PSF, odd P, its centre on the middle pixel: the light that a
-        pixel centred at each sample would take up, the pixel (and the drizzle
-        drop) included, as a star in the image shows it, and as Anderson & King's
-        ePSF, photutils' `EPSFBuilder` and PSFEx give it. It is normalised to
-        unit sum. Its kind decides where galaxies are drawn: a NumPy array, on
-        the CPU; an array of PyTorch, CuPy or another library with the Python
-        array API, on the device where it lies.
+        Effective PSF, P odd, centred on the middle pixel: the flux in a pixel
+        centred at each sample, including the pixel response (and the drizzle
+        drop), as stars in the image show it, and as Anderson & King's ePSF,
+        photutils' `EPSFBuilder` and PSFEx define it. It is normalised to unit sum.
+        Its type selects the device: galaxies are drawn on the CPU for a NumPy
+        array, and on the array's device for an array of PyTorch, CuPy or another
+        library with the Python array API.
     size : int
         Width and height of the stamps in pixels.
     oversampling : int
-        Samples of the PSF a pixel, along each axis. A PSF at the pixel scale (1)
-        is exact as long as the PSF holds nothing above the Nyquist frequency; that is
-        so for HST's F160W at 0.06 arcsec per pixel. Undersampled images need more.
+        Samples of the PSF per pixel, along each axis. A PSF at the pixel scale (1) is
+        exact if the PSF has no power above the Nyquist frequency; this holds for HST's
+        F160W at 0.06 arcsec per pixel. Undersampled images need oversampling.
 
     Raises
     ------
     InputError
-        If the PSF is not a square image of odd size and positive, finite sum, or
-        size or oversampling is not a positive integer.
+        If the PSF is not a square image of odd size with finite pixels and a positive
+        sum, or if size or oversampling is not a positive integer.
     """
 
     def __init__(self, psf: Array, size: int = STAMP_SIZE, oversampling: int = 1) -> None:
@@ -203,22 +203,22 @@ class Renderer:
             raise InputError(f"A PSF has a positive sum; received {psf.sum():.3g}. Check its sign and its background.")
         self.size = _positive(size, "The size of a stamp")
         self.oversampling = _positive(oversampling, "The oversampling of a PSF")
-        # What lies farther from its centre than the stamp is wide reaches no pixel of the stamp.
+        # Light farther from the centre of the PSF than the width of the stamp reaches no pixel of the stamp.
         middle = len(psf) // 2
         reach = min(middle, (self.size - 1) * self.oversampling)
         inner = slice(middle - reach, middle + reach + 1)
         self._psf = psf[inner, inner] / psf.sum()
         width = -(-len(self._psf) // self.oversampling) + 1
         self._period = 2 * fft.next_fast_len(-(-max(2 * self.size, width) // 2), real=True)
-        # As near as a periodic image may be: its light is smooth, and the PSF does not reach.
+        # Minimum distance of a periodic image, at which its light is smooth and beyond the extent of the PSF.
         self._nearest = max(self.size / 2, width / 2)
         self._grids: dict[int, _Grid] = {}
         self._grid(self._period)
 
     def __getstate__(self) -> dict[str, Any]:
-        # For other processes: a module cannot be sent to them, nor a device; grids are made again.
+        # A renderer is pickled for other processes without its module, which cannot be pickled, and its grids.
         if self._xp is not np:
-            raise TypeError("A renderer on a device stays in the process that made it.")
+            raise TypeError("A renderer on a device cannot be used by another process.")
         return {**self.__dict__, "_xp": None, "_grids": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -234,14 +234,20 @@ class Renderer:
             radius along the semi-major axis [pix], Sersic index, axis ratio
             b/a, angle of the major axis [degrees from +x towards +y].
         workers : int
-            Threads on the CPU, -1 for one a core. One is the default, for callers
-            that draw from threads or processes of their own. Without effect on a GPU.
+            Number of threads on the CPU, -1 for one per core. The default is 1, for callers
+            that use several threads or processes themselves. It has no effect on a GPU.
 
         Returns
         -------
         array, float32, (N, size, size)
-            Noiseless stamps, of the PSF's kind; NaN throughout where a parameter is
-            not finite or outside of what can be drawn.
+            Noiseless stamps, of the PSF's type. The stamp is NaN if a parameter is not
+            finite or cannot be drawn: the radius must be positive, the axis ratio in (0, 1],
+            the index in `N_RANGE`, and the centre near the stamp.
+
+        Raises
+        ------
+        InputError
+            If `workers` is neither positive nor -1.
         """
         return self._draw_all(parameters, workers, derivatives=False)[:, 0, ...]
 
@@ -251,25 +257,26 @@ class Renderer:
         Parameters
         ----------
         parameters : array, float, (N, 7)
+            As for `__call__`.
         workers : int
-            As for calling the renderer.
+            As for `__call__`.
 
         Returns
         -------
         stamps : array, float32, (N, size, size)
         derivatives : array, float32, (N, 7, size, size)
-            Analytic, in the order and the units of the parameters (the angle's
-            is per degree). NaN where the stamps are.
+            Analytic derivatives, in the order and the units of the parameters (per degree
+            for the angle). NaN where the stamps are NaN.
         """
         images = self._draw_all(parameters, workers, derivatives=True)
         return images[:, 0, ...], images[:, 1:, ...]
 
     def _draw_all(self, parameters: Array, workers: int, *, derivatives: bool) -> Array:
-        """Images of all galaxies, NaN for those that cannot be drawn: (N, 1 or 8, size, size)."""
+        """Images of all galaxies, NaN for galaxies that cannot be drawn: (N, 1 or 8, size, size)."""
         rows = np.atleast_2d(on_host(parameters))
         shape = (1 + N_PARAMETERS if derivatives else 1, self.size, self.size)
         if workers < 1 and workers != -1:
-            raise InputError(f"The number of workers is positive, or -1 for one a core; received {workers}. Give 1.")
+            raise InputError(f"The number of workers is positive, or -1 for one per core; received {workers}. Give 1.")
         if self._xp is np:
             images = np.full((len(rows), *shape), np.nan, dtype=np.float32)
             batches = self._batches(rows, 1)
@@ -293,7 +300,7 @@ class Renderer:
                 batch = batch.padded()
             drawn.append(self._draw(batch, derivatives=derivatives))
             order.append(batch.which)
-        # What cannot be drawn takes the last image, which is NaN.
+        # Galaxies that cannot be drawn get the last image, which is NaN.
         drawn.append(xp.full((1, *shape), xp.nan, dtype=xp.float32, device=self._device))
         places = np.full(len(rows), sum(len(which) for which in order))
         if order:
@@ -301,7 +308,7 @@ class Renderer:
         return xp.take(xp.concat(drawn), self._put(places, None), axis=0)
 
     def _batches(self, rows: np.ndarray, at_once: int) -> Iterator[_Batch]:
-        """The galaxies that can be drawn, those with the same period and nodes together."""
+        """Batches of the galaxies that can be drawn, each with one period and one number of nodes."""
         x, y, flux, r_eff, n, q, angle = rows.T
         with np.errstate(invalid="ignore"):
             good = np.isfinite(rows).all(axis=1) & (r_eff > 0) & (q > 0) & (q <= 1)
@@ -315,7 +322,7 @@ class Renderer:
         galaxies = _Galaxies(x, y, flux, r_eff, n, q, np.cos(angle), np.sin(angle), b)
         longer = np.ones(len(which), dtype=int)
         while True:
-            # The nearest periodic image is this far from the stamp; too near, it is not smooth there.
+            # Distance of the nearest periodic image from the stamp; the light of a nearer one would not be smooth.
             distance = longer * self._period - farthest
             outside = special.gammaincc(2 * n, b * (np.maximum(distance, 0) / r_eff) ** (1 / n))
             short = (distance < self._nearest) | ((outside > _THIN_WINGS) & (q < _THIN) & (longer == 1))
@@ -332,7 +339,7 @@ class Renderer:
                 yield _Batch(which[part], galaxies.take(part), longest * self._period, *_NODES[nodes])
 
     def _draw(self, batch: _Batch, *, derivatives: bool) -> Array:
-        """The images, and behind each the seven derivatives: (B, 1 or 8, size, size)."""
+        """The image of each galaxy, followed by its seven derivatives: (B, 1 or 8, size, size)."""
         xp, put, galaxies = self._xp, self._put, batch.galaxies
         r_eff, q, cos, sin = galaxies.r_eff, galaxies.q, galaxies.cos, galaxies.sin
         grid = self._grid(batch.period)
@@ -350,7 +357,7 @@ class Renderer:
         shift = put(np.exp(-1j * galaxies.x[:, None] * grid.kx_host), xp.complex64)[:, None, :]
 
         def columns(spectrum: Array) -> Array:
-            if grid.band > 1:  # what is above the Nyquist frequency of the image, folded into it
+            if grid.band > 1:  # frequencies above the Nyquist frequency of the image are aliased
                 spectrum = xp.sum(xp.reshape(spectrum, (-1, grid.band, batch.period, spectrum.shape[2])), axis=1)
             return self._fft.ifft(spectrum, axis=1)[:, : self.size, :] * shift
 
@@ -361,7 +368,7 @@ class Renderer:
         spectrum = look_up(0) * seen
         half = columns(spectrum)
         images = [image(half)]
-        if derivatives:  # one after the other: what a CPU holds in its cache is soon too much
+        if derivatives:  # computed one after the other, so that the arrays stay in a CPU's cache
             images += [image(half * grid.slope_x), image(columns(spectrum * grid.slope_y))]
             by_log_k = look_up(1)
             images += [image(columns(by_log_k * seen)) * each(1 / r_eff), image(columns(look_up(2) * seen))]
@@ -381,7 +388,7 @@ class Renderer:
     def _wrapped(self, batch: _Batch, *, derivatives: bool) -> list[Array]:
         """Light of the periodic images of galaxies of unit flux, and its derivatives.
 
-        In the order image, x, y, radius, index, axis ratio, angle [degrees]; each (B, size, size).
+        The order is: image, x, y, radius, index, axis ratio, angle [degrees]; each (B, size, size).
         """
         xp, put = self._xp, self._put
         x, y, _, r_eff, n, q, cos, sin, b = batch.galaxies
@@ -421,9 +428,9 @@ class Renderer:
         return [sides @ on_nodes @ xp.matrix_transpose(sides) for on_nodes in summed]
 
     def _look_up(self, n: np.ndarray, k2: Array) -> Callable[[int], Array]:
-        """What gives S_n, its slope in log k or its slope in n at squared wave numbers times radius.
+        """A function that interpolates S_n (0) or its derivative in log k (1) or in n (2) at `k2`, (R_e k)^2.
 
-        Cubic interpolation in log n, linear interpolation in log k.
+        The interpolation is cubic in log n and linear in log k.
         """
         xp, (log_n, log_k, step, _) = self._xp, _hankel_table()
         place = (np.log(n) - log_n[0]) / (log_n[1] - log_n[0])
@@ -469,10 +476,10 @@ class Renderer:
 
     @property
     def _fft(self) -> Any:
-        return fft if self._xp is np else self._xp.fft  # SciPy's is twice as fast as NumPy's on many small ones
+        return fft if self._xp is np else self._xp.fft  # SciPy is twice as fast as NumPy for many small transforms
 
     def _put(self, values: np.ndarray, dtype: Any = np.float32) -> Array:
-        """Numbers from the host to where galaxies are drawn; as they are, if dtype is None."""
+        """Move numbers from the host to the device; None as `dtype` keeps their type."""
         if self._xp is np:
             return values if dtype is None else values.astype(dtype, copy=False)
         if dtype is np.float32:
@@ -480,7 +487,7 @@ class Renderer:
         return self._xp.asarray(values, dtype=dtype, device=self._device)
 
     def _grid(self, period: int) -> _Grid:
-        """Wave numbers and the PSF's transform for a period in pixels; made when first asked for."""
+        """Wave numbers and the PSF's transform for a period in pixels; cached."""
         if period not in self._grids:
             self._grids[period] = self._make_grid(period)
         return self._grids[period]
@@ -492,7 +499,7 @@ class Renderer:
         padded = np.zeros((fine, fine))
         np.add.at(padded, (place[:, None], place), self._psf)
         transform = fft.rfft2(padded)
-        # The image's own band is enough for a PSF that lets nothing through above it.
+        # A PSF without power above the image's Nyquist frequency needs only the image's own frequencies.
         size = np.abs(transform)
         order = np.maximum(np.abs(np.fft.fftfreq(fine, 1 / fine))[:, None], np.arange(size.shape[1]))
         band = next(
@@ -522,7 +529,7 @@ class Renderer:
 class _Grid(NamedTuple):
     """Wave numbers, (rows) or (columns), and the PSF's transform at them, (rows, columns)."""
 
-    band: int  # how many times beyond the Nyquist frequency of the image they reach
+    band: int  # largest frequency over the Nyquist frequency of the image
     kx_host: np.ndarray
     ky_host: np.ndarray
     kx: Array
@@ -533,7 +540,7 @@ class _Grid(NamedTuple):
 
 
 class _Galaxies(NamedTuple):
-    """Parameters, the angle as cosine and sine, and b_n; each float64, (B,)."""
+    """Parameters of galaxies, with cosine and sine of the angle, and b_n; each float64, (B,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -550,22 +557,22 @@ class _Galaxies(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Galaxies drawn together, and how."""
+    """Galaxies that are drawn together, with the same settings."""
 
-    which: np.ndarray  # their rows, (B,)
+    which: np.ndarray  # rows of the galaxies, (B,)
     galaxies: _Galaxies
     period: int
-    nodes: int  # a side, to interpolate the light of periodic images from; none if 0
-    images: int  # that are summed
+    nodes: int  # nodes per side for the interpolation of periodic images; 0 if the images are neglected
+    images: int  # number of periodic images that are summed
 
     def padded(self) -> _Batch:
-        """Its last galaxy again and again up to a power of two: JAX compiles each operation for each length."""
+        """The batch with its last galaxy repeated up to a power of two: JAX compiles operations for each length."""
         index = np.minimum(np.arange(1 << (len(self.which) - 1).bit_length()), len(self.which) - 1)
         return self._replace(which=self.which[index], galaxies=self.galaxies.take(index))
 
 
 def on_host(array: Array) -> np.ndarray:
-    """A NumPy array of float64, wherever the numbers were."""
+    """A NumPy array of float64, from an array on any device."""
     try:
         return np.asarray(array, dtype=float)
     except TypeError:  # on a GPU
@@ -583,11 +590,11 @@ def _positive(value: int, what: str) -> int:
 
 
 def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shifts along x and y of the periodic images to be summed [pix], and their shares: each (B, images).
+    """Shifts along x and y of the periodic images that are summed [pix], and their weights: each (B, images).
 
-    They are those on the smallest ellipses about the galaxy through the stamp's
-    middle. Their shares fade outwards, so that the sum of what is left out is smooth;
-    it is in `_beyond`.
+    The ellipse of an image passes through the centre of the stamp; the images with the smallest ellipses
+    are summed. Their weights fade outwards, so that the sum of the remaining images, from `_beyond`, is
+    smooth.
     """
     galaxies, farthest = batch.galaxies, _farthest_ellipse(batch)
     shift_x, shift_y = batch.period * _lattice(min(int(farthest.max() / batch.period), 40) + 1)
@@ -605,31 +612,31 @@ def _images(batch: _Batch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 @functools.cache
 def _lattice(reach: int) -> np.ndarray:
-    """Integers along x and y up to `reach`, but for the origin: (2, images)."""
+    """Integers along x and y up to `reach`, without the origin: (2, images)."""
     y, x = (np.indices((2 * reach + 1, 2 * reach + 1)) - reach).reshape(2, -1)
     return np.stack([x, y])[:, (x != 0) | (y != 0)]
 
 
 @functools.cache
 def _fading() -> tuple[np.ndarray, np.ndarray]:
-    """Sharp edges, and their weights, whose mean is the fading of `_images`."""
+    """Sharp edges and their weights; the weighted mean of sharp edges is the fading of `_images`."""
     nodes, weights = np.polynomial.legendre.leggauss(6)
     out = (nodes + 1) / 2
     return out, weights * 3 * out * (1 - out)
 
 
 def _farthest_ellipse(batch: _Batch) -> np.ndarray:
-    """Semi-major axis of the ellipse that the galaxy and its images fill, in pixels: (B,)."""
+    """Semi-major axis of the ellipse that the galaxy and its periodic images fill, pixels: (B,)."""
     return batch.period * np.sqrt((batch.images + 1) / (np.pi * batch.galaxies.q))
 
 
 def _beyond(batch: _Batch, *, derivatives: bool) -> list[np.ndarray]:
-    """Light a pixel from images beyond those that are summed, as good as uniform: each (B,).
+    """Light per pixel from the periodic images that are not summed, which is nearly uniform: each (B,).
 
-    At unit flux; with derivatives in the order of `Renderer._wrapped`.
+    It is for unit flux. Derivatives are in the order of `Renderer._wrapped`.
     """
     n, b, q, r_eff = (getattr(batch.galaxies, name)[:, None] for name in ("n", "b", "q", "r_eff"))
-    # The shares of images fade from one to nothing: a mean over sharp edges.
+    # The weights of images fade from 1 to 0, which is a mean over sharp edges.
     out, weights = _fading()
     weights = weights / batch.period**2
     edges = _farthest_ellipse(batch)[:, None] * np.sqrt(_FADE + out * (1 - _FADE)) / r_eff

@@ -1,4 +1,4 @@
-"""Touching sources separated."""
+"""Deblending: connected regions are separated into touching sources."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sersicnet.image.regions import Regions
 
 @dataclass(frozen=True, kw_only=True)
 class Deblending:
-    """How touching sources are separated.
+    """Options of the deblending.
 
     Attributes
     ----------
     n_levels, contrast : int, float
         See `photutils.segmentation.deblend_sources`.
     prominence, relief : float
-        Height that the peak of a deblended source must have above the saddle to a higher
-        one: in units of the noise of the smoothed image, and as a fraction of the
-        saddle's height. Other peaks are structure, or noise on its wings, and join it.
+        A deblended source must peak above the saddle to its higher neighbour by `prominence` times the
+        noise of the smoothed image, and by the fraction `relief` of the saddle's height. A lower peak
+        is structure of its neighbour, or noise on the neighbour's wings, and is merged with it.
     """
 
     n_levels: int = 32
@@ -36,28 +36,28 @@ class Deblending:
     def separate(
         self, smooth: np.ndarray, labels: np.ndarray, at: np.ndarray, regions: Regions, noise: np.ndarray, n_pixels: int
     ) -> None:
-        """Separate regions into sources, in place.
+        """Deblend regions, in place.
 
         Parameters
         ----------
         smooth : ndarray, float32, (H, W)
             The smoothed image.
         labels : ndarray, int32, (H, W)
-            Numbers of all regions from 1, first those of `regions`. The sources that a region is
-            separated into get the last numbers.
+            Labels of all regions, from 1; `regions` come first. Sources deblended from a region are
+            numbered after all others.
         at : ndarray, int, (P,)
-            Pixels with a label, as places in the flattened image.
+            Indices, into the flattened image, of the pixels with a label.
         regions : Regions
-            The regions that may be separated.
+            The regions that may be deblended.
         noise : ndarray, float32, (H, W)
             Noise of the smoothed image.
         n_pixels : int
-            Least number of pixels of a source.
+            Minimum number of pixels of a source.
         """
-        # Only blends need this, and skimage with it.
+        # Imported here because it needs scikit-image, which only blends need.
         from photutils.segmentation import SegmentationImage, deblend_sources
 
-        # photutils 3.0 draws a progress bar unless told not to; 3.1 has threads and deprecates the option.
+        # photutils 3.0 shows a progress bar by default; 3.1 has threads and deprecates that option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
         n = int(labels.ravel()[at].max())
         stays = np.ones(n + 1, bool)
@@ -85,7 +85,7 @@ class Deblending:
         labels.ravel()[at] = np.cumsum(stays, dtype=np.int32)[labels.ravel()[at]]
 
     def separable(self, smooth: np.ndarray, inside: np.ndarray, noise: np.ndarray, n_pixels: int) -> bool:
-        """Whether a region may be separated: others need not go through all levels of the deblending."""
+        """Whether a region may contain several sources; a region that cannot skips the multi-level deblending."""
         if np.count_nonzero(inside) < 2 * n_pixels:
             return False
         least = self.prominence * float(noise[inside].min())
@@ -94,10 +94,10 @@ class Deblending:
         highest = np.maximum(np.maximum(heights[:-2], heights[1:-1]), heights[2:])
         highest = np.maximum(np.maximum(highest[:, :-2], highest[:, 1:-1]), highest[:, 2:])
         peaks = (heights[1:-1, 1:-1] == highest) & (highest >= smooth[inside].min() + least)
-        return bool(np.count_nonzero(peaks) > 1) and _may_part(heights, n_pixels, 0.999 * least, 0.999 * self.relief)
+        return bool(np.count_nonzero(peaks) > 1) and _may_split(heights, n_pixels, 0.999 * least, 0.999 * self.relief)
 
     def prominent(self, smooth: np.ndarray, labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Let parts of a region that do not rise above their surroundings join these; int32, (H, W), from 1."""
+        """Merge deblended sources without a prominent peak with their neighbours; labels from 1, int32, (H, W)."""
         n = int(labels.max())
         highest = np.full(n + 1, -np.inf, smooth.dtype)
         np.maximum.at(highest, labels, smooth)
@@ -109,7 +109,7 @@ class Deblending:
         while queue:
             rise, label = heapq.heappop(queue)
             if label in joins or rise != self._rise(peaks, label, saddles):
-                continue  # out of date
+                continue  # this entry of the queue is out of date
             if rise >= 1:
                 break
             other = _higher(peaks, label, saddles)
@@ -134,7 +134,7 @@ class Deblending:
         return final[labels]
 
     def _rise(self, peaks: dict[int, float], label: int, saddles: _Saddles) -> float:
-        """How far a peak rises above its saddle to a higher one, in units of what it must; infinite for the highest."""
+        """Height of a peak above the saddle to a higher one, over the required height; inf for the highest peak."""
         other = _higher(peaks, label, saddles)
         if other is None:
             return np.inf
@@ -142,25 +142,27 @@ class Deblending:
         return (peaks[label] - height) / max(self.prominence * noise, self.relief * height, sys.float_info.min)
 
 
-def _may_part(heights: np.ndarray, n_pixels: int, least: float, relief: float) -> bool:
-    """Whether a region has, at some height, two parts of `n_pixels` or more that stand apart, and rise above that.
+def _may_split(heights: np.ndarray, n_pixels: int, least: float, relief: float) -> bool:
+    """Whether some threshold splits a region into two large, prominent parts.
 
-    From its highest pixel down, parts grow and meet each other.
+    The pixels are added from the brightest to the faintest, so that parts grow around each peak
+    until they meet at a saddle.
 
     Parameters
     ----------
     heights : ndarray, float, (H, W)
-        Minus infinity around the region, and at all sides.
+        Smoothed image; minus infinity outside the region and along the border of the array.
     n_pixels : int
+        Minimum number of pixels of both parts.
     least, relief : float
-        What both must rise by above the height where they meet: at least, and as a fraction of it.
+        Minimum height of both peaks above the saddle: absolute, and as a fraction of the saddle's height.
     """
     flat, width = heights.ravel(), heights.shape[1]
     places = np.flatnonzero(np.isfinite(flat))
     if len(places) > _MOST_PIXELS:
         return True
     places = places[np.argsort(-flat[places])]
-    head = [-1] * len(flat)  # the first pixel of the part that a pixel belongs to, or one on the way there
+    head = [-1] * len(flat)  # union-find: a chain of pixels from each pixel to the first pixel of its part
     size = [0] * len(flat)
     peak = [0.0] * len(flat)
     steps = (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1)
@@ -192,21 +194,22 @@ def _may_part(heights: np.ndarray, n_pixels: int, least: float, relief: float) -
 
 
 _MOST_PIXELS = 5000
-"""Pixels of a region from which on it is deblended without a look at it before."""
+"""A region of more pixels than this is always deblended, without the test of `_may_split`."""
 
 
 _Saddles = dict[int, dict[int, tuple[float, float]]]
-"""Height of the saddle between touching sources and the noise there, by their labels, both ways."""
+"""Height of the saddle between two touching sources, and the noise there, under their labels in both orders."""
 
 
 def _higher(peaks: dict[int, float], label: int, saddles: _Saddles) -> int | None:
-    """The higher neighbour beyond the highest saddle; of equal peaks, that with the smaller label is higher."""
+    """The neighbour with a higher peak behind the highest saddle; of equal peaks, the smaller label is higher."""
     own = peaks[label], -label
     higher = [(saddle, other) for other, saddle in saddles[label].items() if (peaks[other], -other) > own]
     return max(higher)[1] if higher else None
 
 
 def _saddles(labels: np.ndarray, smooth: np.ndarray, noise: np.ndarray) -> _Saddles:
+    """Highest saddle between each pair of sources that touch, diagonals included."""
     out: _Saddles = {}
     h, w = labels.shape
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):

@@ -1,10 +1,9 @@
-"""The sources of an image, found in any window of it.
+"""Detection of sources in an image, window by window.
 
-There are two passes: one for what has a core, whose regions are separated into
-sources, and one, in a wider filter, for faint and extended galaxies in between.
-What is found at a place does not depend on the window: pixels are smoothed one
-like the other, connected regions are taken whole, and each is separated into
-sources for itself.
+The first pass detects sources with a core, and deblends its regions. The second pass uses a wider
+filter and detects faint, extended galaxies between them. The result at a position does not depend
+on the window: all pixels are smoothed with the same sums, connected regions are always complete,
+and each region is deblended independently of the others.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from sersicnet.image.regions import Regions, Threshold, grown_labels
 from sersicnet.image.sky import Mesh, estimate_sky
 
 DILATION = 2
-"""Pixels around a source that belong to it, too, when its neighbours are measured."""
+"""Width of the border, in pixels, by which a source is dilated before it is masked in the stamps of its neighbours."""
 
 USUAL_GROWTH, GROWTH, MOST_GROWTH = 48, 256, 4096
-"""How far a window reaches beyond a zone for the sources at its sides; and how far it grows for a source that
-reaches beyond that, first and at most, pixels."""
+"""Margins of a window around a zone, pixels: the initial one, the first enlarged one where a source crosses the
+border of the window, and the largest one."""
 
 
 @dataclass
 class Detections:
-    """Sources found in an image, or in a window of one, in order of label.
+    """Sources detected in an image, or in a window of an image, in order of label.
 
     Attributes
     ----------
@@ -41,7 +40,7 @@ class Detections:
     x, y : ndarray, float64, (N,)
         Centroids, zero-based pixels.
     a, b : ndarray, float64, (N,)
-        1 sigma axes of the moments, pixels.
+        Semi-major and semi-minor axes (1 sigma) from the second moments, pixels.
     theta : ndarray, float64, (N,)
         Angle of the major axis, degrees from +x towards +y.
     flux : ndarray, float64, (N,)
@@ -49,9 +48,9 @@ class Detections:
     area : ndarray, float64, (N,)
         Number of detected pixels.
     blended : ndarray, bool, (N,)
-        Whether the source was separated from a touching one.
+        Whether the source was deblended from a touching one.
     parent : ndarray, int, (N,)
-        Index of the brightest source of the same connected region; its own if it is alone.
+        Index of the brightest source in the same connected region; the source's own index if it is alone.
     """
 
     segmentation: np.ndarray
@@ -73,15 +72,16 @@ class Detections:
         return len(self.x)
 
     def dilated(self) -> np.ndarray:
-        """The segmentation with every source grown by `DILATION` pixels, int32, (H, W); made once."""
+        """The segmentation with every source dilated by `DILATION` pixels, int32, (H, W); cached."""
         if self._dilated is None:
             self._dilated = grown_labels(self.segmentation, DILATION)
         return self._dilated
 
     def photometry(self, which: np.ndarray) -> Photometry:
-        """Measure sources in apertures; pixels of neighbours count as those opposite to them.
+        """Measure the aperture photometry of sources.
 
-        Errors are those of the sky's noise, with its correlation, and not of the light itself.
+        The pixels of neighbours are replaced by their point reflections about the source. Errors are those of
+        the correlated noise of the sky, without the Poisson noise of the source.
 
         Parameters
         ----------
@@ -97,10 +97,10 @@ class Detections:
 
 
 class Found(NamedTuple):
-    """A window of an image with what was found in it.
+    """A window of an image, and the sources detected in it.
 
-    The segmentation of `detections` is that of the window; their x and y are pixels
-    of the image, in whole millionths, so that they are the same from every window.
+    The segmentation of `detections` has the shape of the window. Their x and y are in pixels of the
+    image, rounded to six decimals so that they are the same from every window.
     """
 
     window: Window
@@ -111,17 +111,17 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """How sources are found.
+    """Options of the detection; call it to detect the sources of an image.
 
     Attributes
     ----------
     threshold : Threshold
     deblending : Deblending
     least_snr : float
-        Signal to noise in its area that a connected region needs.
+        Minimum signal to noise of a connected region, in its area.
     pieces : float
-        Regions of the first pass that hold less than this of the light of one of the
-        second pass, around them, are pieces of it.
+        Regions of the first pass inside a region of the second pass are pieces of it if their fluxes
+        sum to less than this fraction of its flux.
     """
 
     threshold: Threshold = field(default_factory=Threshold)
@@ -132,7 +132,7 @@ class Detector:
     def __call__(
         self, data: np.ndarray, bad: np.ndarray, noise_map: np.ndarray | None = None
     ) -> tuple[Sky, Detections]:
-        """Measure the sky and find the sources of an image in memory.
+        """Measure the sky and detect the sources of an image in memory.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class Detector:
         bad : ndarray, bool, (H, W)
             Pixels without data.
         noise_map : ndarray, float32, (H, W), optional
-            Relative noise of the pixels: its scale is fitted to the image.
+            Relative noise of the pixels; it is scaled to the scatter of blank pixels.
 
         Returns
         -------
@@ -159,14 +159,14 @@ class Detector:
         return sky, self.find(source.pixels, sky, mesh)
 
     def find(self, pixels: Pixels, sky: Sky, mesh: Mesh) -> Detections:
-        """Find the sources of an image in memory.
+        """Detect the sources of an image in memory.
 
         Parameters
         ----------
         pixels : Pixels
         sky : Sky
         mesh : Mesh
-            The noise of the smoothed images.
+            Gives the noise of the smoothed images.
         """
         clean = pixels.data - sky.level
         smooth = self.threshold.smooth(clean, pixels.bad)
@@ -180,17 +180,17 @@ class Detector:
         return regions, self.threshold.extended(smooth, sky, mesh.smoothed, mesh.widely, window)
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
-        """Find the sources of a zone of an image, whole.
+        """Detect the sources of a zone of an image.
 
-        The window that is read reaches beyond the zone, and grows until it holds
-        all of each connected region that has a pixel in the zone; other regions are
-        left out. What is found of a region is then the same for every zone.
+        The window that is read has a margin around the zone, and is enlarged until it contains every
+        connected region with a pixel in the zone completely; other regions are discarded. A region
+        therefore gives the same sources from every zone.
 
         Parameters
         ----------
         source : Source
         mesh : Mesh
-            Of the image.
+            Sky and noise of the whole image.
         zone : Window
 
         Returns
@@ -210,14 +210,14 @@ class Detector:
             smooth = threshold.smooth(clean, pixels.bad)
             regions, extended = self._passes(smooth, sky, mesh, window)
             inner = within(zone, window)
-            # Regions of one pass may do away with those of the other that they overlap.
+            # A region of one pass may remove regions of the other pass that overlap it.
             seen = regions.within(inner)
             piece, whole = regions.overlapping(extended)
             seen_whole = extended.within(inner)
             seen_whole[whole[seen[piece]]] = True
             seen[piece[seen_whole[whole]]] = True
             regions, extended = regions.chosen(seen), extended.chosen(seen_whole)
-            # Near a side that is not the image's, smoothing lacks what lies beyond.
+            # Smoothing is incomplete near a side of the window that is not a side of the image.
             open_sides = (
                 window[0].start > 0,
                 window[0].stop < shape[0],
@@ -248,7 +248,7 @@ class Detector:
             none, no = np.zeros(0), np.zeros(0, int)
             nothing = np.zeros(clean.shape, np.int32)
             return Detections(nothing, none, none, none, none, none, none, none, no.astype(bool), no)
-        # Where they still overlap, a region of the first pass is on top.
+        # Pixels in regions of both passes belong to the region of the first pass.
         parts = np.zeros(clean.shape, np.int32)
         parts.ravel()[extended.at] = extended.label + len(regions)
         parts.ravel()[regions.at] = regions.label
@@ -280,10 +280,10 @@ class Detector:
         )
 
     def _significant(self, clean: np.ndarray, sky: Sky, regions: Regions, extended: Regions) -> tuple[Regions, Regions]:
-        """Regions of both passes that stand out as a whole, and not by a few pixels.
+        """Regions of both passes whose total flux is significant.
 
-        One of the second pass that overlaps others of the first takes their place if
-        these are `pieces` of it, and none stands out more; else it is left out.
+        A region of the second pass that overlaps regions of the first pass replaces them if they are
+        `pieces` of it and none of them has a higher signal to noise; otherwise it is discarded.
         """
         (flux, signal), (wide_flux, wide_signal) = (self._light(clean, sky, some) for some in (regions, extended))
         good, wide_good = signal >= self.least_snr, wide_signal >= self.least_snr
@@ -295,7 +295,7 @@ class Detector:
         return regions.chosen(good), extended.chosen(wide_good)
 
     def _light(self, clean: np.ndarray, sky: Sky, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
-        """Flux and signal to noise of regions by their numbers, the first of which is 0; float64, (N + 1,)."""
+        """Flux and signal to noise of regions, float64, (N + 1,), indexed by label; index 0 is unused."""
         flux = np.bincount(regions.label, clean.ravel()[regions.at], len(regions) + 1)
         variance = np.bincount(regions.label, sky.rms.ravel()[regions.at].astype(float) ** 2, len(regions) + 1)
         return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation

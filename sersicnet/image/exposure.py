@@ -1,4 +1,4 @@
-"""An image with all that is known about it: maps, zero point, pixel scale, saturation."""
+"""An image with its maps, zero point, pixel scale and saturation level."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from sersicnet.image.mosaic import HeldImage, Image, choose, header_of, read_ima
 from sersicnet.image.pixels import ZERO_REACH, Pixels, Window, grown, within, without_data
 
 NOISE_KINDS = ("rms", "wht", "var")
-"""What a noise map may hold: the noise, its inverse variance, or its variance."""
+"""Kinds of noise map: the rms noise, the inverse variance, the variance."""
 
 _UNKNOWN = Reading(float("nan"), "none")
 
 _UNCERTAINTIES = {"std": "rms", "var": "var", "ivar": "wht"}
-"""What the uncertainties of astropy's NDData hold, by their type."""
+"""Kind of noise map for each type of uncertainty of astropy's NDData."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """An image with its maps and what is known about it, read window by window.
+    """An image with its maps, its zero point and its pixel scale, read window by window.
 
-    Usually made by `open`, `of_arrays` or `of`.
+    Use `open`, `of_arrays` or `of` to make one.
 
     Attributes
     ----------
     image : Image
     zero_point : Reading
-        AB magnitude of one image unit, and where it was read.
+        AB magnitude of one image unit, and its source.
     pixel_scale : Reading
-        Arcsec per pixel, and where it was read; NaN if it is not known.
+        Arcsec per pixel, and its source; NaN if it is not known.
     noise : Image or None
-        Noise map of the same shape, in any unit: its scale is fitted to the scatter of blank
-        pixels. Pixels that are not finite or not positive have no data.
+        Noise map of the same shape, in any unit: it is scaled to the scatter of blank pixels.
+        Pixels that are not finite or not positive have no data.
     noise_kind : {"rms", "wht", "var"}
-        What `noise` holds: the noise, its inverse variance, or its variance.
+        Kind of `noise`: the rms noise, the inverse variance, or the variance.
     mask : Image or None
-        Of the same shape; pixels that are not zero are ignored.
+        Mask of the same shape; pixels that are not zero are ignored.
     saturation : float
-        Value at and above which a pixel is saturated, image units; infinite if it is not known.
+        Saturation level, image units: a pixel at or above it is saturated. Infinite if it is not known.
     """
 
     image: Image
@@ -71,7 +71,7 @@ class Exposure:
         zero_point: float | None = None,
         pixel_scale: float | None = None,
     ) -> Exposure:
-        """Open an image in a FITS file; its pixels are read when they are needed.
+        """Open an image in a FITS file; pixels are read on demand.
 
         Parameters
         ----------
@@ -80,13 +80,13 @@ class Exposure:
         hdu : int or str, optional
             Number or name of the extension; SCI or the first image by default.
         noise : str or Path, optional
-            FITS file of the noise map. In a file of several extensions, RMS or ERR is taken for a
-            map of the rms, WHT or IVM for one of the inverse variance, VAR or VARIANCE for one of the
-            variance, else the first image; ``file.fits[NAME]`` chooses another.
+            FITS file of the noise map. If the file has several extensions, the default is RMS or ERR for
+            an rms map, WHT or IVM for an inverse-variance map, VAR or VARIANCE for a variance map, and
+            otherwise the first image; ``file.fits[NAME]`` chooses another.
         noise_kind : {"rms", "wht", "var"}
-            What `noise` holds.
+            Kind of noise map.
         mask : str or Path, optional
-            FITS file of the mask: MASK or DQ, else the first image.
+            FITS file of the mask; the default extension is MASK or DQ, otherwise the first image.
         zero_point, pixel_scale : float, optional
             AB magnitude of one image unit, and arcsec per pixel; from the header by default.
 
@@ -120,25 +120,26 @@ class Exposure:
         pixel_scale: float | None = None,
         name: str = "the array",
     ) -> Exposure:
-        """An exposure of arrays in memory.
+        """Make an exposure from arrays in memory.
 
         Parameters
         ----------
         data : array_like, float, (H, W)
             Image, sky-subtracted or not, in any linear unit; masked pixels have no data.
         noise : array_like, float, (H, W), optional
+            Noise map, in any unit.
         noise_kind : {"rms", "wht", "var"}
-            What `noise` holds.
+            Kind of noise map.
         mask : array_like, (H, W), optional
             Pixels that are not zero are ignored.
         wcs : WCS, optional
-            By default that of `header`.
+            Celestial coordinates; by default the WCS of `header`.
         header : mapping, optional
-            FITS header or other facts, which the zero point may be read from.
+            FITS header, or a mapping of its keywords; the zero point may be read from it.
         zero_point, pixel_scale : float, optional
             AB magnitude of one image unit, and arcsec per pixel; from header and WCS by default.
         name : str
-            For messages and the catalogue's header.
+            Name in messages and in the catalogue's header.
 
         Raises
         ------
@@ -156,14 +157,14 @@ class Exposure:
 
     @classmethod
     def of(cls, source: Any, **options: Any) -> Exposure:
-        """An exposure of whatever holds an image.
+        """Make an exposure from a path, an HDU, an NDData or an array.
 
         Parameters
         ----------
         source : Exposure, str, Path, HDUList, HDU, NDData, CCDData or array_like
-            For an NDData, its mask, uncertainty, WCS and header count, unless `options` hold others.
+            The mask, uncertainty, WCS and header of an NDData are used unless `options` replace them.
         **options
-            As for `open` where `source` is a path, else as for `of_arrays`; ``hdu`` chooses one of an HDUList.
+            Options of `open` if `source` is a path, otherwise of `of_arrays`; ``hdu`` chooses an HDU of an HDUList.
         """
         if isinstance(source, cls):
             if options:
@@ -179,7 +180,7 @@ class Exposure:
         if hasattr(source, "header") and hasattr(source, "is_image"):
             options = {"header": header_of(source), "name": source.name or "the HDU", **options}
             return cls.of_arrays(_pixels(source, options["name"]), **options)
-        from astropy.nddata import NDData  # takes 0.1 s, which files need not wait for
+        from astropy.nddata import NDData  # this import takes 0.1 s, and files do not need it
 
         if isinstance(source, NDData):
             return cls.of_arrays(source.data, **{**_of_nddata(source), **options})
@@ -213,7 +214,7 @@ class Exposure:
 
     @property
     def name(self) -> str:
-        """File and extension, or what else the image is called."""
+        """File and extension, or the name of an image in memory."""
         return self.image.name
 
     @property
@@ -232,7 +233,7 @@ class Exposure:
         return [image for image in (self.image, self.noise, self.mask) if image is not None]
 
     def read(self, window: Window) -> Pixels:
-        """The pixels of a window. What is not finite, unexposed, masked, or has no noise, is bad."""
+        """The pixels of a window. Pixels that are not finite, unexposed, masked or without a noise are bad."""
         wide = grown(window, ZERO_REACH, self.shape)
         inner = within(window, wide)
         data = self.image.read(wide)
@@ -250,6 +251,19 @@ class Exposure:
             bad |= self.mask.read(window) != 0
         return Pixels(data, bad, noise)
 
+    @property
+    def factor(self) -> float:
+        """Number of pixels of the measured grid along a pixel of the image: 1, because the image itself is measured."""
+        return 1.0
+
+    def to_grid(self, pixels: np.ndarray) -> np.ndarray:
+        """Convert zero-based pixels of the image to pixels of the measured grid, which are the same."""
+        return pixels
+
+    def from_grid(self, pixels: np.ndarray) -> np.ndarray:
+        """Convert zero-based pixels of the measured grid to pixels of the image, which are the same."""
+        return pixels
+
     def close(self) -> None:
         """Close all files."""
         for image in self.images:
@@ -262,7 +276,7 @@ def _check_kind(noise_kind: str) -> None:
 
 
 def _saturation(image: Image) -> float:
-    """The value of SATURATE in the header; infinite where there is none, or it cannot be read, which is warned of."""
+    """The value of SATURATE in the header; infinite if it is missing, or, with a warning, if it is no number."""
     found = image.header.get("SATURATE")
     if found is None:
         return np.inf
@@ -280,10 +294,10 @@ def _pixels(unit: Any, name: str) -> np.ndarray:
 
 
 def _of_nddata(source: Any) -> dict[str, Any]:
-    """What an NDData says of its image, as options of `Exposure.of_arrays`."""
+    """Header, unit, WCS, mask and uncertainty of an NDData as options of `Exposure.of_arrays`."""
     out: dict[str, Any] = {"header": dict(source.meta), "name": f"the {type(source).__name__}"}
     if source.unit is not None:
-        out["header"].setdefault("BUNIT", source.unit.to_string("fits"))
+        out["header"].setdefault("BUNIT", source.unit.to_string())
     if isinstance(source.wcs, WCS):
         out["wcs"] = source.wcs
     if source.mask is not None:

@@ -1,4 +1,4 @@
-"""Zero point and pixel scale of an image, with the keyword of its header that they were read from."""
+"""Zero point and pixel scale of an image, with the header keywords that they were read from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sersicnet.errors import InputError
 
 
 class Reading(NamedTuple):
-    """A number, and where it was read."""
+    """A number, and its source: header keywords, "WCS", "the user" or "none"."""
 
     value: float
     source: str
@@ -22,7 +22,8 @@ ZERO_POINT_KEYWORDS = ("MAGZERO", "MAGZPT", "ZEROPNT", "ZP", "MAG_ZP", "PHOTZP")
 
 
 VEGA_KEYWORDS = ("MAGSYS", "PHOTSYS", "MAGSYST", "CASUVERS")
-"""What tells that a zero point is of the Vega system; the pipeline of CASU (VISTA, WFCAM), by its MAGZPT."""
+"""Keywords that show that a zero point is in Vega magnitudes. CASUVERS marks the CASU pipeline (VISTA, WFCAM), whose
+MAGZPT is in Vega magnitudes."""
 
 
 FLUX_UNITS = {
@@ -36,53 +37,55 @@ FLUX_UNITS = {
     "nanomaggies": 22.5,
     "nmgy": 22.5,
 }
-"""AB magnitude of units of flux, in lower case."""
+"""AB magnitude of each unit of flux, in lower case."""
 
 COUNTS = ("electrons", "electron", "e-", "e", "counts", "count", "adu", "dn")
-"""Units that are no rates."""
+"""Units that are counts, not count rates."""
 
 KEYWORDS = (
     "PHOTFLAM", "PHOTPLAM", "BUNIT", "EXPTIME", "PIXAR_SR", "PIXAR_A2", "FLUXMAG0", *ZERO_POINT_KEYWORDS,
     *VEGA_KEYWORDS,
 )  # fmt: skip
-"""All that `zero_point` reads; where an extension lacks one, the primary header's counts."""
+"""All keywords that `zero_point` reads. A keyword that an extension lacks is read from the primary header."""
 
 AREA_TOLERANCE = 0.1
-"""How far the pixel area in a header may be off that of its WCS, as a fraction: distortion makes a few per cent."""
+"""Tolerance of the pixel area in a header against the area from its WCS, as a fraction: distortion changes the area
+by a few per cent."""
 
 STERADIAN = (180 * 3600 / np.pi) ** 2
-"""Square arcseconds."""
+"""One steradian, in square arcseconds."""
 
 
 def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarray | None = None) -> Reading:
     """AB magnitude of one image unit.
 
-    In this order: the value given; ``BUNIT`` of MJy/sr with ``PIXAR_SR`` or
-    ``PIXAR_A2`` (JWST), or of a flux such as nJy, uJy or nanomaggy (Rubin, SDSS);
-    ``PHOTFLAM`` and ``PHOTPLAM`` (HST); ``FLUXMAG0`` (HSC); one of
-    ``MAGZERO, MAGZPT, ZEROPNT, ZP, MAG_ZP, PHOTZP``. A unit of flux goes before
-    PHOTFLAM, which speaks of electrons and outlives a conversion in the header.
+    The sources are tried in this order: the user's value; ``BUNIT`` of MJy/sr with
+    ``PIXAR_SR`` or ``PIXAR_A2`` (JWST), or of a flux such as nJy, uJy or nanomaggy
+    (Rubin, SDSS); ``PHOTFLAM`` and ``PHOTPLAM`` (HST); ``FLUXMAG0`` (HSC); one of
+    ``MAGZERO, MAGZPT, ZEROPNT, ZP, MAG_ZP, PHOTZP``. A unit of flux precedes
+    PHOTFLAM, because PHOTFLAM is for electrons and often stays in the header of an
+    image that was converted to another unit.
 
     Parameters
     ----------
     header : mapping
         FITS header of the image.
     given : float, optional
-        The user's own value, which goes before everything.
+        The user's value, which overrides the header.
     wcs_scales : ndarray, float, (2,), optional
-        Sizes of a pixel along both axes from the image's WCS, in arcsec, which the pixel
-        area in the header is checked with.
+        Pixel size along both axes from the image's WCS, arcsec. The pixel area in the header is
+        checked against it.
 
     Returns
     -------
     Reading
-        The zero point and the keyword or option that it came from.
+        The zero point and its source.
 
     Raises
     ------
     InputError
-        If a keyword holds a value that cannot be right, if the image counts
-        electrons over an exposure instead of a rate, or if nothing tells.
+        If a keyword has an impossible value, if the image is in electrons instead of
+        electrons per second, or if the header gives no zero point.
 
     References
     ----------
@@ -103,9 +106,9 @@ def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarr
 
 
 def _of_unit(header: Mapping, wcs_scales: np.ndarray | None) -> Reading | None:
-    """The zero point of an image in units of flux, or of flux per solid angle; None for others."""
+    """The zero point of an image in units of flux, or of flux per solid angle; None for other units."""
     unit = _unit(header)
-    if unit in ("MJy/sr", "MJysr-1", "MJy.sr-1", "MJY/SR"):  # mJy/sr is something else
+    if unit in ("MJy/sr", "MJysr-1", "MJy.sr-1", "MJY/SR"):  # the case matters: mJy/sr is another unit
         keyword, unit_area = ("PIXAR_A2", STERADIAN) if "PIXAR_SR" not in header else ("PIXAR_SR", 1.0)
         area = _number(header, keyword) / unit_area
         if not area > 0:
@@ -127,7 +130,7 @@ def _of_unit(header: Mapping, wcs_scales: np.ndarray | None) -> Reading | None:
 
 
 def _of_keywords(header: Mapping) -> Reading:
-    """The zero point that keywords tell."""
+    """The zero point from PHOTFLAM and PHOTPLAM, FLUXMAG0, or a keyword of `ZERO_POINT_KEYWORDS`."""
     unit = _unit(header).lower()
     is_flux = re.search("jy|jansky|maggy|maggies|erg|/sr|arcsec", unit) is not None
     if "PHOTFLAM" in header and not is_flux:
@@ -157,18 +160,18 @@ def _of_keywords(header: Mapping) -> Reading:
             _refuse_vega(header, keyword)
             return Reading(_number(header, keyword), keyword)
     raise InputError(
-        "The header tells no zero point (looked for PHOTFLAM and PHOTPLAM, FLUXMAG0, "
+        "The header gives no zero point (looked for PHOTFLAM and PHOTPLAM, FLUXMAG0, "
         f"{', '.join(ZERO_POINT_KEYWORDS)}, and BUNIT of MJy/sr or a flux; received "
         f"{header.get('BUNIT', 'no BUNIT')}). Give `zero_point`, the AB magnitude of one image unit."
     )
 
 
 def _refuse_vega(header: Mapping, keyword: str) -> None:
-    """Magnitudes of another system would be off by up to two, and look right."""
-    told = [key for key in VEGA_KEYWORDS[:-1] if str(header.get(key, "")).strip().lower().startswith("vega")]
-    if told or (keyword == "MAGZPT" and "CASUVERS" in header):
+    """Refuse a zero point in Vega magnitudes: AB magnitudes from it would be wrong by up to two, and look plausible."""
+    found = [key for key in VEGA_KEYWORDS[:-1] if str(header.get(key, "")).strip().lower().startswith("vega")]
+    if found or (keyword == "MAGZPT" and "CASUVERS" in header):
         raise InputError(
-            f"{keyword} must be an AB magnitude; {told[0] if told else 'CASUVERS'} in the header tells that it is of "
+            f"{keyword} must be an AB magnitude; {found[0] if found else 'CASUVERS'} in the header shows that it is in "
             "the Vega system. Add the filter's offset from Vega to AB, and give the sum as `zero_point`."
         )
 
@@ -183,15 +186,14 @@ def pixel_scale(wcs_scales: np.ndarray | None, given: float | None = None) -> Re
     Parameters
     ----------
     wcs_scales : ndarray, float, (2,) or None
-        Sizes of a pixel along both axes from the image's WCS, in arcsec; None
-        where the image has none.
+        Pixel size along both axes from the image's WCS, arcsec; None if the image has no WCS.
     given : float, optional
-        The user's own value, which goes before the header's.
+        The user's value, which overrides the WCS.
 
     Returns
     -------
     Reading
-        The geometric mean of both axes; NaN if neither source tells.
+        The geometric mean of both axes; NaN if there is neither a value nor a WCS.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Images in FITS files, read part by part.
+"""Images in FITS files, read window by window.
 
-Pixel coordinates are zero-based everywhere; FITS's one-based values stay inside
+Pixel coordinates are zero-based everywhere; FITS's one-based values do not leave
 this module.
 """
 
@@ -28,24 +28,25 @@ from sersicnet.image import header as instrument
 from sersicnet.image.pixels import Window, without_data
 
 LEAST_SIDE = 16
-"""Pixels that an image has a side, at least."""
+"""Minimum width and height of an image, pixels."""
 
 LEAST_SHEAR = 0.1
-"""Area of a pixel on the sky over the product of its sides; less is a line, not an area."""
+"""Minimum area of a pixel on the sky over the product of its sides; a smaller ratio means that the axes of the WCS are
+nearly parallel."""
 
 
 class Image:
-    """A two-dimensional image, read part by part.
+    """A two-dimensional image, read window by window.
 
     Parameters
     ----------
     name : str
-        For messages.
+        Name in messages.
     header : fits.Header
     shape : (int, int)
         Height and width.
     wcs : WCS, optional
-        By default that of the header.
+        Celestial coordinates; by default the WCS of the header.
 
     Attributes
     ----------
@@ -53,10 +54,9 @@ class Image:
     header : fits.Header
     shape : (int, int)
     wcs : WCS or None
-        None where there are no celestial coordinates.
+        None without usable celestial coordinates.
     wcs_problem : str
-        Why the celestial coordinates that the header describes cannot be used; empty if they can, or if it
-        describes none.
+        Reason why the celestial WCS of the header cannot be used; empty if it can be used, or if the header has none.
     """
 
     def __init__(self, name: str, header: fits.Header, shape: tuple[int, int], wcs: WCS | None = None) -> None:
@@ -79,19 +79,19 @@ class Image:
         return True
 
     def identity(self) -> list[Any]:
-        """What changes when the pixels do: it names the image in a run that is kept."""
+        """A value that changes when the pixels change; an unfinished run keeps it to recognise the image."""
         raise NotImplementedError
 
     def read(self, window: Window) -> np.ndarray:
-        """A part of the image, float32 in native byte order; NaN where the file says so."""
+        """The pixels of a window, float32 in native byte order; blank pixels are NaN."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close the file; it is opened again when something is read."""
+        """Close the file; reading opens it again."""
 
     @functools.cached_property
     def data(self) -> np.ndarray:
-        """All of the image, float32, (H, W)."""
+        """The whole image, float32, (H, W)."""
         data = self.read(self.whole)
         self.close()
         if not np.isfinite(data).any():
@@ -99,7 +99,7 @@ class Image:
         return data
 
     def without_data(self) -> np.ndarray:
-        """Pixels of all of the image that hold no data, bool, (H, W); see `without_data`."""
+        """Pixels of the whole image that hold no data, bool, (H, W); see `without_data`."""
         return without_data(self.data)
 
     @functools.cached_property
@@ -126,14 +126,14 @@ class Image:
         Returns
         -------
         ndarray, float64, (N,)
-            Degrees east of north (ICRS) there, from 0 to below 180; NaN where an input is.
+            Degrees east of north (ICRS), from 0 to below 180; NaN where an input is NaN.
         """
         x, y, theta = (np.asarray(values, dtype=float) for values in (x, y, theta))
         ahead = np.cos(np.radians(theta)), np.sin(np.radians(theta))
         here, before, after = (
             np.radians(self.sky(x + step * ahead[0], y + step * ahead[1])) for step in (0.0, -0.5, 0.5)
         )
-        # As vectors, for right ascensions jump at 0 and crowd at the poles.
+        # Differences are taken of unit vectors: right ascension is discontinuous at 0 and degenerate at the poles.
         (x0, y0, z0), (x1, y1, z1) = (
             (np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)) for ra, dec in (before, after)
         )
@@ -149,9 +149,9 @@ class Image:
         from astropy.coordinates import SkyCoord
 
         if self.wcs is None:
-            raise InputError(f"{self.name} has no celestial WCS, so ra and dec have no place in it. Give x and y.")
+            raise InputError(f"{self.name} has no celestial WCS to convert ra and dec to pixels with. Give x and y.")
         ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
-        dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # such as -99 for unknown
+        dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # values such as -99 mean that dec is unknown
         x, y = self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
         return np.asarray(x), np.asarray(y)
 
@@ -168,7 +168,7 @@ class FitsImage(Image):
     shape : (int, int)
         Height and width.
     held : ndarray, float32, optional
-        All pixels, where the file cannot be read in parts.
+        All pixels, if the file cannot be read window by window.
     """
 
     def __init__(
@@ -189,32 +189,32 @@ class FitsImage(Image):
 
     @property
     def is_held(self) -> bool:
-        """Whether all of the image is in memory, since its file cannot be read in parts."""
+        """Whether the whole image is in memory; true for a file that cannot be read window by window."""
         return self._held is not None
 
     def identity(self) -> list[Any]:
-        """Size and time of the file."""
+        """Size and modification time of the file."""
         about = self._path.stat()
         return [about.st_size, about.st_mtime_ns]
 
     def is_in(self, other: Image) -> bool:
-        """Whether it is the extension that another image is read from."""
+        """Whether both images are read from the same extension of the same file."""
         return isinstance(other, FitsImage) and self.hdu == other.hdu and self._path.samefile(other._path)
 
     def read(self, window: Window) -> np.ndarray:
-        """A part of the image, float32 in native byte order; NaN where the file says so."""
+        """The pixels of a window, float32 in native byte order; blank pixels are NaN."""
         if self._held is not None:
             return self._held[window].copy()
-        with _readable(self._path), np.errstate(over="ignore"):  # beyond single precision is infinite
+        with _readable(self._path), np.errstate(over="ignore"):  # values beyond single precision become infinite
             if self._plain is not None:
                 return self._part(*self._plain, window)
             if self._open is None:
-                hdus = fits.open(self._path, memmap=False)  # its sections are read when asked for
+                hdus = fits.open(self._path, memmap=False)  # sections are read on demand
                 self._open = hdus, hdus[self.hdu].section
             return np.array(self._open[1][window], dtype=np.float32, order="C")
 
     def _part(self, kind: np.dtype, start: int, window: Window) -> np.ndarray:
-        """A part of plain pixels, row by row: half of the time that a map of the file takes."""
+        """The pixels of a window of a plain image, read row by row: this takes half as long as a memory map."""
         rows, columns = (range(*part.indices(n)) for part, n in zip(window, self.shape, strict=True))
         out = np.empty((len(rows), len(columns)), kind)
         with self._path.open("rb", buffering=0) as file:
@@ -228,7 +228,7 @@ class FitsImage(Image):
 
     @functools.cached_property
     def _plain(self) -> tuple[np.dtype, int] | None:
-        """Type and offset of pixels that can be read as they are: a section of astropy costs ten times as much."""
+        """Type and offset of uncompressed, unscaled pixels, or None; astropy's sections take ten times as long."""
         with self._path.open("rb") as file:
             if file.read(6) != b"SIMPLE":
                 return None
@@ -242,7 +242,7 @@ class FitsImage(Image):
             return kind, unit.fileinfo()["datLoc"]
 
     def close(self) -> None:
-        """Close the file; it is opened again when something is read."""
+        """Close the file; reading opens it again."""
         if self._open is not None:
             self._open[0].close()
             self._open = None
@@ -254,12 +254,12 @@ class HeldImage(Image):
     Parameters
     ----------
     data : array_like, (H, W)
-        Numbers; masked ones count as NaN.
+        Pixel values; masked ones become NaN.
     header : mapping, optional
     wcs : WCS, optional
-        By default that of the header.
+        Celestial coordinates; by default the WCS of the header.
     name : str
-        For messages.
+        Name in messages.
 
     Raises
     ------
@@ -270,7 +270,7 @@ class HeldImage(Image):
     def __init__(
         self, data: ArrayLike, header: Mapping[str, Any] | None = None, wcs: WCS | None = None, name: str = "the array"
     ) -> None:
-        with np.errstate(over="ignore"):  # beyond single precision is infinite
+        with np.errstate(over="ignore"):  # values beyond single precision become infinite
             try:
                 held = np.ma.filled(np.ma.asarray(data).astype(np.float32), np.nan)
             except (TypeError, ValueError) as error:
@@ -285,12 +285,12 @@ class HeldImage(Image):
         return [hashlib.sha256(self._held.tobytes()).hexdigest()]
 
     def read(self, window: Window) -> np.ndarray:
-        """A part of the image, float32, copied."""
+        """A copy of the pixels of a window, float32."""
         return self._held[window].copy()
 
 
 def _header_of(cards: Mapping[str, Any]) -> fits.Header:
-    """Those of some facts that a header can hold."""
+    """A header of the entries of a mapping that fit into FITS cards."""
     out = fits.Header()
     for keyword, value in cards.items():
         if isinstance(value, str | int | float | bool | np.number) and len(keyword) <= 8:
@@ -301,15 +301,15 @@ def _header_of(cards: Mapping[str, Any]) -> fits.Header:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what astropy says of a damaged file into one line."""
+    """Turn astropy's errors about a damaged file into one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AstropyWarning)
             warnings.filterwarnings("error", message=".*truncated.*", category=AstropyUserWarning)
             yield
     except (InputError, MemoryError, NameError, AssertionError):
-        raise  # none of these is a fault of the file
-    except Exception as error:  # astropy and cfitsio raise nearly anything on damage
+        raise  # these are not caused by the file
+    except Exception as error:  # astropy and cfitsio raise many types of error for damaged files
         reason = first_line(error)
         reason = reason.partition(" If this is really a FITS file")[0]
         raise InputError(f"{path} is not a readable FITS file, or it is cut short: {reason}") from error
@@ -328,17 +328,17 @@ def read_image(
     Parameters
     ----------
     path : str or Path
-        FITS file, also compressed by tiles (.fz) or whole (.gz); an extension
-        may stand behind it in brackets, ``file.fits[SCI]``.
+        FITS file, tile-compressed (.fz) and gzipped (.gz) ones included; an extension
+        may follow in brackets, ``file.fits[SCI]``.
     hdu : int or str, optional
         Number or name of the extension. By default the one with a name in
-        `prefer`, else the first that holds an image.
+        `prefer`, otherwise the first that holds an image.
     prefer : tuple of str
         Names of extensions to look for.
     shape : (int, int), optional
-        Height and width that it must have (for maps that belong to an image).
+        Required height and width (for maps that belong to an image).
     least : int
-        Pixels that it must have a side.
+        Minimum width and height, pixels.
 
     Returns
     -------
@@ -360,7 +360,7 @@ def read_image(
     with _readable(path), path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        # Opened here, for astropy leaves a damaged file open.
+        # The file is opened here because astropy does not close a damaged file.
         with fits.open(file, memmap=False) as hdus:
             chosen = choose(hdus, hdu, prefer, path)
             name = f"{path}[{chosen}]"
@@ -376,7 +376,7 @@ def read_image(
                     held = np.ascontiguousarray(unit.data, dtype=np.float32)
                 with gzip.open(path) as whole:
                     while whole.read(1 << 24):
-                        pass  # the checksum stands at the end
+                        pass  # the checksum is at the end of the file
     return FitsImage(path, chosen, header, found, held)
 
 
@@ -386,7 +386,7 @@ MAPS = {
     "var": ("VAR", "VARIANCE"),
     "mask": ("MASK", "DQ"),
 }
-"""Extensions that hold each kind of map, where a file has several."""
+"""Names of the extensions that each kind of map is read from, in files of several extensions."""
 
 
 def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
@@ -398,13 +398,13 @@ def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
     kind : str
         One of `MAPS`.
     image : Image
-        What it belongs to, of the same shape.
+        The image that the map belongs to; both must have the same shape.
 
     Raises
     ------
     InputError
-        As from `read_image`, and if it is the image itself, which is what a file without
-        an extension of that kind begins with.
+        As from `read_image`, and if the map is the image itself: that happens where the image's
+        file is given and has no extension of that kind.
     """
     found = read_image(path, prefer=MAPS[kind], shape=image.shape)
     if found.is_in(image):
@@ -416,7 +416,7 @@ def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
 
 
 def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, int] | None, least: int = LEAST_SIDE) -> None:
-    """Refuse an array that is no image, or is too small, or has another shape than it must have."""
+    """Refuse an array that is not two-dimensional, is too small, or has not the required shape."""
     if len(found) != 2:
         raise InputError(f"{name} has {len(found)} axes {found}; an image has two. Extract one plane first.")
     if min(found) < least:
@@ -428,7 +428,7 @@ def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, int] | None
 
 
 def header_of(unit: Any, primary: Any = None) -> fits.Header:
-    """The legible header of an HDU; where it lacks a keyword of the zero point, that of the primary HDU counts."""
+    """The readable header of an HDU; zero-point keywords that it lacks are copied from the primary HDU."""
     header = _legible(unit.header)
     first = {} if primary is None else _legible(primary.header)
     for keyword in instrument.KEYWORDS:
@@ -438,7 +438,7 @@ def header_of(unit: Any, primary: Any = None) -> fits.Header:
 
 
 def choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], path: Path | str) -> int:
-    """Number of the HDU that is asked for, or else of the one that holds the image."""
+    """Number of the requested HDU; without a request, of the first preferred name or the first image."""
     if hdu is not None:
         key: int | str = int(hdu) if str(hdu).lstrip("-").isdigit() else str(hdu)
         try:
@@ -456,10 +456,10 @@ def choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], p
 
 
 def _legible(header: fits.Header) -> fits.Header:
-    """A copy of a header in which all that is read of it has one value.
+    """A copy of a header in which each keyword that is used has one value.
 
-    What is damaged, or stands there twice with different values, becomes a text that
-    tells so; whoever needs a number then refuses it.
+    A damaged card becomes its text, and different values of a repeated keyword become
+    "VALUE and VALUE"; functions that need a number refuse both.
     """
     out = header.copy()
     for keyword in (*instrument.KEYWORDS, "SATURATE"):
@@ -481,7 +481,7 @@ _WCS_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATP
 
 
 def _celestial(header: fits.Header, shape: tuple[int, int], given: WCS | None) -> tuple[WCS | None, str]:
-    """The celestial WCS of an image, if it leads from pixels to the sky and back; else None, and why, if known.
+    """The celestial WCS of an image if it maps pixels to the sky and back; otherwise None and the reason, if known.
 
     Parameters
     ----------
@@ -489,14 +489,14 @@ def _celestial(header: fits.Header, shape: tuple[int, int], given: WCS | None) -
     shape : (int, int)
         Height and width.
     given : WCS or None
-        What goes before that of the header.
+        A WCS that overrides the header.
     """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", FITSFixedWarning)
         warnings.simplefilter("ignore", AstropyWarning)
         try:
             if given is None:
-                # wcslib takes its defaults for what it cannot read, and those look right.
+                # wcslib replaces values that it cannot read by plausible defaults.
                 cards = {keyword: header[keyword] for keyword in header if WCS_CARD.fullmatch(keyword)}
                 for keyword, value in cards.items():
                     is_number = isinstance(value, int | float) and np.isfinite(value)
@@ -512,7 +512,7 @@ def _celestial(header: fits.Header, shape: tuple[int, int], given: WCS | None) -
             shear = proj_plane_pixel_area(wcs) / np.prod(proj_plane_pixel_scales(wcs))
         except MemoryError:
             raise
-        except Exception as error:  # wcslib raises several kinds of its own; all mean: no usable WCS
+        except Exception as error:  # wcslib raises several types of error; all mean that the WCS cannot be used
             return None, first_line(error)
     if not np.hypot(*np.subtract(there_and_back, middle)) < 0.1:
         return None, "it does not lead from the middle of the image to the sky and back"

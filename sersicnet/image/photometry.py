@@ -1,6 +1,6 @@
-"""Moments of sources and their light in apertures, as `photutils.segmentation.SourceCatalog` measures them.
+"""Moments and aperture photometry of sources, with the definitions of `photutils.segmentation.SourceCatalog`.
 
-It takes a millisecond a source for that, mostly in Python; these take less than half of that.
+That class takes a millisecond per source, mostly in Python; these functions take less than half of it.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ APERTURE = 5.0
 
 
 KRON, KRON_MEASURED, KRON_REACH = 2.5, 6.0, 10.0
-"""In units of the semi-major axis: the ellipse per Kron radius, the one in which that is measured, and the largest."""
+"""Scale of the Kron ellipse in Kron radii; and, in units of the 1 sigma axes, the ellipse in which the Kron radius is
+measured, and the largest Kron ellipse."""
 
 
 SUBPIXELS = 5
-"""Into so many parts a side a pixel on the border of an ellipse is divided, as SExtractor does it. Exact areas take
-four times as long and change a flux by some hundredths of its error."""
+"""A pixel on the border of an ellipse is divided into 5 x 5 subpixels, as in SExtractor. Exact areas take four times as
+long and change a flux by some hundredths of its error."""
 
 
 LEAST_KRON = 1.4
-"""Kron radius of what has none, or a smaller one."""
+"""Minimum Kron radius; also the Kron radius of a source without a positive flux."""
 
 
 def reach(a: np.ndarray, kron_radius: np.ndarray) -> np.ndarray:
-    """Pixels that the apertures of sources reach; without a Kron radius, as far as it was sought."""
+    """Extent of the apertures of sources, pixels; without a Kron radius, of the ellipse in which it is measured."""
     return np.fmax(KRON_MEASURED, KRON * kron_radius) * a + 2
 
 
 class Moments(NamedTuple):
-    """Centroids and second moments of sources, float64, (N,); NaN for those without light.
+    """Centroids and second moments of sources, float64, (N,); NaN for sources without positive flux.
 
     Attributes
     ----------
     x, y : ndarray
-        Pixels of the image.
+        Centroids, pixels of the image.
     a, b : ndarray
-        1 sigma axes, pixels.
+        Semi-major and semi-minor axes (1 sigma), pixels.
     theta : ndarray
         Angle of the major axis, degrees from +x towards +y, from -90 to below 90.
     """
@@ -54,15 +55,15 @@ class Moments(NamedTuple):
 
 
 def moments(light: np.ndarray, row: np.ndarray, column: np.ndarray, label: np.ndarray, n: int) -> Moments:
-    """Measure sources from their pixels.
+    """Measure centroids and second moments of sources from their pixels.
 
-    Each source's sums are about its own first row and column and in the order of its
+    The sums of a source are relative to its own first row and column and in the order of its
     pixels, so that they do not depend on the window.
 
     Parameters
     ----------
     light : ndarray, float32, (P,)
-        Of the pixels; what is negative counts as none.
+        Values of the pixels; negative ones count as 0.
     row, column : ndarray, int, (P,)
     label : ndarray, int, (P,)
         Source of each pixel, from 1.
@@ -89,7 +90,7 @@ def moments(light: np.ndarray, row: np.ndarray, column: np.ndarray, label: np.nd
         x0, y0 = mean(x), mean(y)
         dx, dy = x - x0[label], y - y0[label]
         xx, xy, yy = (mean(product)[1:] for product in (dx * dx, dx * dy, dy * dy))
-        # SExtractor's way with lines and points: they are as thick as a pixel.
+        # As in SExtractor, sources thinner than a pixel get the second moments of a pixel.
         determinant = xx * yy - xy**2
         xx[determinant < 0] = np.nan
         while (thin := xx * yy - xy**2 < 1 / 144).any():
@@ -103,18 +104,18 @@ def moments(light: np.ndarray, row: np.ndarray, column: np.ndarray, label: np.nd
 
 
 class Photometry(NamedTuple):
-    """Light of sources in apertures, float64, (N,); NaN where it cannot be measured.
+    """Aperture photometry of sources, float64, (N,); NaN where it cannot be measured.
 
     Attributes
     ----------
     kron_radius : ndarray
-        Kron's first moment in units of the 1 sigma axes: the ellipse is 2.5 times as large
-        (Kron 1980; as SExtractor's AUTO). NaN, with its flux, where that would be more than
-        10 times the axes: noise, then.
+        First moment of the light in units of the 1 sigma axes (Kron 1980). The aperture is an ellipse of
+        2.5 Kron radii, as SExtractor's AUTO. Kron radius and flux are NaN where the ellipse would
+        exceed 10 times the axes: the moment is then dominated by noise.
     kron_flux, kron_error : ndarray
-        In that ellipse, image units.
+        Flux in the Kron ellipse and its error, image units.
     aperture_flux, aperture_error : ndarray
-        In a circle of `APERTURE`, image units.
+        Flux in a circle of radius `APERTURE` and its error, image units.
     """
 
     kron_radius: np.ndarray
@@ -125,12 +126,12 @@ class Photometry(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What light is measured in.
+    """The arrays that photometry is measured on.
 
     Attributes
     ----------
     clean : ndarray, float32, (H, W)
-        Sky subtracted.
+        Image with the sky subtracted.
     bad : ndarray, bool, (H, W)
         Pixels without data.
     rms : ndarray, float32, (H, W)
@@ -146,13 +147,15 @@ class Scene(NamedTuple):
 
 
 def photometry(scene: Scene, found: Moments, which: np.ndarray) -> Photometry:
-    """Measure sources in apertures; pixels of neighbours count as those opposite to them.
+    """Measure the aperture photometry of sources.
+
+    The pixels of neighbours are replaced by their point reflections about the source.
 
     Parameters
     ----------
     scene : Scene
     found : Moments
-        Of its sources, in pixels of the scene.
+        Moments of the sources of the scene, in pixels of the scene.
     which : ndarray, int, (N,)
         Indices of the sources to measure.
 
@@ -185,10 +188,10 @@ def photometry(scene: Scene, found: Moments, which: np.ndarray) -> Photometry:
 
 
 class _Cutout(NamedTuple):
-    """A part of a scene around a source, with its neighbours replaced.
+    """A cutout of a scene around a source, with the pixels of neighbours replaced.
 
-    `along` and `across` are the distances of its rows and columns from the source, `used` the pixels
-    that have data.
+    `along` and `across` are the offsets of its rows and columns from the source; `used` are the pixels
+    with data.
     """
 
     data: np.ndarray
@@ -221,7 +224,7 @@ class _Cutout(NamedTuple):
 
     @property
     def edges(self) -> tuple[float, float, float, float]:
-        """Left, right, lower and upper side, from the source."""
+        """Offsets of the left, right, lower and upper side from the source."""
         return self.across[0] - 0.5, self.across[-1] + 0.5, self.along[0] - 0.5, self.along[-1] + 0.5
 
     def sums(self, weight: np.ndarray) -> tuple[float, float]:
@@ -233,7 +236,7 @@ class _Cutout(NamedTuple):
         return float(share @ self.data[inside]), math.sqrt(float(share @ self.variance[inside]))
 
     def kron_radius(self, a: float, b: float, theta: float) -> float:
-        """Kron's radius in units of the axes; NaN beyond what it is measured in."""
+        """Kron radius in units of the axes; NaN if it exceeds the ellipse in which it is measured."""
         cos, sin = math.cos(theta), math.sin(theta)
         along, across = self.along[:, None], self.across[None, :]
         radius = np.hypot((cos * across + sin * along) / a, (cos * along - sin * across) / b)

@@ -1,4 +1,4 @@
-"""The plain types of an image in memory: windows, pixels, sky.
+"""Basic types for images in memory: windows, pixels, sky.
 
 Pixel coordinates are zero-based, with integer values at pixel centres.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 Window = tuple[slice, slice]
-"""Rows and columns of a part of an image; within it, and without steps."""
+"""Row and column slices of a part of an image, within its borders and without steps."""
 
 
 class Pixels(NamedTuple):
@@ -22,11 +22,11 @@ class Pixels(NamedTuple):
     Attributes
     ----------
     data : ndarray, float32, (H, W)
-        Sky included.
+        Pixel values, sky included.
     bad : ndarray, bool, (H, W)
         Pixels without data.
     noise : ndarray, float32, (H, W) or None
-        Relative noise of the pixels, where the user has a map of it; NaN in `bad` ones.
+        Relative noise of the pixels from the user's noise map; NaN in `bad` pixels. None without a map.
     """
 
     data: np.ndarray
@@ -35,7 +35,7 @@ class Pixels(NamedTuple):
 
 
 def grown(window: Window, margin: int, shape: tuple[int, int]) -> Window:
-    """A window with a margin around it, as far as the image reaches."""
+    """A window enlarged by a margin on each side, clipped to the image."""
     rows, columns = (
         slice(max(part.start - margin, 0), min(part.stop + margin, n)) for part, n in zip(window, shape, strict=True)
     )
@@ -43,13 +43,13 @@ def grown(window: Window, margin: int, shape: tuple[int, int]) -> Window:
 
 
 def within(window: Window, outer: Window) -> Window:
-    """A window in the pixels of another one that holds it."""
+    """A window in the coordinates of an outer window that contains it."""
     rows, columns = (slice(part.start - o.start, part.stop - o.start) for part, o in zip(window, outer, strict=True))
     return rows, columns
 
 
 class Source(Protocol):
-    """An image with the maps that belong to it, read window by window."""
+    """An image with its maps, read window by window."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 class Held(NamedTuple):
-    """An image that is in memory as a `Source`."""
+    """An image in memory as a `Source`."""
 
     pixels: Pixels
 
@@ -77,19 +77,18 @@ class Held(NamedTuple):
 
 @dataclass
 class Sky:
-    """Background and noise of an image, or of a window of one.
+    """Background and noise of an image, or of a window of an image.
 
     Attributes
     ----------
     level : ndarray, float32, (H, W)
-        The sky.
+        Sky level.
     rms : ndarray, float32, (H, W)
         Standard deviation of a blank pixel; NaN in pixels without data.
     autocorrelation : ndarray, float64, (7, 7)
-        Of blank pixels, by lag along y and x; 1 in the middle.
+        Autocorrelation of blank pixels, by lag along y and x; 1 in the middle.
     map_factor : float
-        What the user's noise map was multiplied with to match the scatter of
-        blank pixels; NaN without a map.
+        Factor that scales the user's noise map to the scatter of blank pixels; NaN without a map.
     """
 
     level: np.ndarray
@@ -99,38 +98,36 @@ class Sky:
 
     @property
     def correlation(self) -> float:
-        """How much larger the noise of a large aperture is than that of independent pixels.
-
-        1 for white noise, about 2 for drizzled images.
-        """
+        """Noise in a large aperture over the noise for uncorrelated pixels: 1 for white noise, about 2 if drizzled."""
         return correlation(self.autocorrelation)
 
 
 def correlation(autocorrelation: np.ndarray) -> float:
-    """Noise of a large aperture over that of independent pixels, from an autocorrelation."""
+    """Noise in a large aperture over the noise for uncorrelated pixels, from an autocorrelation."""
     return float(np.sqrt(max(autocorrelation.sum(), 1.0)))
 
 
-HUGE = 1e18
-"""Value from which on a pixel holds no data; the square of ten times as much is beyond single precision."""
+ABSURD = 1e18
+"""A pixel whose absolute value is at least this large holds no data; the square of ten times the value overflows single
+precision."""
 
 
 ZERO_BLOCK = 5
-"""Side of a block of zeros that tells that an image was not exposed there."""
+"""Side of the smallest block of zeros that counts as an unexposed part of an image, pixels."""
 
 
 def without_data(data: np.ndarray) -> np.ndarray:
     """Pixels that hold no data, bool, (H, W).
 
-    Those that are not finite or beyond `HUGE`, and zeros of blocks of 5 x 5, with
-    the zeros within five pixels of them: drizzled mosaics are 0 outside of their
-    footprint. Other zeros are data; quantised images are full of them. Whether a
-    pixel holds data depends on nothing that is farther than 10 pixels away.
+    These pixels are not finite or at least `ABSURD`, or zeros in blocks of 5 x 5 zeros, or
+    zeros connected to such a block within five pixels: drizzled mosaics are 0 outside
+    their footprint. Isolated zeros are data, and frequent in quantised images. The result
+    for a pixel depends only on pixels within 10 pixels of it.
     """
-    if data.size and data.min() > -HUGE and data.max() < HUGE:  # not so with a NaN; two looks, and no copy
+    if data.size and data.min() > -ABSURD and data.max() < ABSURD:  # false with a NaN; this avoids a copy of the data
         bad = np.zeros(data.shape, bool)
     else:
-        bad = ~(np.abs(data) < HUGE)
+        bad = ~(np.abs(data) < ABSURD)
     zero = data == 0
     if _has_block(zero):
         blocks = ndimage.binary_opening(zero, np.ones((ZERO_BLOCK, ZERO_BLOCK)))
@@ -139,8 +136,8 @@ def without_data(data: np.ndarray) -> np.ndarray:
 
 
 def _has_block(zero: np.ndarray) -> bool:
-    """Whether there is any block of 5 x 5; most images have none, and to look for them takes longer than this."""
-    if not zero[::ZERO_BLOCK, ::ZERO_BLOCK].any():  # each block has one of these
+    """Whether there is a block of 5 x 5 zeros: a quick test, since most images have none and the search is slow."""
+    if not zero[::ZERO_BLOCK, ::ZERO_BLOCK].any():  # every block contains one of these pixels
         return False
     for axis in (0, 1):
         parts = np.moveaxis(zero, axis, 0)
@@ -152,11 +149,11 @@ def _has_block(zero: np.ndarray) -> bool:
 
 
 ZERO_REACH = 2 * ZERO_BLOCK
-"""Pixels around a pixel that tell whether it holds data."""
+"""Distance within which other pixels decide whether a pixel holds data, pixels."""
 
 
 def median(values: np.ndarray) -> np.floating:
-    """`numpy.median` of finite values, in a fifth of the time: one partition is much faster than those about two."""
+    """`numpy.median` of finite values, in a fifth of the time: it partitions about one element instead of two."""
     half = len(values) // 2
     ordered = np.partition(values, half)
     middle = ordered[half : half + 1]

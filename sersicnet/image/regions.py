@@ -1,4 +1,4 @@
-"""Connected regions above a threshold."""
+"""Connected regions of pixels above a detection threshold."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Regions:
     Attributes
     ----------
     shape : (int, int)
-        Of the image.
+        Height and width of the image.
     at : ndarray, int, (P,)
-        Their pixels, as places in the flattened image.
+        Pixels of all regions, as indices into the flattened image.
     label : ndarray, int32, (P,)
-        Number of the region that a pixel belongs to, from 1 without gaps.
+        Label of the region of each pixel, from 1 without gaps.
     """
 
     shape: tuple[int, int]
@@ -38,19 +38,19 @@ class Regions:
         return row, self.at - row * self.shape[1]
 
     def mask(self) -> np.ndarray:
-        """Which pixels of the image are in a region, bool, (H, W)."""
+        """The pixels of the image that are in a region, bool, (H, W)."""
         out = np.zeros(self.shape, bool)
         out.ravel()[self.at] = True
         return out
 
     def chosen(self, which: np.ndarray) -> Regions:
-        """Some of them, by their number, bool, (N + 1,); the first one is ignored. They get new numbers."""
+        """Select and relabel regions; `which`, bool, (N + 1,), is indexed by label, and index 0 is ignored."""
         new = np.concatenate([[0], np.cumsum(which[1:])]).astype(np.int32) * which
         label = new[self.label]
         return Regions(self.shape, self.at[label > 0], label[label > 0])
 
     def within(self, window: Window) -> np.ndarray:
-        """Which of them have pixels in a window, by their number, bool, (N + 1,)."""
+        """Whether each region has a pixel in a window, bool, (N + 1,), indexed by label."""
         row, column = self.places()
         inside = (row >= window[0].start) & (row < window[0].stop)
         inside &= (column >= window[1].start) & (column < window[1].stop)
@@ -59,7 +59,7 @@ class Regions:
         return out
 
     def boxes(self) -> list[Window]:
-        """The smallest window around each of them."""
+        """The bounding box of each region."""
         sides = []
         for places in self.places():
             low, high = np.full(len(self) + 1, np.iinfo(np.int64).max), np.zeros(len(self) + 1, np.int64)
@@ -69,14 +69,14 @@ class Regions:
         return list(zip(*sides, strict=True))
 
     def margins(self) -> tuple[float, float, float, float]:
-        """Pixels between them and the sides of the image: the lower and upper along y, then along x."""
+        """Distances of the regions from the sides of the image, pixels: lower and upper along y, then along x."""
         if not len(self.at):
             return (math.inf,) * 4
         (row, column), (height, width) = self.places(), self.shape
         return row.min(), height - 1 - row.max(), column.min(), width - 1 - column.max()
 
     def overlapping(self, other: Regions) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of numbers of regions that share pixels, int, (M,) each."""
+        """Labels of the pairs of own and other regions that share pixels, int, (M,) each."""
         mine = np.zeros(self.shape, np.int32)
         mine.ravel()[self.at] = self.label
         both = mine.ravel()[other.at]
@@ -87,16 +87,16 @@ class Regions:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """What stands out of the noise of an image, in two filters.
+    """Filters and threshold of the two passes of the detection.
 
     Attributes
     ----------
     level : float
-        In units of the noise of the smoothed image.
+        Threshold in units of the noise of the smoothed image.
     smoothing : float
         FWHM of the Gaussian that the image is smoothed with, pixels.
     n_pixels : int
-        Least number of connected pixels above the threshold.
+        Minimum number of connected pixels above the threshold.
     wide : float
         FWHM of the Gaussian of the second pass, pixels. Before the second pass, the smoothed image is
         clipped at the threshold of the first one, so that compact sources stay small.
@@ -109,17 +109,17 @@ class Threshold:
 
     @property
     def halo(self) -> int:
-        """Pixels beyond a window that the first pass in it depends on, besides whole sources."""
+        """Margin around a window that affects the first pass in it, pixels; complete regions may need more."""
         return len(_gaussian(self.smoothing)) // 2 + 1
 
     @property
     def wide_halo(self) -> int:
-        """The same of the second pass."""
+        """The same margin for the second pass, pixels."""
         return self.halo + 2 * (len(self._wide_kernel) // 2 + 1)
 
     @property
     def _wide_kernel(self) -> np.ndarray:
-        """The Gaussian that makes the smoothed image, every second pixel of it, as wide as the second pass needs."""
+        """The Gaussian that widens every second pixel of the smoothed image to the filter of the second pass."""
         return _gaussian(math.sqrt(self.wide**2 - self.smoothing**2) / 2)
 
     def binned(self, n: int) -> Threshold:
@@ -127,11 +127,11 @@ class Threshold:
         return replace(self, smoothing=self.smoothing / n, n_pixels=math.ceil(self.n_pixels / n**2))
 
     def smooth(self, clean: np.ndarray, bad: np.ndarray) -> np.ndarray:
-        """An image smoothed for detection, float32; each pixel alike, whatever window it is in."""
+        """An image smoothed for detection, float32; the value of a pixel does not depend on the window."""
         return _convolved(clean, ~bad, _gaussian(self.smoothing))
 
     def smooth_widely(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> np.ndarray:
-        """The smoothed image for the second pass, of every second pixel, float32; `smooth` begins with one of them."""
+        """The image smoothed for the second pass at every second pixel, starting at the first one, float32."""
         limit = np.float32(self.level * smoothed) * sky.rms[::2, ::2]
         known = np.isfinite(limit)
         limit[~known] = 0
@@ -140,15 +140,15 @@ class Threshold:
     def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> Regions:
         """Connected regions above the threshold, numbered in order of their first pixels.
 
-        Those of `photutils.segmentation.detect_sources`, kept as their pixels alone.
+        They equal the segments of `photutils.segmentation.detect_sources`, but only their pixels are stored.
 
         Parameters
         ----------
         smooth : ndarray, float32, (H, W)
-            From `smooth`.
+            Image from `smooth`.
         sky : Sky
         smoothed : float
-            Noise of the smoothed image in units of that of its pixels.
+            Noise of the smoothed image over the noise of the image.
         """
         return self._above(smooth, np.float32(self.level * smoothed) * sky.rms)
 
@@ -160,9 +160,9 @@ class Threshold:
         smooth, sky, smoothed
             As for `regions`.
         widely : float
-            Noise of the image smoothed for the second pass in units of that of its pixels.
+            Noise of the image smoothed for the second pass over the noise of the image.
         window : Window
-            Place of `smooth` in the image: the second pass uses its even rows and columns.
+            Position of `smooth` in the image: the second pass uses the even rows and columns of the image.
         """
         first = window[0].start % 2, window[1].start % 2
         own = slice(first[0], None), slice(first[1], None)
@@ -179,24 +179,24 @@ class Threshold:
 
     def _above(self, smooth: np.ndarray, threshold: np.ndarray) -> Regions:
         with np.errstate(invalid="ignore"):
-            above = smooth > threshold  # never where the noise is NaN
+            above = smooth > threshold  # false where the noise is NaN
         at = np.flatnonzero(above)
         found = Regions(above.shape, at, _connected(at, above.shape[1]))
         return found.chosen(np.bincount(found.label, minlength=1) >= self.n_pixels)
 
 
 def _connected(at: np.ndarray, width: int) -> np.ndarray:
-    """Number the connected regions of pixels, from 1 and in order of their first pixels.
+    """Label the connected regions of pixels, from 1 and in order of their first pixels.
 
-    Pixels in a row make a run; runs of two rows that touch, over corners too, are of one
-    region. Few pixels of an image are in a region, so this is faster than to go through all.
+    Adjacent pixels of a row form a run; runs of neighbouring rows that touch, diagonally included, belong
+    to the same region. Few pixels of an image are in a region, so this is faster than labelling the image.
 
     Parameters
     ----------
     at : ndarray, int, (P,)
-        The pixels, as places in the flattened image, in order.
+        Sorted indices of the pixels into the flattened image.
     width : int
-        Of the image.
+        Width of the image.
 
     Returns
     -------
@@ -220,7 +220,7 @@ def _connected(at: np.ndarray, width: int) -> np.ndarray:
 
 
 def _gaussian(fwhm: float) -> np.ndarray:
-    """A Gaussian of unit sum out to three of its sigmas, float32."""
+    """A Gaussian of unit sum, truncated at 3 sigma, float32."""
     sigma = fwhm / math.sqrt(8 * math.log(2))
     reach = math.ceil(3 * sigma)
     line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -228,11 +228,11 @@ def _gaussian(fwhm: float) -> np.ndarray:
 
 
 _AT_ONCE = 20_000
-"""Pixels that are smoothed at once, in whole rows: what is made on the way stays in the processor's cache."""
+"""Number of pixels that are smoothed at once, in whole rows, so that intermediate arrays stay in the cache."""
 
 
 def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Values where they are used, else 0, and beyond; smoothed along both axes; float32."""
+    """Values convolved along both axes, float32; unused pixels and pixels beyond the border count as 0."""
     height, width = values.shape
     reach = len(kernel) // 2
     padded = np.zeros((height + 2 * reach, width + 2 * reach), np.float32)
@@ -247,7 +247,7 @@ def _convolved(values: np.ndarray, used: np.ndarray, kernel: np.ndarray) -> np.n
 
 
 def _summed(weights: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
-    """Sum of arrays with symmetric weights, float32; of an odd number."""
+    """Sum of an odd number of arrays with symmetric weights, float32."""
     middle = len(arrays) // 2
     out = arrays[middle] * weights[middle]
     term = np.empty_like(out)
@@ -259,7 +259,7 @@ def _summed(weights: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
-    """A mask grown by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
+    """A mask dilated by a disc: pixels whose distance to it is at most `reach`, bool, (H, W)."""
     out, wide = inside.copy(), inside.copy()
     width = 0
     for dy in range(reach, -1, -1):  # from the shortest chord of the disc to the longest
@@ -276,9 +276,9 @@ def dilated(inside: np.ndarray, reach: int) -> np.ndarray:
 
 
 def grown_labels(labels: np.ndarray, reach: int) -> np.ndarray:
-    """What `skimage.segmentation.expand_labels` makes of labels, for small distances; (H, W).
+    """Labels expanded as by `skimage.segmentation.expand_labels`, fast for small distances; (H, W).
 
-    Of labels that are equally near, the one further left counts, then the upper one.
+    A pixel at equal distances from two labels gets the label further left, then the upper one.
     """
     sides = range(-reach, reach + 1)
     steps = [(dy, dx) for dx in sides for dy in sides if 0 < dx**2 + dy**2 <= reach**2]

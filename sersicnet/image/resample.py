@@ -22,31 +22,31 @@ MOST_RESAMPLING = 10.0
 
 
 MISSING = 1e-3
-"""Fraction of a resampled pixel's area without data from which on it has none. What is missing is missing light, of the
-sky too, and this much is far below the noise; the overlaps' rounding errors are farther below."""
+"""A resampled pixel has no data if more than this fraction of its area has none. A smaller missing fraction changes its
+flux, of the sky too, by far less than the noise, and is far above the rounding errors of the overlaps."""
 
 
 @dataclass(frozen=True)
 class Resampled:
     """An exposure on a grid of another pixel scale, read window by window.
 
-    The first corner and the axes stay. A pixel of the image is a box of even
+    The first corner and the axes are kept. A pixel of the image is a box of uniform
     brightness, and each new pixel sums the boxes by the area that it shares with them.
-    Light is kept, so that one unit of a new pixel is the same flux as one unit of an old
-    one: the zero point of the image holds. This is also so for an image in surface
-    brightness, whose values are taken as flux in units of MJy/sr times the area of an
-    old pixel.
+    Flux is conserved, so that one unit of a new pixel is the same flux as one unit of an
+    old pixel, and the zero point of the image still applies. An image in surface
+    brightness is treated alike: its values are fluxes in units of MJy/sr times the area
+    of an old pixel.
 
-    Both boxes widen what is in the image: in old pixels, the variance of a PSF along
-    each axis grows by (1 + 1 / factor**2) / 12, and by |1 - 1 / factor**2| / 12 where one
-    pixel scale is a multiple of the other. The noise of neighbouring pixels becomes
-    correlated, or more so.
+    Both boxes broaden the image: in old pixels, the variance of a PSF along each axis
+    grows by (1 + 1 / factor**2) / 12, or by |1 - 1 / factor**2| / 12 if one pixel scale is
+    a multiple of the other. The noise of neighbouring pixels becomes correlated, or more
+    correlated.
 
     Attributes
     ----------
     exposure : Exposure
     factor : float
-        Old pixel scale over the new one: new pixels along an old one.
+        Old pixel scale over the new one, which is the number of new pixels along an old pixel.
 
     Raises
     ------
@@ -66,21 +66,26 @@ class Resampled:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width; the last row and column may reach beyond the image."""
+        """Height and width; the last row and column may extend beyond the image."""
         height, width = (int(np.ceil(n * self.factor - MISSING)) for n in self.exposure.shape)
         return height, width
 
+    @property
+    def saturation(self) -> float:
+        """Value at and above which a pixel is saturated; infinite if it is not known."""
+        return self.exposure.saturation / self.factor**2
+
     def to_grid(self, old: ArrayLike) -> np.ndarray:
-        """Zero-based pixels of the grid along either axis, of those of the image."""
+        """Convert zero-based pixels of the image to pixels of the grid, along either axis."""
         return (np.asarray(old) + 0.5) * self.factor - 0.5
 
     def from_grid(self, new: ArrayLike) -> np.ndarray:
-        """Zero-based pixels of the image along either axis, of those of the grid."""
+        """Convert zero-based pixels of the grid to pixels of the image, along either axis."""
         return (np.asarray(new) + 0.5) / self.factor - 0.5
 
     @property
     def wcs(self) -> WCS | None:
-        """Celestial coordinates of the grid; None where the image has none."""
+        """Celestial coordinates of the grid; None if the image has none."""
         if self.exposure.image.wcs is None:
             return None
         out = self.exposure.image.wcs.deepcopy()
@@ -98,15 +103,15 @@ class Resampled:
         return out
 
     def _sip(self, coefficients: np.ndarray) -> np.ndarray:
-        """Coefficients of a distortion, by powers of offsets in pixels of the grid."""
+        """SIP distortion coefficients for offsets in pixels of the grid."""
         powers = np.add.outer(*[np.arange(n) for n in coefficients.shape])
         return coefficients * self.factor ** (1.0 - powers)
 
     @property
     def header(self) -> fits.Header:
-        """The image's header with the grid's WCS, and values per pixel as they are on the grid.
+        """The image's header with the WCS of the grid and the saturation level of its pixels.
 
-        In place of a surface brightness stands the zero point of the flux in an old pixel.
+        A unit of surface brightness is replaced by the zero point of the flux in an old pixel.
         """
         header = self.exposure.image.header.copy()
         for keyword in list(header):
@@ -117,32 +122,32 @@ class Resampled:
         if isinstance(header.get("SATURATE"), float | int):
             header["SATURATE"] /= self.factor**2
         if "/sr" in str(header.get("BUNIT", "")).lower():
-            with suppress(InputError):  # the user knows it then
+            with suppress(InputError):  # the user then gives the zero point
                 header["MAGZERO"] = headers.zero_point(self.exposure.image.header).value
             for keyword in ("BUNIT", "PHOTFLAM", "PHOTPLAM", "FLUXMAG0"):
                 header.remove(keyword, ignore_missing=True)
         return header
 
     def read(self, window: Window) -> Pixels:
-        """The pixels of a window, the same whatever the window; those without data are NaN.
+        """The pixels of a window; pixels without data are NaN.
 
-        The noise of old pixels counts as independent.
+        Values do not depend on the window. The noise of old pixels is taken to be uncorrelated.
         """
         taps = [self._taps(part, n) for part, n in zip(window, self.exposure.shape, strict=True)]
         rows, columns = (slice(int(index.min()), int(index.max()) + 1) for index, _ in taps)
         data, bad, noise = self.exposure.read((rows, columns))
         inner = [(index - part.start, weight) for (index, weight), part in zip(taps, (rows, columns), strict=True)]
         missing = 1 - _summed(~bad, inner, 1) * self.factor**2
-        gone = missing > MISSING
-        out = np.where(gone, np.nan, _summed(np.where(bad, 0, data), inner, 1)).astype(np.float32)
+        without = missing > MISSING
+        out = np.where(without, np.nan, _summed(np.where(bad, 0, data), inner, 1)).astype(np.float32)
         if noise is None:
-            return Pixels(out, gone)
-        # A variance may be beyond single precision where its root is not.
+            return Pixels(out, without)
+        # A variance may overflow single precision where its square root does not.
         variance = _summed(np.where(bad, 0, noise).astype(float) ** 2, inner, 2)
-        return Pixels(out, gone, np.where(gone, np.nan, np.sqrt(variance)).astype(np.float32))
+        return Pixels(out, without, np.where(without, np.nan, np.sqrt(variance)).astype(np.float32))
 
     def _taps(self, part: slice, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The old pixels along an axis that new ones overlap, and the shares of them that they get, (K, N)."""
+        """Indices of the old pixels along an axis that each new pixel overlaps, and the overlaps, (K, N)."""
         new = np.arange(part.start, part.stop)
         low, high = new / self.factor, (new + 1) / self.factor
         old = np.floor(low).astype(int) + np.arange(int(np.ceil(1 / self.factor)) + 1)[:, None]
@@ -155,7 +160,10 @@ class Resampled:
 
 
 def _summed(values: np.ndarray, taps: list[tuple[np.ndarray, np.ndarray]], power: int) -> np.ndarray:
-    """Sums of pixels by their shares to a power along y and x, float64, term by term: the same in every window."""
+    """Sums of pixels weighted by a power of their overlaps along y and x, float64.
+
+    The terms are added in a fixed order, so that the sums are the same in every window.
+    """
     for axis, (indices, shares) in enumerate(taps):
         form = (-1, 1) if axis == 0 else (1, -1)
         total = np.zeros(1)

@@ -1,4 +1,4 @@
-"""The sky and the noise of a whole mosaic: a mesh, estimated strip by strip between the sources."""
+"""Sky and noise of a whole mosaic on a mesh of boxes, estimated strip by strip from the pixels between the sources."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from sersicnet.errors import InputError
-from sersicnet.image.pixels import HUGE, Pixels, Sky, Source, Window, grown, median, within
+from sersicnet.image.pixels import ABSURD, Pixels, Sky, Source, Window, grown, median, within
 from sersicnet.image.regions import Regions, Threshold, dilated
 
 BOX = 128
-"""Side of a box of the mesh in pixels, about; at least two boxes cover an image along each axis."""
+"""Approximate side of a box of the mesh, pixels; at least two boxes cover an image along each axis."""
 
 
 STRIP = 4
-"""Rows of boxes that are estimated at once."""
+"""Number of rows of boxes in a strip."""
 
 
 SAMPLES, SAMPLE = 6, 256
-"""Noise is measured in this many windows along each axis of a large image (half as many at first), and their side."""
+"""Number of windows along each axis of a large image in which the noise is measured (half as many in the first round),
+and their side, pixels."""
 
 
 FIRST_ROWS, ROWS = 8, 2
-"""The sky is that of every so many rows, at first, to find sources, and then. Neighbouring rows of drizzled images have
-much of their noise in common: with half of them the level scatters by 0.010 of the noise of a pixel, with all by 0.008.
-"""
+"""The sky is estimated from every eighth row for the detection of sources, and then from every second row. The noise of
+neighbouring rows of drizzled images is correlated: with half of the rows the level scatters by 0.010 of the noise of a
+pixel, with all rows by 0.008."""
 
 
 LEAST_ROWS = 16
-"""Rows of a box that are used if it has as many."""
+"""Minimum number of rows of a box that are used, if the box has as many."""
 
 
 COVERED = 0.8
-"""Fraction of a box without blank pixels from which on its neighbours speak for it."""
+"""If more of a box than this is masked, its values are interpolated from the boxes around it."""
 
 
-HUGE_LIMIT = 0.05
-"""Fraction of pixels with absurd values from which on an image is refused."""
+ABSURD_LIMIT = 0.05
+"""An image is refused if more than this fraction of its pixels has absurd values."""
 
 
-GROWN, MOST_GROWN = 8, 32
-"""Pixels that sources grow by before the sky is estimated between them: as many as their radius, at least and at most.
+LEAST_DILATION, MOST_DILATION = 8, 32
+"""Sources are dilated by their radius before the sky is estimated between them; these are the minimum and maximum
+dilation, pixels.
 
-Wings count less as sky then: with 8 pixels for all, the level of boxes with bright galaxies was too high by twice as
-much in the median of two simulated mosaics.
+This keeps their wings out of the sky: with a dilation of 8 pixels for all sources, the level of boxes with bright
+galaxies was too high by twice as much, in the median of two simulated mosaics.
 """
 
 
 BIN = 2
-"""Side of the blocks of pixels in which sources are found for the sky's sake."""
+"""Side of the blocks of pixels in which sources are detected for the estimate of the sky."""
 
 
 REACH = 3
-"""Lags of the noise's autocorrelation along each axis, pixels."""
+"""Largest lag of the noise's autocorrelation along each axis, pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +72,17 @@ class Mesh:
     Attributes
     ----------
     level, rms : ndarray, float64, (h, w)
-        Of boxes that cover the image evenly, smoothed by a median over 3 x 3 of them.
+        Level and rms of boxes that cover the image evenly, filtered by a median over 3 x 3 boxes.
     shape : (int, int)
         Height and width of the image.
     autocorrelation : ndarray, float64, (7, 7)
-        Of blank pixels, by lag along y and x; 1 in the middle.
+        Autocorrelation of blank pixels, by lag along y and x; 1 in the middle.
     smoothed : float
-        Noise of the smoothed image in units of that of its pixels.
+        Noise of the smoothed image over the noise of the image.
     widely : float
-        The same of the image that is smoothed for the second pass.
+        Noise of the image smoothed for the second pass over the noise of the image.
     map_factor : float
-        See `Sky`.
+        Factor on the user's noise map, see `Sky`.
     """
 
     level: np.ndarray
@@ -92,12 +94,12 @@ class Mesh:
     map_factor: float
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, to be kept; `of` is the inverse."""
+        """The mesh as arrays by name, to be stored; `of` is the inverse."""
         return {name: np.asarray(value) for name, value in vars(self).items()}
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Mesh:
-        """From `arrays`."""
+        """Restore a mesh from its `arrays`."""
         height, width = arrays["shape"].tolist()
         return cls(
             arrays["level"],
@@ -110,7 +112,7 @@ class Mesh:
         )
 
     def at(self, window: Window, pixels: Pixels) -> Sky:
-        """Sky and noise of a window: cubic splines through the boxes, or the user's map."""
+        """Sky and noise of a window: cubic splines through the boxes, and the scaled noise map if there is one."""
         level, rms = (np.empty(pixels.bad.shape, np.float32) for _ in range(2))
         noise = pixels.noise if np.isfinite(self.map_factor) else None
         if noise is not None:
@@ -124,22 +126,22 @@ class Mesh:
 
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""What applies a function to many things, in their order; `map`, or one that has workers."""
+"""A function that applies a function to many items and yields the results in order: `map`, or one with workers."""
 
 
 def estimate_sky(source: Source, threshold: Threshold, apply: Map = map) -> Mesh:
     """Estimate sky and noise of an image, strip by strip.
 
-    First from all pixels, clipped; then from those between the sources that
-    stand out of that first sky.
+    The first estimate uses all pixels, sigma-clipped. The second uses the pixels between the
+    sources that are detected with the first.
 
     Parameters
     ----------
     source : Source
     threshold : Threshold
-        What finds the sources.
+        Threshold of the detection.
     apply : callable
-        Applies a function to the strips.
+        Applies a function to the strips, as `map` does.
 
     Raises
     ------
@@ -149,12 +151,12 @@ def estimate_sky(source: Source, threshold: Threshold, apply: Map = map) -> Mesh
     edges = _edges(source.shape)
     strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
     blocks = threshold.binned(BIN)
-    mesh = _assembled(apply(_first_boxes, strips), source.shape)
+    mesh = _assembled(apply(_first_background, strips), source.shape)
     few = [(source, window, blocks, mesh, 1.0) for window in _windows(source.shape, SAMPLES // 2)]
     known = [noise for noise in apply(_smoothed_noise, few) if np.isfinite(noise)]
     smoothed = float(np.median(known)) if known else 1.0
-    for most in (MOST_GROWN, GROWN):  # where large sources leave no sky, closer to them
-        between = list(apply(_boxes_between, [(*strip, blocks, mesh, smoothed, most) for strip in strips]))
+    for most in (MOST_DILATION, LEAST_DILATION):  # if large sources leave no sky, a smaller dilation is tried
+        between = list(apply(_background_between_sources, [(*strip, blocks, mesh, smoothed, most) for strip in strips]))
         if any(np.isfinite(part.level).any() for part in between):
             break
     mesh = _assembled(between, source.shape)
@@ -162,14 +164,14 @@ def estimate_sky(source: Source, threshold: Threshold, apply: Map = map) -> Mesh
     return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, jobs)))
 
 
-class _Boxes(NamedTuple):
-    """Level and rms of boxes, NaN where there are too few blank pixels; shape of the image; numbers of pixels."""
+class _Background(NamedTuple):
+    """Level and rms of boxes, NaN with too few blank pixels; shape of the image; numbers of good and absurd pixels."""
 
     level: np.ndarray
     rms: np.ndarray
     shape: tuple[int, int]
     usable: int
-    huge: int
+    absurd: int
 
 
 Edges = tuple[list[int], list[int]]
@@ -185,80 +187,82 @@ def _edges(shape: tuple[int, int]) -> Edges:
 
 
 def _rows_of(edges: Edges, first: int) -> tuple[list[int], slice]:
-    """The edges of a strip's boxes along y, and its rows."""
+    """The edges of a strip's boxes along y, and the rows of the strip."""
     own = edges[0][first : first + STRIP + 1]
     return own, slice(own[0], own[-1])
 
 
-def _first_boxes(strip: _Strip) -> _Boxes:
+def _first_background(strip: _Strip) -> _Background:
     source, edges, first = strip
     own, rows = _rows_of(edges, first)
     data, bad, _ = source.read((rows, slice(0, source.shape[1])))
-    return _boxes(data, bad, bad, (own, edges[1]), source.shape, every=FIRST_ROWS)
+    return _background(data, bad, bad, (own, edges[1]), source.shape, every=FIRST_ROWS)
 
 
-def _boxes_between(strip: tuple[Source, Edges, int, Threshold, _Boxes, float, int]) -> _Boxes:
+def _background_between_sources(strip: tuple[Source, Edges, int, Threshold, _Background, float, int]) -> _Background:
     source, edges, first, blocks, mesh, smoothed, most = strip
     own, rows = _rows_of(edges, first)
     strip_window = rows, slice(0, source.shape[1])
-    window = _aligned(grown(strip_window, MOST_GROWN + BIN * blocks.halo, source.shape))
+    window = _aligned(grown(strip_window, MOST_DILATION + BIN * blocks.halo, source.shape))
     pixels = source.read(window)
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
     covered = _covered(pixels, window, blocks, mesh, smoothed, most)[inner]
-    return _boxes(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, every=ROWS)
+    return _background(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, every=ROWS)
 
 
 def _aligned(window: Window) -> Window:
-    """A window that begins with a whole block of `BIN` x `BIN` pixels of the image."""
+    """A window extended to begin with a complete block of `BIN` x `BIN` pixels of the image."""
     rows, columns = (slice(part.start - part.start % BIN, part.stop) for part in window)
     return rows, columns
 
 
-_Sample = tuple[Source, Window, Threshold, _Boxes, float]
-"""An image, a window of it, a threshold for blocks, the mesh so far, and the noise of smoothed blocks."""
+_Sample = tuple[Source, Window, Threshold, _Background, float]
+"""An image, a window of it, a threshold for blocks, the first mesh, and the noise of smoothed blocks."""
 
 
 def _smoothed_noise(sample: _Sample) -> float:
-    """Noise of the smoothed blocks of a window where no source is; NaN if it has no such place."""
+    """Noise of the smoothed blocks of a window between the sources; NaN if sources cover it."""
     source, window, blocks, mesh, smoothed = sample
-    near, smooth, rms = _near_sources(source.read(window), window, blocks, mesh, smoothed, MOST_GROWN)
+    near, smooth, rms = _near_sources(source.read(window), window, blocks, mesh, smoothed, MOST_DILATION)
     blank = ~near & np.isfinite(rms)
     return _mad_std((smooth / rms)[blank]) if blank.any() else np.nan
 
 
 def _covered(
-    pixels: Pixels, window: Window, threshold: Threshold, mesh: _Boxes, smoothed: float, most: int
+    pixels: Pixels, window: Window, threshold: Threshold, mesh: _Background, smoothed: float, most: int
 ) -> np.ndarray:
-    """Pixels of sources and what is near them, bool, (H, W); arguments as for `_near_sources`."""
+    """Pixels of dilated sources, bool, (H, W); arguments as for `_near_sources`."""
     height, width = pixels.bad.shape
     near = _near_sources(pixels, window, threshold, mesh, smoothed, most)[0]
     return np.repeat(np.repeat(near, BIN, axis=0), BIN, axis=1)[:height, :width]
 
 
 def _near_sources(
-    pixels: Pixels, window: Window, threshold: Threshold, mesh: _Boxes, smoothed: float, most: int
+    pixels: Pixels, window: Window, threshold: Threshold, mesh: _Background, smoothed: float, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks of pixels of sources and what is near them: enough to tell where the sky is.
+    """Detect sources in blocks of pixels, and dilate them.
 
     Parameters
     ----------
     pixels : Pixels
     window : Window
-        Where they are in the image, `_aligned`.
+        Position of `pixels` in the image, `_aligned`.
     threshold : Threshold
-        For blocks.
-    mesh : _Boxes
+        Threshold for blocks.
+    mesh : _Background
+        First estimate of sky and noise.
     smoothed : float
-        Noise of the smoothed blocks in units of that of pixels.
+        Noise of the smoothed blocks over the noise of a pixel.
     most : int
-        Pixels that sources grow by at most.
+        Maximum dilation of a source, pixels.
 
     Returns
     -------
     near : ndarray, bool, (h, w)
+        Blocks of dilated sources.
     smooth, rms : ndarray, float32, (h, w)
-        The smoothed blocks, and the noise of a pixel there: NaN in blocks without data.
+        The smoothed blocks, and the noise of a pixel in them; NaN in blocks without data.
     """
     light, bad = _binned(pixels)
     level, rms = (np.empty(light.shape, np.float32) for _ in range(2))
@@ -274,7 +278,7 @@ def _near_sources(
 
 
 def _binned(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the usable pixels of blocks, and where there are none: float32 and bool, (h, w)."""
+    """Means of the usable pixels of blocks, float32, (h, w), and blocks without usable pixels, bool, (h, w)."""
     blocks = [-(-n // BIN) for n in pixels.bad.shape]
     whole = all(n % BIN == 0 for n in pixels.bad.shape)
 
@@ -293,8 +297,8 @@ def _binned(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
-    """Blocks of regions and around them, as far as their radius but within `GROWN` and `most` pixels, bool, (H, W)."""
-    least, most = GROWN // BIN, most // BIN
+    """Blocks of regions, dilated by their radii, from `LEAST_DILATION` to `most` pixels, bool, (H, W)."""
+    least, most = LEAST_DILATION // BIN, most // BIN
     out = dilated(regions.mask(), least)
     large = regions.chosen(np.bincount(regions.label, minlength=len(regions) + 1) > np.pi * (least + 1) ** 2)
     row, column = large.places()
@@ -309,10 +313,10 @@ def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
     return out
 
 
-def _boxes(
+def _background(
     data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int], every: int = 1
-) -> _Boxes:
-    """Sigma-clipped sky and noise of the boxes of a strip, whose first row is that of the first edge."""
+) -> _Background:
+    """Sigma-clipped sky and noise of the boxes of a strip; `data` starts at the first of the `edges` along y."""
     rows, columns = ([slice(a, b) for a, b in itertools.pairwise(line)] for line in edges)
     first = rows[0].start
     level, rms = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
@@ -325,22 +329,22 @@ def _boxes(
             if len(values) > (1 - COVERED) * ignored.size:
                 level[i, j], rms[i, j] = _sky_of(values)
     blank = data[bad]
-    huge = np.isfinite(blank) & (np.abs(blank) >= HUGE)
-    return _Boxes(level, rms, shape, bad.size - len(blank), int(huge.sum()))
+    absurd = np.isfinite(blank) & (np.abs(blank) >= ABSURD)
+    return _Background(level, rms, shape, bad.size - len(blank), int(absurd.sum()))
 
 
 def _sky_of(values: np.ndarray) -> tuple[float, float]:
-    """Level and rms of a box, of what is not clipped.
+    """Sigma-clipped level and rms of a box.
 
-    SExtractor's estimate of the mode, 2.5 times the median less 1.5 times the mean, with the mean
-    of the middle two fifths of the values for the median: it scatters less, and the median of a quantised
-    image is off by up to half a step, which would be multiplied by 2.5. The rms is from the median absolute
-    deviation, as photutils' `MADStdBackgroundRMS`.
+    The level is SExtractor's estimate of the mode, 2.5 times the median minus 1.5 times the mean. The median
+    is replaced by the mean of the middle two fifths of the values, which scatters less; and the median of a
+    quantised image is wrong by up to half a quantisation step, which would be multiplied by 2.5. The rms is
+    from the median absolute deviation, as photutils' `MADStdBackgroundRMS`.
 
     Parameters
     ----------
     values : ndarray, float32, (N,)
-        Finite.
+        Finite pixel values.
     """
     kept, mean, std = _clipped(values)
     end = len(kept) * 3 // 10
@@ -350,10 +354,10 @@ def _sky_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[np.ndarray, float, float]:
-    """Values without outliers, sorted, as from `astropy.stats.SigmaClip` about the median; their mean and deviation.
+    """Sorted values without outliers, as from `astropy.stats.SigmaClip` about the median; their mean and deviation.
 
-    What is left after a round is a part of the sorted values, and its sums are
-    those before without the two ends.
+    The values left after a round are a slice of the sorted values, so the sums are updated by
+    subtracting the two clipped ends.
     """
     values = np.sort(values)
     middle = float(values[len(values) // 2])
@@ -377,7 +381,7 @@ def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum of products; not by BLAS, whose last bits depend on the number of its threads."""
+    """Sum of products, without BLAS, because its last bits depend on the number of threads."""
     return float(np.einsum("i,i->", a, b))
 
 
@@ -390,8 +394,8 @@ def _middle(ordered: np.ndarray) -> float:
 def _sorted_mad(ordered: np.ndarray) -> float:
     """Median absolute deviation of sorted values, in their precision.
 
-    The k + 1 values nearest to the median follow each other, so that the deviation of rank k is
-    the least reach of so many in a row to both sides: no second sorting.
+    The k + 1 values nearest to the median are consecutive, so the deviation of rank k is the smallest
+    maximum deviation of k + 1 consecutive values. This needs no second sorting.
     """
     n = len(ordered)
     above = ordered - ordered.dtype.type(_middle(ordered))
@@ -409,14 +413,14 @@ def _mad_std(values: np.ndarray) -> float:
     return float(median(np.abs(values - median(values))) * _RMS_OF_MAD)
 
 
-def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
-    """The mesh of all strips: gaps filled from around, and outliers taken out."""
+def _assembled(strips: Iterable[_Background], shape: tuple[int, int]) -> _Background:
+    """The mesh of all strips, with gaps interpolated and outliers removed by a median filter."""
     parts = list(strips)
     level, rms = (np.concatenate(maps) for maps in ([p.level for p in parts], [p.rms for p in parts]))
-    known, usable, huge = np.isfinite(level), sum(p.usable for p in parts), sum(p.huge for p in parts)
-    if huge > HUGE_LIMIT * np.prod(shape):
+    known, usable, absurd = np.isfinite(level), sum(p.usable for p in parts), sum(p.absurd for p in parts)
+    if absurd > ABSURD_LIMIT * np.prod(shape):
         raise InputError(
-            f"{huge / np.prod(shape):.0%} of the image's pixels have values beyond {HUGE:g}. "
+            f"{absurd / np.prod(shape):.0%} of the image's pixels have values beyond {ABSURD:g}. "
             "Are its bytes in the wrong order (FITS has the most significant one first), or is its unit too small?"
         )
     if not usable:
@@ -426,7 +430,7 @@ def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
         )
     if not known.any():
         raise InputError(
-            "The image has no sky to speak of: every part is covered by sources, or has no data. Give a larger image."
+            "The image has no blank sky: every part is covered by sources, or has no data. Give a larger image."
         )
     if not np.median(rms[known]) > 0:
         raise InputError(
@@ -439,26 +443,27 @@ def _assembled(strips: Iterable[_Boxes], shape: tuple[int, int]) -> _Boxes:
         for values in (level, rms):
             values[~known] = (values[known][near] * weight).sum(axis=1) / weight.sum(axis=1)
     level, rms = (ndimage.median_filter(values, 3, mode="nearest") for values in (level, rms))
-    return _Boxes(level, rms, shape, usable, huge)
+    return _Background(level, rms, shape, usable, absurd)
 
 
 _PAD = 3
-"""Boxes that a mesh is continued by, straight on."""
+"""Number of boxes by which a mesh is extrapolated linearly on each side."""
 
 
 def _interpolate(mesh: np.ndarray, shape: tuple[float, float], window: Window, out: np.ndarray) -> None:
-    """Fill an array with a mesh at the pixels of a window: cubic splines, straight on beyond the outermost centres.
+    """Interpolate a mesh at the pixels of a window, into `out`, by cubic splines.
 
-    Along y the spline is drawn at every so many rows of the image, eight to a box, and
-    straight between them, which is at most 0.2 % of how much neighbouring steps of the mesh
-    differ off. Summed term by term, so that a pixel has the same value in every window.
+    The splines are extrapolated linearly beyond the outermost box centres. Along y the spline is
+    evaluated at eight rows per box and interpolated linearly between them; the error is at most 0.2 % of the
+    difference between neighbouring steps of the mesh. Terms are added in a fixed order, so that a pixel has the
+    same value in every window.
     """
     values = np.pad(mesh, _PAD, mode="reflect", reflect_type="odd")
     values = ndimage.spline_filter(values, order=3, mode="mirror")
     start, stop, step = window[0].start, window[0].stop, max(int(shape[0] / mesh.shape[0]) // 8, 1)
     rows = np.arange(start // step, (stop - 1) // step + 2) * step
     first, weights = _weights(rows, shape[0], mesh.shape[0])
-    values = values[first[0] : first[-1] + 4]  # those that the window needs
+    values = values[first[0] : first[-1] + 4]  # the rows that the window needs
     first -= first[0]
     columns, across = _weights(np.arange(window[1].start, window[1].stop), shape[1], mesh.shape[1])
     values = np.einsum("hkx,kx->hx", values[:, columns + np.arange(4)[:, None]], across).astype(out.dtype)
@@ -475,7 +480,7 @@ def _interpolate(mesh: np.ndarray, shape: tuple[float, float], window: Window, o
 
 
 def _weights(places: np.ndarray, pixels: float, boxes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the cubic spline at pixels along an axis: the first of four boxes, int, (N,), and their weights, (4, N)."""
+    """The first of the four boxes that a cubic spline uses at each pixel, int, (N,), and their weights, (4, N)."""
     place = (places + 0.5) * boxes / pixels - 0.5 + _PAD
     first = np.floor(place).astype(int)
     t = place - first
@@ -484,7 +489,7 @@ def _weights(places: np.ndarray, pixels: float, boxes: int) -> tuple[np.ndarray,
 
 
 def _windows(shape: tuple[int, int], samples: int) -> Iterator[Window]:
-    """Windows that noise is measured in: all of a small image, small ones spread over a large one."""
+    """Windows in which the noise is measured: all of a small image, or small windows spread over a large one."""
     if max(shape) <= SAMPLES * SAMPLE:
         yield slice(0, shape[0]), slice(0, shape[1])
         return
@@ -495,7 +500,7 @@ def _windows(shape: tuple[int, int], samples: int) -> Iterator[Window]:
 
 
 class _Noise(NamedTuple):
-    """Noise of both smoothed images, `_products`, and the factor on a noise map."""
+    """Relative noise of both smoothed images, the `_products`, and the factor on a noise map."""
 
     smoothed: float
     widely: float
@@ -504,7 +509,7 @@ class _Noise(NamedTuple):
 
 
 def _joint(samples: Iterable[_Noise | None]) -> tuple[np.ndarray, float, float, float]:
-    """Autocorrelation, noise of the smoothed images and the factor on a noise map, from those of windows."""
+    """Autocorrelation, noise of both smoothed images and factor on a noise map, combined from all windows."""
     found = [one for one in samples if one is not None]
     if not found:
         return np.pad(np.ones((1, 1)), REACH), 1.0, 1.0, 1.0
@@ -515,14 +520,14 @@ def _joint(samples: Iterable[_Noise | None]) -> tuple[np.ndarray, float, float, 
     return autocorrelation, smoothed, widely, factor
 
 
-def _noise(job: tuple[Threshold, Source, Window, Threshold, _Boxes, float, int]) -> _Noise | None:
-    """The noise in the blank pixels of a window."""
+def _noise(job: tuple[Threshold, Source, Window, Threshold, _Background, float, int]) -> _Noise | None:
+    """The noise in the blank pixels of a window; None if the window has no data."""
     threshold, source, window, blocks, mesh, smoothed, most = job
     pixels = source.read(window)
     sky = Mesh(*mesh[:3], np.ones((1, 1)), np.nan, np.nan, np.nan).at(window, pixels)
     blank = ~(pixels.bad | _covered(pixels, window, blocks, mesh, smoothed, most))
     if not blank[::2, ::2].any():
-        blank = ~pixels.bad  # one source covers all of it
+        blank = ~pixels.bad  # sources cover the whole window
         if not blank[::2, ::2].any():
             return None
     factor = np.nan
@@ -537,12 +542,12 @@ def _noise(job: tuple[Threshold, Source, Window, Threshold, _Boxes, float, int])
 
 
 def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Sums of products of blank pixels by lag, and how many there are, float64, (2, 7, 7)."""
+    """Sums of products of blank pixels, and the numbers of products, by lag, float64, (2, 7, 7)."""
     out = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
     if not used.any():
         return out
     values = np.where(used, np.clip(normalised - median(normalised[used]), -5, 5), 0)
-    # Rows one behind the other, with zeros between: a shift is then one of a line of numbers.
+    # The rows are concatenated with zeros between them, so that a lag in two dimensions is a shift in one.
     width = values.shape[1] + REACH
     for plane, array in zip(out, (values, used), strict=True):
         line = np.pad(array.astype(float), ((0, 0), (0, REACH))).ravel()

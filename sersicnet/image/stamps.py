@@ -18,23 +18,23 @@ class Stamps:
     Attributes
     ----------
     pixels : ndarray, float32, (N, 128, 128)
-        Sky subtracted, in units of `rms`; neighbours and bad pixels replaced.
+        Sky-subtracted stamps in units of `rms`; pixels of neighbours and bad pixels are replaced.
     replaced : ndarray, bool, (N, 128, 128)
-        Which pixels were replaced.
+        Pixels that were replaced.
     x, y : ndarray, float64, (N,)
         Positions of the sources in their stamps, zero-based.
     rms : ndarray, float64, (N,)
         Noise of a blank pixel around each source, image units.
     noise : ndarray, float32, (N, 128, 128)
-        Noise of a blank pixel, image units; NaN without data.
+        Noise of a blank pixel, image units; NaN in pixels without data.
     edge : ndarray, bool, (N,)
-        Whether the stamp reaches beyond the image.
+        Whether the stamp extends beyond the image.
     unusable : ndarray, float64, (N,)
-        Fraction of pixels masked, not finite or outside.
+        Fraction of pixels without data: masked, not finite, unexposed, or outside the image.
     neighbours : ndarray, float64, (N,)
         Fraction of pixels that belong to other sources.
     empty : ndarray, bool, (N,)
-        Whether none of the central 5 x 5 pixels can be used.
+        Whether none of the central 5 x 5 pixels has data.
     """
 
     pixels: np.ndarray
@@ -59,12 +59,12 @@ def cut(
     labels: np.ndarray | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> Stamps:
-    """Cut stamps about positions.
+    """Cut stamps around positions.
 
-    A source comes to lie in (63, 64] on both axes, as in the simulations. Pixels
-    of neighbours, and pixels without data, take the value of the pixel opposite
-    to them through the centre of the source, since galaxies are nearly
-    symmetric; where that one cannot be used either, the sky's.
+    The source lies in (63, 64] on both axes of its stamp, as in the simulations.
+    Pixels of neighbours, and pixels without data, are replaced by their point
+    reflections about the centre of the source, since galaxies are nearly symmetric;
+    where the reflected pixel cannot be used either, by the sky.
 
     Parameters
     ----------
@@ -73,15 +73,14 @@ def cut(
     bad : ndarray, bool, (H, W)
     sky : Sky
     x, y : ndarray, float, (N,)
-        Zero-based positions; may lie outside, or be NaN.
+        Zero-based positions, which may be outside the image or NaN.
     dilated : ndarray, int, (H, W), optional
-        Dilated segmentation: the label of the source that each pixel belongs to, see `Detections.dilated`; 0 is sky.
+        Dilated segmentation: label of the source at each pixel, 0 for sky; see `Detections.dilated`.
     labels : ndarray, int, (N,) or (N, M), optional
-        The source's own label at each position, 0 for none; or several, of
-        sources that stay in its stamp.
+        Label of the source at each position, 0 for none; or labels of all sources that
+        are not replaced in its stamp.
     origin : (int, int)
-        x and y of the first pixel of the arrays, where they are a window of the image
-        that positions refer to.
+        x and y of the first pixel of the arrays in the image, if the arrays are a window of it.
 
     Returns
     -------
@@ -139,11 +138,11 @@ def cut(
 
 
 _NOISE_STEP = 4
-"""The noise of a stamp is the median of that of every so many rows and columns."""
+"""The noise of a stamp is the median over every fourth row and column."""
 
 
 def _overlap(corner: tuple[int, int], shape: tuple[int, int]) -> tuple[Window, Window]:
-    """Where a stamp with that first pixel lies in an image, and that part in the stamp; empty where they are apart."""
+    """The overlap of a stamp and an image, as windows of the image and of the stamp; empty without overlap."""
     image, stamp = [], []
     for first, n in zip(corner, shape, strict=True):
         low, high = min(max(first, 0), n), max(min(first + STAMP_SIZE, n), 0)
@@ -153,7 +152,7 @@ def _overlap(corner: tuple[int, int], shape: tuple[int, int]) -> tuple[Window, W
 
 
 def _fill(values: np.ndarray, replaced: np.ndarray, centre: tuple[float, float]) -> None:
-    """Replace pixels by their opposites through the centre, in place."""
+    """Replace pixels by their point reflections about the centre, in place."""
     if not replaced.any():
         return
     rows, cols = np.nonzero(replaced)

@@ -20,7 +20,10 @@ from sersicnet.image.stamps import Stamps, cut
 from sersicnet.schema import LOW_SNR_LIMIT, MASKED_LIMIT, STAMP_SIZE
 
 LEAST_STARS = 5
-"""Stars that a stellar locus has at least: fewer sources of one width may agree by chance."""
+"""Stars that a stellar locus has at least, where nothing else is nearly as narrow."""
+
+MANY_STARS = 8
+"""Stars that a stellar locus has at least, where other sources are."""
 
 MOST_STARS = 200
 """Stars that are stacked at most, the brightest."""
@@ -47,6 +50,7 @@ _SAME_LIGHT = 0.04
 _UNDERSAMPLED = 2.2
 _BY_PHASE = 0.12  # how much wider the locus is for each pixel that the FWHM is below 2.2
 _NEARBY = 0.15
+_APART = 0.2
 _CONTRAST = 4.0
 _NARROWER = 0.25
 _STEPS = 40
@@ -134,11 +138,12 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
     """Which of the measured sources are stars.
 
     Stars have one width and one profile; galaxies are broader and differ: stars form a
-    narrow locus at the small end of the widths. At least `LEAST_STARS` sources
-    agree in FWHM, within 5 %, and in concentration, within 4 %. They exceed
-    four times the number expected from the widths nearby by `LEAST_STARS`, and
-    few sources with the same concentration are narrower. The FWHM of an undersampled
-    star depends on its position in the pixel: below 2.2 pixels the tolerances grow.
+    narrow locus at the small end of the widths. Stars agree in FWHM, within 5 %, and in
+    concentration, within 4 %. Their number exceeds four times the number expected
+    from the widths nearby by `MANY_STARS`, and few sources with the same concentration are
+    narrower; or there are `LEAST_STARS`, and no other source is narrower or less than
+    20 % wider. The FWHM of an undersampled star depends on its position in the pixel: below
+    2.2 pixels the tolerances grow.
 
     Parameters
     ----------
@@ -164,8 +169,10 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
         n = int(alike[first:end].sum())
         near = alike & (width > width[first] - _NEARBY) & (width < width[first] + span + _NEARBY)
         expected = (near.sum() - n) * span / (2 * _NEARBY)
-        alone = n >= LEAST_STARS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
-        if alone and n - expected > best:
+        alone = n >= MANY_STARS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
+        # Few sources agree by chance among many galaxies: no source of any other kind may be as narrow.
+        alone |= n == np.searchsorted(width, width[first] + span + _APART, side="right")
+        if alone and n >= LEAST_STARS and n - expected > best:
             best, chosen = n - expected, order[first:end][alike[first:end]]
     return chosen
 

@@ -1,1 +1,1 @@
-"""The river from an image to a catalogue."""
+"""Measuring: from an image to a catalogue."""

@@ -1,23 +1,24 @@
-"""From measured values to the columns and the header of a catalogue."""
+"""Columns and header of a catalogue, from the measured values."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.table import QTable
 
 from sersicnet.catalogue import table as tables
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.header import Reading
 from sersicnet.image.pixels import correlation
 from sersicnet.image.psf import Width
+from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stars import look_like_stars
 from sersicnet.measuring import tiles
 from sersicnet.schema import LARGE_LIMIT, RANGE_FLAGS, STAMP_SIZE, TARGET_NAMES, Flag
 from sersicnet.weights import Weights
 
-if TYPE_CHECKING:
-    from sersicnet.measuring.plan import Plan
+Grid = Exposure | Resampled
+"""The image that is measured: the exposure, or the exposure resampled."""
 
 
 def flag_large(values: tiles.Values) -> None:
@@ -26,45 +27,62 @@ def flag_large(values: tiles.Values) -> None:
         values.flags[values.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
 
 
-def flag_domain(values: tiles.Values, network: Weights, plan: Plan, width: Width, largest_star: float) -> str:
+def flag_domain(values: tiles.Values, network: Weights, zero_point: Reading, width: Width, largest_star: float) -> str:
     """Set the flags that need the whole catalogue and the domain of the weights, in place.
 
     Parameters
     ----------
     values : Values
     network : Weights
-    plan : Plan
+    zero_point : Reading
+        Zero point of the image.
     width : Width
-        Of the image's PSF.
+        Width of the image's PSF.
     largest_star : float
-        Size at and below which a source is point-like, pixels; NaN if it is not known.
+        Size of the largest star, pixels: a source of at most this size is point-like. NaN if it is not known.
 
     Returns
     -------
     str
-        What lies outside of the domain; "nothing" if nothing does.
+        Properties of the image that are outside the domain; "nothing" if there are none.
     """
     values.flags[look_like_stars(values.size, values.size_snr, largest_star)] |= Flag.POINT_LIKE
-    verdict = network.domain.compare(plan.exposure.zero_point, width, values.rms)
+    verdict = network.domain.compare(zero_point, width, values.rms)
     values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
     for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):
         values.flags[outside] |= flag
     return ", ".join(verdict.reasons) or "nothing"
 
 
-def catalogue(plan: Plan, values: tiles.Values) -> QTable:
-    """The catalogue of a plan, with units and descriptions."""
-    exposure, network, fitted = plan.exposure, plan.network, plan.fitting is not None
+def catalogue(
+    exposure: Exposure, grid: Grid, values: tiles.Values, *, errors: bool, fitted: bool, parents: bool
+) -> QTable:
+    """The catalogue of an image, with units and descriptions.
+
+    Parameters
+    ----------
+    exposure : Exposure
+        The original image; positions and sizes are in its pixels.
+    grid : Exposure or Resampled
+        The image that was measured: the exposure, or the exposure resampled.
+    values : Values
+    errors : bool
+        Whether the parameters have errors.
+    fitted : bool
+        Whether profiles were fitted.
+    parents : bool
+        Whether the rows are all detections, so that each parent has a row.
+    """
     n, targets = len(values.x), values.targets
-    x, y = plan.to_image(values.x), plan.to_image(values.y)
+    x, y = grid.from_grid(values.x), grid.from_grid(values.y)
     columns: dict[str, np.ndarray] = {"id": np.arange(1, n + 1), "x": x, "y": y}
     if exposure.wcs is not None:
         columns["ra"], columns["dec"] = exposure.image.sky(x, y) if n else (np.zeros(0), np.zeros(0))
         columns["pa"] = exposure.image.position_angle(x, y, values.theta) if n else np.zeros(0)
     for i, name in enumerate(TARGET_NAMES):
-        unit = 1 / plan.factor if name == "r_eff_pix" else 1.0
+        unit = 1 / grid.factor if name == "r_eff_pix" else 1.0
         columns[name] = targets[:, i] * unit
-        if fitted or (network is not None and network.card["errors"]):
+        if errors:
             columns[f"{name}_err"] = values.errors[:, i] * unit
     with np.errstate(invalid="ignore"):
         columns["r_circ_pix"] = columns["r_eff_pix"] * np.sqrt(1 - targets[:, 3])
@@ -74,32 +92,33 @@ def catalogue(plan: Plan, values: tiles.Values) -> QTable:
             if pixels is not None:
                 columns[name] = pixels * exposure.pixel_scale.value
     columns.update(theta=values.theta, snr=values.snr, flags=values.flags)
-    columns.update(_detected(plan, values))
+    columns.update(_detected(exposure, grid, values, parents=parents))
     if fitted:
         columns.update(sky=values.sky, chi2=values.chi2, fit_status=values.status)
     return tables.assembled(columns)
 
 
-def _detected(plan: Plan, values: tiles.Values) -> dict[str, np.ndarray]:
-    """Columns of the detection, which need neither a network nor a fit."""
+def _detected(exposure: Exposure, grid: Grid, values: tiles.Values, *, parents: bool) -> dict[str, np.ndarray]:
+    """Columns that are measured by the detection, without a network or a fit."""
     found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
-    out = {"a_image": found["a"] / plan.factor, "b_image": found["b"] / plan.factor}
+    out = {"a_image": found["a"] / grid.factor, "b_image": found["b"] / grid.factor}
     out["kron_radius"] = found["kron_radius"]
     for name, kind in (("auto", "kron"), ("aper", "aperture")):
         flux = np.where(found[f"{kind}_flux"] > 0, found[f"{kind}_flux"], np.nan)
-        out[f"mag_{name}"] = plan.exposure.zero_point.value - 2.5 * np.log10(flux)
+        out[f"mag_{name}"] = exposure.zero_point.value - 2.5 * np.log10(flux)
         out[f"mag_{name}_err"] = 2.5 / np.log(10) * found[f"{kind}_error"] / flux
-    out["area"] = np.rint(np.nan_to_num(found["area"]) / plan.factor**2)
-    if plan.places is None:
+    out["area"] = np.rint(np.nan_to_num(found["area"]) / grid.factor**2)
+    if parents:
         row = {place: i for i, place in enumerate(zip(values.x0.tolist(), values.y0.tolist(), strict=True), start=1)}
-        parents = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
-        out["parent"] = np.array([row.get(place, 0) for place in parents], int)
+        brightest = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
+        out["parent"] = np.array([row.get(place, 0) for place in brightest], int)
     return out
 
 
-def provenance(plan: Plan, mesh: Mesh) -> dict[str, str | float]:
-    """What the catalogue was made from, as FITS cards of at most eight characters."""
-    exposure = plan.exposure
+def provenance(
+    exposure: Exposure, grid: Grid, mesh: Mesh, network: Weights | None, command: str
+) -> dict[str, str | float]:
+    """Origin of the catalogue, as FITS cards with keywords of at most eight characters."""
     meta: dict[str, str | float] = {
         "IMAGE": exposure.name,
         "MAGSYS": "AB",
@@ -111,14 +130,14 @@ def provenance(plan: Plan, mesh: Mesh) -> dict[str, str | float]:
         "STAMPSIZ": STAMP_SIZE,
         **tables.origin(),
     }
-    if plan.network is not None:
-        meta.update(WEIGHTS=plan.network.name, WTSHA256=plan.network.sha256)
+    if network is not None:
+        meta.update(WEIGHTS=network.name, WTSHA256=network.sha256)
     if np.isfinite(exposure.pixel_scale.value):
         meta["PIXSCALE"] = exposure.pixel_scale.value
-    if plan.factor != 1:
-        meta["RESAMPLE"] = plan.factor
+    if grid.factor != 1:
+        meta["RESAMPLE"] = grid.factor
     if np.isfinite(mesh.map_factor):
         meta["MAPFACT"] = mesh.map_factor
-    if plan.command:
-        meta["COMMAND"] = plan.command
+    if command:
+        meta["COMMAND"] = command
     return meta

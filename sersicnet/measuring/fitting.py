@@ -1,4 +1,4 @@
-"""How the galaxies of an image are fitted: the options, and what they mean for one image."""
+"""Options of the fits, and the fits of one image with these options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise, Prior
+from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
+from sersicnet.engine.prior import Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf, full_width
@@ -20,7 +21,7 @@ from sersicnet.simulating.telescopes import Instrument, effective_psf
 from sersicnet.weights import Weights
 
 PRIOR_SAMPLE = 4000
-"""Galaxies drawn from a distribution to make a prior of it."""
+"""Number of galaxies drawn from a distribution to make a prior."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,19 @@ class Fitting:
     gain : float, optional
         Electrons per image unit, for the Poisson noise of the galaxies.
     prior : str or Path
-        What is assumed of radius, index and axis ratio at a given magnitude: "candels" (see
+        Prior of radius, index and axis ratio at a given magnitude: "candels" (see
         `sersicnet.simulating.population`), "none", or a table of galaxies, see
         `sersicnet.simulating.population.from_catalogue`.
     model_error : float
         Scatter of galaxies about a Sersic profile, as a fraction of their surface
-        brightness: one more noise in the fits.
+        brightness. It is added to the noise of the fits.
     robust : bool
-        Whether to bound the influence of pixels far from the model.
+        Whether to limit the influence of pixels far from the model.
 
     Raises
     ------
     InputError
-        If a number makes no sense.
+        If `gain` or `model_error` is out of range.
     """
 
     gain: float | None = None
@@ -65,9 +66,14 @@ class Fitting:
         ----------
         exposure : Exposure
         psf : Psf or None
-            None takes the PSF that `network` was trained with.
+            None for the PSF that `network` was trained with.
         network : Weights or None
-            Where it is given, a gain that is missing is that of its training images.
+            If it is given, a missing gain is taken from its training images.
+
+        Raises
+        ------
+        InputError
+            If there is neither a PSF nor a network, or the prior cannot be used.
         """
         gain = self.gain
         if psf is None:
@@ -77,7 +83,7 @@ class Fitting:
         if gain is None and network is not None:
             gain = _gain_of_weights(network, exposure.zero_point.value)
         elif gain is None:
-            warn("No `gain` was given: galaxies have no Poisson noise of their own, and bright ones too small errors.")
+            warn("No `gain` was given: fits ignore the Poisson noise of galaxies; errors of bright ones are too small.")
         return ImageFitting(psf, gain, _prior(self.prior, exposure), self)
 
 
@@ -91,7 +97,7 @@ class ImageFitting:
     gain : float or None
         Electrons per image unit; None for no Poisson noise.
     assumed : Prior or None
-        In pixels and units of the image.
+        Prior in pixels and units of the image.
     options : Fitting
     """
 
@@ -102,7 +108,7 @@ class ImageFitting:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What runs that share tiles must share."""
+        """Options of the fits that must be the same in a run that continues an unfinished one."""
         seen = hashlib.sha256(np.ascontiguousarray(self.psf.image).tobytes())
         if self.assumed is not None:
             seen.update(self.assumed.mean.tobytes() + self.assumed.precision.tobytes())
@@ -124,7 +130,7 @@ class ImageFitting:
 
     @property
     def psf_width(self) -> float:
-        """Full width at half maximum of the PSF, image pixels."""
+        """FWHM of the PSF, image pixels."""
         return full_width(self.psf.image, self.psf.oversampling)
 
     def fitter(self, mesh: Mesh) -> Fitter:
@@ -148,17 +154,17 @@ def _trained_on(network: Weights, missing: str) -> dict[str, Any]:
 
 
 def _gain_of_weights(network: Weights, zero_point: float) -> float:
-    """As deep as the training images: their electrons a second, in units of this image."""
+    """Gain, in electrons per unit of this image, with which it is as deep as the training images."""
     trained_on = _trained_on(network, "exposure")
     return float(trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"])))
 
 
 def _psf_of_weights(network: Weights) -> Psf:
-
+    """The effective PSF of the instrument that the training images simulate."""
     trained_on = _trained_on(network, "PSF")
     if network.card["data"]["config"].get("psfs"):
-        raise InputError(f"{network.name} was trained with PSFs of its own: give the image's PSF with `psf`.")
-    warn(f"No `psf` was given: fits use that of the weights' domain, {trained_on['name']}.")
+        raise InputError(f"{network.name} was trained with PSFs from files: give the image's PSF with `psf`.")
+    warn(f"No `psf` was given: the fits use the PSF of the weights' domain, {trained_on['name']}.")
     preset = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
     return Psf.of(effective_psf(preset), f"of the weights: {trained_on['name']}")
 

@@ -1,8 +1,8 @@
-"""The main job: an image and weights in, a flagged catalogue out.
+"""Measure the galaxies of an image: the input is an image, the result a catalogue with flags.
 
-`measure` asks a network, and with ``refine`` a fit that starts from the network's answer;
-`fit` does without a network, as GALFIT does, starting from a table or from moments.
-Both are a `sersicnet.measuring.plan.Plan` that is made and run.
+`measure` predicts parameters with a network; with ``refine`` it also fits Sersic profiles, starting
+from the network's predictions. `fit` uses no network, as GALFIT does: its fits start from a table or
+from moments. Both make and run a `sersicnet.measuring.plan.Plan`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def plan(
     command: str = "",
     report: Report = silent,
 ) -> Plan:
-    """Check what `measure` would be given, with the same parameters, errors and warnings.
+    """Check the parameters of `measure`, with the same errors and warnings, without measuring.
 
     Returns
     -------
     Plan
-        Its ``outlook()`` says what would be done, and its ``run()`` does it.
+        Its ``outlook()`` describes the run, and its ``run()`` starts it.
     """
     outputs = outputs or Outputs()
     if refine is None and outputs.of_fits:
@@ -75,53 +75,53 @@ def measure(
 
     Parameters
     ----------
-    exposure : Exposure, or what `sersicnet.image.exposure.Exposure.of` takes
+    exposure : Exposure, or any input of `sersicnet.image.exposure.Exposure.of`
         The image in any linear unit, with its maps: a path, an HDU, an NDData, an array.
     weights : str, Path or Weights
         Name of shipped weights, or a weights directory.
     psf : str, Path or Psf, optional
-        The effective PSF of the image, see `sersicnet.image.psf.read_psf`. Its width
-        is compared with the domain of the weights, instead of that of the image's stars;
-        and the fits use it, instead of that of the weights' domain.
+        The effective PSF of the image, see `sersicnet.image.psf.read_psf`. Its width is compared with
+        the domain of the weights, and the fits use it. By default the width is measured from the
+        image's stars, and the fits use the PSF of the weights' domain.
     refine : Fitting, optional
-        Fit a Sersic profile to each source, starting from the network's answer;
-        neighbours that overlap are fitted together with it. Where the fit does not converge,
-        the network's values stay. A gain that is missing is that of the weights' domain.
+        Fit a Sersic profile to each source, starting from the network's predictions;
+        overlapping neighbours are fitted simultaneously. If a fit does not converge, the catalogue
+        keeps the network's values. The default gain is the one of the weights' domain.
     resample : bool
-        Whether to bring the image to the pixel scale of the weights first, light kept. The
-        catalogue is in pixels of the image all the same, but for the circle of ``mag_aper``.
-        Not together with `refine`: fits work at any pixel scale.
+        Whether to resample the image to the pixel scale of the weights, conserving flux. The
+        catalogue is still in pixels of the original image, except for the circle of ``mag_aper``.
+        It excludes `refine`: fits work at any pixel scale.
     positions : str, Path or Table, optional
-        Table with positions, see `sersicnet.catalogue.parameters`: measure these and detect nothing. One row
-        each, in their order. Where the table has both pixels and sky, and the image a WCS, the sky counts.
+        Table with positions, see `sersicnet.catalogue.parameters`: these are measured instead of detected
+        sources, one row each, in the order of the table. If the table has both pixel and sky positions,
+        the sky positions are used, provided that the image has a WCS.
     outputs : Outputs, optional
         Files to write; none by default.
     work : Work, optional
-        How the work is done; by default in one process.
+        Tiles and processes; one process by default.
     command : str
         The command line, for the catalogue's header.
     report : callable
-        Receives the stage, and how many of how many sources it has done.
+        Receives the stage, the number of sources done and their total number.
 
     Returns
     -------
     QTable
-        Columns of `sersicnet.schema.COLUMNS`, NaN for what could not be
-        measured. Without a WCS there are no ``ra`` and ``dec``, and without a
-        pixel scale no ``r_eff``.
+        Columns of `sersicnet.schema.COLUMNS`; values that could not be measured are NaN.
+        Without a WCS there are no ``ra`` and ``dec``, and without a pixel scale no ``r_eff``.
 
     Raises
     ------
     InputError, WeightsError
-        If an input cannot be used; nothing is written then.
+        If an input cannot be used; nothing is written.
     OutputError, WorkError
-        If the disk refuses, or a worker was killed. What is finished is kept.
+        If a file cannot be written, or a worker was killed. Finished tiles are kept.
 
     Warns
     -----
     SersicnetWarning
-        When nothing is detected, there is no WCS, the image is outside of the weights' domain,
-        or a noise map is far from the scatter of its sky.
+        When nothing is detected, there is no WCS, the image is outside the weights' domain,
+        or the scale of a noise map disagrees with the scatter of the sky.
     """
     made = plan(
         exposure, weights=weights, psf=psf, refine=refine, resample=resample, positions=positions, outputs=outputs,
@@ -150,32 +150,32 @@ def fit(
     psf : str, Path or Psf
         The effective PSF of the image, see `sersicnet.image.psf.read_psf`.
     fitting : Fitting, optional
-        By default without a prior, since labels should not know what to expect. Without a gain galaxies have no
-        Poisson noise, and the cores of bright galaxies weigh too much.
+        Options of the fits. The default has no prior, so that the results can serve as training labels.
+        Without a gain, galaxies have no Poisson noise, and the cores of bright galaxies get too much weight.
     positions : str, Path or Table, optional
-        As for `measure`; fits start from its columns mag, r_eff_pix or r_eff,
-        sersic_n, ellipticity or q, and theta, if it has them, and from
-        the moments of the detected source for the rest. Where there is none,
-        only a row with mag and a radius can be fitted.
+        As for `measure`. Fits start from its columns mag, r_eff_pix or r_eff,
+        sersic_n, ellipticity or q, and theta, if it has them; other start values
+        are from the moments of the source detected at the position. A row without a
+        detected source can only be fitted if it has a mag and a radius.
 
     Returns
     -------
     QTable
-        As from `measure`, with ``fit_status`` and ``chi2``; a fit that did not
-        converge keeps the values where it stopped, and has a flag.
+        As from `measure`, with ``fit_status`` and ``chi2``. A fit that did not converge
+        keeps the values of its last step, and has a flag.
 
     Raises
     ------
     InputError
-        If an input cannot be used; nothing is written then.
+        If an input cannot be used; nothing is written.
     OutputError, WorkError
-        If the disk refuses, or a worker was killed. What is finished is kept.
+        If a file cannot be written, or a worker was killed. Finished tiles are kept.
 
     Warns
     -----
     SersicnetWarning
-        When nothing is detected, there is no WCS or no gain, or a noise map is far
-        from the scatter of the image's sky.
+        When nothing is detected, there is no WCS or no gain, or the scale of a noise map
+        disagrees with the scatter of the sky.
     """
     made = Plan.of(
         exposure, network=None, psf=psf, fitting=fitting or Fitting(prior="none"), resample=False, positions=positions,
@@ -194,25 +194,24 @@ def measure_many(
     report: Report = silent,
     **options: Any,
 ) -> list[tuple[QTable, Path]]:
-    """Measure the galaxies of many images, into one catalogue or into one for each.
+    """Measure the galaxies of many images, into a common catalogue or one catalogue per image.
 
-    An image that cannot be used does not stop the others; finished ones are kept, and
-    the same command continues. A full disk or a killed worker stops the run.
+    An image that cannot be used does not stop the others. Finished images are kept, and the same
+    command continues the run. A full disk or a killed worker stops the run.
 
     Parameters
     ----------
     images : sequence of Path
-        At least two.
+        At least two images.
     output : Path
-        A directory, for one catalogue ``IMAGE_cat.fits`` a mosaic, or the name of one
-        catalogue of all, which gets a column ``image``. Sources on two images have two
-        rows in it.
+        A directory, for one catalogue ``IMAGE_cat.fits`` per image, or the name of a common
+        catalogue, which gets a column ``image``. A source on two images has two rows in it.
     opening : mapping, optional
         Options of `sersicnet.image.exposure.Exposure.open` for all images.
     overwrite : bool
-        Whether to replace files that exist.
+        Whether to replace existing files.
     work, report, **options
-        As for `measure`, but for what belongs to a single image.
+        As for `measure`, without the parameters that describe a single image.
 
     Returns
     -------
@@ -222,12 +221,12 @@ def measure_many(
     Raises
     ------
     InputError
-        In the end, if an image could not be used: then there is no common catalogue.
+        At the end of the run, if an image could not be used; there is no common catalogue in this case.
     """
     names = [f"{tables.stem(path)}_cat.fits" for path in images]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"Each image needs a name of its own; two would be {twice}. Measure them one by one.")
+        raise InputError(f"Each catalogue needs a name of its own; two would be {twice}. Measure them one by one.")
     together = not output.is_dir()
     keep = output.with_name(output.name + ".run")
     work = work or Work()
@@ -251,10 +250,10 @@ def measure_many(
             continue
         done.append((table, to or output))
     if failed:
-        kept = f"What is finished is kept in {keep}: mend" if together else "The others are written. Mend"
+        kept = f"The finished images are kept in {keep}." if together else "The other catalogues are written."
         raise InputError(
-            f"{len(failed)} of {len(images)} images could not be measured: {' '.join(failed)} {kept} or leave out "
-            "these, and repeat the command."
+            f"{len(failed)} of {len(images)} images could not be measured: {' '.join(failed)} {kept} Repair or leave "
+            "out these images, and repeat the command."
         )
     if together:
         table = tables.joined([table for table, _ in done])

@@ -1,4 +1,4 @@
-"""What a run writes besides the table that it returns."""
+"""Files that a run writes."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _KINDS = {"model": "An image", "residual": "An image", "regions": "A region file
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Files to write; None writes none of a kind.
+    """Files to write; a file that is None is not written.
 
     Attributes
     ----------
     catalogue : str or Path, optional
-        .fits, .ecsv, .csv, .parquet or .vot.
+        Catalogue: .fits, .ecsv, .csv, .parquet or .vot.
     model, residual : str or Path, optional
-        FITS images: all fitted galaxies as drawn, and the image minus its sky and them.
+        FITS images of the models of all fitted galaxies, and of the image minus sky and models.
     regions : str or Path, optional
         Region file for ds9, .reg.
     report : str or Path, optional
-        Page about the run, .html.
+        Report on the run, .html.
     match : str or Path, optional
         Another catalogue to compare with: ``NAME_match.md`` and ``.png`` are written beside the
-        catalogue, and the comparison is shown in the report.
+        catalogue, and the report shows the comparison.
     overwrite : bool
-        Whether to replace files that exist, and to drop an unfinished run with other options.
+        Whether to replace existing files, and to drop an unfinished run with other options.
     """
 
     catalogue: str | Path | None = None
@@ -57,22 +57,22 @@ class Outputs:
 
     @property
     def of_fits(self) -> list[str]:
-        """The outputs that need fits, by name."""
+        """Names of the requested outputs that need fits."""
         return [name for name in ("model", "residual") if getattr(self, name) is not None]
 
     def checked(self, image: Path | None) -> Files:
-        """The files, after a check that they can be written.
+        """Check that the files can be written.
 
         Parameters
         ----------
         image : Path or None
-            The file that is measured, which no output may replace.
+            The file of the image, which no output may replace.
 
         Raises
         ------
         InputError
-            If a file exists and `overwrite` is not set, has a wrong ending or the name of another
-            one, or the catalogue to match cannot be used.
+            If a file exists and `overwrite` is not set, if a file has a wrong ending or the name of
+            another file, or if the catalogue to match cannot be used.
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         paths = {
@@ -95,21 +95,21 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Result:
-    """All that a run has found, for what is written of it.
+    """Results of a run, which its files are written from.
 
     Attributes
     ----------
     table : QTable
     exposure : Exposure
-        As it was given.
+        The original image.
     source : Source
-        As it was measured: the exposure, or what it was resampled to.
+        The image that was measured: the exposure, or the exposure resampled.
     mesh : Mesh
-        Of `source`.
+        Sky and noise of `source`.
     values : Values
     fitter : Fitter or None
     tile : int
-        Side of the pieces that images are written in.
+        Side of the tiles that images are written in, pixels.
     """
 
     table: QTable
@@ -122,14 +122,14 @@ class Result:
 
     @property
     def draw(self) -> Draw | None:
-        """What draws all fitted galaxies of a window; None without fits."""
+        """A function that draws the models of all fitted galaxies in a window; None without fits."""
         if self.fitter is None:
             return None
         zero_point = self.exposure.zero_point.value
         return functools.partial(tiles.drawn, values=self.values, zero_point=zero_point, fitter=self.fitter)
 
     def mesh_of_image(self) -> Mesh:
-        """Sky and noise of the image as it was given."""
+        """Sky and noise of the original image."""
         if self.source is self.exposure:
             return self.mesh
         return estimate_sky(self.exposure, tiles.DETECTOR.threshold)
@@ -137,7 +137,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Files:
-    """`Outputs` that can be written."""
+    """The files of `Outputs` after its checks."""
 
     catalogue: Path | None = None
     model: Path | None = None
@@ -148,13 +148,13 @@ class Files:
 
     @property
     def differences(self) -> list[Path]:
-        """Table and figure of the comparison with another catalogue, beside the catalogue."""
+        """Table and figure of the comparison with another catalogue, written beside the catalogue."""
         if self.reference is None or self.catalogue is None:
             return []
         return [self.catalogue.with_name(f"{tables.stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
 
     def write(self, found: Result) -> None:
-        """Write the catalogue, and then the other files: their failure must not cost the catalogue.
+        """Write the catalogue first, and then the other files, so that an error in these does not lose the catalogue.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What is to be measured, and how: checked as a whole, foreseen, and run."""
+"""The plan of a measurement: its checks, an outlook on tiles and memory, and the run."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ from sersicnet.weights import Weights
 _log = logging.getLogger(__name__)
 
 TILE = 2048
-"""Side of the pieces that a large image is worked on in, pixels."""
+"""Default side of the tiles that a large image is divided into, pixels."""
 
 PROCESS_MEMORY, PIXEL_MEMORY = 2.5e8, 80.0
-"""Bytes that a process takes, and besides for each pixel of its tile: 1.4 GB with two processes, of which 1.2 to 1.4
-were measured (``benchmarks/survey.py``)."""
+"""Memory of a process, and of each pixel of its tile, bytes. This predicts 1.4 GB for two processes; 1.2 to 1.4 GB were
+measured (``benchmarks/survey.py``)."""
 
 MOST_FINER = 1.2
-"""Factor of resampling above which the user is warned of the correlation of the noise."""
+"""Resampling to finer pixels by more than this factor gives a warning about correlated noise."""
 
 MAP_LIMIT = 3.0
-"""Factor on a noise map above which, or below its inverse, the user is warned."""
+"""A factor on a noise map above this limit or below its inverse gives a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """How the work is done. The catalogue does not depend on it.
+    """Tiles and processes of a run. The catalogue does not depend on them.
 
     Attributes
     ----------
     tile : int
-        Side of the pieces that a large image is worked on in, pixels.
+        Side of the tiles that a large image is divided into, pixels.
     workers : int
-        Processes that work on the pieces.
+        Number of processes that measure tiles.
     scheduler : str, optional
-        Address of a Dask scheduler whose workers do it instead.
+        Address of a Dask scheduler; its workers then measure the tiles.
     run : Path, optional
-        Directory that keeps the finished tiles, and is left when all is done. By default
-        one beside the catalogue, where there are several tiles, which is dropped in the end.
+        Directory that keeps the finished tiles, also after the run. By default, a run of several
+        tiles keeps them in a directory beside the catalogue, and removes it at the end.
     """
 
     tile: int = TILE
@@ -77,7 +77,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run would do.
+    """Properties of a planned run.
 
     Attributes
     ----------
@@ -86,11 +86,11 @@ class Outlook:
         Height and width, pixels.
     zero_point, pixel_scale : Reading
     factor : float
-        Pixels that one of the image becomes along each axis; 1 without resampling.
+        Number of resampled pixels along a pixel of the image; 1 without resampling.
     weights : str
     tiles, workers : int
     memory : float
-        That all processes take together, GB, about.
+        Approximate memory of all processes together, GB.
     """
 
     image: str
@@ -106,24 +106,24 @@ class Outlook:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
-    """A measurement that is checked and ready to run.
+    """A measurement whose inputs are checked.
 
     Attributes
     ----------
     exposure : Exposure
         The image.
     source : Exposure or Resampled
-        The image, or what it is brought to before it is measured.
+        The image that is measured: the exposure, or the exposure resampled.
     network : Weights or None
-        None for fits alone.
+        None for fits without a network.
     psf : Psf or None
-        The PSF that the user gave.
+        The user's PSF.
     fitting : ImageFitting or None
         None without fits.
     places : ndarray, float64, (N, 2) or None
-        Where to measure, x and y in pixels of `source`; None for what is detected.
+        Positions to measure, x and y in pixels of `source`; None to measure the detected sources.
     starts : dict
-        Parameters that fits start from, by name, for each of the places.
+        Start parameters of the fits at the positions, by name.
     files : Files
     overwrite : bool
         Whether to drop an unfinished run with other options.
@@ -159,7 +159,7 @@ class Plan:
         command: str,
         report: Report = silent,
     ) -> Plan:
-        """Check everything that can be refused before the pixels are read; see `sersicnet.measuring.measure`."""
+        """Check all inputs before the pixels are read; for the parameters see `sersicnet.measuring.measure.measure`."""
         report("reading", 0, 0)
         exposure = Exposure.of(exposure)
         files = outputs.checked(exposure.image.path)
@@ -177,7 +177,7 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample)
-        if places is not None and isinstance(source, Resampled):
+        if places is not None:
             places = source.to_grid(places)
         return cls(
             exposure=exposure,
@@ -193,47 +193,37 @@ class Plan:
             command=command,
         )
 
-    # --- the grid that is measured on ---
-
-    @property
-    def factor(self) -> float:
-        """Pixels of the source along one of the image."""
-        return self.source.factor if isinstance(self.source, Resampled) else 1.0
-
-    def to_image(self, pixels: np.ndarray) -> np.ndarray:
-        """Positions in pixels of the image, from those in the source."""
-        return self.source.from_grid(pixels) if isinstance(self.source, Resampled) else pixels
+    # --- conversions between the image and the source ---
 
     def _widened(self, size: float) -> float:
-        """Standard deviation of a point in pixels of the source, from that in the image."""
-        if not isinstance(self.source, Resampled):
-            return size
-        return self.factor * float(np.sqrt(size**2 + (1 + 1 / self.factor**2) / 12))
+        """Width (1 sigma) of a star in pixels of the source, from its width in pixels of the image."""
+        factor = self.source.factor
+        return size if factor == 1 else factor * float(np.sqrt(size**2 + (1 + 1 / factor**2) / 12))
 
     def _on_grid(self, width: Width) -> Width:
         """The width of a PSF in pixels of the source."""
         sigma = 2 * np.sqrt(2 * np.log(2))
-        return width._replace(value=sigma * self._widened(width.value / sigma), error=width.error * self.factor)
+        return width._replace(value=sigma * self._widened(width.value / sigma), error=width.error * self.source.factor)
 
-    # --- how the work is done ---
+    # --- the run ---
 
     @functools.cached_property
     def cores(self) -> list[Window]:
-        """The tiles."""
+        """The tiles of the source."""
         return tiles.cores(self.source.shape, self.work.tile)
 
     @property
     def _held(self) -> Image | None:
-        """An image that is in memory, if there is one: other processes would need copies of it."""
+        """An image or map that is in memory, if there is one: other processes would need copies of it."""
         return next((image for image in self.exposure.images if image.is_held), None)
 
     @property
     def processes(self) -> int:
-        """How many do the work; one where an image is held in memory."""
+        """Number of processes; 1 if an image is in memory."""
         return 1 if self._held is not None else min(self.work.workers, len(self.cores))
 
     def outlook(self) -> Outlook:
-        """What `run` would do; nothing is measured or written."""
+        """Describe the run without measuring or writing anything."""
         n = self.processes
         largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
         held = sum(image.shape[0] * image.shape[1] * 4 for image in self.exposure.images if image.is_held)
@@ -244,7 +234,7 @@ class Plan:
             shape=self.exposure.shape,
             zero_point=self.exposure.zero_point,
             pixel_scale=self.exposure.pixel_scale,
-            factor=self.factor,
+            factor=self.source.factor,
             weights="none" if self.network is None else self.network.name,
             tiles=len(self.cores),
             workers=n,
@@ -252,12 +242,17 @@ class Plan:
         )
 
     def run(self, report: Report = silent) -> QTable:
-        """Measure, and write what is to be written.
+        """Measure the image, and write the requested files.
 
         Parameters
         ----------
         report : callable
-            Receives the stage, and how many of how many sources it has done.
+            Receives the stage, the number of sources done and their total number.
+
+        Returns
+        -------
+        QTable
+            The catalogue, see `sersicnet.measuring.measure.measure`.
         """
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
@@ -272,20 +267,28 @@ class Plan:
                 fitter=fitter,
                 psf_width=0.0 if self.fitting is None else self.fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
-                saturation=self.exposure.saturation / self.factor**2,
-                # All cores where there is one tile; one for each tile where many are worked on at once.
+                saturation=self.source.saturation,
+                # A single tile uses all cores; several tiles are measured at once, with one core each.
                 threads=(os.cpu_count() or 1) if len(self.cores) == 1 else 1,
             )
             values, profiles = self._measured(setting, kept, apply, report)
             columns.flag_large(values)
-            meta = columns.provenance(self, mesh)
+            meta = columns.provenance(self.exposure, self.source, mesh, self.network, self.command)
             if self.network is not None:
                 width, largest = self._stars(profiles)
-                meta["OUTSIDE"] = columns.flag_domain(values, self.network, self, width, largest)
+                meta["OUTSIDE"] = columns.flag_domain(values, self.network, self.exposure.zero_point, width, largest)
                 meta["PSFSRC"] = width.source
                 if np.isfinite(width.value):
                     meta["PSFFWHM"] = width.value
-            table = columns.catalogue(self, values)
+            fitted = self.fitting is not None
+            table = columns.catalogue(
+                self.exposure,
+                self.source,
+                values,
+                errors=fitted or bool(self.network is not None and self.network.card["errors"]),
+                fitted=fitted,
+                parents=self.places is None,
+            )
             table.meta.update(meta)
             if self.fitting is not None:
                 table.meta.update(self.fitting.meta)
@@ -293,7 +296,7 @@ class Plan:
         return table
 
     def _stars(self, profiles: np.ndarray) -> tuple[Width, float]:
-        """Width of the PSF, and size of the largest star, pixels of the source; from the user's PSF or the stars."""
+        """Width of the PSF and size of the largest star, pixels of the source, from the user's PSF or the stars."""
         if self.psf is None:
             found = profiles[stars.stellar_locus(profiles)]
             return stars.width_of(found), stars.largest_star(found[:, 3])
@@ -302,7 +305,7 @@ class Plan:
 
     @contextmanager
     def _kept(self) -> Iterator[Run]:
-        """What holds finished tiles: in a directory that is given, or beside the catalogue until all is done."""
+        """The store of finished tiles: in the user's directory, or beside the catalogue until the run is complete."""
         path = self.work.run
         if path is None and self.files.catalogue is not None and len(self.cores) > 1:
             path = self.files.catalogue.with_name(self.files.catalogue.name + ".run")
@@ -311,7 +314,7 @@ class Plan:
         config = {
             "weights": None if self.network is None else self.network.sha256,
             "psf given": self.psf is not None,
-            "factor": self.factor,
+            "factor": self.source.factor,
             "images": images,
             "noise kind": self.exposure.noise_kind,
             "zero point": self.exposure.zero_point.value,
@@ -326,7 +329,7 @@ class Plan:
                 yield kept
             except KeyboardInterrupt:
                 if path is not None:
-                    warn(f"Interrupted: what is finished is kept in {path}, and the same command continues.")
+                    warn(f"Interrupted: finished tiles are kept in {path}, and the same command continues.")
                 raise
             finally:
                 self.exposure.close()
@@ -335,18 +338,18 @@ class Plan:
 
     @contextmanager
     def _workers(self) -> Iterator[workers.Apply]:
-        """What works on the tiles; this process alone where there is a single one."""
+        """The processes that measure tiles; a single tile is measured by this process."""
         if self.work.scheduler is not None:
             with workers.cluster(self.work.scheduler) as apply:
                 yield apply
             return
         if self._held is not None and min(self.work.workers, len(self.cores)) > 1:
-            warn(f"{self._held.name} is held in memory as a whole: one process does the work.")
+            warn(f"{self._held.name} is held in memory as a whole: one process measures it.")
         with workers.pools(self.processes, weights.use_one_thread) as apply:
             yield apply
 
     def _mesh(self, kept: Run, apply: workers.Apply, report: Report) -> Mesh:
-        """Sky and noise of the image, or what was kept of them."""
+        """Sky and noise of the source, or those that an unfinished run kept."""
         found = kept.arrays("mesh")
         if found is None:
             report("measuring the sky", 0, 0)
@@ -360,16 +363,16 @@ class Plan:
             warn(
                 f"{noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
                 f"the scatter of blank pixels: only its relative values are used. Is it the {self.exposure.noise_kind} "
-                "in units of the image? Weights of drizzled images often are exposure "
-                "times, not inverse variances. Correlated noise makes pixels scatter less than a map says; NOISECOR, "
-                f"by which the noise of an aperture exceeds theirs, is {correlation(mesh.autocorrelation):.2f}."
+                "in units of the image? Weight maps of drizzled images are often exposure times instead of inverse "
+                "variances. Pixels with correlated noise scatter less than their noise map states; NOISECOR, the "
+                f"noise of a large aperture over the uncorrelated one, is {correlation(mesh.autocorrelation):.2f}."
             )
         return mesh
 
     def _measured(
         self, setting: tiles.Setting, kept: Run, apply: workers.Apply, report: Report
     ) -> tuple[tiles.Values, np.ndarray]:
-        """The values of all tiles in an order that does not depend on the tiles, and the profiles of sources."""
+        """The values of all tiles, in an order that does not depend on the tiles, and the profiles of sources."""
         found: list[dict[str, np.ndarray]] = []
         missing = []
         for core in self.cores:
@@ -383,19 +386,19 @@ class Plan:
             _log.info("%d of %d tiles were finished before", len(found), len(self.cores))
         before, started = sum(len(arrays["x"]) for arrays in found), time.monotonic()
 
-        def tell() -> None:
+        def show_progress() -> None:
             if not alone:
                 n = sum(len(arrays["x"]) for arrays in found)
                 rate = (n - before) / max(time.monotonic() - started, 1e-9)
                 report(f"measuring tiles: {n:,} sources, {rate:.0f}/s", len(found), len(self.cores))
 
-        tell()
+        show_progress()
         inner = report if alone else silent
         for number, arrays in apply(functools.partial(tiles.measure_tile, setting, report=inner), missing):
             kept.keep_arrays(_tile_name(missing[number]), arrays)
             found.append(arrays)
             _log.info("%s: %d sources", _tile_name(missing[number]), len(arrays["x"]))
-            tell()
+            show_progress()
         joined = {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
         profiles = joined.pop("profiles")
         if self.places is None:
@@ -403,7 +406,7 @@ class Plan:
             if not len(order):
                 warn(
                     f"No source was detected in {self.exposure.name}: the catalogue has no rows. "
-                    "Is the image background-limited, with light positive?"
+                    "Is the image background-limited, with positive sources?"
                 )
         else:
             order = np.argsort(joined["place"])
@@ -415,7 +418,7 @@ def _tile_name(core: Window) -> str:
 
 
 def _at_scale_of(network: Weights, exposure: Exposure, resample: bool) -> Exposure | Resampled:
-    """The image, brought to the pixel scale of a network if that is asked for; else it must have that."""
+    """The image, resampled to the pixel scale of a network if requested; otherwise its pixel scale is checked."""
     scale = exposure.pixel_scale.value
     if not resample:
         network.domain.check_scale(exposure.pixel_scale)
@@ -425,16 +428,16 @@ def _at_scale_of(network: Weights, exposure: Exposure, resample: bool) -> Exposu
     grid = Resampled(exposure, scale / network.domain.pixel_scale)
     if grid.factor > MOST_FINER:
         warn(
-            f"Pixels of {scale:.4f} arcsec become {grid.factor:.2f} times finer: their noise is "
-            "correlated over more pixels than is measured, so that S/N and errors are too good."
+            f"Pixels of {scale:.4f} arcsec become {grid.factor:.2f} times finer: their noise is correlated beyond "
+            "the lags that are measured, so that S/N is overestimated and errors are underestimated."
         )
     return grid
 
 
 def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[Galaxies | None, np.ndarray | None]:
-    """The galaxies that the user gave, and their x and y in pixels of the image, (N, 2).
+    """The user's table of galaxies, and their x and y in pixels of the image, (N, 2).
 
-    Positions on the sky count, unless the image has no WCS.
+    Positions on the sky are preferred, unless the image has no WCS.
     """
     if positions is None:
         return None, None
@@ -448,9 +451,9 @@ def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[G
 
 
 def _starts(galaxies: Galaxies, scale: Reading) -> dict[str, np.ndarray]:
-    """Parameters of galaxies that a table has, under the names of the targets, and theta.
+    """Targets and theta of galaxies, from the columns that their table has.
 
-    A radius of a unit that the table does not state is not used.
+    A radius in an unknown unit is not used.
     """
     found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
     if galaxies.radii().keys() & {"pix", "arcsec"}:

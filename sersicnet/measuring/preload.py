@@ -1,4 +1,4 @@
-"""What worker processes are copies of: all that they need is imported, and no search for garbage sees it."""
+"""Imports for the process that worker processes are forked from; the garbage collector ignores the imported objects."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""What is done with one tile of an image: find its sources, cut their stamps, ask the network, and fit."""
+"""Measure one tile of an image: detect its sources, cut their stamps, predict with the network, and fit."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ from sersicnet.schema import (
 )
 
 STAMPS_AT_ONCE = 512
-"""Stamps cut before they go through the network: 32 MB."""
+"""Number of stamps that the network is given at once: 32 MB."""
 
 
 DETECTOR = detect.Detector()
-"""What finds the sources of every image that is measured."""
+"""The detection, the same for every image that is measured."""
 
 
 MOST_NEIGHBOURS = 3
-"""Overlapping neighbours that are fitted together with a galaxy; others are masked."""
+"""Maximum number of overlapping neighbours that are fitted simultaneously with a galaxy; others are masked."""
 
 
 NEIGHBOUR_FLUX = 0.1
-"""Least flux of such a neighbour, as a fraction of the galaxy's."""
+"""Minimum flux of a neighbour that is fitted simultaneously, as a fraction of the galaxy's flux."""
 
 
 _NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
-"""Pixels within which neighbours are fitted together with a galaxy."""
+"""Maximum distance of a neighbour that is fitted simultaneously with a galaxy, pixels."""
 
 
 _STAMP_REACH = STAMP_SIZE // 2 + 4
-"""Pixels around a place that its stamp, and the sources in it, take."""
+"""Margin around a position that its stamp, and the dilated sources in it, depend on, pixels."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Setting:
-    """All that work on a tile needs to know.
+    """Everything besides its window that the measurement of a tile depends on.
 
     Attributes
     ----------
@@ -68,20 +68,20 @@ class Setting:
     zero_point : float
     mesh : Mesh
     places : ndarray, float64, (N, 2) or None
-        Where to measure; None for what is detected.
+        Positions to measure; None to measure the detected sources.
     starts : dict
-        Parameters of the places that fits start from, by name.
+        Start parameters of the fits at the positions, by name.
     network : (Path, str) or None
-        Weights directory, and the SHA-256 that its network must have; None for fits alone.
+        Weights directory, and the required SHA-256 of its network; None for fits without a network.
     fitter : Fitter or None
     psf_width : float
-        Full width of the PSF that moments are freed from, pixels.
+        FWHM of the PSF, which moments are corrected for, pixels.
     profiles : bool
-        Whether to collect what tells the width of the image's PSF.
+        Whether to collect the profiles of sources that the width of the image's PSF is measured from.
     saturation : float
-        Value from which on a pixel is saturated.
+        Saturation level: a pixel at or above it is saturated.
     threads : int
-        Of the fits.
+        Number of threads of the fits.
     """
 
     exposure: Exposure | Resampled
@@ -98,7 +98,7 @@ class Setting:
 
 
 def cores(shape: tuple[int, int], tile: int) -> list[Window]:
-    """The tiles of an image, about equally large and row by row; they do not overlap."""
+    """Windows of the tiles of an image, row by row: about equally large, without overlap."""
     if tile < STAMP_SIZE:
         raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
     edges = [np.linspace(0, n, max(1, round(n / tile)) + 1).round().astype(int).tolist() for n in shape]
@@ -106,7 +106,21 @@ def cores(shape: tuple[int, int], tile: int) -> list[Window]:
 
 
 def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dict[str, np.ndarray]:
-    """Measure the places of a tile."""
+    """Measure the positions or detected sources of a tile.
+
+    Parameters
+    ----------
+    setting : Setting
+    core : Window
+        The tile.
+    report : callable
+        Receives the stage, the number of sources done and their total number.
+
+    Returns
+    -------
+    dict
+        The fields of `Values`, and ``profiles``, ndarray, float64, (M, 4); see `sersicnet.image.stars.profiles`.
+    """
     try:
         report("detecting", 0, 0)
         scene, own = _Scene.of(setting, core)
@@ -127,10 +141,10 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
 
 
 class _Scene(NamedTuple):
-    """A tile with what was detected in it, and the places to be measured; all positions are of the image."""
+    """A tile with its detected sources, and the places to measure; all positions are in pixels of the image."""
 
     setting: Setting
-    zone: Window  # where what was detected does not depend on the tile
+    zone: Window  # within it, the detected sources do not depend on the tile
     window: Window
     pixels: Pixels
     sky: Sky
@@ -138,11 +152,11 @@ class _Scene(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     source: np.ndarray  # index of the detection at each place, -1 for none
-    place: np.ndarray  # number of the place, if places were given
+    place: np.ndarray  # index of the place among the user's positions, -1 for a detection
 
     @classmethod
     def of(cls, setting: Setting, core: Window) -> tuple[_Scene, np.ndarray]:
-        """The scene of a tile, and which of its places are the tile's own."""
+        """The scene of a tile, and whether each of its places belongs to the tile itself, bool, (N,)."""
         shape = setting.exposure.shape
         near = grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
         zone = grown(near, _STAMP_REACH, shape)
@@ -166,7 +180,7 @@ class _Scene(NamedTuple):
         return self.window[1].start, self.window[0].start
 
     def of_source(self, values: np.ndarray) -> np.ndarray:
-        """Values of the detection at each place, NaN where there is none."""
+        """Values of the detection at each place, NaN without a detection."""
         detected = self.source >= 0
         if not len(values):
             return np.full(len(self.x), np.nan)
@@ -174,7 +188,10 @@ class _Scene(NamedTuple):
 
 
 def _inside(x: np.ndarray, y: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
-    """Which positions belong to a window, bool, (N,); those beyond the image to the nearest one, NaN to the first."""
+    """Whether positions belong to a window, bool, (N,).
+
+    A position outside the image belongs to the nearest window, NaN to the first window.
+    """
     out = np.ones(len(x), bool)
     for values, part, n in ((x, window[1], shape[1]), (y, window[0], shape[0])):
         nearest = np.clip(np.rint(np.nan_to_num(values, nan=0.0)), 0, n - 1)
@@ -183,7 +200,7 @@ def _inside(x: np.ndarray, y: np.ndarray, window: Window, shape: tuple[int, int]
 
 
 def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Index of the detection under each position, -1 for none."""
+    """Index of the detection at each position, -1 for none."""
     inside = np.isfinite(x) & np.isfinite(y)
     column, row = np.rint(np.where(inside, x, -1)).astype(int), np.rint(np.where(inside, y, -1)).astype(int)
     inside &= (column >= 0) & (column < segmentation.shape[1]) & (row >= 0) & (row < segmentation.shape[0])
@@ -193,11 +210,11 @@ def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
 
 
 DETECTED = ("a", "b", "area", "parent_x", "parent_y", *photometry.Photometry._fields)
-"""What is kept of a detection as it is; the parent is the brightest source of the same connected region."""
+"""Quantities of a detection in the catalogue; the parent is the brightest source of the same connected region."""
 
 
 def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
-    """`DETECTED` of each place, float64, (N, 10); NaN where nothing is, and for places that are not the tile's own."""
+    """`DETECTED` of each place, float64, (N, 10); NaN without a detection and for places of other tiles."""
     found, source, setting = scene.found, scene.source, scene.setting
     out = np.full((len(scene.x), len(DETECTED)), np.nan)
     rows = np.flatnonzero(own & (source >= 0))
@@ -205,7 +222,7 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
         return out
     which, back = np.unique(source[rows], return_inverse=True)
     light = np.column_stack(found.photometry(which))
-    # An aperture that leaves the zone would depend on the tile.
+    # Photometry in an aperture that extends beyond the zone would depend on the tile: it is repeated in a larger zone.
     half = (photometry.KRON_REACH * found.a[which]).astype(int) + 2
     leaves = np.zeros(len(which), bool)
     for place, part, n in zip((found.y[which], found.x[which]), scene.zone, setting.exposure.shape, strict=True):
@@ -226,12 +243,12 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
 
 
 class Values(NamedTuple):
-    """What is known of each place so far; magnitudes are AB."""
+    """Measured values of each place; magnitudes are AB."""
 
-    place: np.ndarray  # number of the place given, -1 for a detection
-    x0: np.ndarray  # of the detection or the place, which a fit does not change
+    place: np.ndarray  # index of the place among the user's positions, -1 for a detection
+    x0: np.ndarray  # position of the detection or the place, which a fit does not change
     y0: np.ndarray
-    x: np.ndarray
+    x: np.ndarray  # position of the detection or the place, or the fitted one
     y: np.ndarray
     targets: np.ndarray
     errors: np.ndarray
@@ -241,14 +258,14 @@ class Values(NamedTuple):
     status: np.ndarray
     rms: np.ndarray
     snr: np.ndarray
-    size: np.ndarray  # of the Gaussian that the source is most like; NaN if it cannot be trusted
+    size: np.ndarray  # sigma of the best Gaussian match, pixels; NaN if it is unreliable
     size_snr: np.ndarray
     flags: np.ndarray
-    detected: np.ndarray  # what `DETECTED` names
+    detected: np.ndarray  # the quantities of `DETECTED`
 
     @classmethod
     def empty(cls, scene: _Scene, own: np.ndarray) -> Values:
-        """What the detections tell; the light in apertures only of the tile's own."""
+        """Values from the detections; aperture photometry is measured only for the places of the tile itself."""
         n = len(scene.x)
         signal = scene.of_source(scene.found.flux) / np.sqrt(scene.of_source(scene.found.area))
         out = cls(
@@ -274,7 +291,7 @@ class Values(NamedTuple):
         return out
 
     def note(self, rows: slice, stamps: Stamps, saturation: float) -> None:
-        """Noise and flags that stamps tell."""
+        """Set the noise, sizes, S/N and flags that are measured on stamps, in place."""
         flags = self.flags[rows]
         self.rms[rows] = stamps.rms
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
@@ -288,13 +305,13 @@ class Values(NamedTuple):
             flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
 
     def parameters(self, zero_point: float) -> np.ndarray:
-        """What `sersicnet.engine.render.Renderer` draws, in pixels of the image, (N, 7)."""
+        """Parameters of `sersicnet.engine.render.Renderer`, in pixels of the image, (N, 7)."""
         columns = {"x": self.x, "y": self.y, "theta": self.theta}
         return parameters_of(columns | dict(zip(TARGET_NAMES, self.targets.T, strict=True)), zero_point)
 
 
 def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) -> Iterator[tuple[slice, Stamps]]:
-    """Stamps of all places, or of some, a few at a time; `labels` as for `sersicnet.image.stamps.cut`."""
+    """Stamps of all places or of `which`, in batches; `labels` as for `sersicnet.image.stamps.cut`."""
     which = np.arange(len(scene.x)) if which is None else which
     dilated, n = scene.found.dilated(), len(which)
     for first in range(0, n, STAMPS_AT_ONCE):
@@ -305,7 +322,7 @@ def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) 
 
 
 def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Report) -> None:
-    """Cut the stamps, and ask the network."""
+    """Cut the stamps, and predict the targets with the network."""
     n = len(scene.x)
     report("measuring", 0, n)
     for rows, stamps in _stamps(scene, scene.source + 1):
@@ -319,7 +336,7 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
 
 
 def _start(scene: _Scene, values: Values) -> None:
-    """Take what fits start from out of the user's table, and from moments for the rest."""
+    """Set the start parameters of the fits: from the user's table, and otherwise from moments."""
     moments = _moments(scene.found, scene.setting.psf_width)
     flux, r_eff, n, q = (scene.of_source(moments[:, k]) for k in (2, 3, 4, 5))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -339,7 +356,7 @@ def _start(scene: _Scene, values: Values) -> None:
 
 
 def _moments(found: detect.Detections, psf_width: float) -> np.ndarray:
-    """Rough parameters of all detections, (D, 7): the PSF is taken off in quadrature."""
+    """Rough parameters of all detections, (D, 7); the width of the PSF is subtracted in quadrature."""
     a, b = (np.sqrt(np.maximum(axis**2 - (psf_width / 2.355) ** 2, 0.25)) for axis in (found.a, found.b))
     index = np.full(len(found), 1.5)
     return np.column_stack([found.x, found.y, 1.2 * found.flux, 1.2 * a, index, np.clip(b / a, 0.1, 0.95), found.theta])
@@ -350,7 +367,7 @@ def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
     (data, bad, _), found = scene.pixels, scene.found
     out = stars.profiles(data, bad, scene.sky, found, which, scene.origin)
     source = out[:, 3].astype(int)
-    if scene.setting.places is None:  # they are measured themselves
+    if scene.setting.places is None:  # the sizes of the detections are already measured
         size = np.full(len(found), np.nan)
         size[scene.source] = values.size
         out[:, 3] = size[source]
@@ -366,29 +383,28 @@ def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(1)
 def _network(path: Path, sha256: str) -> weights.Weights:
-    """The network of a tile, which a process opens once; weights that are trained anew have another SHA-256."""
+    """The network, loaded once per process; weights that were trained again have another SHA-256."""
     network = weights.load(path)
     if network.sha256 != sha256:
-        raise WeightsError(f"{path} was replaced while it was used. Repeat the command.")
+        raise WeightsError(f"{path} was replaced during the run. Repeat the command.")
     return network
 
 
 def _overlapping(scene: _Scene) -> list[np.ndarray]:
-    """For each place, the detections that are fitted together with it: bright, and touching.
+    """Indices of the detections that are fitted simultaneously with each place: bright, touching neighbours.
 
-    Two sources touch when the circles with the area of their detected pixels do;
-    of those with a tenth of the galaxy's flux or more, the ones with the most
-    light at the galaxy count.
+    Two sources touch if the circles with the areas of their detected pixels touch. Of the touching
+    neighbours with more than a tenth of the galaxy's flux, those with the most light at the galaxy are taken.
     """
-    found, nobody = scene.found, np.zeros(0, int)
+    found, none = scene.found, np.zeros(0, int)
     if not len(found):
-        return [nobody] * len(scene.x)
+        return [none] * len(scene.x)
     reach = np.sqrt(found.area / np.pi)
     tree = KDTree(np.column_stack([found.x, found.y]))
     out = []
     for source in scene.source:
         if source < 0:
-            out.append(nobody)
+            out.append(none)
             continue
         near = np.array(tree.query_ball_point((found.x[source], found.y[source]), 0.7 * STAMP_SIZE), int)
         near = near[near != source]
@@ -402,7 +418,7 @@ def _overlapping(scene: _Scene) -> list[np.ndarray]:
 
 
 def _fit(scene: _Scene, values: Values, own: np.ndarray, fitter: Fitter, report: Report, *, keep: bool) -> None:
-    """Fit a Sersic profile at the tile's own places; `keep` results that did not converge, else what was there."""
+    """Fit Sersic profiles at the places of the tile itself; `keep` decides whether unconverged fits replace values."""
     zero_point = scene.setting.zero_point
     parameters = values.parameters(zero_point)
     starts = _moments(scene.found, scene.setting.psf_width)
@@ -433,8 +449,8 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitter: Fitter, report:
 
 
 def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool) -> None:
-    """Put the results of fits into their rows."""
-    # What is left beyond the noise is taken for more noise of the same kind.
+    """Write the results of fits into their rows of `values`."""
+    # A reduced chi-square above 1 is treated as an underestimated noise: the errors are scaled up.
     worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
@@ -454,7 +470,7 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
 
 
 def drawn(core: Window, values: Values, zero_point: float, fitter: Fitter) -> np.ndarray:
-    """All galaxies of a tile as the fits see them, float32, (H, W)."""
+    """Models of all fitted galaxies in a tile, convolved with the PSF, float32, (H, W)."""
     canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
     parameters = values.parameters(zero_point)
     parameters = parameters[np.isfinite(parameters).all(axis=1)]

@@ -9,7 +9,6 @@ interruption.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -78,7 +77,7 @@ def adapt(
     zero_point: float | None = None,
     pixel_scale: float | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int = 1,
     overwrite: bool = False,
     command: str = "",
     tell: Tell = lambda line: None,
@@ -112,8 +111,8 @@ def adapt(
     zero_point, pixel_scale : float, optional
         From the header by default.
     seed : int
-    workers : int, optional
-        Processes that simulate; one for each core by default.
+    workers : int
+        Number of processes that simulate.
     overwrite : bool
         Replace `output`, and drop an unfinished run with other options.
     command : str
@@ -405,7 +404,7 @@ def _simulate(
     n: int,
     prior: str | Path,
     seed: int,
-    workers: int | None,
+    workers: int,
     command: str,
     tell: Tell,
     report: Report,
@@ -428,7 +427,7 @@ def _simulate(
         simulate(
             run / name,
             simulation,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
             command=command,
             progress=lambda done, total=simulation.n: report("simulating", done, total),  # type: ignore[misc]
         )
@@ -473,14 +472,14 @@ def _in_words(found: dict[str, Any], start: weights.Weights) -> str:
     )
 
 
-def _simulation_time(missing: list[Simulation], run: Path, workers: int | None) -> str:
+def _simulation_time(missing: list[Simulation], run: Path, workers: int) -> str:
     """How long the missing stamps take to simulate, estimated from a few."""
     simulation = missing[0]
     draw_stamps(simulation, np.arange(1))  # tables and caches
     started = time.perf_counter()
     few = min(4, simulation.n)
     draw_stamps(simulation, np.arange(few))
-    each = (time.perf_counter() - started) / few / (workers or os.cpu_count() or 1)
+    each = (time.perf_counter() - started) / few / workers
     total = sum(s.n for s in missing)
     begun = ", less what is done already" if list(run.glob("*.h5.run")) else ""
     return f"simulating {total} galaxies: about {weights.duration(total * each)}{begun}"
