@@ -236,7 +236,8 @@ FLAG_MEANING = {
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
     Flag.SATURATED: "the centre is flat, or reaches the header's SATURATE: too little light was counted",
-    Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: a star, a nucleus, or an unresolved galaxy",
+    Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: "
+    "a star, a nucleus, or an unresolved galaxy",
 }
 """Meaning of each bit; the table in the documentation is generated from it."""
 

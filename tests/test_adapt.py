@@ -240,7 +240,7 @@ def test_the_galaxies_of_a_mosaic_are_unlabelled_and_no_stars(survey):
     assert 3 < len(galaxies) == good.sum() < len(found) - stars.alike.sum()
     assert galaxies.is_real.all()
     assert np.isnan(galaxies.targets).all()
-    assert np.isfinite(galaxies.stamps(0, len(galaxies))).all()
+    assert galaxies.inputs(0, len(galaxies)).finite().all()
     np.testing.assert_allclose(galaxies.mag, 24.0 - 2.5 * np.log10(found.flux[good]))
 
 
