@@ -1,9 +1,8 @@
 """The public API is the one that ``tests/api.txt`` states; ``python tests/test_api.py`` writes that file anew."""
 
 import inspect
+import re
 from pathlib import Path
-
-import pytest
 
 import sersicnet
 
@@ -33,17 +32,14 @@ def public(obj, name):
 
 
 def api():
-    return (
-        "\n".join(line for name in sorted(sersicnet.__all__) for line in public(getattr(sersicnet, name), name)) + "\n"
-    )
+    lines = [line for name in sorted(sersicnet.__all__) for line in public(getattr(sersicnet, name), name)]
+    return re.sub(r" at 0x[0-9a-f]+", "", "\n".join(lines)) + "\n"
 
 
-@pytest.mark.xfail(not hasattr(sersicnet, "__all__"), reason="the package exports nothing yet", raises=AttributeError)
 def test_the_public_api_is_the_one_that_the_snapshot_states():
     assert api() == SNAPSHOT.read_text("utf-8"), "if you mean it: python tests/test_api.py, and a line in CHANGELOG.md"
 
 
-@pytest.mark.xfail(not hasattr(sersicnet, "__all__"), reason="the package exports nothing yet", raises=AttributeError)
 def test_dir_lists_what_can_be_imported():
     assert set(sersicnet.__all__) <= set(dir(sersicnet))
 

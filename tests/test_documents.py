@@ -20,6 +20,7 @@ import click
 import numpy as np
 import pytest
 import typer
+from astropy.convolution import Gaussian2DKernel
 from astropy.io import fits
 from astropy.table import QTable, Table
 
@@ -92,9 +93,6 @@ def test_every_command_is_one_that_sersicnet_takes(page):
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, field, small_dataset):
     """What a reader of the how-to has: images with their maps, a PSF, tables and datasets."""
-    from sersicnet.image.header import F160W
-    from sersicnet.simulating.simulate import effective_psf
-
     there = tmp_path_factory.mktemp("stores")
     mosaic, truth = field[0], field[1]
     with fits.open(mosaic) as hdus:
@@ -115,7 +113,7 @@ def stores(tmp_path_factory, field, small_dataset):
             finer[card] /= 2
     fits.writeto(there / "mosaic_30mas.fits", np.kron(data, np.ones((2, 2), np.float32)) / 4, finer)
     for name in ("psf", "field1", "field2", "field3"):
-        fits.writeto(there / f"{name}.fits", effective_psf(F160W))
+        fits.writeto(there / f"{name}.fits", Gaussian2DKernel(1.1, x_size=41, y_size=41).array)
     bright = truth[np.argsort(truth["mag"])[:3]]
     bright["x", "y"].write(there / "positions.csv")
     bright["x", "y"].write(there / "targets.csv")
@@ -129,6 +127,7 @@ def stores(tmp_path_factory, field, small_dataset):
     galaxies.write(there / "galaxies.csv")
     for name in ("train", "test"):
         shutil.copy(small_dataset, there / f"{name}.h5")
+    shutil.copytree(ROOT / "weights/fovea-sim", there / "my-weights")
     with pytest.raises(SystemExit, match="0"):
         cli.main(["measure", str(there / "mosaic.fits"), "-o", str(there / "cat.fits"), "--quiet", "--workers", "1"])
     return there

@@ -25,7 +25,6 @@ def documented(tree):
     return [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
 
 
-@pytest.mark.xfail(reason="the command line, mosaic, fit, train and six more are being split")
 def test_no_file_is_too_long_to_be_seen_whole():
     lines = {name: path.read_text("utf-8").count("\n") for name, path in SOURCES.items()}
     assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
@@ -47,7 +46,6 @@ def test_a_long_function_gives_its_reason():
     assert long == {}
 
 
-@pytest.mark.xfail(reason="messages that name options are being rewritten")
 def test_the_library_names_parameters_not_options():
     found = []
     for name, path in SOURCES.items():
