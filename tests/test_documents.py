@@ -92,8 +92,7 @@ def test_every_command_is_one_that_sersicnet_takes(page):
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, field, small_dataset):
     """What a reader of the how-to has: images with their maps, a PSF, tables and datasets."""
-    from sersicnet.image.header import F160W
-    from sersicnet.simulating.simulate import effective_psf
+    from sersicnet.simulating.telescopes import F160W, effective_psf
 
     there = tmp_path_factory.mktemp("stores")
     mosaic, truth = field[0], field[1]
