@@ -25,7 +25,7 @@ myst_heading_anchors = 3
 default_role = "py:obj"
 smartquotes = False  # they would turn --option into a dash
 autodoc_mock_imports = ["keras"]  # TensorFlow takes long to import and is not needed here
-autodoc_typehints = "none"  # the docstrings tell types
+autodoc_typehints = "none"  # the docstrings state types
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 
