@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parents[1] / "sersicnet"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 MOST_LINES, MOST_IN_A_FUNCTION = 700, 80
@@ -30,7 +28,6 @@ def test_no_file_is_too_long_to_be_seen_whole():
     assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
-@pytest.mark.xfail(reason="measure, simulate, train, finetune and adapt are being split")
 def test_a_long_function_gives_its_reason():
     """A comment ``# long: ...`` inside a function says why it is not split."""
     long = {}

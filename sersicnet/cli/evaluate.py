@@ -77,6 +77,7 @@ def evaluate(
 
     Example: sersicnet evaluate cat.fits --truth mosaic_truth.ecsv
     """
+    # long: the options.
     with importing():
         from sersicnet.evaluating import evaluate as evaluation
 

@@ -141,7 +141,7 @@ def simulate(
 
     Example: sersicnet simulate --mosaic 2000 -o mosaic.fits
     """
-    # The options make this function long.
+    # long: the options.
     with importing():
         from sersicnet.simulating.field import Field, simulate_field
         from sersicnet.simulating.recipe import Simulation

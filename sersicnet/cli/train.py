@@ -100,7 +100,7 @@ def train(
 
     Example: sersicnet train train.h5 --start fovea-sim --adapt dann --real labels.csv -o my-dann
     """
-    # The options make this function long.
+    # long: the options.
     from dataclasses import replace
 
     with importing():
