@@ -31,7 +31,7 @@ def exposure(tmp_path):
         if noise is None:
             return Exposure(image)
         fits.writeto(tmp_path / "noise.fits", noise, overwrite=True)
-        return Exposure(image, read_image(tmp_path / "noise.fits"), kind)
+        return Exposure(image, noise=read_image(tmp_path / "noise.fits"), noise_kind=kind)
 
     return write
 

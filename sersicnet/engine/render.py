@@ -191,7 +191,7 @@ class Renderer:
         psf = on_host(psf)
         if psf.ndim != 2 or psf.shape[0] != psf.shape[1] or psf.shape[0] % 2 == 0:
             raise InputError(
-                f"A PSF is a square image with an odd number of pixels a side; received shape {psf.shape}. "
+                f"A PSF is a square image with an odd number of pixels per side; received shape {psf.shape}. "
                 "Crop it about its centre."
             )
         if not np.isfinite(psf).all():

@@ -420,7 +420,7 @@ def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, int] | None
     if len(found) != 2:
         raise InputError(f"{name} has {len(found)} axes {found}; an image has two. Extract one plane first.")
     if min(found) < least:
-        raise InputError(f"{name} is {found[1]} x {found[0]} pixels; an image has at least {least} a side.")
+        raise InputError(f"{name} is {found[1]} x {found[0]} pixels; an image has at least {least} per side.")
     if shape is not None and found != shape:
         raise InputError(
             f"{name} is {found[1]} x {found[0]} pixels, the image {shape[1]} x {shape[0]}: they must agree."

@@ -100,7 +100,7 @@ class Setting:
 def cores(shape: tuple[int, int], tile: int) -> list[Window]:
     """Windows of the tiles of an image, row by row: about equally large, without overlap."""
     if tile < STAMP_SIZE:
-        raise InputError(f"A tile has at least {STAMP_SIZE} pixels a side; received {tile}.")
+        raise InputError(f"A tile has at least {STAMP_SIZE} pixels per side; received {tile}.")
     edges = [np.linspace(0, n, max(1, round(n / tile)) + 1).round().astype(int).tolist() for n in shape]
     return [(slice(*rows), slice(*columns)) for rows in pairwise(edges[0]) for columns in pairwise(edges[1])]
 
