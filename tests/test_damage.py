@@ -258,7 +258,7 @@ def test_a_wcs_that_makes_no_sense_gives_no_coordinates(run, data, whole, tmp_pa
     code, err = run(NO_SKY[kind](tmp_path, data))
     assert code == 0, err
     assert "Warning: " in err
-    assert "no celestial WCS: the catalogue has pixel columns only" in err
+    assert re.search(r"no celestial WCS(:| that can be used \(.+\):) the catalogue has pixel columns only", err)
     found = QTable.read(tmp_path / "cat.ecsv")
     assert_same(found, whole)
     assert not {"ra", "dec", "r_eff"} & set(found.colnames)

@@ -118,7 +118,7 @@ def test_a_script_without_a_guard_is_told_and_starts_no_others(tmp_path):
 
 
 def test_a_worker_that_was_killed_is_told():
-    with work.pools(2, nothing) as apply, pytest.raises(WorkError, match=r"A worker process was killed; .* is kept"):
+    with work.pools(2, nothing) as apply, pytest.raises(WorkError, match=r"A worker process was killed, .* is kept"):
         list(apply(die, range(7)))
 
 
