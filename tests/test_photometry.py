@@ -1,10 +1,18 @@
 import warnings
 
 import numpy as np
+import photutils
 import pytest
+from packaging.version import Version
 from photutils.segmentation import SegmentationImage, SourceCatalog
 
 from sersicnet.image.detect import Detector
+
+SHARES_COUNT_ONCE = Version(photutils.__version__) < Version("3.1")
+"""Whether a pixel on the border of an aperture adds its share of its variance, as in SExtractor and here.
+
+photutils 3.1 takes the square of the share, which makes the errors of these apertures 2 to 4 % smaller.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +61,13 @@ def test_light_in_apertures_is_that_of_photutils(both):
         kron = theirs.kron_radius.value, theirs.kron_flux, theirs.kron_flux_err
     factor = ours._correlation
     np.testing.assert_allclose(light.aperture_flux, aperture[0], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(light.aperture_error, aperture[1] * factor, rtol=1e-4)
+    np.testing.assert_allclose(light.aperture_error, aperture[1] * factor, rtol=1e-4 if SHARES_COUNT_ONCE else 0.05)
     measured = np.isfinite(light.kron_radius)
     assert measured.sum() > 0.8 * len(ours)
     assert not (kron[0][~measured] <= 4.0).any()
     np.testing.assert_allclose(light.kron_radius[measured], kron[0][measured], rtol=1e-4)
     off = light.kron_flux[measured] - kron[1][measured]  # their pixels are divided exactly
     assert np.abs(off / kron[2][measured]).max() < 0.1
-    np.testing.assert_allclose(light.kron_error[measured], kron[2][measured] * factor, rtol=5e-3)
+    np.testing.assert_allclose(
+        light.kron_error[measured], kron[2][measured] * factor, rtol=5e-3 if SHARES_COUNT_ONCE else 0.05
+    )

@@ -9,11 +9,11 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import astropy
 import numpy as np
-import photutils
 from astropy import units
 from astropy.io import ascii as text_tables
 from astropy.io import fits
@@ -92,7 +92,7 @@ def origin() -> dict[str, str]:
     return {
         "DATE": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").removesuffix("+00:00"),
         "SNETVER": sersicnet.__version__,
-        "PHOTUTIL": photutils.__version__,
+        "PHOTUTIL": metadata.version("photutils"),
         "ASTROPY": astropy.__version__,
     }
 
