@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import heapq
 import inspect
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from astropy.utils.exceptions import AstropyUserWarning
 
 from sersicnet.image.regions import Regions
+
+
+@functools.cache
+def photutils_segmentation() -> tuple[Any, Any]:
+    """Photutils' segmentation image and deblending, which are imported when there is something to separate.
+
+    They take a second to import, a third of which is saved without garbage collection. A process that
+    exempts its modules from the collection, as the command line does, exempts these too.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import skimage.segmentation  # noqa: F401 -- photutils imports it when it deblends
+        from photutils.segmentation import SegmentationImage, deblend_sources
+    finally:
+        if gc.get_freeze_count():
+            gc.freeze()
+        if collecting:
+            gc.enable()
+    return SegmentationImage, deblend_sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +77,7 @@ class Deblending:
         n_pixels : int
             Minimum number of pixels of a source.
         """
-        # Imported here because it needs scikit-image, which only blends need.
-        from photutils.segmentation import SegmentationImage, deblend_sources
-
+        segmentation_image, deblend_sources = photutils_segmentation()
         # photutils 3.0 shows a progress bar by default; 3.1 has threads and deprecates that option.
         options = {} if "n_threads" in inspect.signature(deblend_sources).parameters else {"progress_bar": False}
         n = int(labels.ravel()[at].max())
@@ -69,7 +90,7 @@ class Deblending:
                     continue
                 own = deblend_sources(
                     smooth[part],
-                    SegmentationImage(inside.astype(np.int32)),
+                    segmentation_image(inside.astype(np.int32)),
                     n_pixels,
                     n_levels=self.n_levels,
                     contrast=self.contrast,

@@ -4,6 +4,9 @@ import gc
 
 gc.disable()
 import sersicnet.measuring.tiles  # noqa: E402, F401
+from sersicnet.image.deblend import photutils_segmentation  # noqa: E402
+
+photutils_segmentation()
 
 gc.freeze()
 gc.enable()
