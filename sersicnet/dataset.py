@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ import numpy as np
 from sersicnet.errors import DatasetError
 from sersicnet.output import Run, whole
 from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
+from sersicnet.workers import cores
 
 BLOCK = 16
 """Stamps that are compressed, and read, together."""
@@ -119,10 +119,10 @@ class Journal:
             recipe.pop(name, None)
         if columns != TRUTH_COLUMNS:
             recipe["columns"] = list(columns)
-        run = path.with_name(path.name + ".run")
-        self.file = run / _JOURNAL
         self._handle: FileIO | None = None
-        self._run = Run(run, recipe, overwrite)
+        self._run = Run(path.with_name(path.name + ".run"), recipe, overwrite)
+        assert self._run.path is not None
+        self.file = self._run.path / _JOURNAL
         if self.file.exists():
             self._open()
 
@@ -567,7 +567,7 @@ def _batches(
 
 
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    return ThreadPoolExecutor(min(8, cores()))
 
 
 def _fill(

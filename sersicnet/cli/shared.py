@@ -6,7 +6,6 @@ import errno
 import gc
 import json
 import logging
-import os
 import re
 import shlex
 import time
@@ -233,8 +232,10 @@ def opening(rms: Path | None, wht: Path | None, var: Path | None, **options: Any
 
 
 def cores(workers: int | None) -> int:
-    """Return the number of processes; all cores by default."""
-    return workers or os.cpu_count() or 1
+    """Return the number of processes; by default one for each core that this process may use."""
+    from sersicnet.workers import cores  # takes time that `sersicnet --help` need not wait for
+
+    return workers or cores()
 
 
 def refuse(rule: str, **options: Any) -> None:
