@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -37,15 +38,15 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def printable(text: str) -> str:
-    """Text on one line: control characters, and bytes of a file's name that are no text, become escapes (``\\x07``)."""
+    r"""Text on one line: control characters, and bytes of a file's name that are no text, as escapes like ``\x07``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def as_json(value: Any) -> str:
+def json_text(value: Any, indent: int | None = 1) -> str:
     """A value as JSON, with null in the place of NaN and infinities, which JSON does not know."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -170,6 +171,11 @@ _SHORT = 24
 """Characters of an output's name that names beside it begin with."""
 
 
+def _short(path: Path) -> str:
+    """The beginning of a path's name without its ending, in characters that every library takes in names of files."""
+    return re.sub(r"[^\w.-]", "_", path.stem[:_SHORT])
+
+
 def _beside(path: Path, before: str, after: str) -> Path:
     """A path beside another one, its name with something before and after it; shortened if it would be too long."""
     name = f"{before}{path.name}{after}"
@@ -242,7 +248,7 @@ def whole(path: Path) -> Iterator[Path]:
         try:
             ending = "".join(path.suffixes[-2:])
             ending = ending if len(ending) <= _LONGEST_ENDING else path.suffix[:_LONGEST_ENDING]
-            new = path.with_name(f".{path.stem[:_SHORT]}-{secrets.token_hex(4)}{ending}")
+            new = path.with_name(f".{_short(path)}-{secrets.token_hex(4)}{ending}")
             new.touch(exist_ok=False)
             partial = new
             yield partial
@@ -282,7 +288,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         try:
             if old.exists() and not path.exists():
                 old.rename(path)
-            new = path.with_name(f".{path.name[:_SHORT]}-{secrets.token_hex(4)}")
+            new = path.with_name(f".{_short(path)}-{secrets.token_hex(4)}")
             new.mkdir()
             partial = new
             yield partial
@@ -317,7 +323,8 @@ def _explained(path: Path, consolation: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "errno = " not in str(error):
             raise  # h5py raises either, but not only for the disk
-        if path.stem[:_SHORT] not in str(getattr(error, "filename", None) or path):
+        name = str(getattr(error, "filename", None) or path)
+        if path.stem not in name and _short(path) not in name:
             raise  # another file is the matter, such as one that is read meanwhile
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
         raise OutputError(f"{path} could not be written: {reason}. {consolation}.") from error

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
-from multiprocessing import current_process, forkserver, get_context, parent_process, process, resource_tracker
+from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -132,7 +132,7 @@ def _short_temporary_directory() -> Iterator[None]:
     before, given = tempfile.tempdir, tempfile.gettempdir()
     try:
         if len(os.fsencode(given)) + _ADDED > _LONGEST_SOCKET:
-            short = (place for place in ("/tmp", "/var/tmp", "/dev/shm") if os.access(place, os.W_OK | os.X_OK))  # noqa: S108
+            short = (place for place in ("/tmp", "/var/tmp", "/dev/shm") if os.access(place, os.W_OK | os.X_OK))
             tempfile.tempdir = next(short, given)
         yield
     finally:
@@ -256,14 +256,11 @@ def check_main() -> None:
         os._exit(1)
     main = sys.modules["__main__"]
     file = None if getattr(main, "__spec__", None) is not None else getattr(main, "__file__", None)
-    if file is not None and not Path(file).exists() and not Path(_STARTED_IN, file).exists():
+    if file is not None and not Path(file).exists():
         raise WorkError(
             f"Each of several workers imports the Python script, and {file} is no file, such as one from standard "
             "input. Save the script with its calls below `if __name__ == '__main__':`, or give `workers=1`."
         )
-
-
-_STARTED_IN = os.curdir if process.ORIGINAL_DIR is None else process.ORIGINAL_DIR
 
 
 def _begin(prepare: Callable[[], None], begun: Event, stop: Event) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import logging
 import re
 import shlex
@@ -22,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
+from sersicnet.output import json_text, printable
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -130,7 +130,7 @@ class Command(TyperCommand):
         raise typer.Exit(1)
 
     def _print(self, kind: str, message: str) -> None:
-        stderr.print(f"{kind}: {self.with_options(message)}", markup=False, soft_wrap=True)
+        stderr.print(printable(f"{kind}: {self.with_options(message)}"), markup=False, soft_wrap=True)
 
     def with_options(self, message: str) -> str:
         """Replace each parameter in backticks by the option or argument that sets it.
@@ -208,7 +208,7 @@ def stages(update: Callable[..., None]) -> Callable[[str, int, int], None]:
 def say(quiet: bool, text: str) -> None:
     """Print one line on stderr, unless quiet."""
     if not quiet:
-        stderr.print(text, markup=False, soft_wrap=True)
+        stderr.print(printable(text), markup=False, soft_wrap=True)
 
 
 def log_to_stderr(verbose: bool) -> None:
@@ -262,7 +262,7 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
             }
         )
     if as_json:
-        typer.echo(json.dumps({"seconds": round(seconds, 1), "catalogues": facts}, indent=1))
+        typer.echo(json_text({"seconds": round(seconds, 1), "catalogues": facts}))
     if quiet:
         return
     for fact in facts:

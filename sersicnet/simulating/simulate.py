@@ -104,7 +104,7 @@ def simulate(
 
 
 LEAST_BYTES = 24_000
-"""Bytes on disk of a stamp, at least: a pixel of noise holds 6 bits, and a finished stamp is on disk twice at the end."""
+"""Bytes on disk of a stamp, at least: a pixel of noise holds 6 bits, and each stamp is on disk twice at the end."""
 
 
 def check_room(output: Path, n: int) -> None:
