@@ -276,9 +276,7 @@ def _part(file: h5py.File, name: str, shape: tuple[int | None, ...]) -> h5py.Dat
     if len(part.shape) != len(shape) or any(
         side not in (None, found) for side, found in zip(shape, part.shape, strict=True)
     ):
-        raise _PartError(
-            f"{name} has the shape {' x '.join(map(str, part.shape)) or 'of a single number'}, not {wanted}"
-        )
+        raise _PartError(f"{name} has the shape {' x '.join(map(str, part.shape)) or 'of one number'}, not {wanted}")
     if part.nbytes > _MOST_PACKED * Path(file.filename).stat().st_size:
         raise _PartError(f"{name} claims {part.nbytes / 1e9:,.0f} GB, which the file is too small to hold")
     return part
@@ -298,15 +296,24 @@ def _columns(file: h5py.File) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {name: truth[name] for name in file["truth"]}, _part(file, "quantum", (n,))[:]
 
 
-def _described(file: h5py.File, name: str) -> dict[str, Any]:
+class _Described(dict[str, Any]):
+    """Names and values of an attribute; one that is missing is an error of the dataset."""
+
+    def __missing__(self, key: str) -> Any:
+        raise DatasetError(
+            f"The dataset does not describe how it was made: its config has no {key}. Simulate it again."
+        )
+
+
+def _described(file: h5py.File, name: str) -> _Described:
     """An attribute that holds names and values as JSON."""
     try:
-        found = json.loads(file.attrs[name])
+        found = json.loads(file.attrs[name], object_hook=_Described)
     except KeyError:
         raise _PartError(f"it has no attribute {name}") from None
     except (TypeError, ValueError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, _Described):
         raise _PartError(f"its attribute {name} is not what a simulation writes")
     return found
 
