@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +30,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from sersicnet.errors import DatasetError
+from sersicnet.errors import DatasetError, first_line
 from sersicnet.output import Run, whole
 from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
+from sersicnet.workers import cores
 
 BLOCK = 16
 """Stamps that are compressed, and read, together."""
@@ -119,10 +119,10 @@ class Journal:
             recipe.pop(name, None)
         if columns != TRUTH_COLUMNS:
             recipe["columns"] = list(columns)
-        run = path.with_name(path.name + ".run")
-        self.file = run / _JOURNAL
         self._handle: FileIO | None = None
-        self._run = Run(run, recipe, overwrite)
+        self._run = Run(path.with_name(path.name + ".run"), recipe, overwrite)
+        assert self._run.path is not None
+        self.file = self._run.path / _JOURNAL
         if self.file.exists():
             self._open()
 
@@ -256,6 +256,78 @@ def _unpacked(body: bytes, names: tuple[str, ...]) -> Block:
     return Block(first, payload, quantum, dict(zip(names, columns, strict=True)))
 
 
+class _PartError(Exception):
+    """A part of a dataset is missing, or is not what it should be."""
+
+
+_MOST_PACKED = 1100
+"""Times that a file may be smaller than what it holds: deflate reaches 1032."""
+
+
+def _part(file: h5py.File, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+    """A dataset of numbers of a file, checked before it is read."""
+    try:
+        part = file[name]
+    except KeyError:
+        raise _PartError(f"it has no {name}") from None
+    wanted = " x ".join("N" if side is None else str(side) for side in shape)
+    if not isinstance(part, h5py.Dataset) or part.dtype.kind not in "biuf":
+        raise _PartError(f"{name} does not hold numbers")
+    if len(part.shape) != len(shape) or any(
+        side not in (None, found) for side, found in zip(shape, part.shape, strict=True)
+    ):
+        raise _PartError(f"{name} has the shape {' x '.join(map(str, part.shape)) or 'of one number'}, not {wanted}")
+    if part.nbytes > _MOST_PACKED * Path(file.filename).stat().st_size:
+        raise _PartError(f"{name} claims {part.nbytes / 1e9:,.0f} GB, which the file is too small to hold")
+    return part
+
+
+def _columns(file: h5py.File) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The truth and the quanta of a file, all for as many galaxies as it has stamps."""
+    n = len(_part(file, "stamps", (None, STAMP_SIZE, STAMP_SIZE)))
+    if not isinstance(file.get("truth"), h5py.Group):
+        raise _PartError("it has no truth")
+    names = dict.fromkeys((*TRUTH_COLUMNS, *file["truth"]))
+    truth = {name: _part(file, f"truth/{name}", (n,))[:] for name in names}
+    if n == 0:
+        raise _PartError("it has no stamps")
+    if "psf" in file:
+        _part(file, "psf", (None, None, None))
+    return {name: truth[name] for name in file["truth"]}, _part(file, "quantum", (n,))[:]
+
+
+class _Described(dict[str, Any]):
+    """Names and values of an attribute; one that is missing is an error of the dataset."""
+
+    def __missing__(self, key: str) -> Any:
+        raise DatasetError(
+            f"The dataset does not describe how it was made: its config has no {key}. Simulate it again."
+        )
+
+
+def _described(file: h5py.File, name: str) -> _Described:
+    """An attribute that holds names and values as JSON."""
+    try:
+        found = json.loads(file.attrs[name], object_hook=_Described)
+    except KeyError:
+        raise _PartError(f"it has no attribute {name}") from None
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, _Described):
+        raise _PartError(f"its attribute {name} is not what a simulation writes")
+    return found
+
+
+def _number(file: h5py.File, name: str) -> float:
+    """An attribute that is a number."""
+    try:
+        return float(file.attrs[name])
+    except KeyError:
+        raise _PartError(f"it has no attribute {name}") from None
+    except (TypeError, ValueError):
+        raise _PartError(f"its attribute {name} is not a number") from None
+
+
 class Dataset:
     """A training set opened for reading; a context manager.
 
@@ -286,8 +358,8 @@ class Dataset:
     Raises
     ------
     DatasetError
-        If the file is missing, not HDF5, of another schema, or without a galaxy
-        to be trusted.
+        If the file is missing, not HDF5, of another schema, lacks a part, or is without
+        a galaxy to be trusted.
     """
 
     def __init__(self, path: str | Path, *, every: bool = False) -> None:
@@ -299,18 +371,21 @@ class Dataset:
         except OSError as error:
             raise DatasetError(f"{path} is not a complete HDF5 file ({error}). Simulate it again.") from error
         found = self._file.attrs.get("schema_version")
-        if found != SCHEMA_VERSION:
+        if not np.array_equal(found, SCHEMA_VERSION):
             self._file.close()
             raise DatasetError(
                 f"{path} has dataset schema {found}, this version reads {SCHEMA_VERSION}. Simulate it again."
             )
-        self.truth = {name: column[:] for name, column in self._file["truth"].items()}
-        self.config = json.loads(self._file.attrs["config"])
-        self.versions = json.loads(self._file.attrs["versions"])
-        self.zero_point = float(self._file.attrs["zero_point"])
-        self.pixel_scale = float(self._file.attrs["pixel_scale"])
-        self._quantum = self._file["quantum"][:]
-        self._blocks = self._find_blocks()
+        try:
+            self.truth, self._quantum = _columns(self._file)
+            self.config, self.versions = (_described(self._file, name) for name in ("config", "versions"))
+            self.zero_point, self.pixel_scale = (_number(self._file, name) for name in ("zero_point", "pixel_scale"))
+            self._blocks = self._find_blocks()
+        except (_PartError, OSError, KeyError, RuntimeError) as error:
+            self._file.close()
+            raise DatasetError(
+                f"{path} is not a complete dataset: {first_line(error)}. Simulate it again, or copy it whole."
+            ) from error
         with self.path.open("rb") as file:
             self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self._rows: np.ndarray | None = None
@@ -567,7 +642,7 @@ def _batches(
 
 
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    return ThreadPoolExecutor(min(8, cores()))
 
 
 def _fill(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import errno
+import hashlib
 import json
 import logging
+import math
 import os
+import re
+import secrets
 import shutil
 import socket
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,6 +37,26 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+def printable(text: str) -> str:
+    r"""Text on one line: control characters, and bytes of a file's name that are no text, as escapes like ``\x07``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """A value as JSON, with null in the place of NaN and infinities, which JSON does not know."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def check_output(path: str | Path, overwrite: bool) -> Path:
     """Refuse an output file that cannot be written, before any work is done.
 
@@ -50,19 +73,116 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
     Raises
     ------
     InputError
-        If the path is a directory, its parent directory does not exist or cannot be
-        written to, or the file exists and `overwrite` is not set.
+        If the path is a directory, a pipe or a device, its name is too long, its parent
+        directory does not exist or cannot be written to, or the file exists and
+        `overwrite` is not set. A symbolic link counts as the file that it leads to.
     """
     path = Path(path)
+    _check_length(path)
     if path.is_dir():
         raise InputError(f"The output must be a file; {path} is a directory. Add a file name.")
-    if not path.parent.is_dir():
-        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
+    target = _target(path)
+    if not target.parent.is_dir():
+        raise InputError(f"The output's directory {target.parent} does not exist. Create it first.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"The output must be a file; {path} is a pipe or a device. Choose another name.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Choose another name, or give `overwrite`.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"The output's directory {path.parent} cannot be written to. Choose another one.")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"The output's directory {target.parent} cannot be written to. Choose another one.")
     return path
+
+
+def _target(path: Path) -> Path:
+    """The file or directory that a path leads to, through all symbolic links.
+
+    Raises
+    ------
+    InputError
+        If the links go in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise InputError(f"{path} is a symbolic link that leads back to itself. Choose another name.")
+    return target
+
+
+def _longest_name(directory: Path) -> int:
+    """Most bytes of a name in a directory."""
+    try:
+        return os.pathconf(directory, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows, or no such directory
+        return 255
+
+
+_LONGEST_PATH = 4095
+_ADDED = 40
+"""Bytes that names beside an output may be longer than a short name of an output."""
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a path that is too long for the file system, or for the temporary file beside it."""
+    longest, length = _longest_name(path.parent), len(os.fsencode(path.name))
+    if length > longest:
+        raise InputError(
+            f"The output's name is at most {longest} bytes long; {path.name[:20]}...{path.name[-20:]} has {length}. "
+            "Choose a shorter name."
+        )
+    length = len(os.fsencode(path.absolute()))
+    if length + _ADDED > _LONGEST_PATH:
+        raise InputError(
+            f"The output's path is at most {_LONGEST_PATH - _ADDED} bytes long; ...{str(path)[-40:]} has {length}. "
+            "Choose a shorter one."
+        )
+
+
+def check_space(path: Path, needed: float, what: str, parameter: str) -> None:
+    """Refuse an output that is larger than what is free on its disk, the unfinished run of it included.
+
+    Parameters
+    ----------
+    path : Path
+    needed : float
+        Bytes.
+    what : str
+        What needs them, for the message.
+    parameter : str
+        What to make smaller, for the message.
+
+    Raises
+    ------
+    OutputError
+    """
+    target = _target(path)
+    run = _beside(path, "", ".run")
+    with suppress(OSError):
+        free = shutil.disk_usage(target.absolute().parent).free
+        free += sum(entry.stat().st_size for entry in run.iterdir()) if run.is_dir() else 0
+        if needed > free:
+            raise OutputError(
+                f"{what} need at least {needed / 1e9:,.1f} GB on disk; {free / 1e9:,.1f} GB are free for {path}. Give "
+                f"a smaller {parameter}, or a name on another disk."
+            )
+
+
+_SHORT = 24
+"""Characters of an output's name that names beside it begin with."""
+
+
+def _short(path: Path) -> str:
+    """The beginning of a path's name without its ending, in characters that every library takes in names of files."""
+    return re.sub(r"[^\w.-]", "_", path.stem[:_SHORT])
+
+
+def _beside(path: Path, before: str, after: str) -> Path:
+    """A path beside another one, its name with something before and after it; shortened if it would be too long."""
+    name = f"{before}{path.name}{after}"
+    if len(os.fsencode(name)) > _longest_name(path.parent):
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+        name = f"{before}{path.name[:_SHORT]}-{digest}{after}"
+    return path.with_name(name)
 
 
 def check_directory(path: Path, mark: str, overwrite: bool) -> None:
@@ -80,17 +200,25 @@ def check_directory(path: Path, mark: str, overwrite: bool) -> None:
     ------
     InputError
         If the directory exists and `overwrite` is not set, or it exists without `mark`,
-        or its parent directory does not exist.
+        or its name is too long, or its parent directory does not exist. A symbolic link
+        counts as the directory that it leads to.
     """
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"The output's directory {path.parent} does not exist. Create it first.")
+    _check_length(path)
+    target = _target(path)
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"The output's directory {target.parent} does not exist. Create it first.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Choose another name, or give `overwrite`.")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise InputError(f"The output's directory {target.parent} cannot be written to. Choose another one.")
     if path.exists() and not (path / mark).is_file():
         raise InputError(f"{path} was not made by this command (it has no {mark}), so it is not overwritten.")
 
 
 # --- whole or not at all ----------------------------------------------------------------------
+
+_LONGEST_ENDING = 12
+"""Characters of endings that temporary files keep, such as ``.fits.gz``."""
 
 _WHOLE = "What was there before is intact; when the disk is well again, repeat the command"
 
@@ -102,12 +230,12 @@ def whole(path: Path) -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        Replaced if it exists.
+        Replaced if it exists; through a symbolic link, the file that it leads to.
 
     Yields
     ------
     Path
-        An empty file with the same ending.
+        An empty file with the same ending, and the permissions of a new file.
 
     Raises
     ------
@@ -115,14 +243,15 @@ def whole(path: Path) -> Iterator[Path]:
         If the disk refuses; `path` is as it was.
     """
     partial = None
+    path = _target(path)
     with _explained(path, _WHOLE):
         try:
             ending = "".join(path.suffixes[-2:])
-            handle, name = tempfile.mkstemp(ending, f".{path.stem}-", path.parent)
-            os.close(handle)
-            partial = Path(name)
+            ending = ending if len(ending) <= _LONGEST_ENDING else path.suffix[:_LONGEST_ENDING]
+            new = path.with_name(f".{_short(path)}-{secrets.token_hex(4)}{ending}")
+            new.touch(exist_ok=False)
+            partial = new
             yield partial
-            partial.chmod(0o644)
             partial.replace(path)
         finally:
             if partial is not None:
@@ -140,7 +269,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        Replaced if it exists.
+        Replaced if it exists; through a symbolic link, the directory that it leads to.
 
     Yields
     ------
@@ -152,14 +281,16 @@ def whole_directory(path: Path) -> Iterator[Path]:
     OutputError
         If the disk refuses; `path` is as it was.
     """
-    old = path.with_name(f".{path.name}.old")
+    path = _target(path)
+    old = _beside(path, ".", ".old")
     partial = None
     with _explained(path, _WHOLE):
         try:
             if old.exists() and not path.exists():
                 old.rename(path)
-            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-            partial.chmod(0o755)
+            new = path.with_name(f".{_short(path)}-{secrets.token_hex(4)}")
+            new.mkdir()
+            partial = new
             yield partial
             _remove(old)
             if path.exists():
@@ -192,7 +323,8 @@ def _explained(path: Path, consolation: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "errno = " not in str(error):
             raise  # h5py raises either, but not only for the disk
-        if path.stem not in str(getattr(error, "filename", None) or path):
+        name = str(getattr(error, "filename", None) or path)
+        if path.stem not in name and _short(path) not in name:
             raise  # another file is the matter, such as one that is read meanwhile
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
         raise OutputError(f"{path} could not be written: {reason}. {consolation}.") from error
@@ -217,7 +349,8 @@ class Run:
     Parameters
     ----------
     path : Path or None
-        The directory, usually ``<output>.run``. None keeps nothing.
+        The directory, usually ``<output>.run``. None keeps nothing. A name that is too
+        long for the file system is shortened, always in the same way.
     config : mapping
         Options that determine the result; can be written as JSON. An unfinished run is
         continued only if they are equal.
@@ -238,6 +371,7 @@ class Run:
     """
 
     def __init__(self, path: Path | None, config: Mapping[str, Any], overwrite: bool) -> None:
+        path = None if path is None else _beside(path, "", "")
         self.path, self._made = path, False
         self._lock: BaseFileLock | None = None
         if path is None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, parent_process
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 from sersicnet.errors import InputError, WorkError
@@ -31,6 +36,49 @@ _ENVIRONMENT = {
 
 MEASURING = "sersicnet.measuring.preload"
 """Module that imports everything that a process needs to measure tiles."""
+
+
+def cores() -> int:
+    """Number of cores that this process may use: those it is bound to, within the quota of its control group."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        allowed = os.cpu_count() or 1
+    quota = _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return max(1, math.ceil(min(allowed, quota)))
+
+
+def _quota(membership: Path, root: Path) -> float:
+    """Cores' worth of time that the control groups of this process allow, infinite without a limit.
+
+    A limit of any group above counts as well. Version 1 of control groups has a directory for
+    each kind of limit below the root, version 2 has one for all.
+    """
+    found = math.inf
+    with suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            if kinds and "cpu" not in kinds.split(","):
+                continue
+            top = root / kinds if kinds else root
+            inner = top / group.lstrip("/")
+            for directory in (inner, *inner.parents):
+                found = min(found, _limit(directory))
+                if directory == top:
+                    break
+    return found
+
+
+def _limit(directory: Path) -> float:
+    """Cores' worth of time that one control group allows."""
+    with suppress(OSError, ValueError):
+        if (file := directory / "cpu.max").exists():
+            quota, period = file.read_text().split()
+            return math.inf if quota == "max" else float(quota) / float(period)
+        quota = (directory / "cpu.cfs_quota_us").read_text()
+        if float(quota) > 0:  # -1 is no limit
+            return float(quota) / float((directory / "cpu.cfs_period_us").read_text())
+    return math.inf
 
 
 def in_order(apply: Apply) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
@@ -56,29 +104,58 @@ def here(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[
 
 def get_ready(preload: str = MEASURING) -> None:
     """Import the modules for `pools` in the background, while this process continues."""
-    with _environment():
-        _context(preload)
-        if sys.platform == "linux":
-            forkserver.ensure_running()
+    _context(preload)
 
 
 def _context(preload: str) -> BaseContext:
-    """The start method: on Linux, workers are forked from a process that has imported `preload`; elsewhere, spawned."""
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([preload])
-    return context
+    """The start method: on Linux, workers are forked from a process that has imported `preload`; elsewhere, spawned.
+
+    They are spawned on Linux, too, if no directory for temporary files has a name that is short
+    enough for a socket.
+    """
+    if sys.platform == "linux":
+        context = get_context("forkserver")
+        context.set_forkserver_preload([preload])
+        with suppress(OSError), _environment(), _short_temporary_directory():
+            forkserver.ensure_running()
+            return context
+    return get_context("spawn")
+
+
+_LONGEST_SOCKET, _ADDED = 107, len("/pymp-12345678/listener-12345678")
+"""Bytes of the path of a socket on Linux, and of what Python adds to the directory for temporary files."""
+
+
+@contextmanager
+def _short_temporary_directory() -> Iterator[None]:
+    """Create temporary files in a directory that is short enough for a socket: batch systems set long ones."""
+    before, given = tempfile.tempdir, tempfile.gettempdir()
+    try:
+        if len(os.fsencode(given)) + _ADDED > _LONGEST_SOCKET:
+            short = (place for place in ("/tmp", "/var/tmp", "/dev/shm") if os.access(place, os.W_OK | os.X_OK))
+            tempfile.tempdir = next(short, given)
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Set `_ENVIRONMENT` for the processes that are started in this context."""
+    """Set `_ENVIRONMENT` for the processes that are started in this context, and keep Ctrl-C from them.
+
+    Ctrl-C reaches every process of a terminal. This process ends its workers; they would each print a traceback.
+    """
+    blocks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if blocks:
+        resource_tracker.ensure_running()  # which would lift the block when it starts
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:
         yield
     finally:
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -116,33 +193,39 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
     if n <= 1 and not apart:
         yield here
         return
-    pool = ProcessPoolExecutor(n, _context(preload), initializer=_begin, initargs=(prepare,))
-    any_done = False
+    check_main()
+    context = _context(preload)
+    # Workers that are forked have the environment of the process that they are forked from.
+    starting = nullcontext if context.get_start_method() == "forkserver" else _environment
+    begun, stop = context.Event(), context.Event()
+    pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(prepare, begun, stop))
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        nonlocal any_done
         running: dict[Future[Any], int] = {}
         waiting = enumerate(jobs)
         try:
             while True:
                 while len(running) < 2 * n and (following := next(waiting, None)) is not None:
-                    with _environment():
+                    with starting():
                         running[pool.submit(function, following[1])] = following[0]
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    result = future.result()
-                    any_done = True
-                    yield running.pop(future), result
-        except BrokenProcessPool as error:
-            raise WorkError(_KILLED if any_done else _KILLED_AT_ONCE) from error
+                    yield running.pop(future), future.result()
+        except (BrokenProcessPool, EOFError, ConnectionError) as error:
+            if begun.is_set() and not isinstance(error, BrokenProcessPool):
+                raise  # a job's own
+            raise WorkError(_KILLED if begun.is_set() else _NOT_BEGUN) from error
         finally:
             for future in running:
                 future.cancel()
 
     try:
         yield apply
+    except KeyboardInterrupt:
+        stop.set()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -151,19 +234,47 @@ _KILLED = (
     "A worker process was killed, perhaps because of too little memory. Finished work is kept, and the same "
     "command continues; `workers=1` needs least memory."
 )
-_KILLED_AT_ONCE = _KILLED + " A Python script with several workers needs its calls below `if __name__ == '__main__':`."
+_NOT_BEGUN = (
+    "The worker processes ended before they began. A Python script with several workers needs its calls below "
+    "`if __name__ == '__main__':`, since each worker imports the script; or give `workers=1`."
+)
 
 
-def _begin(prepare: Callable[[], None]) -> None:
-    """Prepare a process of `pools`, and make it exit when the process that started it ends for any reason."""
+def check_main() -> None:
+    """Check that worker processes can import the user's script, as each of them does before it begins.
+
+    A worker process that is importing its script and has arrived here again ends: the script lacks the line
+    ``if __name__ == "__main__":``, and the process that started the worker says so, in one line instead of a
+    traceback for each worker.
+
+    Raises
+    ------
+    WorkError
+        If the script is no file, as one from standard input.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        os._exit(1)
+    main = sys.modules["__main__"]
+    file = None if getattr(main, "__spec__", None) is not None else getattr(main, "__file__", None)
+    if file is not None and not Path(file).exists():
+        raise WorkError(
+            f"Each of several workers imports the Python script, and {file} is no file, such as one from standard "
+            "input. Save the script with its calls below `if __name__ == '__main__':`, or give `workers=1`."
+        )
+
+
+def _begin(prepare: Callable[[], None], begun: Event, stop: Event) -> None:
+    """Prepare a process of `pools`, and make it exit when it shall stop, or the process that started it has ended."""
     parent = parent_process()
     assert parent is not None
 
-    def follow() -> None:
-        parent.join()
+    def follow(ended: Callable[[], Any]) -> None:
+        ended()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    for ended in (parent.join, stop.wait):
+        threading.Thread(target=follow, args=(ended,), daemon=True).start()
+    begun.set()
     prepare()
 
 

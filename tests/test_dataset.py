@@ -343,7 +343,7 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x,y,mag,r_eff_pix,sersic_n,ellipticity\n1,2,3,4,5,0.6\n", "needs a column image, .* with --image"),
+        ("x,y,mag,r_eff_pix,sersic_n,ellipticity\n1,2,3,4,5,0.6\n", "needs a column image, .* with `image`"),
         ("image,x,y,mag,sersic_n,ellipticity\n", "needs a column r_eff_pix or r_eff"),
         ("image,x,dec,mag,r_eff_pix,sersic_n,q\nfield.fits,1,2,20,5,1,1\n", "both x and y, or both ra and dec"),
         (HEADER.replace("image,", "").strip() + ",image\n200,200,20,5,1,0.3\n", "line 2: image is empty"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
+from sersicnet.output import printable
 from sersicnet.schema import TARGETS, Flag
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Measurement:
     def __init__(self, table: QTable, exposure: Exposure, mesh: Mesh, draw: Draw | None) -> None:
         self.table, self.exposure, self.mesh, self.draw = table, exposure, mesh, draw
         self.meta: Mapping[str, Any] = table.meta
-        self.name = str(self.meta.get("IMAGE", exposure.image.name))
+        self.name = printable(str(self.meta.get("IMAGE", exposure.image.name)))
         self.flags = flags_of(table)
         self.kind = classes(self.flags)
         self.clean = self.flags == 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, warn
-from sersicnet.output import whole
+from sersicnet.output import printable, whole
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -135,7 +135,7 @@ class Reference:
                 found[name] = values
         for name, values in found.items():
             values[~_possible(name, values)] = np.nan
-        return cls(str(path), len(galaxies), sky, pixels, found, tuple(notes))
+        return cls(printable(str(path)), len(galaxies), sky, pixels, found, tuple(notes))
 
 
 def _possible(name: str, values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ a column without a unit has the unit of its name: degrees for ``ra``, arcsec for
 from __future__ import annotations
 
 import csv
+import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +82,10 @@ class Galaxies:
         InputError
             If it cannot be read.
         """
-        from sersicnet.catalogue.table import read_table
+        from sersicnet.catalogue.table import located, read_table
 
         out = cls(read_table(path), str(path))
-        out._path = Path(path)
+        out._path = located(path)[0]
         return out
 
     def __len__(self) -> int:
@@ -104,12 +106,13 @@ class Galaxies:
 
     def row(self, i: int) -> str:
         """Where row `i` is, for messages: ``line 3`` of a CSV file, ``row 2`` of others, from 1."""
-        if self._path is None or self._path.suffix.lower() != ".csv":
+        from sersicnet.catalogue.table import format_of, read_text
+
+        if self._path is None or format_of(self._path) != "ascii.csv":
             return f"row {i + 1}"
-        with self._path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            filled = (reader.line_num for cells in reader if len(cells) > 1 or "".join(cells).strip())
-            return f"line {next(line for k, line in enumerate(filled) if k == i + 1)}"
+        reader = csv.reader(io.StringIO(read_text(self._path)))
+        filled = (reader.line_num for cells in reader if len(cells) > 1 or "".join(cells).strip())
+        return f"line {next(line for k, line in enumerate(filled) if k == i + 1)}"
 
     # --- columns ---
 
@@ -138,14 +141,15 @@ class Galaxies:
 
     def _numbers(self, column: Any) -> np.ndarray:
         values, missing = _bare(column)
-        if values.ndim != 1:
+        if values.ndim == 2 and values.shape[1] == 1:  # vectors of one element are numbers
+            values, missing = values[:, 0], missing[:, 0]
+        if values.ndim != 1 or any(np.ndim(each) for each in values if values.dtype.kind == "O"):
             raise InputError(f"Column {column.info.name} of {self.name} must hold one number a row; it holds several.")
         if values.dtype.kind in "USO":
             return self._from_text(column.info.name, values, missing)
-        try:
-            numbers = values.astype(float)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"Column {column.info.name} of {self.name} must hold numbers: {error}.") from error
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"Column {column.info.name} of {self.name} must hold numbers; it holds {values.dtype}.")
+        numbers = values.astype(float)
         numbers[missing] = np.nan
         return numbers
 
@@ -159,7 +163,7 @@ class Galaxies:
                 numbers[i] = float(text)
             except ValueError:
                 raise InputError(
-                    f"Column {name} of {self.name} must hold numbers; {self.row(i)} has {text!r}."
+                    f"Column {name} of {self.name} must hold numbers; {self.row(i)} has {text[:_LONGEST]!r}."
                 ) from None
         return numbers
 
@@ -343,6 +347,10 @@ class Galaxies:
         return np.column_stack([column for column in columns if column is not None])
 
 
+_LONGEST = 40
+"""Characters of a value that messages show."""
+
+
 def _bare(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """The values of a column without its unit and mask, and where they are masked, bool."""
     masked = np.ma.getmaskarray(column) if isinstance(column, np.ma.MaskedArray) else getattr(column, "mask", False)
@@ -351,19 +359,26 @@ def _bare(column: Any) -> tuple[np.ndarray, np.ndarray]:
     return values, np.broadcast_to(masked, values.shape)
 
 
+_SPELLINGS = {"decimal degrees": "deg", **dict.fromkeys(("abmag", "ab mag", "mag ab", "mag_ab", "mag(ab)"), "mag(AB)")}
+"""Units in lower case that astropy spells in another way."""
+
+
 def _unit(given: Any) -> Any:
     """The unit of a column; None if it has none.
 
-    What the standard of a file does not know, such as hours in FITS and plurals, is tried as astropy writes it.
+    What the standard of a file does not know, such as hours in FITS, plurals and capitals, is tried as astropy
+    writes it.
     """
     from astropy import units
 
     if given is None or given == units.dimensionless_unscaled:
         return None
-    unit = units.Unit(given, parse_strict="silent")
-    for name in (str(given), str(given).removesuffix("s")):
-        if isinstance(unit, units.UnrecognizedUnit):
-            unit = units.Unit(name, parse_strict="silent")
+    plain = str(given).lower().strip(" .'\"")
+    unit = units.Unit(_SPELLINGS.get(plain, given), parse_strict="silent")
+    for name in (str(given), plain):
+        for spelling in (name, name.removesuffix("s")):
+            if isinstance(unit, units.UnrecognizedUnit):
+                unit = units.Unit(spelling, parse_strict="silent")
     return unit
 
 
@@ -372,18 +387,25 @@ def _as_text(value: Any) -> str:
 
 
 def holds_table(path: str | Path) -> bool:
-    """Whether a file is a table: by its ending, and of FITS files by whether the first data are a table."""
+    """Whether a file is a table: by its ending, and of FITS files by whether the first data are a table.
+
+    Of a FITS file with an extension in brackets, that extension counts.
+    """
     from astropy.io import fits
 
-    from sersicnet.catalogue.table import FORMATS
+    from sersicnet.catalogue.table import format_of, is_table, located
 
-    kind = FORMATS.get(Path(path).suffix.lower())
+    file, wanted = located(path)
+    kind = format_of(file)
     if kind != "fits":
         return kind is not None
     try:
-        with fits.open(path) as hdus:
-            first = next((hdu for hdu in hdus if hdu.header.get("NAXIS", 0) > 0), None)
-            return isinstance(first, fits.BinTableHDU | fits.TableHDU) and not isinstance(first, fits.CompImageHDU)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with fits.open(file) as hdus:
+                if wanted is not None:
+                    return is_table(hdus[int(wanted) if wanted.isdigit() else wanted])
+                return is_table(next((hdu for hdu in hdus if hdu.header.get("NAXIS", 0) > 0), None))
     except (MemoryError, NameError, AssertionError):
         raise  # none of these is a fault of the file
     except Exception:  # the reader of images says what is wrong with the file

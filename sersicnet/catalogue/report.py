@@ -86,7 +86,7 @@ def write_report(
     finally:
         exposure.close()
     with whole(Path(path)) as partial:
-        partial.write_text(page, "utf-8")
+        partial.write_text(page, "utf-8", errors="backslashreplace")
 
 
 def _page(run: Measurement, comparison: Comparison | None) -> str:

@@ -19,14 +19,14 @@ from astropy.io import ascii as text_tables
 from astropy.io import fits
 from astropy.io.votable import from_table
 from astropy.io.votable.tree import Info, VOTableFile
-from astropy.table import QTable, Table
+from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 
 import sersicnet
-from sersicnet.errors import InputError, first_line
+from sersicnet.errors import InputError, first_line, warn
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
-from sersicnet.output import whole
+from sersicnet.output import printable, whole
 from sersicnet.schema import COLUMN
 
 FORMATS = {
@@ -45,8 +45,28 @@ def stem(image: Path) -> str:
     return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
 
 
+def located(path: str | Path) -> tuple[Path, str | None]:
+    """The file of a table, and the name or number of its extension, if that follows in brackets."""
+    path = Path(path)
+    bracketed = re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path), re.DOTALL)
+    return (path, None) if bracketed is None or path.exists() else (Path(bracketed[1]), bracketed[2])
+
+
+def format_of(path: Path) -> str | None:
+    """The format of a table by its ending, before ``.gz`` if it has that; None if it is none of `FORMATS`."""
+    packed = path.suffix.lower() == ".gz"
+    kind = FORMATS.get((path.with_suffix("") if packed else path).suffix.lower())
+    return None if packed and kind == "parquet" else kind
+
+
 def read_table(path: str | Path) -> Table:
-    """Read a table by its ending, see `FORMATS`.
+    """Read a table by its ending, see `FORMATS`; all but Parquet may be gzipped (``.fits.gz``).
+
+    Parameters
+    ----------
+    path : str or Path
+        The extension of a FITS file may follow in brackets, ``file.fits[NAME]`` or ``file.fits[2]``. By default it
+        is SExtractor's ``LDAC_OBJECTS``, else the first table.
 
     Returns
     -------
@@ -56,14 +76,21 @@ def read_table(path: str | Path) -> Table:
     Raises
     ------
     InputError
-        If there is no such file, its ending is another one, or it cannot be read.
+        If there is no such file or extension, its ending is another one, or it cannot be read.
+
+    Warns
+    -----
+    SersicnetWarning
+        If a FITS file has several tables, and none is chosen.
     """
-    path = Path(path)
+    path, wanted = located(path)
     if not path.is_file():
         raise InputError(f"A table is a file; there is none at {path}.")
-    kind = FORMATS.get(path.suffix.lower())
+    kind = format_of(path)
     if kind is None:
         raise InputError(f"A table ends in {', '.join(FORMATS)}; received {path.name}.")
+    if wanted is not None and kind != "fits":
+        raise InputError(f"Only tables in FITS files have extensions; received {path.name}[{wanted}].")
     try:
         with warnings.catch_warnings():
             # What astropy says of odd units, keywords and VOTables is nothing to act on; unusable columns are refused.
@@ -71,20 +98,95 @@ def read_table(path: str | Path) -> Table:
             warnings.filterwarnings("error", message=".*truncated.*", category=AstropyUserWarning)
             if kind == "ascii.csv":
                 # The text, not the path: the fast reader takes no encoding, and so no byte-order mark.
-                return text_tables.read(path.read_text("utf-8-sig") + "\n", format="csv", guess=False)
-            return Table.read(path, format=kind, **_which_hdu(path) if kind == "fits" else {})
+                return text_tables.read(read_text(path).removeprefix("#") + "\n", format="csv", guess=False)
+            if kind == "fits":
+                return _read_fits(path, wanted)
+            return _read_parquet(path) if kind == "parquet" else Table.read(path, format=kind)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a {kind.removeprefix('ascii.').upper()} file in UTF-8: {error}.") from error
-    except (MemoryError, NameError, AssertionError):
-        raise  # none of these is a fault of the file
+    except (InputError, MemoryError, NameError, AssertionError):
+        raise  # none of these is a fault of the file, as its reader sees it
     except Exception as error:  # every reader has exceptions of its own
         raise InputError(f"{path} cannot be read as {kind}: {first_line(error)}") from error
 
 
-def _which_hdu(path: Path) -> dict[str, str]:
-    """Where the table of a FITS file is if it is not the first one: SExtractor writes one of the header before it."""
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, plain or gzipped, without the byte order mark that some programs begin with."""
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_parquet(path: Path) -> Table:
+    """A Parquet file; what astropy does not read of those of other programs, such as missing text, is read here."""
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = pyarrow.types
+    file = pyarrow.parquet.ParquetFile(path)
+    schema = file.schema_arrow
+    plain = [field.name for field in schema if kinds.is_floating(field.type) or kinds.is_integer(field.type)]
+    others = [name for name in schema.names if name not in plain]
+    found = Table.read(path, format="parquet", include_names=plain) if plain else Table()
+    if not others:
+        return found
+    for name, column in zip(others, file.read(others).columns, strict=True):
+        if kinds.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        missing = column.is_null().to_numpy()
+        if kinds.is_decimal(column.type) or kinds.is_null(column.type):
+            column = column.cast(pyarrow.float64())
+        values = column.to_pylist()
+        if kinds.is_nested(column.type):
+            content = np.empty(len(values), object)
+            content[:] = values
+        else:
+            filler = next((value for value in values if value is not None), np.nan)
+            content = np.array([filler if value is None else value for value in values])
+        found[name] = MaskedColumn(content, mask=missing) if missing.any() else content
+    return found[schema.names]
+
+
+def _read_fits(path: Path, wanted: str | None) -> Table:
+    """A table of a FITS file; how its columns are to be displayed does not matter."""
+    number = _which_hdu(path, wanted)
+    with fits.open(path, memmap=False) as hdus:
+        for keyword in list(hdus[number].header["TDISP*"]):
+            del hdus[number].header[keyword]
+        return Table.read(hdus[number], format="fits")
+
+
+_OBJECTS = ("LDAC_OBJECTS", "OBJECTS")
+"""Extensions in which SExtractor and its relatives write their sources, after a table of the image's header."""
+
+
+def _which_hdu(path: Path, wanted: str | None) -> int:
+    """The number of the extension that is read from a FITS file."""
     with fits.open(path) as hdus:
-        return {"hdu": "LDAC_OBJECTS"} if "LDAC_OBJECTS" in hdus else {}
+        names = [hdu.name for hdu in hdus]
+        tables = [i for i, hdu in enumerate(hdus) if is_table(hdu)]
+    listed = ", ".join(names[i] or str(i) for i in tables)
+    if wanted is not None:
+        matching = [i for i, name in enumerate(names) if wanted.upper() == name.upper() or wanted == str(i)]
+        if not set(matching) & set(tables):
+            what = "is an image" if matching else "is none of its extensions"
+            raise InputError(f"{path} has {f'the tables {listed}' if tables else 'no table'}; {wanted} {what}.")
+        return next(i for i in matching if i in tables)
+    if not tables:
+        raise InputError(f"{path} has no table.")
+    objects = [i for i in tables if names[i] in _OBJECTS]
+    chosen, *others = objects or tables
+    if others:
+        warn(
+            f"{path} has the tables {listed}: {names[chosen] or chosen}, number {chosen}, is read. Another one is "
+            f"chosen by its name or number in brackets, as in {path.name}[{others[0]}]."
+        )
+    return chosen
+
+
+def is_table(hdu: object) -> bool:
+    """Whether an extension of a FITS file is a table, and not a compressed image, which is stored as one."""
+    return isinstance(hdu, fits.BinTableHDU | fits.TableHDU) and not isinstance(hdu, fits.CompImageHDU)
 
 
 def origin() -> dict[str, str]:
@@ -138,6 +240,7 @@ def write(table: QTable, path: Path) -> None:
         If it cannot be written.
     """
     kind = FORMATS[path.suffix.lower()]
+    table = _printable(table)
     with whole(path) as partial:
         if kind == "fits":
             _hdu(table).writeto(partial, overwrite=True, checksum=True)
@@ -236,8 +339,23 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
 
 
 def _ascii(text: str) -> str:
-    """Text as FITS can hold it, in ASCII."""
-    return text.encode("ascii", "backslashreplace").decode()
+    """Text as FITS can hold it, in ASCII that can be printed."""
+    return printable(text).encode("ascii", "backslashreplace").decode()
+
+
+def _printable(table: QTable) -> QTable:
+    """The same catalogue, with names of files as every format can hold them: FITS in ASCII, others in UTF-8."""
+    out = table.copy(copy_data=False)
+    for key, value in table.meta.items():
+        if isinstance(value, str):
+            out.meta[key] = printable(value)
+        elif isinstance(value, list):
+            out.meta[key] = [printable(text) for text in value]
+    for name in table.colnames:
+        if table[name].dtype.kind == "U" and not all(map(str.isprintable, table[name].tolist())):
+            out[name] = [printable(text) for text in table[name].tolist()]
+            out[name].info.description = table[name].info.description
+    return out
 
 
 def _votable(table: QTable) -> VOTableFile:

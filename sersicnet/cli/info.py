@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import typer
@@ -46,10 +45,10 @@ def describe() -> str:
         Markdown: versions, the devices of inference and of training, and the
         shipped weights with their domains and scores.
     """
-    from sersicnet import weights
+    from sersicnet import weights, workers
 
     lines = [f"## sersicnet {sersicnet.__version__}", ""]
-    lines += [f"- Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"]
+    lines += [f"- Python {platform.python_version()} on {platform.platform()}, {workers.cores()} cores"]
     lines += [f"- {package} {version}" for package in PACKAGES if (version := _version(package))]
     lines += [f"- measuring runs on: {', '.join(weights.providers())}"]
     lines += [f"- training runs on: {_training_device()}", "", "## Weights", ""]

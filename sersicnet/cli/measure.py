@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +41,7 @@ from sersicnet.cli.shared import (
     stages,
 )
 from sersicnet.errors import InputError
+from sersicnet.output import json_text, printable
 
 if TYPE_CHECKING:
     from sersicnet.measuring.plan import Outlook
@@ -220,11 +220,11 @@ def _check_several(output: Path | None, **single: Path | None) -> None:
 def _print_outlook(outlooks: list[Outlook], as_json: bool) -> None:
     """Print what a run would do on stdout, since the user asked for it."""
     if as_json:
-        typer.echo(json.dumps([asdict(outlook) for outlook in outlooks], indent=1))
+        typer.echo(json_text([asdict(outlook) for outlook in outlooks]))
         return
     for outlook in outlooks:
         height, width = outlook.shape
-        typer.echo(f"{outlook.image}: {width} x {height} pixels")
+        typer.echo(f"{printable(outlook.image)}: {width} x {height} pixels")
         typer.echo(f"  zero point   {outlook.zero_point.value:.4f} AB, from {outlook.zero_point.source}")
         typer.echo(f"  pixel scale  {outlook.pixel_scale.value:.4f} arcsec, from {outlook.pixel_scale.source}")
         to = f", resampled to {outlook.factor:.4f} pixels for each" if outlook.factor != 1 else ""

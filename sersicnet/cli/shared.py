@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import logging
-import os
 import re
 import shlex
 import time
@@ -23,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
+from sersicnet.output import json_text, printable
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -131,7 +130,7 @@ class Command(TyperCommand):
         raise typer.Exit(1)
 
     def _print(self, kind: str, message: str) -> None:
-        stderr.print(f"{kind}: {self.with_options(message)}", markup=False, soft_wrap=True)
+        stderr.print(printable(f"{kind}: {self.with_options(message)}"), markup=False, soft_wrap=True)
 
     def with_options(self, message: str) -> str:
         """Replace each parameter in backticks by the option or argument that sets it.
@@ -209,7 +208,7 @@ def stages(update: Callable[..., None]) -> Callable[[str, int, int], None]:
 def say(quiet: bool, text: str) -> None:
     """Print one line on stderr, unless quiet."""
     if not quiet:
-        stderr.print(text, markup=False, soft_wrap=True)
+        stderr.print(printable(text), markup=False, soft_wrap=True)
 
 
 def log_to_stderr(verbose: bool) -> None:
@@ -233,8 +232,10 @@ def opening(rms: Path | None, wht: Path | None, var: Path | None, **options: Any
 
 
 def cores(workers: int | None) -> int:
-    """Return the number of processes; all cores by default."""
-    return workers or os.cpu_count() or 1
+    """Return the number of processes; by default one for each core that this process may use."""
+    from sersicnet.workers import cores  # takes time that `sersicnet --help` need not wait for
+
+    return workers or cores()
 
 
 def refuse(rule: str, **options: Any) -> None:
@@ -261,7 +262,7 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
             }
         )
     if as_json:
-        typer.echo(json.dumps({"seconds": round(seconds, 1), "catalogues": facts}, indent=1))
+        typer.echo(json_text({"seconds": round(seconds, 1), "catalogues": facts}))
     if quiet:
         return
     for fact in facts:

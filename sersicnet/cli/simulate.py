@@ -145,7 +145,7 @@ def simulate(
     with importing():
         from sersicnet.simulating.field import Field, simulate_field
         from sersicnet.simulating.recipe import Simulation
-        from sersicnet.simulating.simulate import simulate
+        from sersicnet.simulating.simulate import check_room, simulate
 
     if mosaic is not None:
         refuse(
@@ -164,6 +164,7 @@ def simulate(
     started = time.monotonic()
     if preview is None or output is not None:
         check_output(target, overwrite)
+        check_room(target, n)
     with progress_bar(quiet, "reading"):
         simulation = Simulation.of_options(
             n,

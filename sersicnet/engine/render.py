@@ -30,7 +30,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -42,6 +41,7 @@ from scipy import fft, special
 
 from sersicnet.errors import InputError
 from sersicnet.schema import STAMP_SIZE
+from sersicnet.workers import cores
 
 N_RANGE = (0.3, 8.0)
 """Sersic indices that can be drawn."""
@@ -284,7 +284,7 @@ class Renderer:
             def fill(batch: _Batch) -> None:
                 images[batch.which] = self._draw(batch, derivatives=derivatives)
 
-            threads = min(len(rows), workers if workers > 0 else os.cpu_count() or 1)
+            threads = min(len(rows), workers if workers > 0 else cores())
             if threads > 1:
                 with ThreadPoolExecutor(threads) as pool:
                     list(pool.map(fill, batches))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -15,10 +14,11 @@ from sersicnet import weights
 from sersicnet.catalogue.crossmatch import on_sphere, pairs
 from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.catalogue.scores import MAG_EDGES, SNR_EDGES, binned, by_magnitude, scores
+from sersicnet.catalogue.table import located
 from sersicnet.errors import InputError
 from sersicnet.evaluating import domains as domain_tests
 from sersicnet.evaluating import figures
-from sersicnet.output import Report, check_directory, silent, whole_directory
+from sersicnet.output import Report, check_directory, json_text, silent, whole_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, TARGETS
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def evaluate_catalogue(
     given = [found.parameter(f"{name}_err") for name in TARGET_NAMES]
     errors = [values[i] for values in given if values is not None]
     sigma = np.column_stack(errors) if len(errors) == N_TARGETS else None
-    digest = weights.sha256(Path(catalogue))
+    digest = weights.sha256(located(catalogue)[0])
     measured = {Path(catalogue).name: Measured(values[i], sigma, digest)}
     flags = found.parameter("flags")
     if flags is not None:
@@ -392,7 +392,7 @@ def _completeness(true_mag: np.ndarray, mag: np.ndarray, i: np.ndarray, j: np.nd
 def _write_report(output: Path, result: dict[str, Any], truth: np.ndarray, measured: Mapping[str, Measured]) -> None:
     predicted = {label: found.predicted for label, found in measured.items()}
     with whole_directory(output) as partial:
-        (partial / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
+        (partial / "scores.json").write_text(json_text(result) + "\n")
         (partial / "scores.md").write_text(as_markdown(result))
         figures.draw_comparison(truth, predicted, partial / "predicted_against_true.png")
         figures.draw_distributions(truth, predicted, partial / "distributions.png")

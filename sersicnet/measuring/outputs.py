@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,7 +88,7 @@ class Outputs:
                 raise InputError(f"{_KINDS[name]} ends in {' or '.join(_ENDINGS[name])}; received {path.name}.")
         files = Files(**paths, reference=None if self.match is None else Reference.read(self.match))
         more = [output.check_output(path, self.overwrite) for path in files.differences]
-        names = [path.absolute() for path in (*([] if image is None else [image]), *paths.values(), *more)]
+        names = [Path(os.path.realpath(path)) for path in (*([] if image is None else [image]), *paths.values(), *more)]
         if len(set(names)) < len(names):
             raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in names)}.")
         return files

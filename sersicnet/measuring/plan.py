@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +160,8 @@ class Plan:
     ) -> Plan:
         """Check all inputs before the pixels are read; for the parameters see `sersicnet.measuring.measure.measure`."""
         report("reading", 0, 0)
+        if work.workers > 1:
+            workers.check_main()
         exposure = Exposure.of(exposure)
         files = outputs.checked(exposure.image.path)
         if network is not None and not isinstance(network, Weights):
@@ -269,7 +270,7 @@ class Plan:
                 profiles=self.network is not None and self.psf is None,
                 saturation=self.source.saturation,
                 # A single tile uses all cores; several tiles are measured at once, with one core each.
-                threads=(os.cpu_count() or 1) if len(self.cores) == 1 else 1,
+                threads=workers.cores() if len(self.cores) == 1 else 1,
             )
             values, profiles = self._measured(setting, kept, apply, report)
             columns.flag_large(values)

@@ -14,10 +14,10 @@ import scipy
 import sersicnet
 from sersicnet import dataset
 from sersicnet.errors import InputError
-from sersicnet.output import check_output
+from sersicnet.output import check_output, check_space
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.stamps import draw_stamps
-from sersicnet.workers import pools
+from sersicnet.workers import check_main, pools
 
 
 def _block(first: int) -> dataset.Block:
@@ -73,13 +73,16 @@ def simulate(
     InputError
         If the output exists or a number makes no sense.
     OutputError
-        If the file cannot be written.
+        If the file cannot be written, or the disk has no room for it.
     WorkError
         If a worker process was killed.
     """
+    if workers > 1:
+        check_main()
     output = check_output(output, overwrite)
     if simulation.n < 1:
         raise InputError(f"A training set has at least one stamp; received n = {simulation.n}.")
+    check_room(output, simulation.n)
     config = {**simulation.record(), "command": command}
     attributes = {
         "kind": "real-like galaxies" if simulation.real_like else "single Sersic galaxies",
@@ -98,6 +101,20 @@ def simulate(
             done += len(block.quantum)
             progress(done)
         return journal.finish(simulation.psf_images())
+
+
+LEAST_BYTES = 24_000
+"""Bytes on disk of a stamp, at least: a pixel of noise holds 6 bits, and each stamp is on disk twice at the end."""
+
+
+def check_room(output: Path, n: int) -> None:
+    """Refuse a training set that the disk has no room for, before any work is done.
+
+    Raises
+    ------
+    OutputError
+    """
+    check_space(output, n * LEAST_BYTES, f"{n:,} stamps", "`n`")
 
 
 def _blocks(simulation: Simulation, firsts: list[int], n: int) -> Iterator[dataset.Block]:

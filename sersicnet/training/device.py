@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from sersicnet import networks
 from sersicnet.networks import keras
+from sersicnet.workers import cores
 
 
 def jit() -> str | bool:
@@ -45,7 +45,7 @@ def on_accelerator() -> Callable[[np.ndarray], Any] | None:
 
 def device() -> str:
     """The device that training runs on, in words."""
-    return ", ".join(accelerators()) or f"{os.cpu_count()} CPU cores, no GPU"
+    return ", ".join(accelerators()) or f"{cores()} CPU cores, no GPU"
 
 
 def estimate(network: str, stamps_per_second: float, seconds: float) -> str:

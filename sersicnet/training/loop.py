@@ -24,7 +24,7 @@ from sersicnet import weights
 from sersicnet.engine.render import on_host
 from sersicnet.errors import DatasetError, InputError, first_line
 from sersicnet.networks import keras, ops, shown
-from sersicnet.output import Run
+from sersicnet.output import Run, json_text
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, Inputs, decode, encode
 from sersicnet.training.augment import deepened, noise_correlation, oriented
 from sersicnet.training.joined import Source
@@ -250,7 +250,7 @@ class RunState:
         lines = file.read_text().splitlines() if file.exists() else []
         lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
         with self.run.writing(file.name) as partial:
-            partial.write_text("".join(line + "\n" for line in [*lines, json.dumps(record)]))
+            partial.write_text("".join(line + "\n" for line in [*lines, json_text(record, indent=None)]))
 
 
 def _check(task: Task) -> None:

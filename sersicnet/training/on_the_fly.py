@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import itertools
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitud
 from sersicnet.simulating import neighbours as scene
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.stamps import draw_psf, draw_stamps, draw_truth, exposed
-from sersicnet.workers import in_order, pools
+from sersicnet.workers import cores, in_order, pools
 
 PORTION = 64
 """Galaxies that a worker process draws at a time."""
@@ -107,7 +106,7 @@ class OnTheFly:
                     "Galaxies are drawn with GalSim where no accelerator draws them, and it is not installed. "
                     "Run `pip install galsim`, or train without `on_the_fly`."
                 )
-            self._workers = workers or max(1, (os.cpu_count() or 1) // 2)
+            self._workers = workers or max(1, cores() // 2)
             self._apply = self._stack.enter_context(pools(self._workers, _undisturbed, preload=PRELOAD, apart=True))
 
     def __enter__(self) -> OnTheFly:
