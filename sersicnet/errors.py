@@ -62,6 +62,11 @@ def _is_inside(level: int) -> bool | None:
     return frame.f_code.co_filename.startswith(_NOT_CALLERS)
 
 
+def printable(text: str) -> str:
+    """Text whose control characters and undecodable bytes are escaped, as file names may have them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

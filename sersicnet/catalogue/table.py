@@ -23,7 +23,7 @@ from astropy.table import QTable, Table
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 
 import sersicnet
-from sersicnet.errors import InputError, first_line
+from sersicnet.errors import InputError, first_line, printable
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
 from sersicnet.output import whole
@@ -42,7 +42,7 @@ def check_ending(path: Path) -> None:
 
 def stem(image: Path) -> str:
     """Name of an image or a catalogue without its directory and endings."""
-    return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
+    return re.sub(r"(\.fits?|\.asdf)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
 
 
 def read_table(path: str | Path) -> Table:
@@ -236,8 +236,8 @@ def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray
 
 
 def _ascii(text: str) -> str:
-    """Text as FITS can hold it, in ASCII."""
-    return text.encode("ascii", "backslashreplace").decode()
+    """Text as FITS can hold it, in printable ASCII."""
+    return printable(text).encode("ascii", "backslashreplace").decode()
 
 
 def _votable(table: QTable) -> VOTableFile:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, printable
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -131,7 +132,7 @@ class Command(TyperCommand):
         raise typer.Exit(1)
 
     def _print(self, kind: str, message: str) -> None:
-        stderr.print(f"{kind}: {self.with_options(message)}", markup=False, soft_wrap=True)
+        stderr.print(f"{kind}: {printable(self.with_options(message))}", markup=False, soft_wrap=True)
 
     def with_options(self, message: str) -> str:
         """Replace each parameter in backticks by the option or argument that sets it.
@@ -161,7 +162,7 @@ def _spelled(parameter: Any, value: str | None) -> str:
 
 def command_line() -> str:
     """Return the running command line, quoted for a shell; outputs record it."""
-    return shlex.join(["sersicnet", *arguments])
+    return printable(shlex.join(["sersicnet", *arguments]))
 
 
 @contextmanager
@@ -171,9 +172,16 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
+        _silence_astropy()
         if not gc.get_freeze_count():  # once a process
             gc.freeze()
         gc.enable()
+
+
+def _silence_astropy() -> None:
+    """Keep astropy's log off the screen: it prints INFO on stdout, and its warnings before our line on stderr."""
+    if "astropy" in sys.modules:
+        logging.getLogger("astropy").setLevel(logging.ERROR)
 
 
 @contextmanager

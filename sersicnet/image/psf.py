@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, printable, warn
 
 _ANGLES = 24
 _STEPS = 128
@@ -20,6 +20,22 @@ _POWER = 0.6
 
 A PSF is smoother in it, so a spline follows the core of an undersampled PSF better than in the values themselves.
 """
+
+
+LEAST_FWHM = 0.5
+"""Least full width of a PSF, pixels of the exposure; the pixel itself, which an effective PSF includes, is 1 wide."""
+
+_LEAST_SIDE = 11
+"""Least side of a PSF whose rim is looked at for a pedestal, pixels."""
+
+_PEDESTAL, _UNCLEAR = 0.02, 0.05
+"""Flux that the level at the rim adds up to over the whole image, as a fraction of its sum, above which the level is
+a pedestal if it is flat, or unclear if it is half flat. Real PSFs whose wings are cut off reach 0.022, not
+flat."""
+
+_FLAT, _FALLING = 1.2, 1.6
+"""Ratios of the level three quarters of the way out to that at the rim: below the first, the level is flat; above the
+second it is a wing of the PSF (a profile that falls with the square of the radius has 1.8)."""
 
 
 class Width(NamedTuple):
@@ -84,7 +100,7 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
     ----------
     path : str or Path
         FITS image. An extension in brackets, ``file.fits[NAME]``, is read first;
-        then one named PSF; then the first image.
+        then one named PSF; then the first image without a name of another kind.
     oversampling : int
         Pixels of the file per pixel of the exposure, along an axis.
 
@@ -96,14 +112,19 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
     ------
     InputError
         If the image is not square, has an even number of pixels a side, has pixels that
-        are not finite, has no positive sum, or does not peak in the middle; or if
-        `oversampling` is below 1.
+        are not finite, has no positive sum, does not peak in the middle, or has at its rim what
+        may be a pedestal or a wing; or if `oversampling` is below 1 or too large for its width.
+
+    Warns
+    -----
+    SersicnetWarning
+        If a pedestal is subtracted.
     """
     if oversampling < 1:
         raise InputError(f"The oversampling of a PSF is a whole number from 1; received {oversampling}.")
     from sersicnet.image import mosaic  # which needs Astropy; training on datasets does without
 
-    frame = mosaic.read_image(path, prefer=("PSF",), least=1)
+    frame = mosaic.read_image(path, kind="psf", least=1)
     image, name = frame.data.astype(float), frame.name
     if image.shape[0] != image.shape[1] or image.shape[0] % 2 == 0:
         raise InputError(
@@ -119,8 +140,51 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
             f"A PSF has its peak on the middle pixel ({middle}, {middle}); that of {name} is at x = {peak[1]}, "
             f"y = {peak[0]}. Shift it."
         )
+    image = _without_pedestal(image, name)
     digest = hashlib.sha256(image.tobytes()).hexdigest()
-    return Psf(str(path), digest, image / image.sum(), oversampling)
+    psf = Psf(printable(str(path)), digest, image / image.sum(), oversampling)
+    if oversampling > 1 and psf.fwhm < LEAST_FWHM:
+        raise InputError(
+            f"A PSF that includes the pixel is at least {LEAST_FWHM} pixels of the image wide; with an oversampling of "
+            f"{oversampling}, that of {name} is {psf.fwhm:.2g}. Correct `psf_oversampling`."
+        )
+    return psf
+
+
+def _without_pedestal(image: np.ndarray, name: str) -> np.ndarray:
+    """The PSF without a constant that was added to all of its pixels, which its rim shows.
+
+    Raises
+    ------
+    InputError
+        If it is not clear whether the level at the rim is a pedestal or a wing of the PSF, or nothing is left.
+    """
+    side = len(image)
+    if side < _LEAST_SIDE:
+        return image
+    rows, columns = np.abs(np.indices(image.shape) - side // 2)
+    square, radius = np.maximum(rows, columns), np.hypot(rows, columns)
+    rim = image[square >= side // 2 - 1]
+    level = float(np.median(rim))
+    error = 1.858 * float(np.median(np.abs(rim - level))) / np.sqrt(rim.size)  # of a median: 1.4826 by 1.2533
+    share = level * image.size / image.sum()
+    if abs(share) < _PEDESTAL or abs(level) < 5 * error:
+        return image
+    inner = image[(radius >= 0.7 * (side // 2)) & (radius < 0.8 * (side // 2))]
+    ratio = float(np.median(inner)) / level
+    if ratio > _FALLING or (ratio > _FLAT and abs(share) < _UNCLEAR):
+        return image
+    what = f"{level:.3g} at its rim, {100 * share:.0f} % of its sum in all pixels together"
+    if ratio > _FLAT or ratio < 2 - _FLAT:
+        raise InputError(
+            f"A PSF falls to zero; {name} has a level of {what}, which may be its own wing or a background. Subtract "
+            "its background, or give an image that reaches farther out."
+        )
+    out = image - level
+    if not out.sum() > 0:
+        raise InputError(f"A PSF falls to zero; {name} has a level of {what}, and nothing is left without it.")
+    warn(f"A PSF falls to zero; {name} has a pedestal of {what}, which is subtracted.")
+    return out
 
 
 def full_width(image: np.ndarray, oversampling: int = 1) -> float:
