@@ -75,7 +75,7 @@ def choose(
             return int(hdus.index_of((version[1], int(version[2])) if version else text))
         except (KeyError, IndexError) as error:
             raise InputError(f"{path} has no extension {hdu}; it has {_listed(hdus)}.") from error
-    held = [i for i, unit in enumerate(hdus) if unit.is_image and unit.header.get("NAXIS", 0) > 0]
+    held = [i for i, unit in enumerate(hdus) if unit.is_image and len(unit.shape) > 1]
     held = [i for i in held if min(hdus[i].shape) > 0] or held
     if not held:
         what = ", ".join(type(unit).__name__ for unit in hdus)

@@ -28,14 +28,14 @@ LEAST_FWHM = 0.5
 _LEAST_SIDE = 11
 """Least side of a PSF whose rim is looked at for a pedestal, pixels."""
 
-_PEDESTAL, _UNCLEAR = 0.02, 0.05
-"""Flux that the level at the rim adds up to over the whole image, as a fraction of its sum, above which the level is
-a pedestal if it is flat, or unclear if it is half flat. Real PSFs whose wings are cut off reach 0.022, not
-flat."""
+_WINGS = (2.0, 3.0, 5.0)
+"""Steepness of the wings of PSFs, the power of the radius that they fall with: least, typical and largest."""
 
-_FLAT, _FALLING = 1.2, 1.6
-"""Ratios of the level three quarters of the way out to that at the rim: below the first, the level is flat; above the
-second it is a wing of the PSF (a profile that falls with the square of the radius has 1.8)."""
+_PEDESTAL = 0.02
+"""Least flux of a pedestal in all pixels together, as a fraction of that of the PSF without it."""
+
+_UNCLEAR = 0.1
+"""Largest uncertainty of the same flux, from the unknown steepness of the wings, of a pedestal that is subtracted."""
 
 
 class Width(NamedTuple):
@@ -159,32 +159,31 @@ def _without_pedestal(image: np.ndarray, name: str) -> np.ndarray:
     InputError
         If it is not clear whether the level at the rim is a pedestal or a wing of the PSF, or nothing is left.
     """
-    side = len(image)
-    if side < _LEAST_SIDE:
+    half = len(image) // 2
+    if len(image) < _LEAST_SIDE:
         return image
-    rows, columns = np.abs(np.indices(image.shape) - side // 2)
-    square, radius = np.maximum(rows, columns), np.hypot(rows, columns)
-    rim = image[square >= side // 2 - 1]
-    level = float(np.median(rim))
-    error = 1.858 * float(np.median(np.abs(rim - level))) / np.sqrt(rim.size)  # of a median: 1.4826 by 1.2533
-    share = level * image.size / image.sum()
-    if abs(share) < _PEDESTAL or abs(level) < 5 * error:
+    radius = np.hypot(*np.indices(image.shape) - half) / half
+    inner, outer = ((radius >= low) & (radius < low + 0.15) for low in (0.65, 0.85))
+    level, step = (float(np.median(image[ring])) for ring in (outer, inner))
+    step -= level
+    # Where the rings hold a pedestal and a wing, their difference is the wing's, whose steepness gives its level.
+    rise = [float(np.median(radius[outer]) / np.median(radius[inner])) ** power - 1 for power in _WINGS]
+    least, typical, most = (level - step / more for more in rise)
+    spread = float(np.median(np.abs(image[outer] - level)))
+    error = 1.858 * spread / np.sqrt(np.count_nonzero(outer))  # of a median: 1.4826 by 1.2533
+    rest = image.sum() - typical * image.size
+    shares = np.array([least, typical, most]) * image.size / (rest if rest > 0 else image.sum())
+    certain = min(abs(shares[0]), abs(shares[2])) if shares[0] * shares[2] > 0 else 0.0
+    if certain < _PEDESTAL or abs(level) < 5 * error:
         return image
-    inner = image[(radius >= 0.7 * (side // 2)) & (radius < 0.8 * (side // 2))]
-    ratio = float(np.median(inner)) / level
-    if ratio > _FALLING or (ratio > _FLAT and abs(share) < _UNCLEAR):
-        return image
-    what = f"{level:.3g} at its rim, {100 * share:.0f} % of its sum in all pixels together"
-    if ratio > _FLAT or ratio < 2 - _FLAT:
+    what = f"{typical:.3g} in all of its pixels, {100 * shares[1]:.0f} % of the flux of the rest"
+    if not rest > 0 or abs(shares[2] - shares[0]) > _UNCLEAR:
         raise InputError(
-            f"A PSF falls to zero; {name} has a level of {what}, which may be its own wing or a background. Subtract "
-            "its background, or give an image that reaches farther out."
+            f"A PSF falls to zero; {name} has a pedestal of about {what}, which cannot be told from the wings of the "
+            "PSF. Subtract its background, or give an image that reaches farther out."
         )
-    out = image - level
-    if not out.sum() > 0:
-        raise InputError(f"A PSF falls to zero; {name} has a level of {what}, and nothing is left without it.")
     warn(f"A PSF falls to zero; {name} has a pedestal of {what}, which is subtracted.")
-    return out
+    return image - typical
 
 
 def full_width(image: np.ndarray, oversampling: int = 1) -> float:
