@@ -103,8 +103,14 @@ class Domain:
         outside = (targets < self.low) | (targets > self.high)
         return outside & np.isfinite(targets).all(axis=1, keepdims=True)
 
-    def check_scale(self, scale: Reading) -> None:
+    def check_scale(self, scale: Reading, *, refine: bool = False) -> None:
         """Refuse an image of another pixel scale: its results would look right and be wrong.
+
+        Parameters
+        ----------
+        scale : Reading
+        refine : bool
+            Whether fits follow, which exclude resampling.
 
         Raises
         ------
@@ -112,9 +118,10 @@ class Domain:
             If the pixel scale is known and more than 5 % off.
         """
         if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
+            way = "Fits need no network, and work at any pixel scale: `sersicnet fit`" if refine else "Give `resample`"
             raise InputError(
                 f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}. "
-                f"Give `resample`; or {REMEDY}."
+                f"{way}; or {REMEDY}."
             )
 
     def compare(self, zero: Reading, width: Width, rms: np.ndarray) -> Verdict:

@@ -62,6 +62,13 @@ def _is_inside(level: int) -> bool | None:
     return frame.f_code.co_filename.startswith(_NOT_CALLERS)
 
 
+def printable(text: str) -> str:
+    r"""Text on one line: control characters, and bytes of a file's name that are no text, as escapes like ``\x07``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

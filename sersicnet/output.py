@@ -37,13 +37,6 @@ def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def printable(text: str) -> str:
-    r"""Text on one line: control characters, and bytes of a file's name that are no text, as escapes like ``\x07``."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def json_text(value: Any, indent: int | None = 1) -> str:
     """A value as JSON, with null in the place of NaN and infinities, which JSON does not know."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)

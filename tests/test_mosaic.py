@@ -1,4 +1,5 @@
 import gzip
+import sys
 
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ from astropy.io import fits
 from astropy.table import Table
 from conftest import turned
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.detect import Detector
-from sersicnet.image.mosaic import read_image
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.mosaic import read_image, read_map
 from sersicnet.image.pixels import Sky, without_data
 from sersicnet.image.stamps import cut
 
@@ -43,7 +45,7 @@ def test_brackets_and_preferred_names_choose_an_extension(tmp_path):
     primary = fits.PrimaryHDU(header=fits.Header({"PHOTFLAM": 2e-20, "CRVAL1": 3.0}))
     fits.HDUList([primary, *planes]).writeto(path)
     assert read_image(f"{path}[WHT]").data[0, 0] == 1
-    assert read_image(path, prefer=("WHT",)).data[0, 0] == 1
+    assert read_image(path, kind="wht").data[0, 0] == 1
     assert read_image(path).data[0, 0] == 0
     assert read_image(path).header["PHOTFLAM"] == 2e-20
     assert "CRVAL1" not in read_image(path).header
@@ -289,3 +291,225 @@ def test_blocks_of_zeros_are_seen():
             data = np.ones((30, 30), np.float32)
             data[10 + dy : 15 + dy, 11 + dx : 16 + dx] = 0
             assert np.count_nonzero(without_data(data)) == 25
+
+
+def planes(path, *named, **cards):
+    """A file of extensions, each of them filled with its own number, with an empty primary before them."""
+    hdus = [fits.PrimaryHDU()]
+    for i, (name, more) in enumerate(named, start=1):
+        hdus.append(fits.ImageHDU(np.full((20, 20), i, np.float32), fits.Header({**cards, **more}), name=name))
+    fits.HDUList(hdus).writeto(path, overwrite=True)
+    return path
+
+
+SURVEY = [
+    (None, {"IMAGETYP": kind, "BAND": band}) for band in "gr" for kind in ("image", "invvar", "psf")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "named",
+    [SURVEY, [(f"{kind}_{band}", {}) for band in "gr" for kind in ("IMAGE", "INVVAR", "PSF")]],
+    ids=["IMAGETYP and BAND", "EXTNAME"],
+)
+def test_image_and_weight_of_one_band_are_chosen_by_their_names(tmp_path, named):
+    path = planes(tmp_path / "bands.fits", *named)
+    with pytest.warns(SersicnetWarning, match=r"holds several images: 1 .*, 4 .*Extension 1 is used; `hdu` chooses"):
+        image = read_image(path)
+    assert image.data[0, 0] == 1
+    assert read_map(path, "wht", image).data[0, 0] == 2
+    red = read_image(path, 4)
+    assert read_map(path, "wht", red).data[0, 0] == 5
+    with pytest.raises(InputError, match="no extension that is named an rms map"):
+        read_map(path, "rms", red)
+
+
+def test_maps_are_no_images_and_images_no_maps(tmp_path):
+    path = planes(tmp_path / "both.fits", ("ERR", {}), ("SCI", {}), ("VAR_POISSON", {}), ("VAR_RNOISE", {}))
+    image = read_image(path)
+    assert image.data[0, 0] == 2
+    assert read_map(path, "rms", image).data[0, 0] == 1
+    other = planes(tmp_path / "other.fits", ("SCI", {}), ("ERR", {}))
+    with pytest.raises(InputError, match="holds no extension that is named an inverse-variance map"):
+        read_map(other, "wht", image)
+    with pytest.raises(InputError, match="more than one extension that is named a variance map"):
+        read_map(path, "var", image)
+    with pytest.raises(InputError, match="no extension that is an image by its name; it has 0 PRIMARY, 1 ERR"):
+        read_image(planes(tmp_path / "rms.fits", ("ERR", {}), ("DQ", {})))
+    with pytest.raises(InputError, match="holds no extension that is named an inverse-variance map"):
+        read_map(tmp_path / "rms.fits", "wht", image)
+
+
+def test_an_extension_without_a_telling_name_is_a_map(tmp_path):
+    path = planes(tmp_path / "image.fits", ("SCI", {}))
+    image = read_image(path)
+    assert read_map(planes(tmp_path / "map.fits", (None, {}), ("X", {})), "rms", image).data[0, 0] == 1
+    assert read_map(planes(tmp_path / "copied.fits", ("SCI", {})), "rms", image).data[0, 0] == 1
+
+
+@pytest.mark.parametrize("primary", [None, np.zeros((0, 0), np.float32), np.zeros(5054, np.uint8), np.ones((2, 2))])
+def test_an_empty_primary_is_not_the_image(tmp_path, primary):
+    hdus = [fits.PrimaryHDU(primary), fits.ImageHDU(np.full((1, 1, 20, 30), 7, np.int16))]
+    fits.HDUList(hdus).writeto(tmp_path / "image.fits")
+    image = read_image(tmp_path / "image.fits")
+    assert image.shape == (20, 30)
+    assert (image.read((slice(3, 8), slice(2, 20))) == np.full((5, 18), 7)).all()
+    with fits.open(tmp_path / "image.fits") as opened:
+        assert Exposure.of(opened, zero_point=25.0).shape == (20, 30)
+
+
+def test_planes_of_one_pixel_are_dropped_however_the_file_is_compressed(tmp_path):
+    data = np.random.default_rng(0).normal(0, 1, (1, 30, 40)).astype(np.float32)
+    fits.writeto(tmp_path / "a.fits", data)
+    (tmp_path / "a.fits.gz").write_bytes(gzip.compress((tmp_path / "a.fits").read_bytes()))
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(data)]).writeto(tmp_path / "a.fits.fz")
+    for name in ("a.fits", "a.fits.gz", "a.fits.fz"):
+        np.testing.assert_allclose(read_image(tmp_path / name).data, data[0], atol=0.1)
+
+
+def test_the_input_of_a_cube_of_galfit_is_used(tmp_path):
+    named = [
+        (None, {"OBJECT": "n[1:20]"}),
+        (None, {"OBJECT": "model", "CONVBOX": "100, 100", "FITSECT": "[1:20,1:20]", "MAGZPT": 25.0}),
+        (None, {"OBJECT": "residual map"}),
+    ]
+    with pytest.warns(SersicnetWarning, match="was written by GALFIT: extension 1, its input, is used"):
+        assert read_image(planes(tmp_path / "imgblock.fits", *named)).data[0, 0] == 1
+    with pytest.raises(InputError, match="no extension that is an image by its name"):
+        read_image(planes(tmp_path / "model.fits", named[1]))
+
+
+def test_an_extension_has_a_version(tmp_path):
+    path = tmp_path / "chips.fits"
+    chips = [fits.ImageHDU(np.full((20, 20), i, np.int16), name="SCI", ver=i) for i in (1, 2)]
+    fits.HDUList([fits.PrimaryHDU(), *chips]).writeto(path)
+    assert read_image(f"{path}[SCI,2]").data[0, 0] == 2
+
+
+TAN = {
+    "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.1, "CRVAL2": 2.2, "CRPIX1": 100.5, "CRPIX2": 100.5,
+    "CDELT1": -0.06 / 3600, "CDELT2": 0.06 / 3600, "MAGZERO": 25.0,
+}  # fmt: skip
+SIP = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2}
+
+
+def with_wcs(blank, **cards):
+    return read_image(blank("wcs.fits", {**TAN, **cards}, np.zeros((200, 200), np.float32)))
+
+
+def test_distortion_is_used_only_where_it_holds(blank, tmp_path):
+    plain = with_wcs(blank).sky(0.0, 0.0)
+
+    def off(image):
+        return np.hypot(*np.subtract(image.sky(0.0, 0.0), plain)) * 3600 / 0.06
+
+    terms = {"A_2_0": 1e-4, "B_0_2": 1e-4}
+    (tmp_path / "wcs.fits").unlink()
+    assert off(with_wcs(blank, **SIP, **terms)) > 1
+    for cards, message in (
+        ({"A_ORDER": 2, "B_ORDER": 2, **terms}, "SIP distortion is left out, because CTYPE does not end in -SIP"),
+        ({**SIP, "A_2_0": 1.0}, "SIP distortion cannot be used .it does not lead from the corners"),
+        ({**SIP, "B_ORDER": "x", **terms}, "SIP distortion cannot be used"),
+        ({"CPDIS1": "LOOKUP", "D2IMDIS1": "LOOKUP"}, "distortion by a look-up table is left out"),
+    ):
+        (tmp_path / "wcs.fits").unlink()
+        image = with_wcs(blank, **cards)
+        assert off(image) == pytest.approx(0, abs=1e-6)
+        with pytest.warns(SersicnetWarning, match=message):
+            image.check_wcs()
+
+
+def test_positions_far_from_a_distorted_image_are_unknown(blank):
+    image = with_wcs(blank, **SIP, A_2_0=2e-5, B_0_2=2e-5)
+    ra, dec = np.array([150.1, 150.5, 170, 330.1, np.inf, 1e300]), np.array([2.2, 2.6, 10, -2.2, 2.2, 2.2])
+    x, y = image.pixels(ra, dec)
+    assert np.isfinite(x).tolist() == np.isfinite(y).tolist() == [True] + 5 * [False]
+    x, y = image.pixels(*image.sky(np.array([0, 199.0, -40]), np.array([0, 3.0, 220])))
+    np.testing.assert_allclose(x, [0, 199, -40], atol=1e-3)
+    assert np.isnan(image.sky(np.array([1e9, np.inf, 1e308]), np.zeros(3))[0]).all()
+
+
+def test_two_pixel_scales_in_a_header_are_refused(blank, tmp_path):
+    for cards, message in (
+        ({"PC1_1": 2.0, "PC2_2": 2.0}, "0.06 arcsec by CDELT, 0.12 by CDELT and PC"),
+        ({"PC1_1": -0.06 / 3600, "PC2_2": 0.06 / 3600}, "has a PC matrix that is no rotation"),
+        (
+            {"PC1_1": 1.0, "PC2_2": 1.0, "CD1_1": -0.03 / 3600, "CD2_2": 0.03 / 3600},
+            "holds both a PC and a CD matrix; pixels are 0.06 arcsec by PC and CDELT, 0.03 by CD",
+        ),
+    ):
+        with_wcs(blank, **cards)
+        with pytest.raises(InputError, match=f"{message}.* or give `pixel_scale`"):
+            Exposure.open(tmp_path / "wcs.fits")
+        exposure = Exposure.open(tmp_path / "wcs.fits", pixel_scale=0.06)
+        assert exposure.pixel_scale.value == 0.06
+        assert exposure.wcs is None or exposure.image.scales == pytest.approx([0.06, 0.06])
+        (tmp_path / "wcs.fits").unlink()
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"PC1_1": 0.8, "PC1_2": -0.6, "PC2_1": 0.6, "PC2_2": 0.8},
+        {"CDELT1": 1.0, "CDELT2": 1.0, "PC1_1": -0.06 / 3600, "PC2_2": 0.06 / 3600},
+        {"CD1_1": -0.06 / 3600, "CD2_2": 0.06 / 3600, "CDELT1": 1.0, "CDELT2": 1.0},
+        {"PC1_1": 1.0, "PC2_2": 1.0, "CD1_1": -0.06 / 3600, "CD2_2": 0.06 / 3600},
+    ],
+)
+def test_other_ways_to_write_a_pixel_scale_are_no_contradiction(blank, cards):
+    image = with_wcs(blank, **cards)
+    image.check_wcs()
+    assert image.scales == pytest.approx([0.06, 0.06])
+
+
+def test_names_of_files_are_printable(tmp_path):
+    path = tmp_path / "a\tb\udcff.fits"
+    fits.writeto(path, np.zeros((20, 20)))
+    assert read_image(path).name.endswith("a\\tb\\udcff.fits[0]")
+
+
+def roman(path, **more):
+    asdf = pytest.importorskip("asdf")
+    data = np.random.default_rng(0).normal(0, 1, (40, 50)).astype(np.float32)
+    photometry = {"conversion_megajanskys": 0.5, "pixel_area": 2.8e-13}
+    tree = {"roman": {"data": data, "err": np.ones_like(data), "meta": {"photometry": photometry}, **more}}
+    asdf.AsdfFile(tree).write_to(path)
+    return data
+
+
+def test_images_of_roman_are_read(tmp_path):
+    path = tmp_path / "r.asdf"
+    data = roman(path)
+    exposure = Exposure.open(path, noise=path)
+    np.testing.assert_allclose(exposure.image.data, 0.5 * data, rtol=1e-6)
+    assert exposure.noise.data[0, 0] == 0.5
+    assert exposure.zero_point.value == pytest.approx(-6.10 - 2.5 * np.log10(2.8e-13), abs=1e-6)
+    assert exposure.pixel_scale.value == pytest.approx(0.109, abs=0.001)
+    assert exposure.pixel_scale.source == "PIXAR_SR"
+    with pytest.raises(InputError, match="holds no array weight; it has data, err"):
+        Exposure.open(path, noise=path, noise_kind="wht")
+
+
+def test_a_mosaic_of_roman_has_a_wcs(tmp_path):
+    info = {"pixel_scale": 0.055, "ra_ref": 270.0, "dec_ref": 66.0, "x_ref": 24.5, "y_ref": 19.5}
+    meta = {"photometry": {"conversion_megajanskys": 0.5, "pixel_area": 7.1e-14}}
+    meta["wcsinfo"] = info | {"rotation_matrix": [[-1.0, 0.0], [0.0, 1.0]]}
+    data = roman(tmp_path / "r.asdf", weight=np.ones((40, 50), np.float32), meta=meta)
+    exposure = Exposure.open(tmp_path / "r.asdf")
+    np.testing.assert_array_equal(exposure.image.data, data)
+    assert exposure.pixel_scale.value == pytest.approx(0.055)
+    np.testing.assert_allclose(exposure.image.sky(24.5, 19.5), (270, 66), atol=1e-9)
+
+
+def test_a_damaged_asdf_file_is_one_line(tmp_path):
+    pytest.importorskip("asdf")
+    (tmp_path / "r.asdf").write_bytes(b"#ASDF 1.0.0\nfoo")
+    with pytest.raises(InputError, match=r"not a readable ASDF file|holds no image of Roman"):
+        read_image(tmp_path / "r.asdf")
+
+
+def test_asdf_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "asdf", None)
+    (tmp_path / "r.asdf").write_bytes(b"")
+    with pytest.raises(InputError, match=r"needs the package asdf: pip install 'sersicnet\[roman\]'"):
+        read_image(tmp_path / "r.asdf")

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from sersicnet.errors import InputError
+from sersicnet.engine.render import Renderer
+from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.psf import Psf, full_width, read_psf
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
@@ -51,6 +52,49 @@ def test_bad_psfs_are_refused(psf_file, image, message):
 def test_an_oversampling_below_one_is_refused(psf_file):
     with pytest.raises(InputError, match="whole number from 1; received 0"):
         read_psf(psf_file(), 0)
+
+
+def test_an_oversampling_that_makes_the_psf_narrower_than_a_pixel_is_refused(psf_file):
+    with pytest.raises(InputError, match=r"at least 0\.5 pixels of the image wide; with an oversampling of 1000"):
+        read_psf(psf_file(), 1000)
+    with pytest.raises(InputError, match="at most 16; received 40"):
+        Renderer(effective_psf(F160W, 41), 64, oversampling=40)
+
+
+@pytest.mark.parametrize("share", [-0.2, 0.3, 4.0])
+def test_a_pedestal_is_subtracted_with_a_warning(psf_file, share):
+    psf = effective_psf(F160W, 41)
+    raised = psf + share * psf.sum() / psf.size
+    with pytest.warns(SersicnetWarning, match=r"has a pedestal of .* % of the flux of the rest, which is subtracted"):
+        found = read_psf(psf_file(raised))
+    np.testing.assert_allclose(found.image.max(), psf.max() / psf.sum(), rtol=0.03)
+
+
+@pytest.mark.parametrize("share", [-0.015, 0.01])
+def test_the_wings_of_a_psf_are_no_pedestal(psf_file, share):
+    psf = effective_psf(F160W, 41)
+    psf = psf + share * psf.sum() / psf.size
+    np.testing.assert_allclose(read_psf(psf_file(psf)).image, psf / psf.sum(), rtol=1e-6)
+    wide = drawn("moffat", 8, 25)
+    np.testing.assert_allclose(read_psf(psf_file(wide, "wide.fits")).image, wide / wide.sum(), rtol=1e-5)
+
+
+def test_a_level_that_may_be_wing_or_background_is_refused(psf_file):
+    psf = drawn("moffat", 8, 25)
+    with pytest.raises(InputError, match="cannot be told from the wings of the PSF"):
+        read_psf(psf_file(psf + 0.8 * psf.sum() / psf.size))
+
+
+def test_the_psf_of_a_file_with_images_is_chosen_by_name(tmp_path):
+    psf = effective_psf(F160W, 41)
+    image = np.random.default_rng(0).normal(0, 1, (60, 60))
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(image, name="IMAGE"), fits.ImageHDU(psf, name="PSF_R")]
+    fits.HDUList(hdus).writeto(tmp_path / "one.fits")
+    assert read_psf(tmp_path / "one.fits").fwhm == pytest.approx(3.1, abs=0.2)
+    fits.HDUList([*hdus, fits.ImageHDU(psf, name="PSF_Z")]).writeto(tmp_path / "two.fits")
+    with pytest.raises(InputError, match=r"more than one extension that is named a PSF: 2 PSF_R, 3 PSF_Z. Choose one"):
+        read_psf(tmp_path / "two.fits")
+    assert read_psf(f"{tmp_path / 'two.fits'}[PSF_Z]").image.shape == (41, 41)
 
 
 PROFILES = {

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sersicnet.errors import printable
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
-from sersicnet.output import printable
 from sersicnet.schema import TARGETS, Flag
 
 if TYPE_CHECKING:

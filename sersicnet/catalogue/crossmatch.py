@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sersicnet.catalogue.parameters import Galaxies
-from sersicnet.errors import InputError, warn
-from sersicnet.output import printable, whole
+from sersicnet.errors import InputError, printable, warn
+from sersicnet.output import whole
 
 if TYPE_CHECKING:
     from astropy.table import Table

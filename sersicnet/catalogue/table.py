@@ -23,10 +23,10 @@ from astropy.table import MaskedColumn, QTable, Table
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
 
 import sersicnet
-from sersicnet.errors import InputError, first_line, warn
+from sersicnet.errors import InputError, first_line, printable, warn
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
-from sersicnet.output import printable, whole
+from sersicnet.output import whole
 from sersicnet.schema import COLUMN
 
 FORMATS = {
@@ -42,7 +42,7 @@ def check_ending(path: Path) -> None:
 
 def stem(image: Path) -> str:
     """Name of an image or a catalogue without its directory and endings."""
-    return re.sub(r"(\.fits?)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
+    return re.sub(r"(\.fits?|\.asdf)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
 
 
 def located(path: str | Path) -> tuple[Path, str | None]:

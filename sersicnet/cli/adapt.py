@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sersicnet.cli.shared import (
+    Hdu,
     Overwrite,
     PixelScale,
     Quiet,
@@ -55,6 +56,7 @@ def adapt(
     ] = "none",
     zero_point: ZeroPoint = None,
     pixel_scale: PixelScale = None,
+    hdu: Hdu = None,
     seed: Seed = 0,
     workers: Annotated[
         int | None,
@@ -88,6 +90,7 @@ def adapt(
             gain=gain,
             zero_point=zero_point,
             pixel_scale=pixel_scale,
+            hdu=hdu,
             seed=seed,
             workers=cores(workers),
             overwrite=overwrite,

@@ -40,8 +40,8 @@ from sersicnet.cli.shared import (
     say_catalogues,
     stages,
 )
-from sersicnet.errors import InputError
-from sersicnet.output import json_text, printable
+from sersicnet.errors import InputError, printable
+from sersicnet.output import json_text
 
 if TYPE_CHECKING:
     from sersicnet.measuring.plan import Outlook

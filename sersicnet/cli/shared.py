@@ -7,6 +7,7 @@ import gc
 import logging
 import re
 import shlex
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
-from sersicnet.output import json_text, printable
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, printable
+from sersicnet.output import json_text
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -160,7 +161,7 @@ def _spelled(parameter: Any, value: str | None) -> str:
 
 def command_line() -> str:
     """Return the running command line, quoted for a shell; outputs record it."""
-    return shlex.join(["sersicnet", *arguments])
+    return printable(shlex.join(["sersicnet", *arguments]))
 
 
 @contextmanager
@@ -170,9 +171,16 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
+        _silence_astropy()
         if not gc.get_freeze_count():  # once a process
             gc.freeze()
         gc.enable()
+
+
+def _silence_astropy() -> None:
+    """Keep astropy's log off the screen: it prints INFO on stdout, and its warnings before our line on stderr."""
+    if "astropy" in sys.modules:
+        logging.getLogger("astropy").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -48,6 +48,9 @@ N_RANGE = (0.3, 8.0)
 
 N_PARAMETERS = 7
 
+MOST_OVERSAMPLING = 16
+"""A stamp is drawn on a grid that is finer by the oversampling; at 16 one takes 0.5 GB."""
+
 _K_RANGE = (1e-4, 2e4)  # range of wave numbers of the table, in units of 1 / R_e
 _N_NODES = 140
 _LONGEST = 4  # longest period, in units of the default period
@@ -203,6 +206,11 @@ class Renderer:
             raise InputError(f"A PSF has a positive sum; received {psf.sum():.3g}. Check its sign and its background.")
         self.size = _positive(size, "The size of a stamp")
         self.oversampling = _positive(oversampling, "The oversampling of a PSF")
+        if self.oversampling > MOST_OVERSAMPLING:
+            raise InputError(
+                f"The oversampling of a PSF is at most {MOST_OVERSAMPLING}; received {self.oversampling}. "
+                "Bin its pixels by a whole number."
+            )
         # Light farther from the centre of the PSF than the width of the stamp reaches no pixel of the stamp.
         middle = len(psf) // 2
         reach = min(middle, (self.size - 1) * self.oversampling)

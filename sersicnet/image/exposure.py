@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 
 from sersicnet.errors import InputError, warn
 from sersicnet.image import header as headers
+from sersicnet.image.extensions import choose
 from sersicnet.image.header import Reading
-from sersicnet.image.mosaic import HeldImage, Image, choose, header_of, read_image, read_map
+from sersicnet.image.mosaic import HeldImage, Image, header_of, plane_of, read_image, read_map
 from sersicnet.image.pixels import ZERO_REACH, Pixels, Window, grown, within, without_data
 
 NOISE_KINDS = ("rms", "wht", "var")
@@ -71,22 +72,22 @@ class Exposure:
         zero_point: float | None = None,
         pixel_scale: float | None = None,
     ) -> Exposure:
-        """Open an image in a FITS file; pixels are read on demand.
+        """Open an image in a FITS file, or in an ASDF file of Roman; pixels are read on demand.
 
         Parameters
         ----------
         path : str or Path
             FITS file, see `sersicnet.image.mosaic.read_image`; an extension may follow in brackets.
         hdu : int or str, optional
-            Number or name of the extension; SCI or the first image by default.
+            Number or name of the extension; SCI, or else the first image that no name makes a map, by default.
         noise : str or Path, optional
-            FITS file of the noise map. If the file has several extensions, the default is RMS or ERR for
-            an rms map, WHT or IVM for an inverse-variance map, VAR or VARIANCE for a variance map, and
-            otherwise the first image; ``file.fits[NAME]`` chooses another.
+            FITS file of the noise map. If the file has several extensions, EXTNAME or IMAGETYP chooses it: RMS or
+            ERR for an rms map, WHT, IVM or INVVAR for an inverse-variance map, VAR for a variance map, in the BAND of
+            the image; otherwise it is the first image without such a name. ``file.fits[NAME]`` chooses another.
         noise_kind : {"rms", "wht", "var"}
             Kind of noise map.
         mask : str or Path, optional
-            FITS file of the mask; the default extension is MASK or DQ, otherwise the first image.
+            FITS file of the mask; the default extension is MASK or DQ, chosen like a noise map.
         zero_point, pixel_scale : float, optional
             AB magnitude of one image unit, and arcsec per pixel; from the header by default.
 
@@ -174,7 +175,7 @@ class Exposure:
             return cls.open(source, **options)
         if isinstance(source, fits.HDUList):
             name = source.filename() or "the HDU list"
-            number = choose(source, options.pop("hdu", None), ("SCI",), name)
+            number = choose(source, options.pop("hdu", None), "image", name)
             options = {"header": header_of(source[number], source[0]), "name": f"{name}[{number}]", **options}
             return cls.of_arrays(_pixels(source[number], options["name"]), **options)
         if hasattr(source, "header") and hasattr(source, "is_image"):
@@ -197,8 +198,11 @@ class Exposure:
         pixel_scale: float | None,
     ) -> Exposure:
         _check_kind(noise_kind)
+        image.check_wcs(pixel_scale)
         zero = headers.zero_point(image.header, zero_point, image.scales)
         scale = headers.pixel_scale(image.scales, pixel_scale)
+        if scale.source == "WCS":
+            scale = scale._replace(source=image.scale_source)
         return cls(image, zero, scale, noise, noise_kind, mask, _saturation(image))
 
     def __repr__(self) -> str:
@@ -290,7 +294,7 @@ def _saturation(image: Image) -> float:
 def _pixels(unit: Any, name: str) -> np.ndarray:
     if not unit.is_image or unit.data is None:
         raise InputError(f"{name} holds no image. Choose another extension: give `hdu`.")
-    return np.asarray(unit.data)
+    return np.asarray(unit.data).reshape(plane_of(unit.data.shape))
 
 
 def _of_nddata(source: Any) -> dict[str, Any]:

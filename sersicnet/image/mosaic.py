@@ -19,20 +19,18 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
-from astropy.wcs import WCS, FITSFixedWarning
-from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
+from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import ArrayLike
 
-from sersicnet.errors import InputError, first_line
+from sersicnet.errors import InputError, first_line, printable, warn
 from sersicnet.image import header as instrument
+from sersicnet.image.celestial import ROUND_TRIP, SCALE_DOUBT, celestial
+from sersicnet.image.extensions import NAMES, WORDS, band_of, choose
 from sersicnet.image.pixels import Window, without_data
 
 LEAST_SIDE = 16
 """Minimum width and height of an image, pixels."""
-
-LEAST_SHEAR = 0.1
-"""Minimum area of a pixel on the sky over the product of its sides; a smaller ratio means that the axes of the WCS are
-nearly parallel."""
 
 
 class Image:
@@ -55,13 +53,44 @@ class Image:
     shape : (int, int)
     wcs : WCS or None
         None without usable celestial coordinates.
+    scale_source : str
+        Where `scales` are from.
     wcs_problem : str
         Reason why the celestial WCS of the header cannot be used; empty if it can be used, or if the header has none.
     """
 
+    scale_source = "WCS"
+
     def __init__(self, name: str, header: fits.Header, shape: tuple[int, int], wcs: WCS | None = None) -> None:
-        self.name, self.header, self.shape = name, header, shape
-        self.wcs, self.wcs_problem = _celestial(header, shape, wcs)
+        self.name, self.header, self.shape = printable(name), header, shape
+        self.wcs, self.wcs_problem, self._omitted, self._doubt = celestial(header, shape, wcs)
+
+    def check_wcs(self, pixel_scale: float | None = None) -> None:
+        """Refuse a header with two pixel scales, and warn of distortion that is left out.
+
+        Parameters
+        ----------
+        pixel_scale : float, optional
+            The user's value, arcsec, which settles the doubt: a WCS that disagrees with it is not used.
+
+        Raises
+        ------
+        InputError
+            If the header contradicts itself, and `pixel_scale` is not given.
+
+        Warns
+        -----
+        SersicnetWarning
+            If the WCS leaves out distortion.
+        """
+        if self._doubt:
+            if pixel_scale is None:
+                raise InputError(f"{self.name} {self._doubt}. Correct the header, or give `pixel_scale`.")
+            if self.scales is not None and abs(np.sqrt(np.prod(self.scales)) / pixel_scale - 1) > SCALE_DOUBT:
+                self.wcs, self.wcs_problem = None, f"it {self._doubt}"
+                del self.scales
+        elif self._omitted and self.wcs is not None:
+            warn(f"{self.name} has a WCS of which only a part is used: {self._omitted}.")
 
     @property
     def whole(self) -> Window:
@@ -108,10 +137,19 @@ class Image:
         return None if self.wcs is None else proj_plane_pixel_scales(self.wcs) * 3600
 
     def sky(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Right ascension and declination (ICRS, degrees) of zero-based pixels."""
+        """Right ascension and declination (ICRS, degrees) of zero-based pixels.
+
+        They are NaN where the projection has no sky, and, with distortion, farther from the image than its size.
+        """
         assert self.wcs is not None
-        coordinates = self.wcs.pixel_to_world(x, y).icrs
-        return coordinates.ra.deg, coordinates.dec.deg
+        x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        if self.wcs.has_distortion:  # a polynomial means nothing far from the image
+            height, width = self.shape
+            near = (np.abs(x - width / 2) < 1.5 * width) & (np.abs(y - height / 2) < 1.5 * height)
+            x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
+        with np.errstate(all="ignore"):  # absurd positions
+            coordinates = self.wcs.pixel_to_world(x, y).icrs
+            return coordinates.ra.deg, coordinates.dec.deg
 
     def position_angle(self, x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Directions in the image as position angles on the sky.
@@ -145,15 +183,25 @@ class Image:
         return np.where(angle < 180, angle, np.where(np.isnan(angle), np.nan, 0.0))
 
     def pixels(self, ra: ArrayLike, dec: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Zero-based pixels of ICRS coordinates in degrees."""
+        """Zero-based pixels of ICRS coordinates in degrees; NaN where the WCS does not lead there and back."""
         from astropy.coordinates import SkyCoord
 
         if self.wcs is None:
             raise InputError(f"{self.name} has no celestial WCS to convert ra and dec to pixels with. Give x and y.")
         ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
         dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # values such as -99 mean that dec is unknown
-        x, y = self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
-        return np.asarray(x), np.asarray(y)
+        ra = np.where(np.abs(ra) <= 360, ra, np.nan)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", UserWarning)  # inverting the distortion does not converge far away
+            x, y = (
+                np.asarray(values, dtype=float) for values in self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
+            )
+        if self.wcs.has_distortion and x.size:
+            back = self.sky(x, y)
+            apart = np.hypot((back[0] - ra + 180) % 360 - 180, back[1] - dec) * 3600
+            near = apart < ROUND_TRIP * np.sqrt(np.prod(self.scales))
+            x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
+        return x, y
 
 
 class FitsImage(Image):
@@ -211,7 +259,9 @@ class FitsImage(Image):
             if self._open is None:
                 hdus = fits.open(self._path, memmap=False)  # sections are read on demand
                 self._open = hdus, hdus[self.hdu].section
-            return np.array(self._open[1][window], dtype=np.float32, order="C")
+            section = self._open[1]
+            plane = (0,) * (len(section.shape) - 2)  # axes of one pixel precede those of the image
+            return np.array(section[(*plane, *window)], dtype=np.float32, order="C")
 
     def _part(self, kind: np.dtype, start: int, window: Window) -> np.ndarray:
         """The pixels of a window of a plain image, read row by row: this takes half as long as a memory map."""
@@ -289,6 +339,31 @@ class HeldImage(Image):
         return self._held[window].copy()
 
 
+class HeldFile(HeldImage):
+    """An image of a file that is read as a whole.
+
+    Without a WCS, its pixel scale is that of the pixel area in PIXAR_SR.
+
+    Parameters
+    ----------
+    path : Path
+    data : ndarray, float, (H, W)
+    header : mapping
+    """
+
+    def __init__(self, path: Path, data: np.ndarray, header: Mapping[str, Any]) -> None:
+        super().__init__(data, header, name=str(path))
+        self._path = path
+        if self.wcs is None and self.header.get("PIXAR_SR", 0) > 0:
+            self.scales = np.full(2, np.sqrt(self.header["PIXAR_SR"] * instrument.STERADIAN))
+            self.scale_source = "PIXAR_SR"
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+
 def _header_of(cards: Mapping[str, Any]) -> fits.Header:
     """A header of the entries of a mapping that fit into FITS cards."""
     out = fits.Header()
@@ -319,11 +394,12 @@ def read_image(
     path: str | Path,
     hdu: int | str | None = None,
     *,
-    prefer: tuple[str, ...] = ("SCI",),
+    kind: str = "image",
+    band: str = "",
     shape: tuple[int, int] | None = None,
     least: int = LEAST_SIDE,
-) -> FitsImage:
-    """Read an image from a FITS file.
+) -> Image:
+    """Read an image from a FITS file, or from an ASDF file of Roman.
 
     Parameters
     ----------
@@ -331,10 +407,12 @@ def read_image(
         FITS file, tile-compressed (.fz) and gzipped (.gz) ones included; an extension
         may follow in brackets, ``file.fits[SCI]``.
     hdu : int or str, optional
-        Number or name of the extension. By default the one with a name in
-        `prefer`, otherwise the first that holds an image.
-    prefer : tuple of str
-        Names of extensions to look for.
+        Number or name of the extension. By default it is chosen by its name, see
+        `sersicnet.image.extensions.choose`.
+    kind : str
+        What to look for: a key of `sersicnet.image.extensions.WORDS`.
+    band : str
+        Band of the image that a map belongs to.
     shape : (int, int), optional
         Required height and width (for maps that belong to an image).
     least : int
@@ -342,13 +420,13 @@ def read_image(
 
     Returns
     -------
-    FitsImage
+    Image
 
     Raises
     ------
     InputError
         If there is no such file or extension, it is damaged, or it is not an
-        image of two dimensions with finite pixels.
+        image of two dimensions with finite pixels. Axes of one pixel before them are dropped.
     """
     path = Path(path)
     if hdu is None and not path.exists() and (bracketed := re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))):
@@ -357,46 +435,43 @@ def read_image(
         what = "a directory" if path.is_dir() else "no such file"
         raise InputError(f"An image is a FITS file; {path} is {what}.")
     held = None
+    if path.suffix.lower() == ".asdf":
+        from sersicnet.image import roman
+
+        data, header = roman.read(path, hdu, kind)
+        check_shape(str(path), data.shape, shape, least)
+        return HeldFile(path, data, header)
     with _readable(path), path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         # The file is opened here because astropy does not close a damaged file.
         with fits.open(file, memmap=False) as hdus:
-            chosen = choose(hdus, hdu, prefer, path)
+            chosen = choose(hdus, hdu, kind, path, band, least)
             name = f"{path}[{chosen}]"
             unit = hdus[chosen]
             if not unit.is_image:
                 raise InputError(f"{name} is a table, not an image. Choose another extension: give `hdu`.")
-            header, found = header_of(unit, hdus[0]), unit.shape
+            header, found = header_of(unit, hdus[0]), plane_of(unit.shape)
             if not found:
                 raise InputError(f"{name} holds no data. Choose another extension: give `hdu`.")
             check_shape(name, found, shape, least)
             if compressed:
                 with np.errstate(over="ignore"):
-                    held = np.ascontiguousarray(unit.data, dtype=np.float32)
+                    held = np.ascontiguousarray(unit.data, dtype=np.float32).reshape(found)
                 with gzip.open(path) as whole:
                     while whole.read(1 << 24):
                         pass  # the checksum is at the end of the file
     return FitsImage(path, chosen, header, found, held)
 
 
-MAPS = {
-    "rms": ("RMS", "ERR"),
-    "wht": ("WHT", "IVM"),
-    "var": ("VAR", "VARIANCE"),
-    "mask": ("MASK", "DQ"),
-}
-"""Names of the extensions that each kind of map is read from, in files of several extensions."""
-
-
-def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
+def read_map(path: str | Path, kind: str, image: Image) -> Image:
     """Read a map that belongs to an image; see `read_image`.
 
     Parameters
     ----------
     path : str or Path
     kind : str
-        One of `MAPS`.
+        One of "rms", "wht", "var" and "mask".
     image : Image
         The image that the map belongs to; both must have the same shape.
 
@@ -406,13 +481,20 @@ def read_map(path: str | Path, kind: str, image: Image) -> FitsImage:
         As from `read_image`, and if the map is the image itself: that happens where the image's
         file is given and has no extension of that kind.
     """
-    found = read_image(path, prefer=MAPS[kind], shape=image.shape)
-    if found.is_in(image):
+    found = read_image(path, kind=kind, band=band_of(image.header), shape=image.shape)
+    if isinstance(found, FitsImage) and found.is_in(image):
         raise InputError(
             f"A noise map or mask is an image of its own; received {found.name}, the image that it should belong to. "
-            f"Name the extension of the map, as in {found.path.name}[{MAPS[kind][0]}]."
+            f"Name the extension that is {NAMES[kind]}, as in {found.path.name}[{WORDS[kind][0]}]."
         )
     return found
+
+
+def plane_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without axes of one pixel before the last two."""
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, int] | None, least: int = LEAST_SIDE) -> None:
@@ -437,24 +519,6 @@ def header_of(unit: Any, primary: Any = None) -> fits.Header:
     return header
 
 
-def choose(hdus: fits.HDUList, hdu: int | str | None, prefer: tuple[str, ...], path: Path | str) -> int:
-    """Number of the requested HDU; without a request, of the first preferred name or the first image."""
-    if hdu is not None:
-        key: int | str = int(hdu) if str(hdu).lstrip("-").isdigit() else str(hdu)
-        try:
-            return hdus.index_of(key) if isinstance(key, str) else range(len(hdus))[key]
-        except (KeyError, IndexError) as error:
-            names = ", ".join(f"{i} {unit.name}".strip() for i, unit in enumerate(hdus))
-            raise InputError(f"{path} has no extension {hdu}; it has {names}.") from error
-    for name in prefer:
-        if name in hdus:
-            return int(hdus.index_of(name))
-    for i, unit in enumerate(hdus):
-        if unit.is_image and unit.header.get("NAXIS", 0) > 0:
-            return i
-    raise InputError(f"{path} holds no image, only {', '.join(type(unit).__name__ for unit in hdus)}.")
-
-
 def _legible(header: fits.Header) -> fits.Header:
     """A copy of a header in which each keyword that is used has one value.
 
@@ -474,48 +538,3 @@ def _legible(header: fits.Header) -> fits.Header:
             out.remove(keyword, remove_all=True)
             out[keyword] = " and ".join(dict.fromkeys(str(value) for value in values))
     return out
-
-
-WCS_CARD = re.compile(r"(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE|RADESYS|EQUINOX")
-_WCS_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d|(CD|PC)\d_\d|LONPOLE|LATPOLE")
-
-
-def _celestial(header: fits.Header, shape: tuple[int, int], given: WCS | None) -> tuple[WCS | None, str]:
-    """The celestial WCS of an image if it maps pixels to the sky and back; otherwise None and the reason, if known.
-
-    Parameters
-    ----------
-    header : fits.Header
-    shape : (int, int)
-        Height and width.
-    given : WCS or None
-        A WCS that overrides the header.
-    """
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        warnings.simplefilter("ignore", AstropyWarning)
-        try:
-            if given is None:
-                # wcslib replaces values that it cannot read by plausible defaults.
-                cards = {keyword: header[keyword] for keyword in header if WCS_CARD.fullmatch(keyword)}
-                for keyword, value in cards.items():
-                    is_number = isinstance(value, int | float) and np.isfinite(value)
-                    if _WCS_NUMBER.fullmatch(keyword) and not is_number:
-                        return None, f"{keyword} is {value}, not a number"
-            wcs = WCS(header, naxis=2) if given is None else given.celestial
-            if not (wcs.has_celestial and wcs.pixel_n_dim == 2):
-                return None, ""
-            if np.abs(wcs.wcs.crval).max() > 360:
-                return None, f"its reference value is {wcs.wcs.crval.tolist()} degrees"
-            middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-            there_and_back = wcs.world_to_pixel(wcs.pixel_to_world(*middle).icrs)
-            shear = proj_plane_pixel_area(wcs) / np.prod(proj_plane_pixel_scales(wcs))
-        except MemoryError:
-            raise
-        except Exception as error:  # wcslib raises several types of error; all mean that the WCS cannot be used
-            return None, first_line(error)
-    if not np.hypot(*np.subtract(there_and_back, middle)) < 0.1:
-        return None, "it does not lead from the middle of the image to the sky and back"
-    if not shear > LEAST_SHEAR:
-        return None, "its axes are nearly parallel on the sky"
-    return wcs, ""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, printable, warn
 
 _ANGLES = 24
 _STEPS = 128
@@ -20,6 +20,22 @@ _POWER = 0.6
 
 A PSF is smoother in it, so a spline follows the core of an undersampled PSF better than in the values themselves.
 """
+
+
+LEAST_FWHM = 0.5
+"""Least full width of a PSF, pixels of the exposure; the pixel itself, which an effective PSF includes, is 1 wide."""
+
+_LEAST_SIDE = 11
+"""Least side of a PSF whose rim is looked at for a pedestal, pixels."""
+
+_WINGS = (2.0, 3.0, 5.0)
+"""Steepness of the wings of PSFs, the power of the radius that they fall with: least, typical and largest."""
+
+_PEDESTAL = 0.02
+"""Least flux of a pedestal in all pixels together, as a fraction of that of the PSF without it."""
+
+_UNCLEAR = 0.1
+"""Largest uncertainty of the same flux, from the unknown steepness of the wings, of a pedestal that is subtracted."""
 
 
 class Width(NamedTuple):
@@ -84,7 +100,7 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
     ----------
     path : str or Path
         FITS image. An extension in brackets, ``file.fits[NAME]``, is read first;
-        then one named PSF; then the first image.
+        then one named PSF; then the first image without a name of another kind.
     oversampling : int
         Pixels of the file per pixel of the exposure, along an axis.
 
@@ -96,14 +112,19 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
     ------
     InputError
         If the image is not square, has an even number of pixels a side, has pixels that
-        are not finite, has no positive sum, or does not peak in the middle; or if
-        `oversampling` is below 1.
+        are not finite, has no positive sum, does not peak in the middle, or has at its rim what
+        may be a pedestal or a wing; or if `oversampling` is below 1 or too large for its width.
+
+    Warns
+    -----
+    SersicnetWarning
+        If a pedestal is subtracted.
     """
     if oversampling < 1:
         raise InputError(f"The oversampling of a PSF is a whole number from 1; received {oversampling}.")
     from sersicnet.image import mosaic  # which needs Astropy; training on datasets does without
 
-    frame = mosaic.read_image(path, prefer=("PSF",), least=1)
+    frame = mosaic.read_image(path, kind="psf", least=1)
     image, name = frame.data.astype(float), frame.name
     if image.shape[0] != image.shape[1] or image.shape[0] % 2 == 0:
         raise InputError(
@@ -119,8 +140,50 @@ def read_psf(path: str | Path, oversampling: int = 1) -> Psf:
             f"A PSF has its peak on the middle pixel ({middle}, {middle}); that of {name} is at x = {peak[1]}, "
             f"y = {peak[0]}. Shift it."
         )
+    image = _without_pedestal(image, name)
     digest = hashlib.sha256(image.tobytes()).hexdigest()
-    return Psf(str(path), digest, image / image.sum(), oversampling)
+    psf = Psf(printable(str(path)), digest, image / image.sum(), oversampling)
+    if oversampling > 1 and psf.fwhm < LEAST_FWHM:
+        raise InputError(
+            f"A PSF that includes the pixel is at least {LEAST_FWHM} pixels of the image wide; with an oversampling of "
+            f"{oversampling}, that of {name} is {psf.fwhm:.2g}. Correct `psf_oversampling`."
+        )
+    return psf
+
+
+def _without_pedestal(image: np.ndarray, name: str) -> np.ndarray:
+    """The PSF without a constant that was added to all of its pixels, which its rim shows.
+
+    Raises
+    ------
+    InputError
+        If it is not clear whether the level at the rim is a pedestal or a wing of the PSF, or nothing is left.
+    """
+    half = len(image) // 2
+    if len(image) < _LEAST_SIDE:
+        return image
+    radius = np.hypot(*np.indices(image.shape) - half) / half
+    inner, outer = ((radius >= low) & (radius < low + 0.15) for low in (0.65, 0.85))
+    level, step = (float(np.median(image[ring])) for ring in (outer, inner))
+    step -= level
+    # Where the rings hold a pedestal and a wing, their difference is the wing's, whose steepness gives its level.
+    rise = [float(np.median(radius[outer]) / np.median(radius[inner])) ** power - 1 for power in _WINGS]
+    least, typical, most = (level - step / more for more in rise)
+    spread = float(np.median(np.abs(image[outer] - level)))
+    error = 1.858 * spread / np.sqrt(np.count_nonzero(outer))  # of a median: 1.4826 by 1.2533
+    rest = image.sum() - typical * image.size
+    shares = np.array([least, typical, most]) * image.size / (rest if rest > 0 else image.sum())
+    certain = min(abs(shares[0]), abs(shares[2])) if shares[0] * shares[2] > 0 else 0.0
+    if certain < _PEDESTAL or abs(level) < 5 * error:
+        return image
+    what = f"{typical:.3g} in all of its pixels, {100 * shares[1]:.0f} % of the flux of the rest"
+    if not rest > 0 or abs(shares[2] - shares[0]) > _UNCLEAR:
+        raise InputError(
+            f"A PSF falls to zero; {name} has a pedestal of about {what}, which cannot be told from the wings of the "
+            "PSF. Subtract its background, or give an image that reaches farther out."
+        )
+    warn(f"A PSF falls to zero; {name} has a pedestal of {what}, which is subtracted.")
+    return image - typical
 
 
 def full_width(image: np.ndarray, oversampling: int = 1) -> float:

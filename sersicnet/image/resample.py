@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from sersicnet.errors import InputError
 from sersicnet.image import header as headers
+from sersicnet.image.celestial import WCS_CARD
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.mosaic import WCS_CARD
 from sersicnet.image.pixels import Pixels, Window
 
 MOST_RESAMPLING = 10.0

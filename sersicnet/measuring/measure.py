@@ -51,7 +51,10 @@ def plan(
     if refine is None and outputs.of_fits:
         raise InputError(f"`{outputs.of_fits[0]}` belongs to fits: give `refine` with it.")
     if refine is not None and resample:
-        raise InputError("Fits work at any pixel scale: give `refine` without `resample`.")
+        raise InputError(
+            "Fits are of the image itself: give `resample` without `refine`; or fit by `sersicnet fit`, which needs no "
+            "network and works at any pixel scale."
+        )
     return Plan.of(
         exposure, network=weights, psf=psf, fitting=refine, resample=resample, positions=positions, outputs=outputs,
         work=work or Work(), command=command, report=report,

@@ -47,6 +47,9 @@ measured (``benchmarks/survey.py``)."""
 MOST_FINER = 1.2
 """Resampling to finer pixels by more than this factor gives a warning about correlated noise."""
 
+MOST_MAP_FACTOR = 1e3
+"""A factor on a noise map above this limit or below its inverse is refused: it is no map of the noise."""
+
 MAP_LIMIT = 3.0
 """A factor on a noise map above this limit or below its inverse gives a warning."""
 
@@ -177,7 +180,7 @@ class Plan:
                 f"{exposure.name} has no celestial WCS{f' that can be used ({reason})' * bool(reason)}: the catalogue "
                 "has pixel columns only."
             )
-        source = exposure if network is None else _at_scale_of(network, exposure, resample)
+        source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
         if places is not None:
             places = source.to_grid(places)
         return cls(
@@ -360,6 +363,12 @@ class Plan:
         else:
             mesh = Mesh.of(found)
         noise = self.exposure.noise
+        if noise is not None and not 1 / MOST_MAP_FACTOR <= mesh.map_factor <= MOST_MAP_FACTOR:
+            raise InputError(
+                f"{noise.name} would be multiplied by {mesh.map_factor:.3g} as a map of the noise, to match the "
+                f"scatter of blank pixels: it is not the {self.exposure.noise_kind} of this image in any usual unit. "
+                "Give another map of `noise`, or another extension of its file."
+            )
         if noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
             warn(
                 f"{noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
@@ -418,11 +427,11 @@ def _tile_name(core: Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
 
 
-def _at_scale_of(network: Weights, exposure: Exposure, resample: bool) -> Exposure | Resampled:
+def _at_scale_of(network: Weights, exposure: Exposure, resample: bool, *, refine: bool) -> Exposure | Resampled:
     """The image, resampled to the pixel scale of a network if requested; otherwise its pixel scale is checked."""
     scale = exposure.pixel_scale.value
     if not resample:
-        network.domain.check_scale(exposure.pixel_scale)
+        network.domain.check_scale(exposure.pixel_scale, refine=refine)
         return exposure
     if not np.isfinite(scale):
         raise InputError(f"{exposure.name} has no pixel scale to resample from: give `pixel_scale`.")

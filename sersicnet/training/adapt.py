@@ -76,6 +76,7 @@ def adapt(
     gain: float | None = None,
     zero_point: float | None = None,
     pixel_scale: float | None = None,
+    hdu: int | str | None = None,
     seed: int = 0,
     workers: int = 1,
     overwrite: bool = False,
@@ -110,6 +111,8 @@ def adapt(
         Electrons per image unit; by default as deep as the training images of `base`.
     zero_point, pixel_scale : float, optional
         From the header by default.
+    hdu : int or str, optional
+        Number or name of the extension; SCI or the first image by default.
     seed : int
     workers : int
         Number of processes that simulate.
@@ -150,7 +153,10 @@ def adapt(
     start = weights.load(base)
     start.core()  # refuses a network of another version before the simulation
     report("reading", 0, 0)
+    if hdu is not None:
+        image = f"{image}[{hdu}]"
     frame = mosaic.read_image(image)
+    frame.check_wcs(pixel_scale)
     zero = instrument.zero_point(frame.header, zero_point, frame.scales)
     scale = instrument.pixel_scale(frame.scales, pixel_scale)
     if not np.isfinite(scale.value):

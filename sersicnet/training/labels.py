@@ -153,6 +153,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         by_image.setdefault(file_path, []).append(i)
     for file_path, members in by_image.items():
         frame = mosaic.read_image(file_path)
+        frame.check_wcs()
         zero = header.zero_point(frame.header, zero_point, frame.scales).value
         places = labels.places[members]
         x, y = np.column_stack(frame.pixels(*places.T)).T if labels.on_sky else places.T
