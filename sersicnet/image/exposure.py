@@ -21,6 +21,9 @@ from sersicnet.image.pixels import ZERO_REACH, Pixels, Window, grown, within, wi
 NOISE_KINDS = ("rms", "wht", "var")
 """Kinds of noise map: the rms noise, the inverse variance, the variance."""
 
+NOISE_INCLUDES = ("sky", "total")
+"""What a noise map includes: the noise of blank pixels, or the photon noise of the sources, too."""
+
 _UNKNOWN = Reading(float("nan"), "none")
 
 _UNCERTAINTIES = {"std": "rms", "var": "var", "ivar": "wht"}
@@ -41,7 +44,8 @@ class Exposure:
     pixel_scale : Reading
         Arcsec per pixel, and its source; NaN if it is not known.
     noise : Image or None
-        Noise map of the same shape, in any unit: it is scaled to the scatter of blank pixels.
+        Noise map of the same shape, in any unit: it is scaled to the scatter of blank pixels, unless
+        `noise_as_given`.
         Pixels that are not finite or not positive have no data.
     noise_kind : {"rms", "wht", "var"}
         Kind of `noise`: the rms noise, the inverse variance, or the variance.
@@ -49,6 +53,11 @@ class Exposure:
         Mask of the same shape; pixels that are not zero are ignored.
     saturation : float
         Saturation level, image units: a pixel at or above it is saturated. Infinite if it is not known.
+    noise_includes : {"sky", "total"} or None
+        What `noise` includes: the noise of blank pixels ("sky"), or the photon noise of sources, too
+        ("total"), which fits then do not add. None if the user has not stated it: as for "sky".
+    noise_as_given : bool
+        Whether `noise` is in image units and is not scaled.
     """
 
     image: Image
@@ -58,6 +67,8 @@ class Exposure:
     noise_kind: str = "rms"
     mask: Image | None = None
     saturation: float = np.inf
+    noise_includes: str | None = None
+    noise_as_given: bool = False
 
     @classmethod
     def open(
@@ -67,6 +78,8 @@ class Exposure:
         hdu: int | str | None = None,
         noise: str | Path | None = None,
         noise_kind: str = "rms",
+        noise_includes: str | None = None,
+        noise_as_given: bool = False,
         mask: str | Path | None = None,
         zero_point: float | None = None,
         pixel_scale: float | None = None,
@@ -85,6 +98,10 @@ class Exposure:
             otherwise the first image; ``file.fits[NAME]`` chooses another.
         noise_kind : {"rms", "wht", "var"}
             Kind of noise map.
+        noise_includes : {"sky", "total"}, optional
+            What the noise map includes: the noise of blank pixels, or the photon noise of sources, too.
+        noise_as_given : bool
+            Whether to take the noise map as it is, instead of scaling it to the scatter of blank pixels.
         mask : str or Path, optional
             FITS file of the mask; the default extension is MASK or DQ, otherwise the first image.
         zero_point, pixel_scale : float, optional
@@ -104,6 +121,8 @@ class Exposure:
             None if mask is None else read_map(mask, "mask", image),
             zero_point,
             pixel_scale,
+            noise_includes,
+            noise_as_given,
         )
 
     @classmethod
@@ -113,6 +132,8 @@ class Exposure:
         *,
         noise: ArrayLike | None = None,
         noise_kind: str = "rms",
+        noise_includes: str | None = None,
+        noise_as_given: bool = False,
         mask: ArrayLike | None = None,
         wcs: WCS | None = None,
         header: Mapping[str, Any] | None = None,
@@ -130,6 +151,8 @@ class Exposure:
             Noise map, in any unit.
         noise_kind : {"rms", "wht", "var"}
             Kind of noise map.
+        noise_includes, noise_as_given
+            As for `open`.
         mask : array_like, (H, W), optional
             Pixels that are not zero are ignored.
         wcs : WCS, optional
@@ -153,7 +176,9 @@ class Exposure:
             if one is not None and one.shape != image.shape:
                 raise InputError(f"{what} has the shape {one.shape}, the image {image.shape}: they must agree.")
             maps.append(one)
-        return cls._assembled(image, maps[0], noise_kind, maps[1], zero_point, pixel_scale)
+        return cls._assembled(
+            image, maps[0], noise_kind, maps[1], zero_point, pixel_scale, noise_includes, noise_as_given
+        )
 
     @classmethod
     def of(cls, source: Any, **options: Any) -> Exposure:
@@ -195,11 +220,20 @@ class Exposure:
         mask: Image | None,
         zero_point: float | None,
         pixel_scale: float | None,
+        noise_includes: str | None,
+        noise_as_given: bool,
     ) -> Exposure:
         _check_kind(noise_kind)
+        if noise_includes is not None and noise_includes not in NOISE_INCLUDES:
+            raise InputError(f"`noise_includes` is one of {', '.join(NOISE_INCLUDES)}; received {noise_includes}.")
+        if noise is None and (noise_includes is not None or noise_as_given):
+            stated = "noise_as_given" if noise_includes is None else "noise_includes"
+            raise InputError(f"`{stated}` describes a noise map: give `noise` with it.")
         zero = headers.zero_point(image.header, zero_point, image.scales)
-        scale = headers.pixel_scale(image.scales, pixel_scale)
-        return cls(image, zero, scale, noise, noise_kind, mask, _saturation(image))
+        scale = headers.pixel_scale(image.scales, pixel_scale, image.elongation)
+        return cls(
+            image, zero, scale, noise, noise_kind, mask, _saturation(image), noise_includes, bool(noise_as_given)
+        )
 
     def __repr__(self) -> str:
         height, width = self.shape
@@ -276,15 +310,19 @@ def _check_kind(noise_kind: str) -> None:
 
 
 def _saturation(image: Image) -> float:
-    """The value of SATURATE in the header; infinite if it is missing, or, with a warning, if it is no number."""
+    """The value of SATURATE in the header; infinite if it is missing or not positive, which means that it is not known.
+
+    A value that is no number is ignored with a warning.
+    """
     found = image.header.get("SATURATE")
-    if found is None:
+    if found is None or isinstance(found, fits.card.Undefined):
         return np.inf
     try:
-        return float(found)
+        level = float("" if isinstance(found, bool | np.bool_) else found)
     except (TypeError, ValueError):
         warn(f"SATURATE in the header of {image.name} should be a number; received {found!r}: it is ignored.")
         return np.inf
+    return level if level > 0 else np.inf
 
 
 def _pixels(unit: Any, name: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,9 +120,8 @@ class Resampled:
             header.update(self.wcs.to_header(relax=True))
         if isinstance(header.get("SATURATE"), float | int):
             header["SATURATE"] /= self.factor**2
-        if "/sr" in str(header.get("BUNIT", "")).lower():
-            with suppress(InputError):  # the user then gives the zero point
-                header["MAGZERO"] = headers.zero_point(self.exposure.image.header).value
+        if headers.is_surface_brightness(headers.unit_of(header)):
+            header["MAGZERO"] = self.exposure.zero_point.value
             for keyword in ("BUNIT", "PHOTFLAM", "PHOTPLAM", "FLUXMAG0"):
                 header.remove(keyword, ignore_missing=True)
         return header
