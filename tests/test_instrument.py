@@ -97,8 +97,6 @@ def test_units_of_flux_go_before_photflam(unit, value):
 SPELLINGS = {
     0.0: "maggy maggies Maggies MAGGY mgy Mgy maggies/pixel",
     22.5: "nanomaggy nanomaggies NANOMAGGIES nMgy nmgy nano-maggy 1e-9*maggy 10**-9*maggies 1.0E-09*maggy",
-    7.5: "mmgy",
-    15.0: "umgy",
     8.9: "Jy JY jansky Janskys Jy/pix",
     16.4: "mJy mjy millijansky milliJy MilliJansky",
     23.9: "uJy UJY ujy microjansky microJy [uJy]",

@@ -357,7 +357,7 @@ def unit_of(header: Mapping) -> units.UnitBase | None:
     if not 0 < unit.scale < np.inf or re.search(r"\bmjy" if is_surface_brightness(unit) else r"\bMJY", stated):
         return None
     for base, power in zip(unit.bases, unit.powers, strict=True):
-        if base == units.pix and power == -1:
+        if base == units.pix and power == -1 and not is_surface_brightness(unit * base):
             unit = unit * base
     return unit  # type: ignore[no-any-return]
 
@@ -371,10 +371,8 @@ def _word(word: str) -> str | None:
     """The name of a unit that astropy knows, from one of its spellings; None for an unknown word."""
     if (flux := _FLUX_WORD.fullmatch(word)) is not None:
         prefix, jansky = flux[1] or "", flux[2]
-        letter = _PREFIXES.get(prefix.lower(), prefix.lower())
-        if prefix == "M" and jansky:
-            letter = "M"
-        return letter + ("Jy" if jansky else "mgy")
+        letter = "M" if prefix == "M" else _PREFIXES.get(prefix.lower(), prefix.lower())
+        return f"{letter}Jy" if jansky else {"": "mgy", "n": "nmgy"}.get(letter)
     return _SPELLINGS.get(word.lower())
 
 

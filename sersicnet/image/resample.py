@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +122,12 @@ class Resampled:
         if isinstance(header.get("SATURATE"), float | int):
             header["SATURATE"] /= self.factor**2
         if headers.is_surface_brightness(headers.unit_of(header)):
-            header["MAGZERO"] = self.exposure.zero_point.value
+            known = self.exposure.zero_point.value
+            with suppress(InputError):  # the user then gives the zero point
+                old = self.exposure.image
+                header["MAGZERO"] = (
+                    known if np.isfinite(known) else headers.zero_point(old.header, None, old.scales).value
+                )
             for keyword in ("BUNIT", "PHOTFLAM", "PHOTPLAM", "FLUXMAG0"):
                 header.remove(keyword, ignore_missing=True)
         return header
