@@ -103,15 +103,16 @@ class Fitting:
         """Electrons per image unit; None if the fits add no Poisson noise."""
         if exposure.noise_includes == "total":
             if self.gain is not None:
-                warn("`gain` is not used: the noise map holds the photon noise of the galaxies already.")
+                warn("`gain` is not used: the noise map includes the photon noise of the galaxies already.")
             return None
         if self.gain is not None:
             return self.gain
         if network is not None:
             return _gain_of_weights(network, exposure)
+        is_open = exposure.noise is not None and exposure.noise_includes is None
         warn(
             "No `gain` was given: fits ignore the Poisson noise of galaxies; errors of bright ones are too small"
-            + (", unless the noise map holds it: `noise_includes='total'`." if exposure.noise is not None else ".")
+            + (", unless the noise map includes it: `noise_includes='total'`." if is_open else ".")
         )
         return None
 
