@@ -119,7 +119,9 @@ def flat(verb, image, catalogue=None, *, refine=False, **options):
     def taken(names):
         return {name: options.pop(name) for name in names if name in options}
 
-    exposure = taken(("hdu", "noise", "noise_kind", "mask", "zero_point", "pixel_scale"))
+    exposure = taken(
+        ("hdu", "noise", "noise_kind", "noise_includes", "noise_as_given", "mask", "zero_point", "pixel_scale")
+    )
     own = {kind: taken({field.name for field in fields(kind)} - {"report"}) for kind in (Fitting, Outputs, Work)}
     if "page" in options:  # `report` is what receives the progress
         own[Outputs]["report"] = options.pop("page")

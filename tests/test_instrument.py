@@ -1,9 +1,12 @@
+import warnings
+
 import numpy as np
 import pytest
 from astropy.io import fits
 
-from sersicnet.errors import InputError
-from sersicnet.image.header import pixel_scale, zero_point
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.header import pixel_scale, unit_of, zero_point
 from sersicnet.image.mosaic import read_image
 
 HST = {"PHOTFLAM": 1.9275602e-20, "PHOTPLAM": 15369.176, "BUNIT": "ELECTRONS/S"}
@@ -53,8 +56,14 @@ def test_a_pixel_area_that_outlived_its_pixels_is_refused(tmp_path):
 
 
 def test_millijansky_are_not_megajansky():
-    with pytest.raises(InputError, match=r"gives no zero point.*received mJy/sr"):
-        zero_point({"BUNIT": "mJy/sr", "PIXAR_SR": 2.29e-14})
+    milli, mega = (zero_point({"BUNIT": unit, "PIXAR_SR": 2.29e-14}).value for unit in ("mJy/sr", "MJy/sr"))
+    assert milli - mega == pytest.approx(22.5)
+
+
+@pytest.mark.parametrize("unit", ["mjy/sr", "MJY"])
+def test_a_prefix_that_the_letters_leave_open_is_refused(unit):
+    with pytest.raises(InputError, match=f"gives no zero point.*received {unit}"):
+        zero_point({"BUNIT": unit, "PIXAR_SR": 2.29e-14})
 
 
 def test_euclid_mer_mosaic(tmp_path):
@@ -78,16 +87,198 @@ def test_rubin_coadd_and_hsc_coadd(tmp_path):
     ],
 )  # fmt: skip
 def test_units_of_flux_go_before_photflam(unit, value):
-    found = zero_point({**HST, "BUNIT": unit})
-    assert found.value == pytest.approx(value)
-    assert found.source == "BUNIT"
+    with pytest.warns(
+        SersicnetWarning, match=r"different zero points: .* from BUNIT is used, not 25\.9463 from PHOTFLAM"
+    ):
+        found = zero_point({**HST, "BUNIT": unit})
+    assert found == (value, "BUNIT")
 
 
-@pytest.mark.parametrize("unit", ["mJy", "erg/s/cm2/A", "MJy/sr/pixel", "Jy/arcsec2", "1.2.3*nJy", "0*nJy"])
+SPELLINGS = {
+    0.0: "maggy maggies Maggies MAGGY mgy Mgy maggies/pixel",
+    22.5: "nanomaggy nanomaggies NANOMAGGIES nMgy nmgy nano-maggy 1e-9*maggy 10**-9*maggies 1.0E-09*maggy",
+    8.9: "Jy JY jansky Janskys Jy/pix",
+    16.4: "mJy mjy millijansky milliJy MilliJansky",
+    23.9: "uJy UJY ujy microjansky microJy [uJy]",
+    31.4: "nJy njy nanojansky",
+    28.9: "10.0*nanoJansky",
+    1.4: "kJy",
+    -6.1: "1e6*Jy",
+    -48.6: "erg/s/cm2/Hz erg/s/cm^2/Hz ERG/S/CM2/HZ ergs/sec/cm**2/hertz erg.s-1.cm-2.Hz-1",
+    -56.1: "W/m2/Hz watt.m-2.Hz-1",
+}
+
+
+@pytest.mark.parametrize(("value", "unit"), [(value, unit) for value, of in SPELLINGS.items() for unit in of.split()])
+def test_spellings_of_units_of_flux(value, unit):
+    assert zero_point({"BUNIT": unit}) == (value, "BUNIT")
+
+
+@pytest.mark.parametrize(
+    "unit", ["erg s-1 cm-2 Hz-1", "erg / (s cm2 Hz)", "erg cm**-2 s**-1 Hz**-1", "erg s^{-1} cm^{-2} Hz^{-1}"]
+)
+def test_spellings_with_blanks(unit):
+    assert zero_point({"BUNIT": unit}) == (-48.6, "BUNIT")
+
+
+SURFACE = {
+    26.581369: "MJy/sr MJY/SR MJysr-1 MJy.sr-1 MJy.sr^-1 MJy/steradian MegaJansky/steradian",
+    15.009244: "Jy/arcsec2",
+    30.009244: "uJy/arcsec^2 uJy/arcsec**2 microJansky/sqarcsec uJy.arcsec-2",
+    28.609244: "nmgy/arcsec2 nanomaggies/arcsec^2",
+}
+
+
+@pytest.mark.parametrize(("value", "unit"), [(value, unit) for value, of in SURFACE.items() for unit in of.split()])
+def test_surface_brightness_takes_the_area_of_the_wcs(tmp_path, value, unit):
+    found, source = read(tmp_path, {"BUNIT": unit}, scale=0.06)
+    assert found == pytest.approx(value, abs=1e-6)
+    assert source == "BUNIT, WCS"
+
+
+def test_a_pixel_area_of_0_is_not_known(tmp_path):
+    assert read(tmp_path, {"BUNIT": "MJy/sr", "PIXAR_SR": 0.0}).source == "BUNIT, WCS"
+
+
+@pytest.mark.parametrize("unit", ["erg/s/cm2/A", "1E-17 erg/cm^2/s/Ang", "erg/s/cm2/Angstrom"])
+def test_flux_per_wavelength_needs_the_wavelength(unit):
+    photplam = 15369.176
+    with pytest.raises(InputError, match="gives no zero point"):
+        zero_point({"BUNIT": unit})
+    value, source = zero_point({"BUNIT": unit, "PHOTPLAM": photplam})
+    scale = 1e-17 if unit.startswith("1E-17") else 1.0
+    # A flux density of f per Angstrom is f lambda^2 / c per Hz.
+    assert value == pytest.approx(-48.6 - 2.5 * np.log10(scale * photplam**2 / 2.99792458e18), abs=1e-4)
+    assert source == "BUNIT, PHOTPLAM"
+
+
+@pytest.mark.parametrize("unit", ["Jy/beam", "MJy/sr/pixel", "1.2.3*nJy", "0*nJy", "erg/s", "Jy km/s"])
 def test_photflam_is_not_for_an_unknown_unit_of_flux(unit):
     with pytest.raises(InputError, match="gives no zero point"):
         zero_point({**HST, "BUNIT": unit})
-    assert zero_point({**HST, "BUNIT": unit, "MAGZERO": 16.4}) == (16.4, "MAGZERO")
+    with pytest.warns(SersicnetWarning, match=r"16\.4000 from MAGZERO is used, not 25\.9463 from PHOTFLAM, PHOTPLAM"):
+        assert zero_point({**HST, "BUNIT": unit, "MAGZERO": 16.4}) == (16.4, "MAGZERO")
+
+
+@pytest.mark.parametrize("header", [{"MAGZERO": 25.0}, {**HST, "BUNIT": ""}, {}])
+@pytest.mark.parametrize(
+    "unit",
+    ["mag", "mag/arcsec2", "mag/arcsec^2", "mag arcsec-2", "MAG/SQARCSEC", "ABmag", "mag(AB)", "mag_AB", "STMAG",
+     "magnitudes", "asinh", "arcsinh(nMgy)", "luptitude", "luptitudes", "log10(Jy)", "dex(Jy)", "AB"],
+)  # fmt: skip
+def test_units_that_are_not_linear_are_refused(header, unit):
+    with pytest.raises(InputError, match="must be linear in flux; BUNIT is"):
+        zero_point({**header, "BUNIT": unit})
+    with pytest.raises(InputError, match="must be linear in flux; BUNIT is"):
+        zero_point({**header, "BUNIT": unit}, 25.0)
+
+
+def test_images_scaled_by_asinh_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"linear in flux; BSOFTEN .* asinh.*BOFFSET"):
+        read(tmp_path, {"MAGZERO": 25.0, "BSOFTEN": 5.0, "BOFFSET": 0.1})
+    with pytest.raises(InputError, match="linear in flux; STRETCH is 'asinh'"):
+        zero_point({"MAGZERO": 25.0, "STRETCH": "asinh"})
+    assert zero_point({"MAGZERO": 25.0, "STRETCH": "linear"}).value == 25.0
+
+
+RATES = ["ELECTRONS/S", "electron / s", "electrons s-1", "e-/s", "e/s", "e-/sec", "E-/S", "counts/sec", "ct s**(-1)"]
+RATES += ["counts per second", "cps", "photons/s", "ph/s", "DN/s", "ADU/s", "counts/s/pix"]
+
+
+@pytest.mark.parametrize("unit", RATES)
+def test_photflam_is_for_rates(unit):
+    value, source = zero_point({**HST, "BUNIT": unit, "EXPTIME": 1000.0})
+    assert value == pytest.approx(25.9463, abs=1e-4)
+    assert source == "PHOTFLAM, PHOTPLAM"
+
+
+def test_a_rate_in_another_time():
+    value = zero_point({**HST, "BUNIT": "electrons/min"}).value
+    assert value == pytest.approx(25.94634 + 2.5 * np.log10(60), abs=1e-4)
+
+
+COUNTS = "ct cts CTS cnts count counts photon photons ph phot e e- E- electron electrons photo-electrons ADU adus DN"
+COUNTS += " DNs counts/pixel UNITLESS electrons/exposure ct*s"
+
+
+@pytest.mark.parametrize("unit", COUNTS.split())
+def test_counts_by_any_name_are_refused(unit):
+    with pytest.raises(InputError, match=r"EXPTIME 1000\. Divide the image by its exposure time"):
+        zero_point({**HST, "BUNIT": unit, "EXPTIME": 1000.0, "MAGZERO": 25.9463})
+    assert zero_point({**HST, "BUNIT": unit, "EXPTIME": 1.0}).source == "PHOTFLAM, PHOTPLAM"
+
+
+def test_photflam_without_a_unit_is_doubtful():
+    header = {"PHOTFLAM": HST["PHOTFLAM"], "PHOTPLAM": HST["PHOTPLAM"]}
+    assert zero_point(header).value == pytest.approx(25.9463, abs=1e-4)
+    with pytest.warns(SersicnetWarning, match=r"states no BUNIT, and EXPTIME is 1000"):
+        zero_point({**header, "EXPTIME": 1000.0})
+
+
+@pytest.mark.parametrize(
+    ("header", "used", "others"),
+    [
+        ({**HST, "MAGZERO": 25.0}, "25.9463 from PHOTFLAM, PHOTPLAM", "25.0000 from MAGZERO"),
+        ({"BUNIT": "nJy", "MAGZERO": 25.0, "ZP": 27.0}, "31.4000 from BUNIT", "25.0000 from MAGZERO, 27.0000 from ZP"),
+        ({"MAGZERO": 25.0, "ZP": 25.02}, "25.0000 from MAGZERO", "25.0200 from ZP"),
+        ({"FLUXMAG0": 1e10, "MAGZPT": 30.0}, "25.0000 from FLUXMAG0", "30.0000 from MAGZPT"),
+        ({"SURVEY": "LegacySurvey", "MAGZERO": 25.0, "PHOTZP": 22.5}, "25.0000 from MAGZERO", "22.5000 from PHOTZP"),
+        ({"BUNIT": "maggy", "MAGZERO": 25.0}, "0.0000 from BUNIT", "25.0000 from MAGZERO"),
+    ],
+)
+def test_zero_points_that_contradict_each_other_give_a_warning(header, used, others):
+    with pytest.warns(SersicnetWarning, match=f"{used} is used, not {others}. Give `zero_point`"):
+        value = zero_point(header).value
+    assert f"{value:.4f}" == used.split()[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert zero_point(header, 24.0).value == 24.0
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {**HST, "MAGZERO": 25.9463}, {"MAGZERO": 25.0, "ZP": 25.001}, {"BUNIT": "nJy", "MAGZERO": 31.4},
+        {"BUNIT": "nJy", "MAGZPT": 23.0, "CASUVERS": "vircam v1.5"}, {"BUNIT": "nJy", "MAGZERO": "n/a"},
+    ],
+)  # fmt: skip
+def test_zero_points_that_agree_or_are_of_no_use_give_none(header):
+    zero_point(header)
+
+
+def test_a_zero_point_of_0_is_that_of_maggies(tmp_path):
+    assert read(tmp_path, {"BUNIT": "maggy", "MAGZERO": 0.0}) == (0.0, "BUNIT")
+    with pytest.warns(SersicnetWarning, match="MAGZERO is 0: magnitudes are AB only if the image is in maggies"):
+        assert zero_point({"MAGZERO": 0.0}) == (0.0, "MAGZERO")
+
+
+@pytest.mark.parametrize(
+    ("cards", "source"),
+    [
+        ({"SURVEY": "LegacySurvey", "BRICK": "0001m002", "IMAGETYP": "image"}, "SURVEY, BRICK, IMAGETYP"),
+        ({"SURVEY": "LegacySurvey", "VERSION": "DR9", "IMAGETYP": "IMAGE"}, "SURVEY, IMAGETYP"),
+        ({"SURVEY": "DECaLS"}, "SURVEY"),
+        ({"SURVEY": "BASS MzLS", "BUNIT": ""}, "SURVEY"),
+    ],
+)
+def test_cutouts_of_the_legacy_surveys_are_in_nanomaggies(tmp_path, cards, source):
+    assert read(tmp_path, {}, cards, 0.262) == (22.5, source)
+
+
+@pytest.mark.parametrize(
+    "cards", [{"SURVEY": "unWISE"}, {"SURVEY": "LegacySurvey", "IMAGETYP": "invvar"}, {"BRICK": "0001m002"}]
+)
+def test_other_cutouts_are_not(cards):
+    with pytest.raises(InputError, match="gives no zero point"):
+        zero_point(cards)
+
+
+@pytest.mark.parametrize(
+    "unit", ["", "  ", "K", "furlongs", "1", 3.0, "e-/s/", "((", "Jy**99999", "1e400*Jy", "m" * 60]
+)
+def test_strange_units_are_none(unit):
+    header = {"BUNIT": unit}
+    assert unit_of(header) is None or zero_point({**header, "MAGZERO": 25.0}) == (25.0, "MAGZERO")
 
 
 @pytest.mark.parametrize("keyword", ["MAGZERO", "MAGZPT", "ZEROPNT", "ZP", "MAG_ZP", "PHOTZP"])
@@ -114,12 +305,11 @@ def test_option_goes_before_header():
         ({"PHOTFLAM": 2e-20}, "must be positive"),
         ({"PHOTFLAM": "n/a", "PHOTPLAM": 1.0}, "should be a number; received 'n/a'"),
         ({**HST, "BUNIT": "ELECTRONS", "EXPTIME": 3000.0}, "Divide the image by its exposure time"),
-        ({"BUNIT": "MJy/sr"}, "needs a positive PIXAR_SR .* or PIXAR_A2 .*; received None"),
-        ({"BUNIT": "MJy/sr", "PIXAR_SR": 0.0, "PIXAR_A2": 0.0009}, "needs a positive PIXAR_SR .*; received 0.0"),
+        ({"BUNIT": "MJy/sr"}, "needs a WCS, a positive PIXAR_SR .* or PIXAR_A2 .*; received None"),
+        ({"BUNIT": "MJy/sr", "PIXAR_SR": 0.0, "PIXAR_A2": 0.0009}, "needs a WCS, a positive PIXAR_SR .*; received 0.0"),
         ({"FLUXMAG0": 0.0}, "FLUXMAG0, the flux of magnitude 0, must be positive; received 0.0"),
         ({"FLUXMAG0": "n/a"}, "FLUXMAG0 in the header should be a number"),
         ({"PHOTFLAM": "Infinity", "PHOTPLAM": 15369.0}, "should be an AB magnitude"),
-        ({"MAGZERO": 0.0}, "should be an AB magnitude"),
         ({"MAGZERO": -1.0}, "should be an AB magnitude from 0 to 60; received -1 from MAGZERO -1"),
         ({}, "gives no zero point"),
     ],
@@ -135,7 +325,38 @@ def test_a_nan_option_is_refused():
 
 
 def test_pixel_scale_is_the_geometric_mean():
-    assert pixel_scale(np.array([0.05, 0.2])).value == pytest.approx(0.1)
+    assert pixel_scale(np.array([0.0600, 0.0606])).value == pytest.approx(np.sqrt(0.06 * 0.0606))
+
+
+def test_pixels_that_are_not_square():
+    with pytest.raises(InputError, match=r"must be square; received 0.045 x 0.08 arcsec, elongated by 77.8%.*Resample"):
+        pixel_scale(np.array([0.045, 0.08]))
+    with pytest.warns(SersicnetWarning, match=r"should be square; .* elongated by 5.0%.*are distorted by as much"):
+        assert pixel_scale(np.array([0.06, 0.063])).value == pytest.approx(0.06148, abs=1e-5)
+    with pytest.warns(SersicnetWarning, match="should be square"):
+        assert pixel_scale(np.array([0.045, 0.08]), 0.06) == (0.06, "the user")
+
+
+@pytest.mark.parametrize("angle", [0, 30, 77])
+def test_skewed_pixels_are_not_square(angle):
+    turn, scale = np.radians(angle), 0.06 / 3600
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 10.0, "CRVAL2": 2.0, "MAGZERO": 25.0}
+    data = np.ones((20, 20))
+    for skew, square in (([[-1, 0], [0, 1]], True), ([[-1, 0.3], [0, 1]], False)):
+        matrix = scale * rotation @ np.array(skew)
+        header = cards | {f"CD{i + 1}_{j + 1}": matrix[i, j] for i in range(2) for j in range(2)}
+        if square:
+            assert Exposure.of_arrays(data, header=header).pixel_scale.value == pytest.approx(0.06)
+        else:
+            with pytest.raises(InputError, match="must be square"):
+                Exposure.of_arrays(data, header=header)
+
+
+@pytest.mark.parametrize("level", [0, 0.0, -1.0, -32768])
+def test_a_saturation_level_that_is_not_positive_is_not_known(level):
+    exposure = Exposure.of_arrays(np.ones((20, 20)), header={"MAGZERO": 25.0, "SATURATE": level})
+    assert exposure.saturation == np.inf
 
 
 def test_pixel_scale_unknown_is_nan():

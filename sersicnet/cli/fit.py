@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,8 @@ from sersicnet.cli.shared import (
     Mask,
     Model,
     ModelError,
+    NoiseAsGiven,
+    NoiseIncludes,
     Oversampling,
     Overwrite,
     PixelScale,
@@ -66,6 +68,8 @@ def fit(
     rms: Rms = None,
     wht: Wht = None,
     var: Var = None,
+    noise_includes: NoiseIncludes = None,
+    noise_as_given: NoiseAsGiven = False,
     mask: Mask = None,
     psf_oversampling: Oversampling = 1,
     gain: Annotated[
@@ -101,7 +105,8 @@ def fit(
     started = time.monotonic()
     log_to_stderr(verbose)
     output = output or Path(stem(image) + "_fit.fits")
-    opened = opening(rms, wht, var, mask=mask, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale)
+    described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
+    opened = opening(rms, wht, var, mask=mask, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale, **described)
     with progress_bar(quiet, "reading") as update:
         table = measuring.fit(
             Exposure.open(image, **opened),

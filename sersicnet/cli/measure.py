@@ -16,6 +16,8 @@ from sersicnet.cli.shared import (
     Mask,
     Model,
     ModelError,
+    NoiseAsGiven,
+    NoiseIncludes,
     Oversampling,
     Overwrite,
     PixelScale,
@@ -82,6 +84,8 @@ def measure(
     rms: Rms = None,
     wht: Wht = None,
     var: Var = None,
+    noise_includes: NoiseIncludes = None,
+    noise_as_given: NoiseAsGiven = False,
     mask: Mask = None,
     resample: Annotated[
         bool, typer.Option("--resample", help="First resample the image to the pixel scale of the weights.")
@@ -162,7 +166,8 @@ def measure(
     if gain is not None and not refine:
         raise InputError("`gain` belongs to fits: give `refine` with it.")
     output = output or Path(stem(paths[0]) + "_cat.fits")
-    opened = opening(**maps, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale)
+    described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
+    opened = opening(**maps, **described, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale)
     fitting = Fitting(gain=gain, prior=prior, model_error=model_error, robust=robust)
     options: dict[str, Any] = {
         "weights": weights,

@@ -53,6 +53,22 @@ Hdu = Annotated[
 Rms = Annotated[Path | None, typer.Option(help="FITS map of the noise (rms).", show_default=False)]
 Wht = Annotated[Path | None, typer.Option(help="FITS map of the inverse variance.", show_default=False)]
 Var = Annotated[Path | None, typer.Option(help="FITS map of the variance.", show_default=False)]
+NoiseIncludes = Annotated[
+    str | None,
+    typer.Option(
+        "--noise",
+        help="What the noise map includes: sky, the noise of blank pixels; or total, the photon noise of sources too, "
+        "which fits then do not add.",
+        metavar="[sky|total]",
+        show_default=False,
+    ),
+]
+NoiseAsGiven = Annotated[
+    bool,
+    typer.Option(
+        "--noise-as-given", help="Take the noise map as it is, instead of scaling it to the scatter of blank pixels."
+    ),
+]
 Mask = Annotated[Path | None, typer.Option(help="FITS image; nonzero pixels are ignored.", show_default=False)]
 Oversampling = Annotated[
     int, typer.Option("--psf-oversampling", help="Number of PSF pixels along one image pixel.", min=1)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -170,6 +170,9 @@ class Fitter:
         Maximum number of iterations in a window.
     tolerance : float
         Change of chi-square below which a fit has converged.
+    unit : float
+        Unit of the arithmetic, in image units. If the noise of an image is far from 1, as in maggies, a
+        unit like it keeps squares in the range of single precision.
 
     Raises
     ------
@@ -188,6 +191,7 @@ class Fitter:
         psf_oversampling: int = 1,
         max_iterations: int = 60,
         tolerance: float = 2e-2,
+        unit: float = 1.0,
     ) -> None:
         correlation = np.asarray(noise.correlation, dtype=float)
         middle = correlation.shape[0] // 2
@@ -202,6 +206,9 @@ class Fitter:
         self._psf, self._oversampling = psf, psf_oversampling
         self._drawers: dict[int, Renderer] = {}
         self.noise, self.size, self.prior, self.robust = noise, size, prior or Prior.none(), robust
+        self.unit = unit
+        if unit != 1:
+            self.noise, self.prior = replace(noise, gain=noise.gain * unit), self.prior.in_units(unit)
         self.max_iterations, self.tolerance = max_iterations, tolerance
         self._windows = [
             _Window(psf, correlation, side, psf_oversampling) for side in (*(w for w in WINDOWS if w < size), size)
@@ -268,15 +275,24 @@ class Fitter:
                 used &= ~masks[i]
             near = start[i : i + 1] if neighbours is None else np.vstack([start[i : i + 1], neighbours[i]])
             near = near[[True, *(_sensible(row) for row in near[1:])]]
+            data, noise = np.where(used, stamps[i], 0), np.where(used, noise, 1)
+            if self.unit != 1:
+                data, noise = data / self.unit, np.where(used, noise / self.unit, 1)
+                near = near / np.array([1, 1, self.unit, 1, 1, 1, 1])
             with np.errstate(
                 over="ignore", invalid="ignore"
             ):  # steps that overflow are rejected by their sum of squares
-                self._fit(out, i, np.where(used, stamps[i], 0), np.where(used, noise, 1), used, near)
+                self._fit(out, i, data, noise, used, near)
 
         # BLAS uses one thread in each of the threads: more would only wait for each other.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(1, workers)) as pool:
             for done, _ in enumerate(pool.map(fit, range(n)), start=1):
                 report(done)
+        if self.unit != 1:
+            units = np.array([1, 1, self.unit, 1, 1, 1, 1, self.unit])
+            out.parameters[:] *= units[:-1]
+            out.sky[:] *= self.unit
+            out.covariance[:] *= np.outer(units, units)
         return out
 
     def _fit(self, out: Fits, i: int, data: np.ndarray, rms: np.ndarray, used: np.ndarray, start: np.ndarray) -> None:

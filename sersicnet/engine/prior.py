@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -100,6 +100,14 @@ class Prior:
     def none(cls) -> Prior:
         """A flat prior within the bounds, for fits by least squares."""
         return cls(_WIDE, np.zeros(4), np.zeros((4, 4)))
+
+    def in_units(self, unit: float) -> Prior:
+        """The same prior for fluxes in another unit, which is given in the old one."""
+        flux = self.scales[0]
+        # The logarithm of an unbounded flux is fitted; a bounded flux is fitted relative to its range.
+        shift = np.array([0.0 if np.isfinite(flux.high) else -np.log(unit), 0, 0, 0])
+        scaled = replace(flux, low=flux.low / unit, high=flux.high / unit)
+        return replace(self, scales=(scaled, *self.scales[1:]), mean=self.mean + shift)
 
     @classmethod
     def uniform(

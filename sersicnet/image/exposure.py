@@ -22,6 +22,9 @@ from sersicnet.image.pixels import ZERO_REACH, Pixels, Window, grown, within, wi
 NOISE_KINDS = ("rms", "wht", "var")
 """Kinds of noise map: the rms noise, the inverse variance, the variance."""
 
+NOISE_INCLUDES = ("sky", "total")
+"""What a noise map includes: the noise of blank pixels, or the photon noise of the sources, too."""
+
 _UNKNOWN = Reading(float("nan"), "none")
 
 _UNCERTAINTIES = {"std": "rms", "var": "var", "ivar": "wht"}
@@ -42,7 +45,8 @@ class Exposure:
     pixel_scale : Reading
         Arcsec per pixel, and its source; NaN if it is not known.
     noise : Image or None
-        Noise map of the same shape, in any unit: it is scaled to the scatter of blank pixels.
+        Noise map of the same shape, in any unit: it is scaled to the scatter of blank pixels, unless
+        `noise_as_given`.
         Pixels that are not finite or not positive have no data.
     noise_kind : {"rms", "wht", "var"}
         Kind of `noise`: the rms noise, the inverse variance, or the variance.
@@ -50,6 +54,11 @@ class Exposure:
         Mask of the same shape; pixels that are not zero are ignored.
     saturation : float
         Saturation level, image units: a pixel at or above it is saturated. Infinite if it is not known.
+    noise_includes : {"sky", "total"} or None
+        What `noise` includes: the noise of blank pixels ("sky"), or the photon noise of sources, too
+        ("total"), which fits then do not add. None if the user has not stated it: as for "sky".
+    noise_as_given : bool
+        Whether `noise` is in image units and is not scaled.
     """
 
     image: Image
@@ -59,6 +68,8 @@ class Exposure:
     noise_kind: str = "rms"
     mask: Image | None = None
     saturation: float = np.inf
+    noise_includes: str | None = None
+    noise_as_given: bool = False
 
     @classmethod
     def open(
@@ -68,6 +79,8 @@ class Exposure:
         hdu: int | str | None = None,
         noise: str | Path | None = None,
         noise_kind: str = "rms",
+        noise_includes: str | None = None,
+        noise_as_given: bool = False,
         mask: str | Path | None = None,
         zero_point: float | None = None,
         pixel_scale: float | None = None,
@@ -86,6 +99,10 @@ class Exposure:
             the image; otherwise it is the first image without such a name. ``file.fits[NAME]`` chooses another.
         noise_kind : {"rms", "wht", "var"}
             Kind of noise map.
+        noise_includes : {"sky", "total"}, optional
+            What the noise map includes: the noise of blank pixels, or the photon noise of sources, too.
+        noise_as_given : bool
+            Whether to take the noise map as it is, instead of scaling it to the scatter of blank pixels.
         mask : str or Path, optional
             FITS file of the mask; the default extension is MASK or DQ, chosen like a noise map.
         zero_point, pixel_scale : float, optional
@@ -105,6 +122,8 @@ class Exposure:
             None if mask is None else read_map(mask, "mask", image),
             zero_point,
             pixel_scale,
+            noise_includes,
+            noise_as_given,
         )
 
     @classmethod
@@ -114,6 +133,8 @@ class Exposure:
         *,
         noise: ArrayLike | None = None,
         noise_kind: str = "rms",
+        noise_includes: str | None = None,
+        noise_as_given: bool = False,
         mask: ArrayLike | None = None,
         wcs: WCS | None = None,
         header: Mapping[str, Any] | None = None,
@@ -131,6 +152,8 @@ class Exposure:
             Noise map, in any unit.
         noise_kind : {"rms", "wht", "var"}
             Kind of noise map.
+        noise_includes, noise_as_given
+            As for `open`.
         mask : array_like, (H, W), optional
             Pixels that are not zero are ignored.
         wcs : WCS, optional
@@ -154,7 +177,9 @@ class Exposure:
             if one is not None and one.shape != image.shape:
                 raise InputError(f"{what} has the shape {one.shape}, the image {image.shape}: they must agree.")
             maps.append(one)
-        return cls._assembled(image, maps[0], noise_kind, maps[1], zero_point, pixel_scale)
+        return cls._assembled(
+            image, maps[0], noise_kind, maps[1], zero_point, pixel_scale, noise_includes, noise_as_given
+        )
 
     @classmethod
     def of(cls, source: Any, **options: Any) -> Exposure:
@@ -196,14 +221,23 @@ class Exposure:
         mask: Image | None,
         zero_point: float | None,
         pixel_scale: float | None,
+        noise_includes: str | None,
+        noise_as_given: bool,
     ) -> Exposure:
         _check_kind(noise_kind)
         image.check_wcs(pixel_scale)
+        if noise_includes is not None and noise_includes not in NOISE_INCLUDES:
+            raise InputError(f"`noise_includes` is one of {', '.join(NOISE_INCLUDES)}; received {noise_includes}.")
+        if noise is None and (noise_includes is not None or noise_as_given):
+            stated = "noise_as_given" if noise_includes is None else "noise_includes"
+            raise InputError(f"`{stated}` describes a noise map: give `noise` with it.")
         zero = headers.zero_point(image.header, zero_point, image.scales)
-        scale = headers.pixel_scale(image.scales, pixel_scale)
+        scale = headers.pixel_scale(image.scales, pixel_scale, image.elongation)
         if scale.source == "WCS":
             scale = scale._replace(source=image.scale_source)
-        return cls(image, zero, scale, noise, noise_kind, mask, _saturation(image))
+        return cls(
+            image, zero, scale, noise, noise_kind, mask, _saturation(image), noise_includes, bool(noise_as_given)
+        )
 
     def __repr__(self) -> str:
         height, width = self.shape
@@ -280,15 +314,19 @@ def _check_kind(noise_kind: str) -> None:
 
 
 def _saturation(image: Image) -> float:
-    """The value of SATURATE in the header; infinite if it is missing, or, with a warning, if it is no number."""
+    """The value of SATURATE in the header; infinite if it is missing or not positive, which means that it is not known.
+
+    A value that is no number is ignored with a warning.
+    """
     found = image.header.get("SATURATE")
-    if found is None:
+    if found is None or isinstance(found, fits.card.Undefined):
         return np.inf
     try:
-        return float(found)
+        level = float("" if isinstance(found, bool | np.bool_) else found)
     except (TypeError, ValueError):
         warn(f"SATURATE in the header of {image.name} should be a number; received {found!r}: it is ignored.")
         return np.inf
+    return level if level > 0 else np.inf
 
 
 def _pixels(unit: Any, name: str) -> np.ndarray:

@@ -136,6 +136,14 @@ class Image:
         """Size of a pixel along both axes, arcsec."""
         return None if self.wcs is None else proj_plane_pixel_scales(self.wcs) * 3600
 
+    @property
+    def elongation(self) -> float:
+        """Axis ratio of the ellipse on the sky that is a circle in the image: 1 for square pixels or without a WCS."""
+        if self.wcs is None:
+            return 1.0
+        long, short = np.linalg.svd(self.wcs.celestial.pixel_scale_matrix, compute_uv=False)
+        return float(long / short)
+
     def sky(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Right ascension and declination (ICRS, degrees) of zero-based pixels.
 

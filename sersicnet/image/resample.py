@@ -121,9 +121,13 @@ class Resampled:
             header.update(self.wcs.to_header(relax=True))
         if isinstance(header.get("SATURATE"), float | int):
             header["SATURATE"] /= self.factor**2
-        if "/sr" in str(header.get("BUNIT", "")).lower():
+        if headers.is_surface_brightness(headers.unit_of(header)):
+            known = self.exposure.zero_point.value
             with suppress(InputError):  # the user then gives the zero point
-                header["MAGZERO"] = headers.zero_point(self.exposure.image.header).value
+                old = self.exposure.image
+                header["MAGZERO"] = (
+                    known if np.isfinite(known) else headers.zero_point(old.header, None, old.scales).value
+                )
             for keyword in ("BUNIT", "PHOTFLAM", "PHOTPLAM", "FLUXMAG0"):
                 header.remove(keyword, ignore_missing=True)
         return header

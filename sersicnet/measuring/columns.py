@@ -138,6 +138,8 @@ def provenance(
         meta["RESAMPLE"] = grid.factor
     if np.isfinite(mesh.map_factor):
         meta["MAPFACT"] = mesh.map_factor
+    if exposure.noise_includes is not None:
+        meta["NOISEHAS"] = exposure.noise_includes
     if command:
         meta["COMMAND"] = command
     return meta

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
 from sersicnet.engine.prior import Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import Pixels
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.sky import Mesh
 from sersicnet.schema import TARGET_NAMES
@@ -23,6 +26,15 @@ from sersicnet.weights import Weights
 PRIOR_SAMPLE = 4000
 """Number of galaxies drawn from a distribution to make a prior."""
 
+UNUSUAL = 1e6
+"""Fits use a unit of their own if the noise of an image is above this number or below its inverse."""
+
+SAMPLE, BRIGHT, LEAST_BRIGHT, LEAST_EXCESS, LEAST_CORRELATION = 256, 10.0, 100, 0.2, 0.6
+"""A noise map includes the photon noise of sources if its variance follows the light of bright pixels: side of the
+windows that are compared; brightness, in units of the noise of a blank pixel, and number of these pixels; excess of
+their variance; and its correlation with their light. Of real maps that include photon noise most have correlations
+from 0.75 to 1, of others below 0.1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
@@ -31,7 +43,8 @@ class Fitting:
     Attributes
     ----------
     gain : float, optional
-        Electrons per image unit, for the Poisson noise of the galaxies.
+        Electrons per image unit, for the Poisson noise of the galaxies. It is not used with a noise map
+        that includes this noise, see `sersicnet.image.exposure.Exposure`.
     prior : str or Path
         Prior of radius, index and axis ratio at a given magnitude: "candels" (see
         `sersicnet.simulating.population`), "none", or a table of galaxies, see
@@ -74,17 +87,34 @@ class Fitting:
         ------
         InputError
             If there is neither a PSF nor a network, or the prior cannot be used.
+
+        Warns
+        -----
+        SersicnetWarning
+            If a gain is missing, not used, or taken from training images of another instrument.
         """
-        gain = self.gain
         if psf is None:
             if network is None:
                 raise InputError("Fits need the effective PSF of the image: give `psf`.")
             psf = _psf_of_weights(network)
-        if gain is None and network is not None:
-            gain = _gain_of_weights(network, exposure.zero_point.value)
-        elif gain is None:
-            warn("No `gain` was given: fits ignore the Poisson noise of galaxies; errors of bright ones are too small.")
-        return ImageFitting(psf, gain, _prior(self.prior, exposure), self)
+        return ImageFitting(psf, self._gain(exposure, network), _prior(self.prior, exposure), self)
+
+    def _gain(self, exposure: Exposure, network: Weights | None) -> float | None:
+        """Electrons per image unit; None if the fits add no Poisson noise."""
+        if exposure.noise_includes == "total":
+            if self.gain is not None:
+                warn("`gain` is not used: the noise map includes the photon noise of the galaxies already.")
+            return None
+        if self.gain is not None:
+            return self.gain
+        if network is not None:
+            return _gain_of_weights(network, exposure)
+        is_open = exposure.noise is not None and exposure.noise_includes is None
+        warn(
+            "No `gain` was given: fits ignore the Poisson noise of galaxies; errors of bright ones are too small"
+            + (", unless the noise map includes it: `noise_includes='total'`." if is_open else ".")
+        )
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +173,13 @@ class ImageFitting:
             prior=self.assumed,
             robust=self.options.robust,
             psf_oversampling=self.psf.oversampling,
+            unit=_unit(float(np.median(mesh.rms))),
         )
+
+
+def _unit(rms: float) -> float:
+    """Unit of the arithmetic of fits: 1 for the noise of most images, a power of two for very small or large noise."""
+    return 1.0 if 1 / UNUSUAL < rms < UNUSUAL else float(2.0 ** round(np.log2(rms)))
 
 
 def _trained_on(network: Weights, missing: str) -> dict[str, Any]:
@@ -153,10 +189,46 @@ def _trained_on(network: Weights, missing: str) -> dict[str, Any]:
     return trained_on  # type: ignore[no-any-return]
 
 
-def _gain_of_weights(network: Weights, zero_point: float) -> float:
-    """Gain, in electrons per unit of this image, with which it is as deep as the training images."""
+def _gain_of_weights(network: Weights, exposure: Exposure) -> float:
+    """Gain, in electrons per unit of this image, with which it is as deep as the training images.
+
+    A warning is issued unless the image's header states their instrument, or the image is the one that
+    the weights were adapted to.
+    """
     trained_on = _trained_on(network, "exposure")
-    return float(trained_on["exposure"] * 10 ** (-0.4 * (zero_point - trained_on["zero_point"])))
+    gain = float(trained_on["exposure"] * 10 ** (-0.4 * (exposure.zero_point.value - trained_on["zero_point"])))
+    header, known = exposure.image.header, set(re.findall(r"\w+", trained_on["name"].lower()))
+    stated = {key: str(header[key]).strip() for key in ("TELESCOP", "INSTRUME") if str(header.get(key, "")).strip()}
+    is_known = all(known & set(re.findall(r"\w+", value.lower())) for value in stated.values())
+    if not (("TELESCOP" in stated and is_known) or trained_on["name"] == exposure.name):
+        of_header = ", ".join(f"{key} {value}" for key, value in stated.items()) or "no TELESCOP"
+        warn(
+            f"No `gain` was given: the photon noise of galaxies is that of the training images of {network.name} "
+            f"({trained_on['name']}), {gain:.4g} electrons per image unit, but the header states {of_header}."
+        )
+    return gain
+
+
+def holds_photon_noise(exposure: Exposure, mesh: Mesh) -> bool:
+    """Whether the noise map rises with the light of sources, as it does if it includes their photon noise.
+
+    The map's variance is compared with the light of the bright pixels in a few windows.
+    """
+    light, variance, blank = [], [], []
+    for y, x in itertools.product(*(np.linspace(0, max(n - SAMPLE, 0), 3).astype(int) for n in exposure.shape)):
+        window = slice(y, min(y + SAMPLE, exposure.shape[0])), slice(x, min(x + SAMPLE, exposure.shape[1]))
+        data, bad, noise = exposure.read(window)
+        assert noise is not None
+        above = (data - mesh.at(window, Pixels(data, bad, noise)).level) / np.median(mesh.rms)
+        bright = ~bad & (above > BRIGHT)
+        light.append(above[bright])
+        variance.append(noise[bright].astype(float) ** 2)
+        blank.append(noise[~bad & (np.abs(above) < 2)].astype(float) ** 2)
+    lights, variances, blanks = np.concatenate(light), np.concatenate(variance), np.concatenate(blank)
+    if len(lights) < LEAST_BRIGHT or not len(blanks) or not np.ptp(variances) > 0:
+        return False
+    rises = np.quantile(variances, 0.95) > (1 + LEAST_EXCESS) * np.median(blanks)
+    return bool(rises and np.corrcoef(lights, variances)[0, 1] > LEAST_CORRELATION)
 
 
 def _psf_of_weights(network: Weights) -> Psf:

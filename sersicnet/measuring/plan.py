@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting
+from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import TARGET_NAMES
@@ -271,7 +271,7 @@ class Plan:
                 fitter=fitter,
                 psf_width=0.0 if self.fitting is None else self.fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
-                saturation=self.source.saturation,
+                saturation=self._saturation(mesh),
                 # A single tile uses all cores; several tiles are measured at once, with one core each.
                 threads=workers.cores() if len(self.cores) == 1 else 1,
             )
@@ -299,6 +299,18 @@ class Plan:
             self.files.write(Result(table, self.exposure, self.source, mesh, values, fitter, self.work.tile))
         return table
 
+    def _saturation(self, mesh: Mesh) -> float:
+        """Saturation level of the source; infinite, with a warning, if blank sky exceeds the level of the header."""
+        level = self.source.saturation
+        sky = float(np.median(mesh.level) + 5 * np.median(mesh.rms))
+        if level > sky:
+            return level
+        warn(
+            f"SATURATE in the header of {self.exposure.name} should exceed the sky; received "
+            f"{self.exposure.saturation:g}, and blank pixels reach {sky:.4g}: it is ignored."
+        )
+        return np.inf
+
     def _stars(self, profiles: np.ndarray) -> tuple[Width, float]:
         """Width of the PSF and size of the largest star, pixels of the source, from the user's PSF or the stars."""
         if self.psf is None:
@@ -321,6 +333,8 @@ class Plan:
             "factor": self.source.factor,
             "images": images,
             "noise kind": self.exposure.noise_kind,
+            "noise as given": self.exposure.noise_as_given,
+            "noise includes": self.exposure.noise_includes,
             "zero point": self.exposure.zero_point.value,
             "pixel scale": self.exposure.pixel_scale.value,
             "positions": None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest(),
@@ -363,19 +377,33 @@ class Plan:
         else:
             mesh = Mesh.of(found)
         noise = self.exposure.noise
-        if noise is not None and not 1 / MOST_MAP_FACTOR <= mesh.map_factor <= MOST_MAP_FACTOR:
+        if noise is not None and self.exposure.noise_as_given:
+            if not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
+                warn(
+                    f"Blank pixels scatter {mesh.map_factor:.3g} times as much as {noise.name} states, which is taken "
+                    f"as it is. Is it the {self.exposure.noise_kind} in units of the image?"
+                )
+            mesh = replace(mesh, map_factor=1.0)
+        elif noise is not None and not 1 / MOST_MAP_FACTOR <= mesh.map_factor <= MOST_MAP_FACTOR:
             raise InputError(
                 f"{noise.name} would be multiplied by {mesh.map_factor:.3g} as a map of the noise, to match the "
                 f"scatter of blank pixels: it is not the {self.exposure.noise_kind} of this image in any usual unit. "
                 "Give another map of `noise`, or another extension of its file."
             )
-        if noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
+        elif noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
             warn(
                 f"{noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
                 f"the scatter of blank pixels: only its relative values are used. Is it the {self.exposure.noise_kind} "
                 "in units of the image? Weight maps of drizzled images are often exposure times instead of inverse "
                 "variances. Pixels with correlated noise scatter less than their noise map states; NOISECOR, the "
                 f"noise of a large aperture over the uncorrelated one, is {correlation(mesh.autocorrelation):.2f}."
+            )
+        counted = noise is not None and self.fitting is not None and self.fitting.gain is not None
+        if counted and self.exposure.noise_includes is None and holds_photon_noise(self.exposure, mesh):
+            assert noise is not None
+            warn(
+                f"{noise.name} rises with the light of sources, so it seems to include their photon noise, which the "
+                "fits count twice. Give `noise_includes='total'`, or `noise_includes='sky'` if it does not."
             )
         return mesh
 
