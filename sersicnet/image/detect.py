@@ -272,6 +272,14 @@ class Detector:
             noise.ravel()[at[~used]] = _means(noise.ravel()[at[used]], region[used])[region[~used]]
         self.deblending.separate(smooth, parts, at, regions, noise, self.threshold.n_pixels)
         label = parts.ravel()[at]
+        if not used.all():  # bridged pixels alone are no source
+            n = int(label.max())
+            stays = np.bincount(label[used], minlength=n + 1) >= self.threshold.n_pixels
+            stays |= np.bincount(label[~used], minlength=n + 1) == 0
+            stays[0] = False
+            parts.ravel()[at] = (np.cumsum(stays, dtype=np.int32) * stays)[label]
+            at, region, used = (values[stays[label]] for values in (at, region, used))
+            label = parts.ravel()[at]
         n = int(label.max())
         first_parent = np.zeros(n + 1, np.int64)
         first_parent[label] = region

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
+from scipy.spatial import KDTree
 
 from sersicnet.image.pixels import Sky, Window
 
@@ -213,33 +214,40 @@ class Threshold:
     def _fill(self, smooth: np.ndarray, bad: np.ndarray, regions: Regions) -> None:
         """Fill the bad pixels of regions in a smoothed image, in place.
 
-        Near good pixels, they get the mean of the good pixels under the filter; others get the highest of these
-        means around the hole that they belong to, so that a masked core is one peak.
+        They, and the pixels of the regions near them, get the mean of the good pixels under the filter. Bad pixels
+        far from good ones get the highest of these means around them, so that a masked core is one peak.
         """
-        at = regions.at[bad.ravel()[regions.at]]
-        if not len(at):
-            return
-        hole = Regions(regions.shape, at, _connected(at, regions.shape[1]))
-        row, column = hole.places()
-        kernel = _gaussian(self.smoothing)
-        reach = len(kernel) // 2
-        steps = np.arange(-reach, reach + 1)
+        (height, width), kernel = regions.shape, _gaussian(self.smoothing)
+        bridged, reach = bad.ravel()[regions.at], len(kernel) // 2
+        row, column = (values[bridged] for values in regions.places())
+        steps = range(-reach, reach + 1)
+        around = np.concatenate(
+            [
+                np.clip(row + dy, 0, height - 1) * width + np.clip(column + dx, 0, width - 1)
+                for dy in steps
+                for dx in steps
+            ]
+        )
+        at = np.intersect1d(regions.at, around)
+        row = at // width
+        column = at - row * width
         share = np.zeros(len(at))
-        for dy, down in zip(steps, kernel, strict=True):
-            for dx, across in zip(steps, kernel, strict=True):
+        for dy, down in zip(steps, kernel.tolist(), strict=True):
+            for dx, across in zip(steps, kernel.tolist(), strict=True):
                 y, x = row + dy, column + dx
-                inside = (y >= 0) & (y < bad.shape[0]) & (x >= 0) & (x < bad.shape[1])
+                inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
                 share[inside] += down * across * ~bad[y[inside], x[inside]]
         near = share > _LEAST_SHARE
-        mean = np.where(near, smooth.ravel()[at] / np.maximum(share, _LEAST_SHARE), -np.inf)
-        highest = np.full(len(hole) + 1, -np.inf)
-        np.maximum.at(highest, hole.label, mean)
-        smooth.ravel()[at] = np.where(
-            near | ~np.isfinite(highest[hole.label]), np.where(near, mean, 0), highest[hole.label]
-        )
+        values = smooth.ravel()[at] / np.maximum(share, _LEAST_SHARE)
+        if not near.all() and near.any():
+            places = np.column_stack([row, column])
+            tree, deep = KDTree(places[near]), places[~near]
+            close = tree.query_ball_point(deep, 1.5 * tree.query(deep)[0] + 2)
+            values[~near] = [values[near][some].max() for some in close]
+        smooth.ravel()[at] = values
 
 
-_LEAST_SHARE = 0.25
+_LEAST_SHARE = 0.1
 """A bad pixel is near good ones if at least this share of the filter is on good pixels."""
 
 

@@ -381,18 +381,22 @@ def _sky_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def _is_quantised(ordered: np.ndarray) -> bool:
-    """Whether more than one in 400 of sorted values equal the median: quantiles are then wrong by half a step."""
-    median = ordered[len(ordered) // 2]
-    equal = ordered.searchsorted(median, "right") - ordered.searchsorted(median, "left")
-    return bool(equal > max(len(ordered) / 400, 4))
+    """Whether more than one in 400 of sorted values equal the quartiles: quantiles are then wrong by half a step.
+
+    The rows of a compressed image have steps of their own, and only their zeros are equal.
+    """
+    n = len(ordered)
+    quartiles = ordered[[n // 4, n * 3 // 4]]
+    equal = ordered.searchsorted(quartiles, "right") - ordered.searchsorted(quartiles, "left")
+    return bool(equal.min() > max(n / 400, 4))
 
 
 def _quantised_sky(ordered: np.ndarray, std: float) -> tuple[float, float]:
     """Median and rms of sorted, quantised values.
 
     A median absolute deviation of quantised values is a multiple of their step. But the fraction of values below
-    each border between two neighbouring values is exact, so the quantiles are interpolated between these borders,
-    along the quantiles of a Gaussian. The rms includes the noise of the quantisation.
+    each border between two neighbouring values is exact: a line is fitted to these borders as a function of the
+    quantiles of a Gaussian. The rms includes the noise of the quantisation.
 
     Parameters
     ----------
@@ -404,14 +408,15 @@ def _quantised_sky(ordered: np.ndarray, std: float) -> tuple[float, float]:
     if len(last) < 2:
         return float(np.add.reduce(ordered, dtype=float)) / len(ordered), std
     low, high = ordered[last].astype(float), ordered[last + 1].astype(float)
-    step, borders = float(np.median(high - low)), (low + high) / 2
     quantiles = special.ndtri((last + 1) / len(ordered))
-    wanted = np.array([-1, 0, 1]) / _RMS_OF_MAD
-    k = np.clip(quantiles.searchsorted(wanted) - 1, 0, len(last) - 2)
-    slope = (borders[k + 1] - borders[k]) / (quantiles[k + 1] - quantiles[k])
-    first, middle, third = borders[k] + slope * (wanted - quantiles[k])
-    rms = (third - first) * _RMS_OF_MAD / 2
-    return float(middle), math.hypot(rms, step / math.sqrt(12)) if step <= 3 * rms else std
+    # Steps of rounded or scaled values differ in the last digit: borders between two clumps of values count.
+    weight = (high - low) * np.exp(-(quantiles**2))
+    weight /= weight.sum()
+    step, border, quantile = (float(weight @ values) for values in (high - low, (low + high) / 2, quantiles))
+    off = weight * (quantiles - quantile)
+    rms = float(off @ (low + high)) / 2 / float(off @ quantiles)
+    middle = border - rms * quantile
+    return middle, math.hypot(rms, step / math.sqrt(12)) if step <= 3 * rms else std
 
 
 def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[np.ndarray, float, float]:

@@ -19,7 +19,7 @@ from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry, stars
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
-from sersicnet.image.resample import Resampled
+from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stamps import Stamps, cut
 from sersicnet.output import Report, silent
@@ -131,6 +131,7 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
             _start(scene, values)
         if setting.fitter is not None:
             _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
+        values.flags[_at_edge(scene, values)] |= Flag.EDGE
         profiles = np.zeros((0, 4))
         if setting.profiles:
             mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
@@ -290,16 +291,20 @@ class Values(NamedTuple):
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
         return out
 
-    def note(self, rows: slice, stamps: Stamps, saturation: float) -> None:
+    def note(self, scene: _Scene, rows: slice, stamps: Stamps) -> None:
         """Set the noise, sizes, S/N and flags that are measured on stamps, in place."""
         flags = self.flags[rows]
         self.rms[rows] = stamps.rms
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
-        flags |= Flag.SATURATED * stars.saturated(stamps, saturation)
+        flags |= Flag.SATURATED * stars.saturated(stamps, scene.setting.saturation)
         self.snr[rows] /= stamps.rms
         flags |= Flag.NO_DATA * stamps.empty
-        flags |= Flag.EDGE * stamps.edge
-        flags |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
+        if stamps.unusable.any():
+            found = scene.found
+            a, b, theta = (scene.of_source(axis)[rows] for axis in (found.a, found.b, found.theta))
+            unknown = ~np.isfinite(a + b + theta)
+            a[unknown], b[unknown], theta[unknown] = photometry.APERTURE, photometry.APERTURE, 0
+            flags |= Flag.MASKED * (stamps.masked_light(a, b, theta) > MASKED_LIMIT)
         flags |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
         with np.errstate(invalid="ignore"):
             flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
@@ -308,6 +313,35 @@ class Values(NamedTuple):
         """Parameters of `sersicnet.engine.render.Renderer`, in pixels of the image, (N, 7)."""
         columns = {"x": self.x, "y": self.y, "theta": self.theta}
         return parameters_of(columns | dict(zip(TARGET_NAMES, self.targets.T, strict=True)), zero_point)
+
+
+def _at_edge(scene: _Scene, values: Values) -> np.ndarray:
+    """Places that lose light at the border of the image, bool, (N,).
+
+    The detected pixels, or the ellipse of the effective radius, reach the border; without a detection,
+    the aperture does.
+    """
+    exposure, segmentation = scene.setting.exposure, scene.found.segmentation
+    image = exposure.exposure if isinstance(exposure, Resampled) else exposure
+    shape = [int(n * exposure.factor + MISSING) for n in image.shape]  # the last pixel of a finer grid may be a part
+    reaching = np.zeros(len(scene.found) + 1, bool)
+    for axis, (part, n) in enumerate(zip(scene.window, shape, strict=True)):
+        for outer in (slice(0, 1 - part.start), slice(n - 1 - part.start, None)):
+            if outer.stop is None or outer.stop > 0:
+                reaching[np.moveaxis(segmentation, axis, 0)[outer]] = True
+    out = np.where(scene.source >= 0, reaching[scene.source + 1], False)
+    radius = np.where(scene.source >= 0, values.targets[:, 1], photometry.APERTURE)
+    q = np.where(scene.source >= 0, 1 - values.targets[:, 3], 1.0)
+    angle = np.radians(np.where(scene.source >= 0, values.theta, 0.0))
+    with np.errstate(invalid="ignore"):
+        reach = (
+            radius * np.hypot(q * np.cos(angle), np.sin(angle)),
+            radius * np.hypot(np.cos(angle), q * np.sin(angle)),
+        )
+        for place, far, n in zip((values.y, values.x), reach, shape, strict=True):
+            far = np.where(np.isfinite(far), far, 0.0)
+            out |= (place - far < -0.5) | (place + far > n - 0.5)
+    return out
 
 
 def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) -> Iterator[tuple[slice, Stamps]]:
@@ -330,7 +364,7 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
         values.targets[rows], errors = network.predict(Inputs(stamps=stamps.pixels))
         if errors is not None:
             values.errors[rows] = errors
-        values.note(rows, stamps, scene.setting.saturation)
+        values.note(scene, rows, stamps)
         values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
         report("measuring", rows.stop, n)
 
@@ -351,7 +385,7 @@ def _start(scene: _Scene, values: Values) -> None:
         values.targets[:, k] = guesses[name]
     values.theta[:] = guesses["theta"]
     for rows, stamps in _stamps(scene, scene.source + 1):
-        values.note(rows, stamps, scene.setting.saturation)
+        values.note(scene, rows, stamps)
     values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
 
 
