@@ -13,6 +13,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from sersicnet import weights
+from sersicnet.catalogue.parameters import possible
 from sersicnet.engine.fit import Fits, Fitter, Status
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
@@ -48,6 +49,10 @@ MOST_NEIGHBOURS = 3
 
 NEIGHBOUR_FLUX = 0.1
 """Minimum flux of a neighbour that is fitted simultaneously, as a fraction of the galaxy's flux."""
+
+
+MOST_FAINTER = 5.0
+"""A start more than this many magnitudes fainter than the detected source at its position is not used."""
 
 
 _NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
@@ -378,7 +383,11 @@ def _start(scene: _Scene, values: Values) -> None:
     guesses = {"mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - q, "theta": values.theta}
     for name, column in scene.setting.starts.items():
         given = column[scene.place]
-        guesses[name] = np.where(np.isfinite(given), given, guesses[name])
+        known = np.isfinite(given) if name == "theta" else possible(name, given)
+        if name == "mag":  # a model that is invisible beside the detected source would stay so
+            with np.errstate(invalid="ignore"):
+                known &= ~(given > guesses[name] + MOST_FAINTER)
+        guesses[name] = np.where(known, given, guesses[name])
     for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
         guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
     for k, name in enumerate(TARGET_NAMES):
@@ -489,7 +498,7 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
     good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
-    values.status[rows] = fits.status
+    values.status[rows] = np.where(good | (fits.status != Status.CONVERGED), fits.status, Status.NOT_CONVERGED)
     values.flags[rows[~good]] |= Flag.NOT_REFINED
     taken = np.isfinite(fits.parameters).all(axis=1) if keep else good
     if keep:
