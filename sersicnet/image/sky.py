@@ -386,6 +386,8 @@ def _is_quantised(ordered: np.ndarray) -> bool:
     The rows of a compressed image have steps of their own, and only their zeros are equal.
     """
     n = len(ordered)
+    if not n:
+        return False
     quartiles = ordered[[n // 4, n * 3 // 4]]
     equal = ordered.searchsorted(quartiles, "right") - ordered.searchsorted(quartiles, "left")
     return bool(equal.min() > max(n / 400, 4))

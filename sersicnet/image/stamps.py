@@ -70,13 +70,13 @@ class Stamps:
                 out[i] = 1.0
                 continue
             cos, sin = math.cos(math.radians(theta[i])), math.sin(math.radians(theta[i]))
-            scales = max(a[i] / _SIGMA, 1.0), max(b[i] / _SIGMA, 1.0)
+            scales = max(a[i] / SIGMA, 1.0), max(b[i] / SIGMA, 1.0)
             radius = np.hypot((cos * across + sin * along) / scales[0], (cos * along - sin * across) / scales[1])
             out[i] = min(float(np.exp(-radius).sum()) / (2 * math.pi * scales[0] * scales[1]), 1.0)
         return out
 
 
-_SIGMA = 3**0.5
+SIGMA = 3**0.5
 """Root of the second moment of an exponential disc along an axis, in scale lengths."""
 
 

@@ -22,10 +22,11 @@ from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
-from sersicnet.image.stamps import Stamps, cut
+from sersicnet.image.stamps import SIGMA, Stamps, cut
 from sersicnet.output import Report, silent
 from sersicnet.schema import (
     CROWDED_LIMIT,
+    EDGE_LIMIT,
     LOW_SNR_LIMIT,
     MASKED_LIMIT,
     STAMP_SIZE,
@@ -49,6 +50,10 @@ MOST_NEIGHBOURS = 3
 
 NEIGHBOUR_FLUX = 0.1
 """Minimum flux of a neighbour that is fitted simultaneously, as a fraction of the galaxy's flux."""
+
+
+MOST_FLUX_ERROR = 3.0
+"""A fit whose flux has a larger error than this many times the flux has found nothing: it has not converged."""
 
 
 MOST_FAINTER = 5.0
@@ -323,19 +328,26 @@ class Values(NamedTuple):
 def _at_edge(scene: _Scene, values: Values) -> np.ndarray:
     """Places that lose light at the border of the image, bool, (N,).
 
-    The detected pixels, or the ellipse of the effective radius, reach the border; without a detection,
-    the aperture does.
+    The ellipse of the effective radius reaches the border (without a detection, also the aperture), or the
+    detected pixels do and the light beyond them, estimated from the row or column of pixels along the border
+    and the scale length of an exponential disc, is more than `EDGE_LIMIT` of the source's.
     """
     exposure, segmentation = scene.setting.exposure, scene.found.segmentation
     image = exposure.exposure if isinstance(exposure, Resampled) else exposure
     shape = [int(n * exposure.factor + MISSING) for n in image.shape]  # the last pixel of a finer grid may be a part
-    reaching = np.zeros(len(scene.found) + 1, bool)
+    beyond, found = np.zeros(len(scene.found) + 1), scene.found
     for axis, (part, n) in enumerate(zip(scene.window, shape, strict=True)):
         for outer in (slice(0, 1 - part.start), slice(n - 1 - part.start, None)):
-            if outer.stop is None or outer.stop > 0:
-                reaching[np.moveaxis(segmentation, axis, 0)[outer]] = True
-    out = np.where(scene.source >= 0, reaching[scene.source + 1], False)
-    radius = np.where(scene.source >= 0, values.targets[:, 1], photometry.APERTURE)
+            if outer.stop is not None and outer.stop <= 0:
+                continue
+            label, data, level = (
+                np.moveaxis(values, axis, 0)[outer] for values in (segmentation, scene.pixels.data, scene.sky.level)
+            )
+            there = (label > 0) & np.isfinite(data)
+            beyond += np.bincount(label[there], (data - level)[there], len(beyond))
+    lost = beyond[1:] * found.a / SIGMA
+    out = scene.of_source((lost > EDGE_LIMIT * (found.flux + lost)).astype(float)) == 1
+    radius = np.fmax(values.targets[:, 1], np.where(scene.source >= 0, 0, photometry.APERTURE))
     q = np.where(scene.source >= 0, 1 - values.targets[:, 3], 1.0)
     angle = np.radians(np.where(scene.source >= 0, values.theta, 0.0))
     with np.errstate(invalid="ignore"):
@@ -344,7 +356,7 @@ def _at_edge(scene: _Scene, values: Values) -> np.ndarray:
             radius * np.hypot(np.cos(angle), q * np.sin(angle)),
         )
         for place, far, n in zip((values.y, values.x), reach, shape, strict=True):
-            far = np.where(np.isfinite(far), far, 0.0)
+            far = np.nan_to_num(far, nan=0.0)
             out |= (place - far < -0.5) | (place + far > n - 0.5)
     return out
 
@@ -497,7 +509,8 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
-    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
+        seen = errors[:, 2] < MOST_FLUX_ERROR * fits.parameters[:, 2]
+    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1) & seen
     values.status[rows] = np.where(good | (fits.status != Status.CONVERGED), fits.status, Status.NOT_CONVERGED)
     values.flags[rows[~good]] |= Flag.NOT_REFINED
     taken = np.isfinite(fits.parameters).all(axis=1) if keep else good
