@@ -211,6 +211,7 @@ RANGE_FLAGS = (Flag.RANGE_MAG, Flag.RANGE_R_EFF, Flag.RANGE_N, Flag.RANGE_E)
 """Flag of each target for values outside the range of the weights."""
 
 
+EDGE_LIMIT = 0.05
 MASKED_LIMIT = 0.1
 CROWDED_LIMIT = 0.1
 LOW_SNR_LIMIT = 10.0
@@ -221,8 +222,8 @@ PSF_TOLERANCE = 0.2
 
 FLAG_MEANING = {
     Flag.NO_DATA: "no usable pixel among the central 5 x 5: parameters are NaN",
-    Flag.EDGE: "the stamp reaches beyond the image",
-    Flag.MASKED: f"more than {MASKED_LIMIT:.0%} of the stamp is masked, not finite or outside the image",
+    Flag.EDGE: f"the effective radius reaches the image's border, or more than {EDGE_LIMIT:.0%} of the light is beyond it",
+    Flag.MASKED: f"more than {MASKED_LIMIT:.0%} of the light, or the peak, is in pixels that are masked or not finite",
     Flag.BLENDED: "the detection was separated from a touching neighbour",
     Flag.CROWDED: f"neighbours cover more than {CROWDED_LIMIT:.0%} of the stamp; they were replaced",
     Flag.LOW_SNR: f"snr below {LOW_SNR_LIMIT:g}, or not detected: the training prior weighs heavily",
@@ -235,7 +236,7 @@ FLAG_MEANING = {
     f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
-    Flag.SATURATED: "the centre is flat, or reaches the header's SATURATE: too little light was counted",
+    Flag.SATURATED: "the peak is cut off, or reaches the header's SATURATE: too little light was counted",
     Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: "
     "a star, a nucleus, or an unresolved galaxy",
 }

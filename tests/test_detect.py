@@ -70,7 +70,82 @@ def test_bad_pixels_do_not_hide_an_extended_galaxy(faint):
     _, found = Detector()(np.where(bad, np.nan, faint.pixels.data).astype(np.float32), bad)
     distance = np.hypot(*(np.subtract.outer(np.array(EXTENDED)[:, k], (found.x, found.y)[k]) for k in (0, 1)))
     assert (distance.min(axis=1) < 8).all()
-    assert not found.segmentation[bad].any()
+    row, column = np.nonzero((found.segmentation > 0) & bad)
+    for side in (-1, 1):  # bad pixels belong to a source where it surrounds them
+        assert found.segmentation[row + side, column].any() or not len(row)
+    np.testing.assert_array_equal(np.bincount(found.segmentation[~bad])[1:], found.area)
+
+
+def star(radius, profile):
+    """A star or a galaxy at (64.3, 63.8) whose core is not known."""
+    y, x = np.indices((128, 128))
+    along = np.hypot(x - 64.3, (y - 63.8) * (1 if profile == "star" else 1.4))
+    light = 200 * (1 + along**2 / 4) ** -2.5 if profile == "star" else 2 * np.exp(-along / 5)
+    data = np.random.default_rng(1).normal(0, 0.004, x.shape) + light
+    data[np.hypot(x - 64.3, y - 63.8) <= radius] = np.nan
+    return data.astype(np.float32)
+
+
+@pytest.mark.parametrize("profile", ["star", "galaxy"])
+@pytest.mark.parametrize("radius", [1, 3, 5, 8, 12])
+def test_a_source_without_a_core_is_one_source(radius, profile):
+    data = star(radius, profile)
+    _, found = Detector()(data, ~np.isfinite(data))
+    assert len(found) == 1
+    assert (found.x[0], found.y[0]) == pytest.approx((64.3, 63.8), abs=0.5)
+    assert not found.blended[0]
+    assert found.segmentation[64, 64] == 1
+
+
+@pytest.mark.parametrize("width", [1, 3, 6, 9])
+def test_a_masked_column_neither_splits_nor_joins_sources(width):
+    y, x = np.indices((256, 256))
+    data = np.random.default_rng(1).normal(0, 0.004, x.shape)
+    for place in (80, 110, 200):
+        data += 2 * np.exp(-np.hypot(x - place, 1.4 * (y - 128.4)) / 3)
+    for first in (94, 197):
+        data[:, first : first + width] = np.nan
+    data = data.astype(np.float32)
+    _, found = Detector()(data, ~np.isfinite(data))
+    bright = np.flatnonzero(found.flux > 1)
+    bright = bright[np.argsort(found.x[bright])]
+    assert found.x[bright] == pytest.approx([80, 110, 200], abs=1.5)
+    assert list(found.blended[bright]) == [True, True, False]
+
+
+def test_bridges_do_not_depend_on_the_zone():
+    data = np.random.default_rng(0).normal(0, 1, (400, 400))
+    y, x = np.indices(data.shape)
+    for place in (90, 130, 200, 252):
+        data += 5000 * np.exp(-np.hypot(x - place, y - 200) / 4)
+        data[np.hypot(x - place, y - 200) < 9] = np.nan
+    data[:, 60:64] = np.nan
+    source, detector = Held(Pixels(data.astype(np.float32), ~np.isfinite(data))), Detector()
+    mesh = estimate_sky(source, detector.threshold)
+    everything = slice(0, 400), slice(0, 400)
+    whole = detector.find(source.pixels, mesh.at(everything, source.pixels), mesh)
+    for zone in ((slice(0, 400), slice(0, 40)), (slice(199, 201), slice(129, 131)), (slice(0, 210), slice(240, 400))):
+        window, _, _, found = detector.around(source, mesh, zone)
+        np.testing.assert_array_equal(found.segmentation[within(zone, window)] > 0, whole.segmentation[zone] > 0)
+        assert {*zip(found.x, found.flux, strict=True)} <= {*zip(np.round(whole.x, 6), whole.flux, strict=True)}
+
+
+def test_hot_pixels_are_no_sources():
+    y, x = np.indices((200, 200))
+    data = np.random.default_rng(0).normal(0, 0.004, x.shape) + 2 * np.exp(-np.hypot(x - 90, y - 100) / 4)
+    data[30, 40], data[150, 150:152], data[100, 100], data[60, 0] = 1e9, 1e7, 1e8, -1e7
+    data = data.astype(np.float32)
+    _, found = Detector()(data, np.zeros(data.shape, bool))
+    assert (found.x, found.y) == (pytest.approx([90], abs=0.5), pytest.approx([100], abs=0.5))
+
+
+def test_a_bright_narrow_star_is_no_hot_pixel():
+    y, x = np.indices((200, 200))
+    data = np.random.default_rng(0).normal(0, 0.004, x.shape)
+    data += 1e4 * np.exp(-((x - 90) ** 2 + (y - 100) ** 2) / (2 * 0.5**2))
+    data = data.astype(np.float32)
+    _, found = Detector()(data, np.zeros(data.shape, bool))
+    assert found.flux == pytest.approx([1e4 * 2 * np.pi * 0.25], rel=0.05)
 
 
 def test_the_second_pass_does_not_depend_on_the_zone(faint):

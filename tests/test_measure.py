@@ -10,6 +10,7 @@ from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
 from conftest import flat
+from scipy.ndimage import zoom
 
 from sersicnet import weights
 from sersicnet.engine.fit import Fitter
@@ -17,8 +18,11 @@ from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, OutputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import Psf, read_psf
 from sersicnet.image.regions import Regions, Threshold
+from sersicnet.image.stamps import cut
+from sersicnet.image.stars import saturated
 from sersicnet.measuring import fitting, outputs, tiles
 from sersicnet.measuring import measure as module
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
@@ -244,19 +248,62 @@ def test_flag_no_data(field, tmp_path, isolated):
     assert flags_at(field, *isolated, data, tmp_path) & Flag.NO_DATA
 
 
-def test_flag_edge_and_masked(field):
-    found = flags_at(field, 5, 5)
-    assert found & Flag.EDGE
-    assert found & Flag.MASKED
+def test_flag_edge_where_light_is_lost(field, tmp_path, isolated):
+    """Not where the stamp alone extends beyond the image."""
+    assert flags_at(field, 5, 5) & Flag.EDGE
+    assert not flags_at(field, 5, 5) & Flag.MASKED
+    x, y = (round(v) for v in isolated)
+    data = mosaic.read_image(field[0]).data
+    for half in (1, 4):
+        cut_off = data.copy()[y - 60 : y + 60, x - half : x + 120]
+        assert flags_at(field, half, 60, cut_off, tmp_path) & Flag.EDGE
+    assert not flags_at(field, 60, 60, data[y - 60 : y + 60, x - 60 : x + 60], tmp_path) & (Flag.EDGE | Flag.MASKED)
 
 
-def test_flag_masked_by_a_mask(field, tmp_path, isolated):
-    mask = np.zeros((512, 512), np.uint8)
-    mask[: round(isolated[1]) - 20] = 1
-    write(tmp_path / "mask.fits", mask)
-    found = flags_at(field, *isolated, mask=tmp_path / "mask.fits")
-    assert found & Flag.MASKED
-    assert not found & (Flag.EDGE | Flag.NO_DATA)
+@pytest.mark.parametrize("frame", [0, 100])
+def test_a_galaxy_in_a_small_cutout_has_no_flag(catalogue, field, tmp_path, frame):
+    """A frame without data takes no light either."""
+    clean = catalogue[(catalogue["flags"] == 0) & (catalogue["r_eff_pix"].value < 8)]
+    assert len(clean) >= 2
+    data = mosaic.read_image(field[0]).data
+    seen = 0
+    for row in clean:
+        x, y = round(row["x"].value), round(row["y"].value)
+        if not (30 <= x < 482 and 30 <= y < 482):
+            continue
+        small = np.pad(data[y - 30 : y + 30, x - 30 : x + 30], frame, constant_values=np.nan)
+        header = {k: v for k, v in mosaic.read_image(field[0]).header.items() if k.startswith(("C", "MAG"))}
+        table = measure(write(tmp_path / "small.fits", small, fits.Header(header)))
+        nearest = np.argmin(np.hypot(table["x"].value - 30 - frame, table["y"].value - 30 - frame))
+        assert table["flags"][nearest] & ~(Flag.LOW_SNR | Flag.CROWDED) == 0
+        assert table["mag"][nearest].value == pytest.approx(row["mag"].value, abs=0.25)
+        seen += 1
+    assert seen >= 2
+
+
+def test_flag_masked_where_light_is_lost(field, tmp_path, isolated):
+    """A mask beside the galaxy takes no light of it."""
+    y = round(isolated[1])
+    for edge, lost in ((y - 40, False), (y - 1, True)):
+        mask = np.zeros((512, 512), np.uint8)
+        mask[:edge] = 1
+        write(tmp_path / "mask.fits", mask)
+        found = flags_at(field, *isolated, mask=tmp_path / "mask.fits")
+        assert bool(found & Flag.MASKED) == lost
+        assert not found & (Flag.EDGE | Flag.NO_DATA)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.5, 3, 8])
+def test_a_source_without_a_core_has_a_flag(tmp_path, field, radius):
+    y, x = np.indices((256, 256))
+    header = {k: v for k, v in mosaic.read_image(field[0]).header.items() if k.startswith(("C", "MAG"))}
+    for light in (200 * (1 + np.hypot(x - 128, y - 128) ** 2 / 4) ** -2.5, 2 * np.exp(-np.hypot(x - 128, y - 128) / 5)):
+        data = np.random.default_rng(1).normal(0, 0.004, x.shape) + light
+        data[np.hypot(x - 128, y - 128) <= radius] = np.nan
+        table = measure(write(tmp_path / "core.fits", data.astype(np.float32), fits.Header(header)))
+        assert len(table) == 1
+        assert table["flags"][0] & (Flag.MASKED | Flag.NO_DATA)
+        assert (table["x"].value[0], table["y"].value[0]) == pytest.approx((128, 128), abs=1)
 
 
 def test_flag_low_snr_and_undetected(field, catalogue):
@@ -366,6 +413,43 @@ def test_flag_saturated(field, isolated, tmp_path):
     told = write(tmp_path / "told.fits", image, fits.Header([*header.cards, ("SATURATE", 0.9 * float(peak))]))
     assert measure(told, **options)["flags"][0] & Flag.SATURATED
     assert not measure(write(tmp_path / "as_it_is.fits", image, header), **options)["flags"][0] & Flag.SATURATED
+
+
+@pytest.mark.parametrize("factor", [2, 3, 6])
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_an_interpolated_peak_is_not_saturated(factor, order):
+    """It is flat, but so are its flanks; a peak that was cut off before is flatter."""
+    y, x = np.indices((43, 43)) - 21.0
+    star = 1000 * (1 + np.hypot(x - 0.1, y + 0.2) ** 2 / 4) ** -2.5
+    for values, expected in ((star, False), (np.minimum(star, 250), True)):
+        fine = zoom(values, factor, order=order, grid_mode=True, mode="grid-constant")
+        middle = (fine.shape[0] - 1) / 2
+        data = (fine + np.random.default_rng(0).normal(0, 1e-3, fine.shape)).astype(np.float32)
+        sky = Sky(np.zeros_like(data), np.ones_like(data), np.ones((1, 1)), np.nan)
+        stamps = cut(data, np.zeros(data.shape, bool), sky, np.array([middle]), np.array([middle]))
+        assert bool(saturated(stamps)[0]) == (expected and order < 3)  # splines overshoot a plateau
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.396])
+def test_a_resampled_peak_is_not_saturated(tmp_path, scale):
+    y, x = np.indices((60, 60))
+    star = 1000 * (1 + np.hypot(x - 30.1, y - 29.8) ** 2 / 4) ** -2.5 + np.random.default_rng(0).normal(0, 1, x.shape)
+    for values, expected in ((star, False), (np.minimum(star, 250), True)):
+        path = write(tmp_path / "ground.fits", values.astype(np.float32))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SersicnetWarning)
+            table = measure(path, resample=True, pixel_scale=scale, zero_point=25.0)
+        brightest = np.nanargmin(table["mag_auto"].value)
+        assert bool(table["flags"][brightest] & Flag.SATURATED) == expected
+
+
+def test_coarse_steps_are_no_saturation():
+    y, x = np.indices((200, 200))
+    data = np.random.default_rng(0).normal(0, 1, x.shape) + 15 * np.exp(-(np.hypot(x - 100, y - 100) ** 2) / 300)
+    data = np.round(data).astype(np.float32)
+    sky = Sky(np.zeros_like(data), np.ones_like(data), np.ones((1, 1)), np.nan)
+    stamps = cut(data, np.zeros(data.shape, bool), sky, np.array([100.0]), np.array([100.0]))
+    assert not saturated(stamps)[0]
 
 
 def test_an_image_without_point_sources_tells_no_psf(catalogue):
@@ -521,6 +605,25 @@ def test_fits_start_from_a_table_where_nothing_is_detected(field, isolated, psf_
     table = Table({"x": [isolated[0]], "y": [isolated[1]], "mag": [19.0], "r_eff_pix": [6.0], "theta": [10.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=table)
     assert cat["fit_status"][0] == 0
+
+
+@pytest.mark.parametrize("unknown", [99.0, -99.0, 35.0])
+def test_a_start_that_is_no_magnitude_is_unknown(field, isolated, psf_file, unknown):
+    x, y = isolated
+    table = Table({"x": [x, x, 2.0], "y": [y, y, 510.0], "mag": [unknown, 20.0, unknown], "r_eff_pix": [np.nan, 5, 3]})
+    cat = fit_quietly(field[0], psf=psf_file, positions=table)
+    assert cat["fit_status"][0] == 0
+    assert cat["mag"].value[0] == pytest.approx(cat["mag"].value[1], abs=0.01)
+    assert cat["fit_status"][2] != 0
+    assert cat["flags"][2] & Flag.NOT_REFINED
+
+
+def test_a_fit_without_errors_has_not_converged(field, isolated, psf_file, monkeypatch):
+    monkeypatch.setattr(np.linalg, "cond", lambda _: np.inf)
+    cat = fit_quietly(field[0], psf=psf_file, positions=Table({"x": [isolated[0]], "y": [isolated[1]]}))
+    assert np.isnan(cat["mag_err"].value[0])
+    assert cat["fit_status"][0] == 1
+    assert cat["flags"][0] & Flag.NOT_REFINED
 
 
 def test_a_place_without_a_source_has_nan_and_a_flag(field, psf_file):
@@ -832,7 +935,7 @@ def finer(tmp_path_factory):
 def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
     table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html")
     rows, found = matched(table, finer[1])
-    good = (table["flags"][found] & ~(Flag.EDGE | Flag.OUT_OF_DOMAIN | Flag.CROWDED | Flag.MASKED)) == 0
+    good = (table["flags"][found] & ~(Flag.OUT_OF_DOMAIN | Flag.CROWDED)) == 0
     rows, found = rows[good], found[good]
     assert len(rows) >= 4
     assert np.abs(np.median(table["mag"].value[found] - finer[1]["mag"][rows])) < 0.06

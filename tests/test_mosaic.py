@@ -173,12 +173,11 @@ def test_touching_galaxies_are_separated_and_marked():
     assert list(found.blended[np.argsort(found.x)]) == [False, True, True]
 
 
-def test_a_stamp_at_the_edge_is_marked():
+def test_a_stamp_knows_which_part_of_it_is_inside_the_image():
     data = np.ones((200, 200), np.float32)
     stamps = cut(data, np.zeros(data.shape, bool), flat_sky(data), np.array([10.0, 100.0]), np.array([100.0, 100.0]))
-    assert list(stamps.edge) == [True, False]
-    assert stamps.unusable[0] == pytest.approx(1 - 74 / 128)
-    assert stamps.unusable[1] == 0
+    assert stamps.inside.tolist() == [[0, 128, 54, 128], [0, 128, 0, 128]]
+    assert list(stamps.unusable) == [0, 0]
 
 
 @pytest.mark.parametrize("position", [(-500.0, 3.0), (np.nan, 5.0), (1e9, 1e9)])

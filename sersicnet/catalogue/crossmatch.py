@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sersicnet.catalogue.parameters import Galaxies
+from sersicnet.catalogue.parameters import Galaxies, possible
 from sersicnet.errors import InputError, printable, warn
 from sersicnet.output import whole
 
@@ -134,18 +134,8 @@ class Reference:
             elif values is not None:
                 found[name] = values
         for name, values in found.items():
-            values[~_possible(name, values)] = np.nan
+            values[~possible(name, values)] = np.nan
         return cls(printable(str(path)), len(galaxies), sky, pixels, found, tuple(notes))
-
-
-def _possible(name: str, values: np.ndarray) -> np.ndarray:
-    """Which values are possible; catalogues have numbers such as -99 for unknown values."""
-    with np.errstate(invalid="ignore"):
-        if name in ("mag", "mag_auto"):
-            return np.abs(values) < 50
-        if name == "ellipticity":
-            return (values >= 0) & (values < 1)
-        return (values > 0) & np.isfinite(values)
 
 
 # --- the comparison --------------------------------------------------------------------------------------------
@@ -507,7 +497,7 @@ def _compared(galaxies: Galaxies, other: Reference, i: np.ndarray, j: np.ndarray
     for name in ("mag", "mag_auto", "r_eff", "r_eff_pix", "sersic_n", "ellipticity"):
         values = own_radii.get(units[name]) if name in units else galaxies.parameter(name)
         mine[name] = np.full(len(i), np.nan) if values is None else values[i]
-        mine[name][~_possible(name, mine[name])] = np.nan
+        mine[name][~possible(name, mine[name])] = np.nan
     notes = list(other.notes)
     differences = {}
     if "mag" in theirs:

@@ -410,3 +410,13 @@ def holds_table(path: str | Path) -> bool:
         raise  # none of these is a fault of the file
     except Exception:  # the reader of images says what is wrong with the file
         return False
+
+
+def possible(name: str, values: np.ndarray) -> np.ndarray:
+    """Which values are possible; catalogues have numbers such as -99 for unknown values."""
+    with np.errstate(invalid="ignore"):
+        if name in ("mag", "mag_auto"):
+            return np.abs(values) < 50
+        if name == "ellipticity":
+            return (values >= 0) & (values < 1)
+        return (values > 0) & np.isfinite(values)

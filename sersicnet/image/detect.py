@@ -18,7 +18,7 @@ from sersicnet.image import photometry
 from sersicnet.image.deblend import Deblending
 from sersicnet.image.photometry import Moments, Photometry
 from sersicnet.image.pixels import Held, Pixels, Sky, Source, Window, grown, within
-from sersicnet.image.regions import Regions, Threshold, grown_labels
+from sersicnet.image.regions import BRIDGE, Regions, Threshold, grown_labels
 from sersicnet.image.sky import Mesh, estimate_sky
 
 DILATION = 2
@@ -27,6 +27,11 @@ DILATION = 2
 USUAL_GROWTH, GROWTH, MOST_GROWTH = 48, 256, 4096
 """Margins of a window around a zone, pixels: the initial one, the first enlarged one where a source crosses the
 border of the window, and the largest one."""
+
+
+HOT, HOT_SHARE = 1e3, 0.01
+"""A pixel of at least this many times the noise is hot, and ignored, if at most one of its eight neighbours has more
+than this share of its value: no PSF is so narrow."""
 
 
 @dataclass
@@ -154,6 +159,7 @@ class Detector:
         """
         source = Held(Pixels(data, bad, noise_map))
         mesh = estimate_sky(source, self.threshold)
+        source = Held(_without_hot_pixels(source.pixels, mesh))
         window = slice(0, data.shape[0]), slice(0, data.shape[1])
         sky = mesh.at(window, source.pixels)
         return sky, self.find(source.pixels, sky, mesh)
@@ -171,12 +177,17 @@ class Detector:
         clean = pixels.data - sky.level
         smooth = self.threshold.smooth(clean, pixels.bad)
         window = slice(0, smooth.shape[0]), slice(0, smooth.shape[1])
-        regions, extended = self._passes(smooth, sky, mesh, window)
+        regions, extended = self._passes(smooth, pixels.bad, sky, mesh, window)
         return self._sources(clean, pixels.bad, sky, smooth, regions, extended, mesh.smoothed)
 
-    def _passes(self, smooth: np.ndarray, sky: Sky, mesh: Mesh, window: Window) -> tuple[Regions, Regions]:
-        """Connected regions of the first and of the second pass in a window of the image."""
-        regions = self.threshold.regions(smooth, sky, mesh.smoothed)
+    def _passes(
+        self, smooth: np.ndarray, bad: np.ndarray, sky: Sky, mesh: Mesh, window: Window
+    ) -> tuple[Regions, Regions]:
+        """Connected regions of the first and of the second pass in a window of the image.
+
+        The pixels of `smooth` that bridge bad pixels of a source are filled, in place.
+        """
+        regions = self.threshold.regions(smooth, sky, mesh.smoothed, bad)
         return regions, self.threshold.extended(smooth, sky, mesh.smoothed, mesh.widely, window)
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
@@ -204,11 +215,11 @@ class Detector:
                 slice(max(reach[0].start - more[0], 0), min(reach[0].stop + more[1], shape[0])),
                 slice(max(reach[1].start - more[2], 0), min(reach[1].stop + more[3], shape[1])),
             )
-            pixels = source.read(window)
+            pixels = _without_hot_pixels(source.read(window), mesh)
             sky = mesh.at(window, pixels)
             clean = pixels.data - sky.level
             smooth = threshold.smooth(clean, pixels.bad)
-            regions, extended = self._passes(smooth, sky, mesh, window)
+            regions, extended = self._passes(smooth, pixels.bad, sky, mesh, window)
             inner = within(zone, window)
             # A region of one pass may remove regions of the other pass that overlap it.
             seen = regions.within(inner)
@@ -225,7 +236,8 @@ class Detector:
                 window[1].stop < shape[1],
             )
             sides = zip(open_sides, regions.margins(), extended.margins(), strict=True)
-            cut = [is_open and (near < threshold.halo or far < threshold.wide_halo) for is_open, near, far in sides]
+            halo = threshold.halo + (BRIDGE if regions.touch(pixels.bad) else 0)
+            cut = [is_open and (near < halo or far < threshold.wide_halo) for is_open, near, far in sides]
             if not any(cut) or max(more) >= MOST_GROWTH:
                 detections = self._sources(clean, pixels.bad, sky, smooth, regions, extended, mesh.smoothed)
                 detections.x = np.round(detections.x + window[1].start, 6)
@@ -243,7 +255,7 @@ class Detector:
         extended: Regions,
         smoothed: float,
     ) -> Detections:
-        regions, extended = self._significant(clean, sky, regions, extended)
+        regions, extended = self._significant(clean, bad, sky, regions, extended)
         if not len(regions) + len(extended):
             none, no = np.zeros(0), np.zeros(0, int)
             nothing = np.zeros(clean.shape, np.int32)
@@ -254,15 +266,31 @@ class Detector:
         parts.ravel()[regions.at] = regions.label
         at = np.unique(np.concatenate([regions.at, extended.at]))
         region = parts.ravel()[at]
-        self.deblending.separate(smooth, parts, at, regions, sky.rms * np.float32(smoothed), self.threshold.n_pixels)
+        used = ~bad.ravel()[at]
+        noise = sky.rms * np.float32(smoothed)
+        if not used.all():
+            noise.ravel()[at[~used]] = _means(noise.ravel()[at[used]], region[used])[region[~used]]
+        self.deblending.separate(smooth, parts, at, regions, noise, self.threshold.n_pixels)
         label = parts.ravel()[at]
+        if not used.all():  # bridged pixels alone are no source
+            n = int(label.max())
+            stays = np.bincount(label[used], minlength=n + 1) >= self.threshold.n_pixels
+            stays |= np.bincount(label[~used], minlength=n + 1) == 0
+            stays[0] = False
+            parts.ravel()[at] = (np.cumsum(stays, dtype=np.int32) * stays)[label]
+            at, region, used = (values[stays[label]] for values in (at, region, used))
+            label = parts.ravel()[at]
         n = int(label.max())
         first_parent = np.zeros(n + 1, np.int64)
         first_parent[label] = region
         parent = first_parent[1:]
         row = at // clean.shape[1]
         found = photometry.moments(smooth.ravel()[at], row, at - row * clean.shape[1], label, n)
-        flux, area = np.bincount(label, clean.ravel()[at], n + 1)[1:], np.bincount(label, minlength=n + 1)[1:]
+        light = clean.ravel()[at]
+        if used.all():
+            flux, area = np.bincount(label, light, n + 1)[1:], np.bincount(label, minlength=n + 1)[1:]
+        else:  # bridged pixels belong to a source, but its light in them is not known
+            flux, area = np.bincount(label[used], light[used], n + 1)[1:], np.bincount(label[used], minlength=n + 1)[1:]
         siblings = np.bincount(parent, minlength=parent.max() + 1)
         faint_first = np.argsort(flux, kind="stable")
         brightest = np.zeros(len(siblings), int)
@@ -279,13 +307,15 @@ class Detector:
             _correlation=sky.correlation,
         )
 
-    def _significant(self, clean: np.ndarray, sky: Sky, regions: Regions, extended: Regions) -> tuple[Regions, Regions]:
+    def _significant(
+        self, clean: np.ndarray, bad: np.ndarray, sky: Sky, regions: Regions, extended: Regions
+    ) -> tuple[Regions, Regions]:
         """Regions of both passes whose total flux is significant.
 
         A region of the second pass that overlaps regions of the first pass replaces them if they are
         `pieces` of it and none of them has a higher signal to noise; otherwise it is discarded.
         """
-        (flux, signal), (wide_flux, wide_signal) = (self._light(clean, sky, some) for some in (regions, extended))
+        (flux, signal), (wide_flux, wide_signal) = (self._light(clean, bad, sky, some) for some in (regions, extended))
         good, wide_good = signal >= self.least_snr, wide_signal >= self.least_snr
         piece, whole = regions.overlapping(extended)
         piece, whole = piece[good[piece]], whole[good[piece]]
@@ -294,8 +324,40 @@ class Detector:
         good[piece[wide_good[whole]]] = False
         return regions.chosen(good), extended.chosen(wide_good)
 
-    def _light(self, clean: np.ndarray, sky: Sky, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    def _light(self, clean: np.ndarray, bad: np.ndarray, sky: Sky, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
         """Flux and signal to noise of regions, float64, (N + 1,), indexed by label; index 0 is unused."""
-        flux = np.bincount(regions.label, clean.ravel()[regions.at], len(regions) + 1)
-        variance = np.bincount(regions.label, sky.rms.ravel()[regions.at].astype(float) ** 2, len(regions) + 1)
+        at, label, n = regions.at, regions.label, len(regions)
+        used = ~bad.ravel()[at]
+        if not used.all():
+            at, label = at[used], label[used]
+        flux = np.bincount(label, clean.ravel()[at], n + 1)
+        variance = np.bincount(label, sky.rms.ravel()[at].astype(float) ** 2, n + 1)
         return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation
+
+
+def _without_hot_pixels(pixels: Pixels, mesh: Mesh) -> Pixels:
+    """The pixels of a window, with hot and dead ones added to `bad`."""
+    data, (height, width) = pixels.data, pixels.data.shape
+    level, limit = float(np.median(mesh.level)), HOT * float(np.median(mesh.rms))
+    with np.errstate(invalid="ignore"):
+        row, column = np.nonzero((data > level + limit) | (data < level - limit))
+    if not len(row):
+        return pixels
+    around = np.full((8, len(row)), -np.inf)
+    steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    for values, (dy, dx) in zip(around, steps, strict=True):
+        inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
+        there = row[inside] + dy, column[inside] + dx
+        values[inside] = np.where(pixels.bad[there], -np.inf, np.abs(data[there].astype(float) - level))
+    hot = np.sort(around, axis=0)[-2] < HOT_SHARE * np.abs(data[row, column].astype(float) - level)
+    if not hot.any():
+        return pixels
+    bad = pixels.bad.copy()
+    bad[row[hot], column[hot]] = True
+    noise = None if pixels.noise is None else np.where(bad, np.float32(np.nan), pixels.noise)
+    return Pixels(data, bad, noise)
+
+
+def _means(values: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Mean value of each label, float64; the index is the label."""
+    return np.bincount(label, values) / np.maximum(np.bincount(label), 1)

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
+from scipy.spatial import KDTree
 
 from sersicnet.image.pixels import Sky, Window
+
+BRIDGE = 32
+"""A source is bridged over at most this many bad pixels along a row or a column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,16 @@ class Regions:
         (row, column), (height, width) = self.places(), self.shape
         return row.min(), height - 1 - row.max(), column.min(), width - 1 - column.max()
 
+    def touch(self, bad: np.ndarray) -> bool:
+        """Whether a pixel of a region is bad, or next to a bad one along a row or a column."""
+        if not bad.any():
+            return False
+        (row, column), (height, width) = self.places(), self.shape
+        return any(
+            bool(bad[np.clip(row + dy, 0, height - 1), np.clip(column + dx, 0, width - 1)].any())
+            for dy, dx in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+        )
+
     def overlapping(self, other: Regions) -> tuple[np.ndarray, np.ndarray]:
         """Labels of the pairs of own and other regions that share pixels, int, (M,) each."""
         mine = np.zeros(self.shape, np.int32)
@@ -137,20 +151,25 @@ class Threshold:
         limit[~known] = 0
         return _convolved(np.clip(smooth[::2, ::2], -limit, limit), known, self._wide_kernel)
 
-    def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float) -> Regions:
+    def regions(self, smooth: np.ndarray, sky: Sky, smoothed: float, bad: np.ndarray | None = None) -> Regions:
         """Connected regions above the threshold, numbered in order of their first pixels.
 
         They equal the segments of `photutils.segmentation.detect_sources`, but only their pixels are stored.
+        Bad pixels between two pixels above the threshold, at most `BRIDGE` apart along a row or a column,
+        belong to the region, so that a source with a masked core or column is a single source.
 
         Parameters
         ----------
         smooth : ndarray, float32, (H, W)
-            Image from `smooth`.
+            Image from `smooth`; bridged pixels are filled, in place, such that their values rise towards the
+            middle of a masked core.
         sky : Sky
         smoothed : float
             Noise of the smoothed image over the noise of the image.
+        bad : ndarray, bool, (H, W), optional
+            Pixels without data.
         """
-        return self._above(smooth, np.float32(self.level * smoothed) * sky.rms)
+        return self._above(smooth, np.float32(self.level * smoothed) * sky.rms, bad)
 
     def extended(self, smooth: np.ndarray, sky: Sky, smoothed: float, widely: float, window: Window) -> Regions:
         """Connected regions of the second pass, in a window of the image.
@@ -177,12 +196,89 @@ class Threshold:
         good = np.isfinite(sky.rms.ravel()[at])
         return Regions((height, width), at[good], labels[good])
 
-    def _above(self, smooth: np.ndarray, threshold: np.ndarray) -> Regions:
+    def _above(self, smooth: np.ndarray, threshold: np.ndarray, bad: np.ndarray | None = None) -> Regions:
         with np.errstate(invalid="ignore"):
             above = smooth > threshold  # false where the noise is NaN
         at = np.flatnonzero(above)
+        between = _between(above, at, bad) if bad is not None and bad.any() else at[:0]
+        if not len(between):
+            found = Regions(above.shape, at, _connected(at, above.shape[1]))
+            return found.chosen(np.bincount(found.label, minlength=1) >= self.n_pixels)
+        assert bad is not None
+        at = np.union1d(at, between)
         found = Regions(above.shape, at, _connected(at, above.shape[1]))
-        return found.chosen(np.bincount(found.label, minlength=1) >= self.n_pixels)
+        found = found.chosen(np.bincount(found.label, ~bad.ravel()[at], minlength=1) >= self.n_pixels)
+        self._fill(smooth, bad, found)
+        return found
+
+    def _fill(self, smooth: np.ndarray, bad: np.ndarray, regions: Regions) -> None:
+        """Fill the bad pixels of regions in a smoothed image, in place.
+
+        They, and the pixels of the regions near them, get the mean of the good pixels under the filter. Bad pixels
+        far from good ones get the highest of these means around them, so that a masked core is one peak.
+        """
+        (height, width), kernel = regions.shape, _gaussian(self.smoothing)
+        bridged, reach = bad.ravel()[regions.at], len(kernel) // 2
+        row, column = (values[bridged] for values in regions.places())
+        steps = range(-reach, reach + 1)
+        around = np.concatenate(
+            [
+                np.clip(row + dy, 0, height - 1) * width + np.clip(column + dx, 0, width - 1)
+                for dy in steps
+                for dx in steps
+            ]
+        )
+        at = np.intersect1d(regions.at, around)
+        row = at // width
+        column = at - row * width
+        share = np.zeros(len(at))
+        for dy, down in zip(steps, kernel.tolist(), strict=True):
+            for dx, across in zip(steps, kernel.tolist(), strict=True):
+                y, x = row + dy, column + dx
+                inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+                share[inside] += down * across * ~bad[y[inside], x[inside]]
+        near = share > _LEAST_SHARE
+        values = smooth.ravel()[at] / np.maximum(share, _LEAST_SHARE)
+        if not near.all() and near.any():
+            places = np.column_stack([row, column])
+            tree, deep = KDTree(places[near]), places[~near]
+            close = tree.query_ball_point(deep, 1.5 * tree.query(deep)[0] + 2)
+            values[~near] = [values[near][some].max() for some in close]
+        smooth.ravel()[at] = values
+
+
+_LEAST_SHARE = 0.1
+"""A bad pixel is near good ones if at least this share of the filter is on good pixels."""
+
+
+def _between(above: np.ndarray, at: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Bad pixels between two pixels above the threshold, along a row or a column, as indices.
+
+    Parameters
+    ----------
+    above : ndarray, bool, (H, W)
+    at : ndarray, int, (P,)
+        Indices of the pixels that are `above`.
+    bad : ndarray, bool, (H, W)
+    """
+    found = [at[:0]]
+    (height, width), row = above.shape, at // above.shape[1]
+    column = at - row * width
+    for step, room in ((1, width - 1 - column), (width, height - 1 - row)):
+        ends = np.minimum(room, BRIDGE + 1)
+        start, last = at[ends > 1], ends[ends > 1]
+        for k in range(1, BRIDGE + 2):
+            inside = last >= k
+            start, last = start[inside], last[inside]
+            here = start + k * step
+            if k > 1:
+                done = start[above.ravel()[here]]
+                found.extend(done + i * step for i in range(1, k))
+            on = bad.ravel()[here]
+            start, last = start[on], last[on]
+            if not len(start):
+                break
+    return np.unique(np.concatenate(found))
 
 
 def _connected(at: np.ndarray, width: int) -> np.ndarray:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 from scipy.spatial import KDTree
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, warn
 from sersicnet.image.pixels import ABSURD, Pixels, Sky, Source, Window, grown, median, within
 from sersicnet.image.regions import Regions, Threshold, dilated
 
@@ -40,8 +40,9 @@ LEAST_ROWS = 16
 """Minimum number of rows of a box that are used, if the box has as many."""
 
 
-COVERED = 0.8
-"""If more of a box than this is masked, its values are interpolated from the boxes around it."""
+COVERED, MOST_COVERED = 0.8, 0.99
+"""If more of a box than this is masked, its values are interpolated from the boxes around it; the second limit is that
+of images in which all boxes are masked beyond the first one, such as an image in a wide frame without data."""
 
 
 ABSURD_LIMIT = 0.05
@@ -149,19 +150,30 @@ def estimate_sky(source: Source, threshold: Threshold, apply: Map = map) -> Mesh
         If no pixel has data, or the noise of the image is zero.
     """
     edges = _edges(source.shape)
-    strips = [(source, edges, i) for i in range(0, len(edges[0]) - 1, STRIP)]
     blocks = threshold.binned(BIN)
-    mesh = _assembled(apply(_first_background, strips), source.shape)
+    for covered in (COVERED, MOST_COVERED):
+        strips = [(source, edges, i, covered) for i in range(0, len(edges[0]) - 1, STRIP)]
+        parts = list(apply(_first_background, strips))
+        if any(np.isfinite(part.level).any() for part in parts):
+            break
+    mesh = _assembled(parts, source.shape)
     few = [(source, window, blocks, mesh, 1.0) for window in _windows(source.shape, SAMPLES // 2)]
     known = [noise for noise in apply(_smoothed_noise, few) if np.isfinite(noise)]
     smoothed = float(np.median(known)) if known else 1.0
-    for most in (MOST_DILATION, LEAST_DILATION):  # if large sources leave no sky, a smaller dilation is tried
-        between = list(apply(_background_between_sources, [(*strip, blocks, mesh, smoothed, most) for strip in strips]))
+    # If large sources leave no sky, a smaller dilation is tried, and then the few pixels between undilated sources.
+    for most, limit in ((MOST_DILATION, covered), (LEAST_DILATION, covered), (0, MOST_COVERED)):
+        jobs = [(*strip[:3], limit, blocks, mesh, smoothed, most) for strip in strips]
+        between = list(apply(_background_between_sources, jobs))
         if any(np.isfinite(part.level).any() for part in between):
+            mesh = _assembled(between, source.shape)
             break
-    mesh = _assembled(between, source.shape)
-    jobs = [(threshold, source, window, blocks, mesh, smoothed, most) for window in _windows(source.shape, SAMPLES)]
-    return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, jobs)))
+    else:
+        warn(
+            "The image has no blank sky: detected structure covers it. Its sky and noise are those of all pixels "
+            "without outliers. Is the noise correlated over many pixels, or full of cosmic rays?"
+        )
+    windows = [(threshold, source, window, blocks, mesh, smoothed, most) for window in _windows(source.shape, SAMPLES)]
+    return Mesh(mesh.level, mesh.rms, mesh.shape, *_joint(apply(_noise, windows)))
 
 
 class _Background(NamedTuple):
@@ -177,8 +189,8 @@ class _Background(NamedTuple):
 Edges = tuple[list[int], list[int]]
 
 
-_Strip = tuple[Source, Edges, int]
-"""An image, the edges of its boxes, and the first row of boxes of a strip."""
+_Strip = tuple[Source, Edges, int, float]
+"""An image, the edges of its boxes, the first row of boxes of a strip, and how much of a box may be covered."""
 
 
 def _edges(shape: tuple[int, int]) -> Edges:
@@ -193,14 +205,16 @@ def _rows_of(edges: Edges, first: int) -> tuple[list[int], slice]:
 
 
 def _first_background(strip: _Strip) -> _Background:
-    source, edges, first = strip
+    source, edges, first, limit = strip
     own, rows = _rows_of(edges, first)
     data, bad, _ = source.read((rows, slice(0, source.shape[1])))
-    return _background(data, bad, bad, (own, edges[1]), source.shape, every=FIRST_ROWS)
+    return _background(data, bad, bad, (own, edges[1]), source.shape, limit, every=FIRST_ROWS)
 
 
-def _background_between_sources(strip: tuple[Source, Edges, int, Threshold, _Background, float, int]) -> _Background:
-    source, edges, first, blocks, mesh, smoothed, most = strip
+def _background_between_sources(
+    strip: tuple[Source, Edges, int, float, Threshold, _Background, float, int],
+) -> _Background:
+    source, edges, first, limit, blocks, mesh, smoothed, most = strip
     own, rows = _rows_of(edges, first)
     strip_window = rows, slice(0, source.shape[1])
     window = _aligned(grown(strip_window, MOST_DILATION + BIN * blocks.halo, source.shape))
@@ -208,7 +222,7 @@ def _background_between_sources(strip: tuple[Source, Edges, int, Threshold, _Bac
     inner = within(strip_window, window)
     bad = pixels.bad[inner]
     covered = _covered(pixels, window, blocks, mesh, smoothed, most)[inner]
-    return _background(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, every=ROWS)
+    return _background(pixels.data[inner], bad, bad | covered, (own, edges[1]), source.shape, limit, every=ROWS)
 
 
 def _aligned(window: Window) -> Window:
@@ -298,7 +312,7 @@ def _binned(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
 
 def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
     """Blocks of regions, dilated by their radii, from `LEAST_DILATION` to `most` pixels, bool, (H, W)."""
-    least, most = LEAST_DILATION // BIN, most // BIN
+    least, most = min(LEAST_DILATION, most) // BIN, most // BIN
     out = dilated(regions.mask(), least)
     large = regions.chosen(np.bincount(regions.label, minlength=len(regions) + 1) > np.pi * (least + 1) ** 2)
     row, column = large.places()
@@ -314,19 +328,28 @@ def _with_surroundings(regions: Regions, most: int) -> np.ndarray:
 
 
 def _background(
-    data: np.ndarray, bad: np.ndarray, ignore: np.ndarray, edges: Edges, shape: tuple[int, int], every: int = 1
+    data: np.ndarray,
+    bad: np.ndarray,
+    ignore: np.ndarray,
+    edges: Edges,
+    shape: tuple[int, int],
+    limit: float,
+    every: int,
 ) -> _Background:
-    """Sigma-clipped sky and noise of the boxes of a strip; `data` starts at the first of the `edges` along y."""
+    """Sigma-clipped sky and noise of the boxes of a strip; `data` starts at the first of the `edges` along y.
+
+    Boxes of which more than `limit` is ignored are NaN.
+    """
     rows, columns = ([slice(a, b) for a, b in itertools.pairwise(line)] for line in edges)
     first = rows[0].start
     level, rms = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
     for i, y in enumerate(rows):
-        step = min(every, max((y.stop - y.start) // LEAST_ROWS, 1))
+        step = min(every, max((y.stop - y.start) // LEAST_ROWS, 1)) if limit == COVERED else 1
         for j, x in enumerate(columns):
             part = slice(y.start - first, y.stop - first, step), x
             ignored = ignore[part]
             values = data[part][~ignored] if ignored.any() else data[part].ravel()
-            if len(values) > (1 - COVERED) * ignored.size:
+            if len(values) > (1 - limit) * ignored.size:
                 level[i, j], rms[i, j] = _sky_of(values)
     blank = data[bad]
     absurd = np.isfinite(blank) & (np.abs(blank) >= ABSURD)
@@ -337,9 +360,9 @@ def _sky_of(values: np.ndarray) -> tuple[float, float]:
     """Sigma-clipped level and rms of a box.
 
     The level is SExtractor's estimate of the mode, 2.5 times the median minus 1.5 times the mean. The median
-    is replaced by the mean of the middle two fifths of the values, which scatters less; and the median of a
-    quantised image is wrong by up to half a quantisation step, which would be multiplied by 2.5. The rms is
-    from the median absolute deviation, as photutils' `MADStdBackgroundRMS`.
+    is replaced by the mean of the middle two fifths of the values, which scatters less. The rms is from the
+    median absolute deviation, as photutils' `MADStdBackgroundRMS`. Both are interpolated between the values
+    of a quantised image, see `_quantised_sky`.
 
     Parameters
     ----------
@@ -347,10 +370,55 @@ def _sky_of(values: np.ndarray) -> tuple[float, float]:
         Finite pixel values.
     """
     kept, mean, std = _clipped(values)
-    end = len(kept) * 3 // 10
-    middle = float(np.add.reduce(kept[end : len(kept) - end], dtype=float)) / (len(kept) - 2 * end)
+    if _is_quantised(kept):
+        middle, rms = _quantised_sky(kept, std)
+    else:
+        end = len(kept) * 3 // 10
+        middle = float(np.add.reduce(kept[end : len(kept) - end], dtype=float)) / (len(kept) - 2 * end)
+        rms = _sorted_mad(kept) * _RMS_OF_MAD
     level = middle if std > 0 and abs(mean - middle) >= 0.3 * std else 2.5 * middle - 1.5 * mean
-    return level, _sorted_mad(kept) * _RMS_OF_MAD
+    return level, rms
+
+
+def _is_quantised(ordered: np.ndarray) -> bool:
+    """Whether more than one in 400 of sorted values equal the quartiles: quantiles are then wrong by half a step.
+
+    The rows of a compressed image have steps of their own, and only their zeros are equal.
+    """
+    n = len(ordered)
+    if not n:
+        return False
+    quartiles = ordered[[n // 4, n * 3 // 4]]
+    equal = ordered.searchsorted(quartiles, "right") - ordered.searchsorted(quartiles, "left")
+    return bool(equal.min() > max(n / 400, 4))
+
+
+def _quantised_sky(ordered: np.ndarray, std: float) -> tuple[float, float]:
+    """Median and rms of sorted, quantised values.
+
+    A median absolute deviation of quantised values is a multiple of their step. But the fraction of values below
+    each border between two neighbouring values is exact: a line is fitted to these borders as a function of the
+    quantiles of a Gaussian. The rms includes the noise of the quantisation.
+
+    Parameters
+    ----------
+    ordered : ndarray, float32, (N,)
+    std : float
+        Standard deviation of the values, which is used for steps of more than three times the noise.
+    """
+    last = np.flatnonzero(ordered[1:] != ordered[:-1])
+    if len(last) < 2:
+        return float(np.add.reduce(ordered, dtype=float)) / len(ordered), std
+    low, high = ordered[last].astype(float), ordered[last + 1].astype(float)
+    quantiles = special.ndtri((last + 1) / len(ordered))
+    # Steps of rounded or scaled values differ in the last digit: borders between two clumps of values count.
+    weight = (high - low) * np.exp(-(quantiles**2))
+    weight /= weight.sum()
+    step, border, quantile = (float(weight @ values) for values in (high - low, (low + high) / 2, quantiles))
+    off = weight * (quantiles - quantile)
+    rms = float(off @ (low + high)) / 2 / float(off @ quantiles)
+    middle = border - rms * quantile
+    return middle, math.hypot(rms, step / math.sqrt(12)) if step <= 3 * rms else std
 
 
 def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[np.ndarray, float, float]:
@@ -373,11 +441,19 @@ def _clipped(values: np.ndarray, sigma: float = 3.0, rounds: int = 10) -> tuple[
         stop = first + int(left.searchsorted(values.dtype.type(half + deviation), "right"))
         if stop - start == n:
             break
+        before = square
         for end in (shifted[first:start], shifted[stop:last]):
             total, square = total - float(np.add.reduce(end)), square - _product(end, end)
         first, last = start, stop
+        if square < _ROUNDING * before:  # values so far out that the differences are rounding errors
+            left = shifted[first:last]
+            total, square = float(np.add.reduce(left)), _product(left, left)
     n = last - first
     return values[first:last], middle + total / n, math.sqrt(max(square / n - (total / n) ** 2, 0.0))
+
+
+_ROUNDING = 1e-8
+"""Sums of squares that shrink below this fraction in a round of clipping are computed anew."""
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> float:
@@ -532,21 +608,35 @@ def _noise(job: tuple[Threshold, Source, Window, Threshold, _Background, float, 
             return None
     factor = np.nan
     clean = pixels.data - sky.level
+    quantised = _is_quantised(np.sort(pixels.data[::_NOISE_ROWS][blank[::_NOISE_ROWS]]))
     if pixels.noise is not None:
-        factor = _mad_std((clean / pixels.noise)[blank])
+        relative = (clean / pixels.noise)[blank]
+        factor = _clipped(relative)[2] / _CLIPPED_STD if quantised else _mad_std(relative)
         sky = Sky(sky.level, pixels.noise * factor, sky.autocorrelation, factor)
     smooth = threshold.smooth(clean, pixels.bad)
     ratio = _mad_std((smooth / sky.rms)[blank])
     wide = threshold.smooth_widely(smooth, sky, ratio) / sky.rms[::2, ::2]
-    return _Noise(ratio, _mad_std(wide[blank[::2, ::2]]), _products(clean / sky.rms, blank), factor)
+    return _Noise(ratio, _mad_std(wide[blank[::2, ::2]]), _products(clean / sky.rms, blank, quantised), factor)
 
 
-def _products(normalised: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Sums of products of blank pixels, and the numbers of products, by lag, float64, (2, 7, 7)."""
+_NOISE_ROWS = 16
+"""Every sixteenth row of a window shows whether its values are quantised."""
+
+
+_CLIPPED_STD = 0.98658
+"""Standard deviation of a Gaussian of unit width that is clipped at 3 sigma."""
+
+
+def _products(normalised: np.ndarray, used: np.ndarray, quantised: bool = False) -> np.ndarray:
+    """Sums of products of blank pixels, and the numbers of products, by lag, float64, (2, 7, 7).
+
+    The products are those of differences from the median; if the values are `quantised`, from their clipped mean.
+    """
     out = np.zeros((2, 2 * REACH + 1, 2 * REACH + 1))
     if not used.any():
         return out
-    values = np.where(used, np.clip(normalised - median(normalised[used]), -5, 5), 0)
+    middle = np.float32(_clipped(normalised[used])[1]) if quantised else median(normalised[used])
+    values = np.where(used, np.clip(normalised - middle, -5, 5), 0)
     # The rows are concatenated with zeros between them, so that a lag in two dimensions is a shift in one.
     width = values.shape[1] + REACH
     for plane, array in zip(out, (values, used), strict=True):

@@ -27,10 +27,10 @@ class Stamps:
         Noise of a blank pixel around each source, image units.
     noise : ndarray, float32, (N, 128, 128)
         Noise of a blank pixel, image units; NaN in pixels without data.
-    edge : ndarray, bool, (N,)
-        Whether the stamp extends beyond the image.
+    inside : ndarray, int, (N, 4)
+        Part of the stamp within the image: first and last row, exclusive, and first and last column.
     unusable : ndarray, float64, (N,)
-        Fraction of pixels without data: masked, not finite, unexposed, or outside the image.
+        Fraction of the stamp that is within the image and without data: masked, not finite or unexposed.
     neighbours : ndarray, float64, (N,)
         Fraction of pixels that belong to other sources.
     empty : ndarray, bool, (N,)
@@ -43,10 +43,41 @@ class Stamps:
     y: np.ndarray
     rms: np.ndarray
     noise: np.ndarray
-    edge: np.ndarray
+    inside: np.ndarray
     unusable: np.ndarray
     neighbours: np.ndarray
     empty: np.ndarray
+
+    def masked_light(self, a: np.ndarray, b: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """Fraction of the light of each source that is in pixels of the image without data, float64, (N,).
+
+        The light is that of an exponential disc. If the pixel at the position has no data, the fraction is 1:
+        the peak is then not known. Pixels outside the image are not counted.
+
+        Parameters
+        ----------
+        a, b : ndarray, float, (N,)
+            Semi-major and semi-minor axes (1 sigma) of the sources, pixels.
+        theta : ndarray, float, (N,)
+            Angle of the major axis, degrees from +x towards +y.
+        """
+        out = np.zeros(len(self.x))
+        for i in np.flatnonzero(self.unusable > 0):
+            top, bottom, left, right = self.inside[i]
+            row, column = np.nonzero(np.isnan(self.noise[i, top:bottom, left:right]))
+            along, across = row + top - self.y[i], column + left - self.x[i]
+            if (np.maximum(np.abs(along), np.abs(across)) <= 0.5).any():
+                out[i] = 1.0
+                continue
+            cos, sin = math.cos(math.radians(theta[i])), math.sin(math.radians(theta[i]))
+            scales = max(a[i] / SIGMA, 1.0), max(b[i] / SIGMA, 1.0)
+            radius = np.hypot((cos * across + sin * along) / scales[0], (cos * along - sin * across) / scales[1])
+            out[i] = min(float(np.exp(-radius).sum()) / (2 * math.pi * scales[0] * scales[1]), 1.0)
+        return out
+
+
+SIGMA = 3**0.5
+"""Root of the second moment of an exponential disc along an axis, in scale lengths."""
 
 
 def cut(
@@ -94,8 +125,8 @@ def cut(
         np.full(n, np.nan),
         np.full(n, np.nan),
         np.full((n, size, size), np.nan, np.float32),
-        np.ones(n, bool),
-        np.ones(n),
+        np.zeros((n, 4), int),
+        np.zeros(n),
         np.zeros(n),
         np.ones(n, bool),
     )
@@ -124,8 +155,8 @@ def cut(
         if not len(some):
             some = noise[np.isfinite(noise)]
         out.rms[i] = median(some) if len(some) else np.nan
-        out.edge[i] = noise.size < size * size
-        out.unusable[i] = 1 - (noise.size - lost) / size**2
+        out.inside[i] = [end for part in stamp_part for end in (part.start, part.stop)]
+        out.unusable[i] = lost / size**2
         out.neighbours[i] = (np.count_nonzero(replaced) - lost) / size**2
         usable = np.zeros((size, size), bool)
         usable[stamp_part] = ~bad[image_part]

@@ -362,19 +362,27 @@ def size_of(psf: np.ndarray) -> float:
     inner, outer = slice(middle - half, middle + half + 1), slice(at - half, at + half + 1)
     stamp[0, outer, outer] = 1e6 * psf[inner, inner]
     here, no, one = np.array([float(at)]), np.zeros(stamp.shape, bool), np.ones(1)
-    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), no[:, 0, 0], 0 * one, 0 * one, no[:, 0, 0])
+    inside = np.array([[0, STAMP_SIZE, 0, STAMP_SIZE]])
+    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), inside, 0 * one, 0 * one, no[:, 0, 0])
     return float(sizes(star)[0][0])
 
 
-PLATEAU = 4
-"""Pixels of the same highest value in a centre that show that it was cut off."""
+PLATEAU, PLATEAU_CONTRAST, PLATEAU_REACH = 4, 2, 20
+"""A centre is cut off if at least this many pixels have the same highest value, and this many times more than have
+another value of the source, within this distance: where an image was interpolated to finer pixels, or has coarse steps,
+many pixels have the same value at any height."""
+
+
+SAME, SAME_NOISE = 1e-4, 0.02
+"""Two values are the same if they differ by less than this fraction, or this fraction of the noise: the sky that was
+subtracted may slope."""
 
 
 def saturated(stamps: Stamps, level: float = np.inf) -> np.ndarray:
     """Which sources are saturated in their centre, bool, (N,).
 
-    Those with a pixel of `level` or more among the central 9 x 9, and those whose
-    brightest pixels there all have the very same value.
+    Those with a pixel of `level` or more among the central 9 x 9, and those with a
+    plateau there, see `PLATEAU`.
 
     Parameters
     ----------
@@ -388,9 +396,23 @@ def saturated(stamps: Stamps, level: float = np.inf) -> np.ndarray:
     highest = centre.max(axis=1, initial=-np.inf, keepdims=True)
     with np.errstate(invalid="ignore"):
         reached = highest[:, 0] * stamps.rms >= level
-        # The sky that was subtracted may slope.
-        flat = np.isclose(centre, highest, rtol=1e-4, atol=0.02).sum(axis=1) >= PLATEAU
-    return reached | (flat & (highest[:, 0] > LOW_SNR_LIMIT))
+        flat = np.isclose(centre, highest, rtol=SAME, atol=SAME_NOISE).sum(axis=1) >= PLATEAU
+    flat &= highest[:, 0] > LOW_SNR_LIMIT
+    around = slice(STAMP_SIZE // 2 - PLATEAU_REACH, STAMP_SIZE // 2 + PLATEAU_REACH)
+    for i in np.flatnonzero(flat):
+        values = stamps.pixels[i, around, around][~stamps.replaced[i, around, around]]
+        flat[i] = _is_cut_off(np.sort(values), float(highest[i, 0]))
+    return reached | flat
+
+
+def _is_cut_off(ordered: np.ndarray, highest: float) -> bool:
+    """Whether more of the sorted values equal the highest one of a source than any other value above a tenth of it."""
+    width = 2 * (SAME_NOISE + SAME * highest)
+    first, top = ordered.searchsorted([0.1 * highest, highest - width / 2])
+    same = ordered.searchsorted(highest + width / 2, "right") - top
+    others = ordered[first:top]
+    most = int((others.searchsorted(others + width, "right") - np.arange(len(others))).max(initial=0))
+    return bool(same >= PLATEAU_CONTRAST * most)
 
 
 def good_galaxies(

@@ -13,18 +13,20 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from sersicnet import weights
+from sersicnet.catalogue.parameters import possible
 from sersicnet.engine.fit import Fits, Fitter, Status
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry, stars
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
-from sersicnet.image.resample import Resampled
+from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
-from sersicnet.image.stamps import Stamps, cut
+from sersicnet.image.stamps import SIGMA, Stamps, cut
 from sersicnet.output import Report, silent
 from sersicnet.schema import (
     CROWDED_LIMIT,
+    EDGE_LIMIT,
     LOW_SNR_LIMIT,
     MASKED_LIMIT,
     STAMP_SIZE,
@@ -48,6 +50,14 @@ MOST_NEIGHBOURS = 3
 
 NEIGHBOUR_FLUX = 0.1
 """Minimum flux of a neighbour that is fitted simultaneously, as a fraction of the galaxy's flux."""
+
+
+MOST_FLUX_ERROR = 3.0
+"""A fit whose flux has a larger error than this many times the flux has found nothing: it has not converged."""
+
+
+MOST_FAINTER = 5.0
+"""A start more than this many magnitudes fainter than the detected source at its position is not used."""
 
 
 _NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
@@ -131,6 +141,7 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
             _start(scene, values)
         if setting.fitter is not None:
             _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
+        values.flags[_at_edge(scene, values)] |= Flag.EDGE
         profiles = np.zeros((0, 4))
         if setting.profiles:
             mine = _inside(scene.found.x, scene.found.y, core, setting.exposure.shape)
@@ -290,16 +301,20 @@ class Values(NamedTuple):
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
         return out
 
-    def note(self, rows: slice, stamps: Stamps, saturation: float) -> None:
+    def note(self, scene: _Scene, rows: slice, stamps: Stamps) -> None:
         """Set the noise, sizes, S/N and flags that are measured on stamps, in place."""
         flags = self.flags[rows]
         self.rms[rows] = stamps.rms
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
-        flags |= Flag.SATURATED * stars.saturated(stamps, saturation)
+        flags |= Flag.SATURATED * stars.saturated(stamps, scene.setting.saturation)
         self.snr[rows] /= stamps.rms
         flags |= Flag.NO_DATA * stamps.empty
-        flags |= Flag.EDGE * stamps.edge
-        flags |= Flag.MASKED * (stamps.unusable > MASKED_LIMIT)
+        if stamps.unusable.any():
+            found = scene.found
+            a, b, theta = (scene.of_source(axis)[rows] for axis in (found.a, found.b, found.theta))
+            unknown = ~np.isfinite(a + b + theta)
+            a[unknown], b[unknown], theta[unknown] = photometry.APERTURE, photometry.APERTURE, 0
+            flags |= Flag.MASKED * (stamps.masked_light(a, b, theta) > MASKED_LIMIT)
         flags |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
         with np.errstate(invalid="ignore"):
             flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
@@ -308,6 +323,42 @@ class Values(NamedTuple):
         """Parameters of `sersicnet.engine.render.Renderer`, in pixels of the image, (N, 7)."""
         columns = {"x": self.x, "y": self.y, "theta": self.theta}
         return parameters_of(columns | dict(zip(TARGET_NAMES, self.targets.T, strict=True)), zero_point)
+
+
+def _at_edge(scene: _Scene, values: Values) -> np.ndarray:
+    """Places that lose light at the border of the image, bool, (N,).
+
+    The ellipse of the effective radius reaches the border (without a detection, also the aperture), or the
+    detected pixels do and the light beyond them, estimated from the row or column of pixels along the border
+    and the scale length of an exponential disc, is more than `EDGE_LIMIT` of the source's.
+    """
+    exposure, segmentation = scene.setting.exposure, scene.found.segmentation
+    image = exposure.exposure if isinstance(exposure, Resampled) else exposure
+    shape = [int(n * exposure.factor + MISSING) for n in image.shape]  # the last pixel of a finer grid may be a part
+    beyond, found = np.zeros(len(scene.found) + 1), scene.found
+    for axis, (part, n) in enumerate(zip(scene.window, shape, strict=True)):
+        for outer in (slice(0, 1 - part.start), slice(n - 1 - part.start, None)):
+            if outer.stop is not None and outer.stop <= 0:
+                continue
+            label, data, level = (
+                np.moveaxis(values, axis, 0)[outer] for values in (segmentation, scene.pixels.data, scene.sky.level)
+            )
+            there = (label > 0) & np.isfinite(data)
+            beyond += np.bincount(label[there], (data - level)[there], len(beyond))
+    lost = beyond[1:] * found.a / SIGMA
+    out = scene.of_source((lost > EDGE_LIMIT * (found.flux + lost)).astype(float)) == 1
+    radius = np.fmax(values.targets[:, 1], np.where(scene.source >= 0, 0, photometry.APERTURE))
+    q = np.where(scene.source >= 0, 1 - values.targets[:, 3], 1.0)
+    angle = np.radians(np.where(scene.source >= 0, values.theta, 0.0))
+    with np.errstate(invalid="ignore"):
+        reach = (
+            radius * np.hypot(q * np.cos(angle), np.sin(angle)),
+            radius * np.hypot(np.cos(angle), q * np.sin(angle)),
+        )
+        for place, far, n in zip((values.y, values.x), reach, shape, strict=True):
+            far = np.nan_to_num(far, nan=0.0)
+            out |= (place - far < -0.5) | (place + far > n - 0.5)
+    return out
 
 
 def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) -> Iterator[tuple[slice, Stamps]]:
@@ -330,7 +381,7 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
         values.targets[rows], errors = network.predict(Inputs(stamps=stamps.pixels))
         if errors is not None:
             values.errors[rows] = errors
-        values.note(rows, stamps, scene.setting.saturation)
+        values.note(scene, rows, stamps)
         values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
         report("measuring", rows.stop, n)
 
@@ -344,14 +395,18 @@ def _start(scene: _Scene, values: Values) -> None:
     guesses = {"mag": mag, "r_eff_pix": r_eff, "sersic_n": n, "ellipticity": 1 - q, "theta": values.theta}
     for name, column in scene.setting.starts.items():
         given = column[scene.place]
-        guesses[name] = np.where(np.isfinite(given), given, guesses[name])
+        known = np.isfinite(given) if name == "theta" else possible(name, given)
+        if name == "mag":  # a model that is invisible beside the detected source would stay so
+            with np.errstate(invalid="ignore"):
+                known &= ~(given > guesses[name] + MOST_FAINTER)
+        guesses[name] = np.where(known, given, guesses[name])
     for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
         guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
     for k, name in enumerate(TARGET_NAMES):
         values.targets[:, k] = guesses[name]
     values.theta[:] = guesses["theta"]
     for rows, stamps in _stamps(scene, scene.source + 1):
-        values.note(rows, stamps, scene.setting.saturation)
+        values.note(scene, rows, stamps)
     values.targets[values.flags & Flag.NO_DATA != 0] = np.nan
 
 
@@ -454,8 +509,9 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.diagonal(fits.covariance, axis1=1, axis2=2)) * worse
-    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1)
-    values.status[rows] = fits.status
+        seen = errors[:, 2] < MOST_FLUX_ERROR * fits.parameters[:, 2]
+    good = (fits.status == Status.CONVERGED) & np.isfinite(errors).all(axis=1) & seen
+    values.status[rows] = np.where(good | (fits.status != Status.CONVERGED), fits.status, Status.NOT_CONVERGED)
     values.flags[rows[~good]] |= Flag.NOT_REFINED
     taken = np.isfinite(fits.parameters).all(axis=1) if keep else good
     if keep:
