@@ -335,7 +335,7 @@ def _sums(path: Path) -> dict[str, str]:
     sums: dict[str, str] = {}
     for line in lines:
         digest, _, name = line.partition("  ")
-        if sums.setdefault(name, digest) != digest:
+        if name and sums.setdefault(name, digest) != digest:
             raise WeightsError(f"{path} lists {name[:40]!r} twice. Install or train the weights again.")
     return sums
 

@@ -517,7 +517,7 @@ def keras_file(w, **members):
     for name, content in members.items():
         place = {"config": "config.json", "values": "model.weights.h5"}.get(name, name)
         found[place] = content(found.get(place, b"")) if callable(content) else content
-    with zipfile.ZipFile(w / "network.keras", "w", zipfile.ZIP_DEFLATED) as packed:
+    with zipfile.ZipFile(w / "network.keras", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
         for name, content in found.items():
             if content is not None:
                 packed.writestr(name, content)
