@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 REMEDY = "`sersicnet adapt` makes weights for such an image"
 
 
+def number(value: Any) -> float:
+    """A number of a card.
+
+    Raises
+    ------
+    ValueError
+        If it is none: text, true or false, NaN, infinite, or beyond 1e30.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise ValueError(f"a finite number is wanted; received {str(value)[:40]!r}")
+    return float(value)
+
+
 class Verdict(NamedTuple):
     """The result of comparing an image with a card.
 
@@ -78,19 +91,18 @@ class Domain:
             If something is missing or makes no sense.
         """
         domain = card["domain"]
-        scale = float(domain["pixel_scale"])
-        fwhm = domain["psf_fwhm"]
-        first, last = domain.get("psf_fwhm_range") or (fwhm, fwhm)
-        faint, loud = domain["rms"]
-        ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
-        pairs = np.array([[first, last], [faint, loud], *ranges], float)
-        if ranges.shape != (len(TARGET_NAMES), 2) or not (pairs[:, 0] <= pairs[:, 1]).all():
+        scale, fwhm, zero = (number(domain[key]) for key in ("pixel_scale", "psf_fwhm", "zero_point"))
+        given = [domain.get("psf_fwhm_range") or (fwhm, fwhm), domain["rms"]]
+        given += [domain["ranges"][name] for name in TARGET_NAMES]
+        pairs = np.array([[number(value) for value in pair] for pair in given])
+        if pairs.shape != (2 + len(TARGET_NAMES), 2) or not (pairs[:, 0] <= pairs[:, 1]).all():
             raise ValueError("its ranges are no pairs of a lower and an upper value")
-        if not (scale > 0 and first > 0 and faint > 0):
+        (first, last), (faint, loud), *ranges = pairs
+        if not (scale > 0 and fwhm > 0 and first > 0 and faint > 0):
             raise ValueError("pixel scale, PSF and noise are positive")
         widths = float(first) / scale, float(last) / scale
         noise = float(faint), float(loud)
-        return cls(str(card["name"]), scale, widths, float(domain["zero_point"]), noise, *ranges.T)
+        return cls(str(card["name"]), scale, widths, zero, noise, *np.array(ranges).T)
 
     def out_of_range(self, targets: np.ndarray) -> np.ndarray:
         """Which parameters are outside of their range, bool, (N, 4); none of a galaxy with NaN.

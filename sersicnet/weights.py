@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sersicnet.domain import Domain
+from sersicnet import graph
+from sersicnet.domain import Domain, number
 from sersicnet.errors import InputError, WeightsError, first_line, warn
 from sersicnet.output import whole_directory
 from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAMES, TARGETS, Inputs
@@ -36,6 +37,8 @@ DEFAULT, BASE = "fovea-sky", "fovea-sim"
 """The weights that measure by default, whose errors hold on mosaics; and those that training starts from."""
 
 KERAS, ONNX, CARD, README, SUMS = "network.keras", "network.onnx", "card.json", "README.md", "SHA256SUMS"
+MOST_BYTES = {KERAS: 2**28, ONNX: 2**28, CARD: 2**22, README: 2**22, SUMS: 2**16}
+"""Size up to which a file is read: tens of times that of the shipped ones."""
 BATCH = 64
 """Stamps a call of ONNX Runtime: larger is no faster on a CPU, and takes memory."""
 
@@ -106,28 +109,34 @@ class Weights:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is an exception: no lines on stderr beside it
         if _one_thread:
             options.intra_op_num_threads = options.inter_op_num_threads = 1
+        path, known = self.path / ONNX, INPUT_SHAPES._asdict()
+        content = _content(path)
         try:
-            session = onnxruntime.InferenceSession(str(self.path / ONNX), options, providers=providers())
-        except Exception as error:  # ONNX Runtime raises several kinds of its own
+            shape = graph.result(content, known, BATCH)
+        except ValueError as error:
             raise WeightsError(
-                f"{self.path / ONNX} cannot be opened by ONNX Runtime: {first_line(error)} "
+                f"{path} is no network that this version of sersicnet measures with: {first_line(error)}. "
                 "Install or train the weights again."
             ) from error
-        known = INPUT_SHAPES._asdict()
+        if shape != (BATCH, self._width):
+            raise WeightsError(
+                f"{path} returns values of shape {list(shape[1:])}, by its card {[self._width]}: "
+                "it belongs to other weights."
+            )
+        try:
+            session = onnxruntime.InferenceSession(content, options, providers=providers())
+        except Exception as error:  # ONNX Runtime raises several kinds of its own
+            raise WeightsError(
+                f"{path} cannot be opened by ONNX Runtime: {first_line(error)} Install or train the weights again."
+            ) from error
         taken = {port.name: tuple(port.shape[1:]) for port in session.get_inputs()}
         if not taken.items() <= known.items():
             raise WeightsError(
-                f"{self.path / ONNX} takes inputs of shapes {taken}, this version has {known}: it belongs to other "
+                f"{path} takes inputs of shapes {taken}, this version has {known}: it belongs to other "
                 "weights, or to another version of sersicnet."
-            )
-        widths = [port.shape[1:] for port in session.get_outputs()]
-        if widths != [[self._width]]:
-            raise WeightsError(
-                f"{self.path / ONNX} returns values of shape {widths}, by its card {[[self._width]]}: "
-                "it belongs to other weights."
             )
         return session
 
@@ -152,7 +161,8 @@ class Weights:
         InputError
             If an input has another shape.
         WeightsError
-            If ``network.onnx`` is no network of the card's kind.
+            If ``network.onnx`` is no network of the card's kind, could not have been written by
+            sersicnet (see `sersicnet.graph`), or fails when it runs.
         """
         for name, field, shape in zip(inputs._fields, inputs, INPUT_SHAPES, strict=True):
             if field.shape != (inputs.n, *shape):
@@ -167,9 +177,18 @@ class Weights:
             if len(good):
                 batch.put(slice(0, len(good)), part.taken(good))
                 given = {name: getattr(batch, name) for name in names}
-                out[first + good] = self._session.run(None, given)[0][: len(good)]
+                out[first + good] = self._run(given)[: len(good)]
         errors = calibrated(self.card, out[:, 0], out[:, N_TARGETS:]) if self.card["errors"] else None
         return out[:, :N_TARGETS], errors
+
+    def _run(self, given: Mapping[str, np.ndarray]) -> Any:
+        session = self._session
+        try:
+            return session.run(None, given)[0]
+        except Exception as error:  # ONNX Runtime raises several kinds of its own
+            raise WeightsError(
+                f"{self.path / ONNX} fails when it runs: {first_line(error)} Install or train the weights again."
+            ) from error
 
     def keras_model(self) -> keras.Model:
         """The same network as a Keras model, for training on; its layer ``core`` is the network.
@@ -273,10 +292,7 @@ def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
         )
     if not (path / SUMS).is_file():
         raise WeightsError(f"{path} is not a weights directory: it has no {SUMS}.")
-    sums = {}
-    for line in (path / SUMS).read_text().splitlines():
-        digest, _, name = line.partition("  ")
-        sums[name] = digest
+    sums = _sums(path / SUMS)
     for name in (KERAS, ONNX, CARD, README):
         if name == ONNX and name not in sums and not (path / name).exists():
             if to_train:
@@ -287,7 +303,7 @@ def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
             )
         if not (path / name).is_file():
             raise WeightsError(f"{path} has no {name}. Install or train the weights again.")
-        if sha256(path / name) != sums.get(name):
+        if hashlib.sha256(_content(path / name)).hexdigest() != sums.get(name):
             raise WeightsError(
                 f"{path / name} does not have the SHA-256 that {SUMS} lists: it was changed or damaged. "
                 "Install or train the weights again."
@@ -295,29 +311,106 @@ def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
     return Weights(path, _card(path), sums.get(ONNX, sums[KERAS]))
 
 
+def _content(path: Path) -> bytes:
+    """A file of a weights directory, unless it is too large or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES[path.name] + 1)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(content) > MOST_BYTES[path.name]:
+        raise WeightsError(
+            f"{path} is larger than {MOST_BYTES[path.name] / 2**20:g} MiB, the most that {path.name} may have: "
+            "it holds no weights of sersicnet."
+        )
+    return content
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """SHA-256 of the files, by their names."""
+    try:
+        lines = str(_content(path), "utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{path} is no list of SHA-256: {error}. Install or train the weights again.") from error
+    sums: dict[str, str] = {}
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if name and sums.setdefault(name, digest) != digest:
+            raise WeightsError(f"{path} lists {name[:40]!r} twice. Install or train the weights again.")
+    return sums
+
+
 def _card(path: Path) -> dict[str, Any]:
     """The card of a weights directory, checked."""
     try:
-        card = json.loads((path / CARD).read_text())
+        card = json.loads(str(_content(path / CARD), "utf-8"))
         version = card.get("schema_version")
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path / CARD} is no card of weights: {error}. Train the weights again.") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path / CARD} is no card of weights: {first_line(error)}. Train the weights again."
+        ) from error
     if version != SCHEMA_VERSION:
-        raise WeightsError(f"{path} has weights schema {version}, this version reads {SCHEMA_VERSION}.")
+        raise WeightsError(f"{path} has weights schema {str(version)[:40]}, this version reads {SCHEMA_VERSION}.")
     try:
         names = tuple(target["name"] for target in card["targets"])
         if names != TARGET_NAMES:
-            raise WeightsError(f"{path} predicts {', '.join(names)}; this version reads {', '.join(TARGET_NAMES)}.")
-        missing = [key for key in ("name", "network", "parameters", "errors", "data") if key not in card]
-        if missing:
-            raise ValueError(f"no {missing[0]}")
+            received = ", ".join(map(str, names))[:200]
+            raise WeightsError(f"{path} predicts {received}; this version reads {', '.join(TARGET_NAMES)}.")
+        _check_kinds(card)
+        _check_calibration(card)
         Domain.of(card)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
         raise WeightsError(
             f"{path / CARD} does not state what the weights are and where they hold: {reason}. Train the weights again."
         ) from error
     return card
+
+
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "name": (str, "text"),
+    "network": (str, "text"),
+    "parameters": (int, "a whole number"),
+    "errors": (bool, "true or false"),
+    "data": (dict, "a table"),
+}
+"""What a card must state, and in which type."""
+
+
+def _check_kinds(card: Mapping[str, Any]) -> None:
+    """Raise KeyError or ValueError unless what every card states is there and of the right type."""
+    for key, (kind, words) in _KINDS.items():
+        if not isinstance(card[key], kind) or (kind is int and isinstance(card[key], bool)):
+            raise ValueError(f"{key} is {words}; received {str(card[key])[:40]!r}")
+    for key in ("name", "network"):
+        if not (card[key].isprintable() and 0 < len(card[key]) <= 200):
+            raise ValueError(f"{key} is a word of printable letters; received {card[key][:40]!r}")
+    config = card["data"].get("config", {})
+    if not isinstance(config, dict) or not isinstance(config.get("instrument") or {}, dict):
+        raise ValueError("the configuration of its data is a table")
+    instrument = config.get("instrument") or {}
+    for key, value in instrument.items():
+        if key not in ("name", "pixels") and number(value) < 0:
+            raise ValueError(f"{key} of its instrument is negative")
+    for key in ("label_mean", "label_std"):
+        values = [number(value) for value in card[key]]
+        if len(values) != N_TARGETS or (key == "label_std" and min(values) <= 0):
+            raise ValueError(f"{key} has {N_TARGETS} numbers, those of label_std positive; received {values}")
+
+
+def _check_calibration(card: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the calibration is a table of positive factors at increasing magnitudes."""
+    table = card.get("calibration")
+    if not table:
+        return
+    if not isinstance(table, dict):
+        raise ValueError("its calibration is no table")
+    mag = [number(value) for value in table["mag"]]
+    factors = [[number(value) for value in row] for row in table["factors"]]
+    if not mag or len(factors) != len(mag) or any(len(row) != N_TARGETS for row in factors):
+        raise ValueError(f"its calibration has {N_TARGETS} factors for each magnitude; received other lengths")
+    if mag != sorted(set(mag)) or min(map(min, factors)) <= 0:
+        raise ValueError("its calibration has increasing magnitudes and positive factors")
 
 
 def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
@@ -433,7 +526,23 @@ def duration(seconds: float) -> str:
 
 
 def readable(card: Mapping[str, Any]) -> str:
-    """The card as a Markdown page."""
+    """The card as a Markdown page.
+
+    Raises
+    ------
+    WeightsError
+        If the card lacks what the page shows.
+    """
+    try:
+        return _page(card)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"The card of {card['name']} cannot be shown: {type(error).__name__}, {first_line(error)}. "
+            "Train the weights again."
+        ) from error
+
+
+def _page(card: Mapping[str, Any]) -> str:
     domain = card["domain"]
     ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in domain["ranges"].items())
     narrow, wide = domain.get("psf_fwhm_range") or (domain["psf_fwhm"],) * 2
@@ -493,4 +602,5 @@ def scores_table(samples: Mapping[str, Any]) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -55,10 +55,11 @@ def describe() -> str:
     for name in weights.shipped():
         try:
             found = weights.load(name)
+            page = weights.readable(found.card)
         except SersicnetError as error:
             lines += [f"`{name}`: {error}", ""]
             continue
-        lines += [weights.readable(found.card).replace("\n## ", "\n### ").replace("# ", "### ", 1)]
+        lines += [page.replace("\n## ", "\n### ").replace("# ", "### ", 1)]
     if not weights.shipped():
         lines += [f"none in {weights.shipped_directory()}"]
     return "\n".join(lines).rstrip()
@@ -76,6 +77,6 @@ def _version(package: str) -> str | None:
 def _training_device() -> str:
     try:
         from sersicnet.training.device import device
-    except ImportError as error:
+    except (ImportError, SersicnetError) as error:
         return f"nothing: {error}"
     return device()
