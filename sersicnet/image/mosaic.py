@@ -207,6 +207,7 @@ class Image:
         if self.wcs.has_distortion and x.size:
             back = self.sky(x, y)
             apart = np.hypot((back[0] - ra + 180) % 360 - 180, back[1] - dec) * 3600
+            assert self.scales is not None
             near = apart < ROUND_TRIP * np.sqrt(np.prod(self.scales))
             x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
         return x, y
@@ -469,7 +470,7 @@ def read_image(
                 with gzip.open(path) as whole:
                     while whole.read(1 << 24):
                         pass  # the checksum is at the end of the file
-    return FitsImage(path, chosen, header, found, held)
+    return FitsImage(path, chosen, header, (found[0], found[1]), held)
 
 
 def read_map(path: str | Path, kind: str, image: Image) -> Image:

@@ -22,9 +22,11 @@ from astropy.io import fits
 from sersicnet import dataset, weights
 from sersicnet.catalogue.scores import scores
 from sersicnet.errors import InputError, SersicnetError, warn
-from sersicnet.image import detect, mosaic
+from sersicnet.image import detect
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.mosaic import Image
 from sersicnet.image.psf import Psf, full_width, read_psf
 from sersicnet.output import Run, check_directory, whole_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
@@ -153,12 +155,9 @@ def adapt(
     start = weights.load(base)
     start.core()  # refuses a network of another version before the simulation
     report("reading", 0, 0)
-    if hdu is not None:
-        image = f"{image}[{hdu}]"
-    frame = mosaic.read_image(image)
-    frame.check_wcs(pixel_scale)
-    zero = instrument.zero_point(frame.header, zero_point, frame.scales)
-    scale = instrument.pixel_scale(frame.scales, pixel_scale)
+    image = image if hdu is None else f"{image}[{hdu}]"
+    exposure = Exposure.open(image, zero_point=zero_point, pixel_scale=pixel_scale)
+    frame, zero, scale = exposure.image, exposure.zero_point, exposure.pixel_scale
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
     point = None if psf is None else read_psf(psf)
@@ -291,7 +290,7 @@ def as_markdown(done: weights.Weights) -> str:
 
 
 def _measure(
-    frame: mosaic.Image,
+    frame: Image,
     zero: instrument.Reading,
     scale: instrument.Reading,
     start: weights.Weights,
@@ -349,7 +348,7 @@ def _measure(
 
 
 def _psf_of_weights(
-    frame: mosaic.Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
+    frame: Image, stars: points.Stars, scale: instrument.Reading, start: weights.Weights
 ) -> tuple[np.ndarray, str]:
     """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
     few = f"{frame.name} has fewer than {points.LEAST_STARS} stars that agree on a PSF"
