@@ -388,10 +388,12 @@ def _check_kinds(card: Mapping[str, Any]) -> None:
     config = card["data"].get("config", {})
     if not isinstance(config, dict) or not isinstance(config.get("instrument") or {}, dict):
         raise ValueError("the configuration of its data is a table")
-    instrument = config.get("instrument") or {}
-    for key, value in instrument.items():
-        if key not in ("name", "pixels") and number(value) < 0:
-            raise ValueError(f"{key} of its instrument is negative")
+    if instrument := config.get("instrument"):
+        if not isinstance(instrument["name"], str):
+            raise ValueError("the name of its instrument is text")
+        for key in ("pixel_scale", "exposure", "zero_point"):
+            if number(instrument[key]) <= 0 and key != "zero_point":
+                raise ValueError(f"{key} of its instrument is positive")
     for key in ("label_mean", "label_std"):
         values = [number(value) for value in card[key]]
         if len(values) != N_TARGETS or (key == "label_std" and min(values) <= 0):

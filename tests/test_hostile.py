@@ -51,8 +51,8 @@ def directory(tmp_path):
 def run(mosaic, tmp_path, capsys):
     """Measure on the command line in this process; returns the exit code and what was said."""
 
-    def call(directory):
-        arguments = ["measure", mosaic, "-o", tmp_path / "cat.ecsv", "-w", directory, "-q", "--workers", 1]
+    def call(directory, *options):
+        arguments = ["measure", mosaic, "-o", tmp_path / "cat.ecsv", "-w", directory, "-q", "--workers", 1, *options]
         with pytest.raises(SystemExit) as done:
             cli.main(list(map(str, arguments)))
         return done.value.code or 0, capsys.readouterr().err
@@ -485,6 +485,28 @@ def test_damaged_networks_are_refused_or_open(directory):
             changed[at] = rng.integers(256)
         with contextlib.suppress(ValueError):
             assert len(graph.result(bytes(changed), INPUT_SHAPES._asdict(), 64)) <= 3
+
+
+INSTRUMENTS = {
+    "no instrument": (card(data__config__instrument={"name": "x"}), "no pixel_scale"),
+    "no exposure": (card(data__config__instrument__exposure=0), "exposure of its instrument is positive"),
+    "fields of another age": (card(data__config__instrument__seeing=1.0), "has no PSF"),
+    "a mirror of text": (card(data__config__instrument__aperture="large"), "has no PSF"),
+    "a mirror of a nanometre": (card(data__config__instrument__aperture=1e-9), "has no PSF"),
+    "pixels of text": (card(data__config__instrument__pixels=["a"]), "has no PSF"),
+    "a blur of 1e20 arcsec": (card(data__config__instrument__blur=1e20), "has no PSF"),
+}
+"""Instruments on a card, from which fits without a PSF take theirs."""
+
+
+@pytest.mark.parametrize("kind", INSTRUMENTS)
+def test_a_hostile_instrument_is_one_line(run, directory, kind):
+    change, message = INSTRUMENTS[kind]
+    change(directory)
+    code, err = run(directory, "--refine")
+    assert code == 1, err
+    assert message in err.splitlines()[-1]
+    assert all(line.startswith("Warning: ") for line in err.splitlines()[:-1])
 
 
 def linked(w):

@@ -20,7 +20,7 @@ from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.sky import Mesh
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.simulating import population
-from sersicnet.simulating.telescopes import Instrument, effective_psf
+from sersicnet.simulating.telescopes import training_psf
 from sersicnet.weights import Weights
 
 PRIOR_SAMPLE = 4000
@@ -237,8 +237,7 @@ def _psf_of_weights(network: Weights) -> Psf:
     if network.card["data"]["config"].get("psfs"):
         raise InputError(f"{network.name} was trained with PSFs from files: give the image's PSF with `psf`.")
     warn(f"No `psf` was given: the fits use the PSF of the weights' domain, {trained_on['name']}.")
-    preset = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
-    return Psf.of(effective_psf(preset), f"of the weights: {trained_on['name']}")
+    return Psf.of(training_psf(trained_on), f"of the weights: {trained_on['name']}")
 
 
 def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:

@@ -6,9 +6,13 @@ without it can draw galaxies with the PSFs that a dataset holds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from sersicnet.errors import WeightsError, first_line
 
 PSF_SIZE = 167
 
@@ -119,3 +123,32 @@ def effective_psf(instrument: Instrument, size: int = PSF_SIZE, stretch: float =
         psf = psf.dilate(stretch)
     image = psf.drawImage(nx=size, ny=size, scale=instrument.pixel_scale, method="no_pixel", dtype=float).array
     return image / image.sum()
+
+
+def training_psf(trained_on: Mapping[str, Any]) -> np.ndarray:
+    """The effective PSF of the instrument that a card of weights states.
+
+    Parameters
+    ----------
+    trained_on : mapping
+        The fields of an `Instrument`, as the card lists them.
+
+    Returns
+    -------
+    ndarray, float64, (size, size)
+        As of `effective_psf`.
+
+    Raises
+    ------
+    WeightsError
+        If they describe no instrument.
+    """
+    try:
+        image = effective_psf(Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])}))
+    except Exception as error:  # GalSim raises several kinds
+        raise WeightsError(
+            f"The instrument on the card of the weights has no PSF: {first_line(error)} Give `psf`."
+        ) from error
+    if not np.isfinite(image).all():
+        raise WeightsError("The instrument on the card of the weights has no PSF: it is not finite. Give `psf`.")
+    return image

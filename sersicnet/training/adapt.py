@@ -34,7 +34,7 @@ from sersicnet.simulating import population
 from sersicnet.simulating.recipe import Prior, Simulation
 from sersicnet.simulating.simulate import simulate
 from sersicnet.simulating.stamps import draw_stamps
-from sersicnet.simulating.telescopes import F160W, Instrument, effective_psf
+from sersicnet.simulating.telescopes import F160W, Instrument, training_psf
 from sersicnet.training import labels
 from sersicnet.training import recipe as recipes
 from sersicnet.training.device import device, estimate
@@ -356,8 +356,7 @@ def _psf_of_weights(
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
         raise InputError(f"{few}: give `psf`.")
-    theirs = Instrument(**{**trained_on, "pixels": tuple(trained_on["pixels"])})
-    psf = effective_psf(theirs)
+    psf = training_psf(trained_on)
     with np.errstate(invalid="ignore"):
         narrow = np.where(stars.snr > points.POINT_SNR, stars.size, np.nan)
     size = points.size_of(psf)
