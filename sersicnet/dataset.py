@@ -300,9 +300,7 @@ class _Described(dict[str, Any]):
     """Names and values of an attribute; one that is missing is an error of the dataset."""
 
     def __missing__(self, key: str) -> Any:
-        raise DatasetError(
-            f"The dataset does not describe how it was made: its config has no {key}. Simulate it again."
-        )
+        raise DatasetError(f"The dataset does not describe how it was made: it has no {key}. Simulate it again.")
 
 
 def _described(file: h5py.File, name: str) -> _Described:

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def get_ready(preload: str = MEASURING) -> None:
     _context(preload)
 
 
-def _context(preload: str) -> BaseContext:
+def _context(preload: str) -> ForkServerContext | SpawnContext:
     """The start method: on Linux, workers are forked from a process that has imported `preload`; elsewhere, spawned.
 
     They are spawned on Linux, too, if no directory for temporary files has a name that is short
@@ -195,18 +195,21 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
         return
     check_main()
     context = _context(preload)
-    # Workers that are forked have the environment of the process that they are forked from.
-    starting = nullcontext if context.get_start_method() == "forkserver" else _environment
     begun, stop = context.Event(), context.Event()
     pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(prepare, begun, stop))
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         running: dict[Future[Any], int] = {}
         waiting = enumerate(jobs)
+        if not begun.is_set() and context.get_start_method() == "forkserver":
+            # Modules may still be imported, and Ctrl-C shall end that wait, but not come between the starts of workers.
+            first = context.Process(target=_nothing)
+            first.start()
+            first.join()
         try:
             while True:
                 while len(running) < 2 * n and (following := next(waiting, None)) is not None:
-                    with starting():
+                    with _environment():
                         running[pool.submit(function, following[1])] = following[0]
                 if not running:
                     return
@@ -223,7 +226,7 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
 
     try:
         yield apply
-    except KeyboardInterrupt:
+    except BaseException:  # such as Ctrl-C, which does not reach the workers
         stop.set()
         raise
     finally:
@@ -261,6 +264,10 @@ def check_main() -> None:
             f"Each of several workers imports the Python script, and {file} is no file, such as one from standard "
             "input. Save the script with its calls below `if __name__ == '__main__':`, or give `workers=1`."
         )
+
+
+def _nothing() -> None:
+    """Show that processes can be started."""
 
 
 def _begin(prepare: Callable[[], None], begun: Event, stop: Event) -> None:

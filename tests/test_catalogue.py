@@ -101,3 +101,28 @@ def test_images_beyond_ascii_have_models(tmp_path):
         pixels[:] = 2
     assert fits.getdata(tmp_path / "model.fits").mean() == 2
     assert fits.getheader(tmp_path / "model.fits")["IMAGE"] == "fj\\xf6ld.fits[0]"
+
+
+STRANGE = "a\tb\x1b\udcff\né.fits"
+
+
+@pytest.mark.parametrize("ending", [".ecsv", ".csv", ".parquet", ".fits", ".vot"])
+def test_names_that_are_no_text_are_written_as_escapes(tmp_path, ending):
+    table = catalogue.assembled({"id": np.arange(2), "image": np.array([STRANGE, "b.fits"])})
+    table.meta |= {"IMAGE": STRANGE, "COMMAND": f"sersicnet measure '{STRANGE}'", "HISTORY": [STRANGE]}
+    path = tmp_path / f"c\x01\udcff{ending}"
+    catalogue.write(table, path)
+    read = catalogue.read_table(path)
+    expected = r"a\tb\x1b\udcff\né.fits".replace("é", r"\xe9" if ending == ".fits" else "é")
+    assert read["image"].tolist() == [expected, "b.fits"]
+    assert table["image"][0] == STRANGE
+    if ending in (".ecsv", ".fits"):
+        assert read.meta["IMAGE"] == expected
+
+
+def test_images_of_strange_names_have_models(tmp_path):
+    path = tmp_path / "a\tb\x1b\udcff.fits"
+    fits.PrimaryHDU(np.ones((200, 200), "f4"), fits.Header({"MAGZERO": 25.0})).writeto(path)
+    with catalogue.writing_image(mosaic.read_image(path), tmp_path / "model\udcff.fits") as pixels:
+        pixels[:] = 2
+    assert fits.getheader(tmp_path / "model\udcff.fits")["IMAGE"] == r"a\tb\x1b\udcff.fits[0]"

@@ -444,3 +444,69 @@ def test_the_installed_command_starts_without_the_test_tools(tmp_path):
         check=False,
     )
     assert done.returncode == 0
+
+
+def valid(text):
+    """JSON as the standard has it, without NaN."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_json_is_valid_without_a_pixel_scale(run, blank, tmp_path):
+    image = blank()
+    code, out, err = run("measure", image, "--dry-run", "--json")
+    assert code == 0
+    assert valid(out)[0]["pixel_scale"] == [None, "none"]
+    code, out, err = run("measure", image, "--json", "-q", "--workers", 1, "-o", tmp_path / "cat.fits")
+    assert code == 0
+    assert valid(out)["catalogues"][0]["sources"] == 0
+    assert all(line.startswith("Warning: ") for line in err.splitlines())
+
+
+def test_names_that_are_no_text_are_one_line_each(run, field, tmp_path):
+    strange = tmp_path / "a\tb\x1b[31m\udcff\nc"
+    strange.mkdir()
+    shutil.copy(field[0], strange / "m\x07\udcff.fits")
+    (strange / "p\udcff.csv").write_text("x,y\n100,100\n")
+    products = (
+        "--report",
+        strange / "r\udcff.html",
+        "--regions",
+        strange / "r\udcff.reg",
+        "--match",
+        strange / "p\udcff.csv",
+    )
+    for ending in ("fits", "vot"):
+        output = strange / f"c\x01\udcff.{ending}"
+        code, _, err = run(
+            "measure", strange / "m\x07\udcff.fits", "--workers", 1, "-o", output, "--overwrite", *products
+        )
+        assert code == 0, err
+        assert len(err.split("wrote ")[1].splitlines()) == 2
+        assert output.exists()
+    code, _, err = run("measure", strange / "m\x07\udcff.fits", "--workers", 1, "-o", output)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert r"a\tb\x1b[31m\udcff\nc/c\x01\udcff.vot exists already" in err
+
+
+def test_an_image_is_not_replaced_through_a_link(run, field, tmp_path):
+    shutil.copy(field[0], tmp_path / "m.fits")
+    (tmp_path / "cat.fits").symlink_to("m.fits")
+    before = (tmp_path / "m.fits").read_bytes()
+    code, _, err = run("measure", tmp_path / "m.fits", "-o", tmp_path / "cat.fits", "--workers", 1, "--overwrite")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "needs a name of its own" in err
+    assert (tmp_path / "m.fits").read_bytes() == before
+
+
+def test_a_set_larger_than_the_disk_is_one_line(run, tmp_path):
+    code, _, err = run("simulate", "--n", 10**12, "-o", tmp_path / "a.h5")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "Give a smaller --n, or a name on another disk." in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_catalogue_is_scored_from_an_extension(run, field, tmp_path):
+    run("measure", field[0], "-q", "--workers", 1, "-o", tmp_path / "cat.fits")
+    truth = field[0].with_name("field_truth.ecsv")
+    code, _, err = run("evaluate", f"{tmp_path / 'cat.fits'}[CATALOG]", "--truth", truth)
+    assert code == 0, err

@@ -391,3 +391,90 @@ def test_labels_in_another_encoding_are_refused(tmp_path):
     (tmp_path / "latin.csv").write_bytes("image,x\nma\u00f1ana,1\n".encode("latin-1"))
     with pytest.raises(DatasetError, match="not a CSV file in UTF-8"):
         labels.read_labels(tmp_path / "latin.csv")
+
+
+def without(name):
+    def change(file):
+        del file[name]
+
+    return change
+
+
+def replaced(name, values):
+    def change(file):
+        del file[name]
+        file[name] = values
+
+    return change
+
+
+def attribute(name, value):
+    def change(file):
+        del file.attrs[name]
+        if value is not None:
+            file.attrs[name] = value
+
+    return change
+
+
+def claimed(file):
+    for name in ("stamps", "quantum", *(f"truth/{name}" for name in file["truth"])):
+        shape = (10**11, *file[name].shape[1:])
+        del file[name]
+        file.create_dataset(name, shape, "f8", chunks=(1, *shape[1:]))
+
+
+def linked(file):
+    del file["quantum"]
+    file["quantum"] = h5py.SoftLink("/nowhere")
+
+
+DAMAGED = {
+    "no truth": (without("truth"), "it has no truth"),
+    "truth is an array": (replaced("truth", np.zeros(64)), "it has no truth"),
+    "no mag": (without("truth/mag"), "it has no truth/mag"),
+    "no rms": (without("truth/rms"), "it has no truth/rms"),
+    "fewer mags": (replaced("truth/mag", np.zeros(9)), "truth/mag has the shape 9, not 64"),
+    "mag is text": (replaced("truth/mag", ["20"] * 64), "truth/mag does not hold numbers"),
+    "no quantum": (without("quantum"), "it has no quantum"),
+    "fewer quanta": (replaced("quantum", np.ones(63, "f4")), "quantum has the shape 63, not 64"),
+    "one quantum": (replaced("quantum", 1.0), "quantum has the shape of one number, not 64"),
+    "a link to nowhere": (linked, "it has no quantum"),
+    "no stamps": (without("stamps"), "it has no stamps"),
+    "small stamps": (
+        replaced("stamps", np.zeros((64, 64, 64), "i4")),
+        "stamps has the shape 64 x 64 x 64, not N x 128",
+    ),
+    "empty": (replaced("stamps", np.zeros((0, 128, 128), "i4")), "not 0"),
+    "flat psf": (replaced("psf", np.zeros(4)), "psf has the shape 4, not N x N x N"),
+    "claims": (claimed, "stamps claims .* GB, which the file is too small to hold"),
+    "no config": (attribute("config", None), "it has no attribute config"),
+    "odd config": (attribute("config", "[1]"), "its attribute config is not what a simulation writes"),
+    "config cut short": (attribute("config", '{"a": '), "its attribute config is not"),
+    "no versions": (attribute("versions", None), "it has no attribute versions"),
+    "no zero point": (attribute("zero_point", None), "it has no attribute zero_point"),
+    "no pixel scale": (attribute("pixel_scale", "wide"), "its attribute pixel_scale is not a number"),
+    "several schemas": (attribute("schema_version", [1, 1]), r"has dataset schema \[1 1\]"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_dataset_without_a_part_is_one_line(tmp_path, small_dataset, kind):
+    change, message = DAMAGED[kind]
+    path = tmp_path / "a.h5"
+    path.write_bytes(small_dataset.read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(DatasetError, match=message) as caught:
+        Dataset(path)
+    assert "\n" not in str(caught.value)
+    path.unlink()  # it is closed
+
+
+def test_what_a_dataset_does_not_say_of_itself_is_one_line(tmp_path, small_dataset):
+    path = tmp_path / "a.h5"
+    path.write_bytes(small_dataset.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["config"] = "{}"
+    with Dataset(path) as data, pytest.raises(DatasetError, match="it has no instrument"):
+        _ = data.config["instrument"]

@@ -7,13 +7,23 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from sersicnet import output
 from sersicnet.errors import InputError, OutputError, SersicnetWarning, first_line, warn
-from sersicnet.output import Run, check_directory, check_output, whole, whole_directory
+from sersicnet.output import (
+    Run,
+    check_directory,
+    check_output,
+    check_space,
+    json_text,
+    printable,
+    whole,
+    whole_directory,
+)
 
 
 def names(path):
@@ -145,12 +155,13 @@ def test_a_directory_is_replaced_whole(tmp_path):
     assert names(tmp_path) == ["weights"]
 
 
-def test_a_link_to_a_directory_is_replaced_and_its_target_stays(tmp_path):
+def test_a_link_to_a_directory_is_written_through(tmp_path):
     fill(tmp_path / "target", "old")
     (tmp_path / "weights").symlink_to(tmp_path / "target")
     fill(tmp_path / "weights", "new")
-    assert (tmp_path / "weights" / "file").read_text() == "new"
-    assert (tmp_path / "target" / "file").read_text() == "old"
+    assert (tmp_path / "weights").is_symlink()
+    assert (tmp_path / "target" / "file").read_text() == "new"
+    assert names(tmp_path) == ["target", "weights"]
 
 
 def failing_rename(monkeypatch, error):
@@ -403,3 +414,117 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path, what):
         assert run.read("state") == (1 if what == "keep" else None)
         assert json.loads((path / "holder.json").read_text())["pid"] == os.getpid()
     assert names(tmp_path) == (["cat.run"] if what == "keep" else [])
+
+
+# --- names, links, permissions, what is no file ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 245 + ".fits", "x" * 251 + ".csv", "é" * 125 + ".h5", "a." + "y" * 250, "x" * 255]
+)
+def test_names_as_long_as_the_file_system_allows_are_written(tmp_path, name):
+    path = check_output(tmp_path / name, False)
+    with whole(path) as partial:
+        assert path.suffix not in (".fits", ".csv", ".h5") or partial.suffix == path.suffix
+        partial.write_text("done")
+    assert names(tmp_path) == [name]
+    with Run(path.with_name(name + ".run"), {"a": 1}, False) as run:
+        run.keep("b", 2)
+    with Run(path.with_name(name + ".run"), {"a": 1}, False) as run:
+        assert run.read("b") == 2
+        run.remove()
+    path.unlink()
+    check_directory(path, "file", False)
+    for text in ("old", "new"):
+        fill(path, text)
+    assert (path / "file").read_text() == "new"
+    assert names(tmp_path) == [name]
+
+
+def test_names_that_are_too_long_are_refused_before_the_work(tmp_path):
+    for check in (lambda path: check_output(path, True), lambda path: check_directory(path, "mark", True)):
+        with pytest.raises(
+            InputError, match=r"at most 255 bytes long; x+\.\.\.x+\.fits has 261\. Choose a shorter name"
+        ):
+            check(tmp_path / ("x" * 256 + ".fits"))
+        with pytest.raises(InputError, match=r"at most 255 bytes long; .* has 261"):
+            check(tmp_path / ("é" * 128 + ".fits"))
+        with pytest.raises(InputError, match="path is at most 4055 bytes long"):
+            check(Path("/", *(["y" * 200] * 21), "cat.fits"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+@pytest.mark.parametrize(
+    ("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_new_files_have_the_permissions_of_the_umask(tmp_path, umask, file, directory):
+    before = os.umask(umask)
+    try:
+        with whole(tmp_path / "cat.csv") as partial:
+            partial.write_text("x")
+        fill(tmp_path / "weights", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "cat.csv").stat().st_mode & 0o777 == file
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == directory
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "target.csv"
+    (tmp_path / "b.csv").symlink_to(target)
+    (tmp_path / "a.csv").symlink_to("b.csv")
+    for text in ("first", "second"):  # at first the links lead nowhere
+        path = check_output(tmp_path / "a.csv", True)
+        with whole(path) as partial:
+            assert partial.parent == target.parent
+            partial.write_text(text)
+        assert target.read_text() == text
+    assert path.is_symlink()
+    assert names(tmp_path / "elsewhere") == ["target.csv"]
+    with pytest.raises(InputError, match="exists already"):
+        check_output(path, False)
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to(tmp_path / "missing" / "file")
+    with pytest.raises(InputError, match="a symbolic link that leads back to itself"):
+        check_output(tmp_path / "a", True)
+    with pytest.raises(InputError, match=r"directory .*missing does not exist"):
+        check_output(tmp_path / "c", True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe.csv", tmp_path / "link.csv", Path("/dev/null")):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="is a pipe or a device"):
+                check_output(path, overwrite)
+
+
+def test_what_cannot_be_printed_is_escaped():
+    assert printable("fjöld 星.fits") == "fjöld 星.fits"
+    assert printable("a\tb\x1b[31m\n\udcff") == r"a\tb\x1b[31m\n\udcff"
+
+
+def test_json_has_null_where_there_is_no_number():
+    value = {"a": [float("nan"), 1.5, (float("inf"), np.float64("nan"))], "b": {"c": -float("inf")}, "d": "NaN"}
+    assert json.loads(json_text(value), parse_constant=pytest.fail) == {
+        "a": [None, 1.5, [None, None]], "b": {"c": None}, "d": "NaN",
+    }  # fmt: skip
+
+
+def test_an_output_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: Mock(free=1000))
+    check_space(tmp_path / "a", 1000, "They", "`n`")
+    with pytest.raises(
+        OutputError, match=r"They need at least 5\.0 GB on disk; 0\.0 GB are free for .*a\. Give a smaller `n`"
+    ):
+        check_space(tmp_path / "a", 5e9, "They", "`n`")
+    with Run(tmp_path / "a.run", {}, False) as run:
+        run.keep("what is done", "x" * 5000)
+    check_space(tmp_path / "a", 5000, "They", "`n`")

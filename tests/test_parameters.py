@@ -1,19 +1,23 @@
 """Every command reads galaxies from a table in the same formats, names and units."""
 
+import gzip
 import re
 import warnings
+from decimal import Decimal
 
 import numpy as np
+import pyarrow
 import pytest
 from astropy import units
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, QTable, Table
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
+from pyarrow import parquet
 
 from sersicnet.catalogue import crossmatch
 from sersicnet.catalogue.parameters import Galaxies, holds_table
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.evaluating.evaluate import evaluate_catalogue
 from sersicnet.image.exposure import Exposure
 from sersicnet.measuring.outputs import Outputs
@@ -337,3 +341,140 @@ def test_labels_that_cannot_be_used_are_one_line(tmp_path, image):
         with pytest.raises(DatasetError, match=message):
             real_galaxies(tmp_path / "a.fits", image)
         (tmp_path / "a.fits").unlink()
+
+
+# --- tables of other programs ---
+
+
+def two_tables(path):
+    tables = [fits.BinTableHDU(Table({"x": [float(k)], "y": [0.0]}), name=name) for k, name in ((1, "ONE"), (2, "two"))]
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.zeros((3, 3), "f4"), name="SCI"), *tables]).writeto(path)
+    return path
+
+
+@pytest.mark.parametrize(("extension", "x"), [("ONE", 1), ("two", 2), ("TWO", 2), ("2", 1), ("3", 2)])
+def test_a_table_is_chosen_in_brackets(tmp_path, extension, x):
+    path = f"{two_tables(tmp_path / 'a.fits')}[{extension}]"
+    assert Galaxies.read(path).pixels().tolist() == [[x, 0]]
+    assert holds_table(path)
+
+
+@pytest.mark.parametrize(("extension", "message"), [
+    ("SCI", "tables ONE, TWO; SCI is an image"), ("0", "0 is an image"), ("none", "none is none of its extensions"),
+    ("9", "9 is none of"),
+])  # fmt: skip
+def test_what_is_no_table_is_told_with_the_tables_there_are(tmp_path, extension, message):
+    path = f"{two_tables(tmp_path / 'a.fits')}[{extension}]"
+    with pytest.raises(InputError, match=message):
+        Galaxies.read(path)
+    assert not holds_table(path)
+
+
+def test_the_first_of_several_tables_is_read_with_a_warning(tmp_path):
+    path = two_tables(tmp_path / "a.fits")
+    with pytest.warns(SersicnetWarning, match=r"has the tables ONE, TWO: ONE, number 2, is read\. .* a.fits\[3\]"):
+        assert Galaxies.read(path).pixels().tolist() == [[1, 0]]
+
+
+def test_only_fits_files_have_extensions(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(InputError, match=r"Only tables in FITS files have extensions; received a.csv\[1\]"):
+        Galaxies.read(f"{tmp_path / 'a.csv'}[1]")
+
+
+def test_an_image_is_no_table(image):
+    with pytest.raises(InputError, match="has no table"):
+        Galaxies.read(image)
+
+
+@pytest.mark.parametrize("ending", [ending for ending in FORMATS if ending != ".parquet"])
+def test_tables_may_be_gzipped(tmp_path, ending):
+    path = written(tmp_path / f"a{ending}", {"x": [1.0, 3.0], "y": [2.0, 4.0], "mag": ["20", "bad"]})
+    packed = tmp_path / f"a{ending}.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    galaxies = Galaxies.read(packed)
+    assert galaxies.pixels().tolist() == [[1, 2], [3, 4]]
+    assert holds_table(packed)
+    with pytest.raises(InputError, match=f"{'line 3' if ending == '.csv' else 'row 2'} has 'bad'"):
+        galaxies.parameter("mag")
+
+
+@pytest.mark.parametrize("unit", ["degrees", "Degree", "DEG", "deg.", "'deg'", "decimal degrees"])
+def test_spellings_of_degrees_and_formats_of_display_are_read(tmp_path, unit):
+    columns = [fits.Column(name, "D", unit, array=[value]) for name, value in (("ra", 150.1), ("dec", 2.2))]
+    table = fits.BinTableHDU.from_columns([*columns, fits.Column("flux", "E", "nanomaggies", array=[1.0])])
+    table.header["TDISP1"], table.header["TDISP2"] = "F10", "Z99.x"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table.writeto(tmp_path / "a.fits", output_verify="ignore")
+    assert Galaxies.read(tmp_path / "a.fits").sky().tolist() == [[150.1, 2.2]]
+
+
+@pytest.mark.parametrize("unit", ["mag", "MAG", "mags", "mag(AB)", "ABmag", "AB mag"])
+def test_spellings_of_magnitudes_are_read(unit):
+    assert Galaxies(Table({"mag": Column([20.0], unit=unit)})).parameter("mag") == [20]
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 2)])
+@pytest.mark.parametrize("ending", [".fits", ".ecsv", ".vot"])
+def test_vectors_of_one_number_are_numbers_and_longer_ones_are_not(tmp_path, ending, shape):
+    galaxies = Galaxies.read(written(tmp_path / f"a{ending}", {"x": np.ones(shape), "y": [1.0, 1.0]}))
+    if shape == (2, 1):
+        assert galaxies.pixels().tolist() == [[1, 1], [1, 1]]
+    else:
+        with pytest.raises(InputError, match=r"Column x of .* must hold one number a row; it holds several\.$"):
+            galaxies.pixels()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (np.array([1 + 1j, 2]), "holds complex128"), (np.array(["2020-01-01", "2021-01-01"], "M8[D]"), "holds datetime64"),
+    (np.array([np.ones(2), np.ones(3)], object), "holds several"), (["x" * 2000, "1"], "has '" + "x" * 40 + "'"),
+])  # fmt: skip
+def test_columns_of_something_else_are_one_short_line(values, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Galaxies(Table({"mag": values})).parameter("mag")
+    assert len(str(caught.value)) < 150
+
+
+PARQUET = {
+    "float": ([1.0, None], None), "int": ([1, None], None), "text": (["1", None], None), "bool": ([True, None], None),
+    "category": (["1", None], "dictionary"), "decimal": ([Decimal("1.00"), None], None), "none": ([None, None], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PARQUET)
+def test_missing_values_in_parquet_of_other_programs_are_nan(tmp_path, kind):
+    values, how = PARQUET[kind]
+    column = pyarrow.array(values)
+    column = column.dictionary_encode() if how else column
+    parquet.write_table(pyarrow.table({"x": column, "y": [5.0, 6.0]}), tmp_path / "a.parquet")
+    galaxies = Galaxies.read(tmp_path / "a.parquet")
+    expected = np.nan if kind == "none" else 1
+    np.testing.assert_array_equal(galaxies.pixels(), [[expected, 5], [np.nan, 6]])
+
+
+def test_columns_of_parquet_that_are_no_numbers_do_not_matter(tmp_path):
+    table = pyarrow.table({"x": [1.0], "s": [{"a": 1}], "l": [[1, 2]], "n": [None], "y": [2.0], "image": ["a.fits"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    galaxies = Galaxies.read(tmp_path / "a.parquet")
+    assert galaxies.columns == "x, s, l, n, y, image"
+    assert galaxies.pixels().tolist() == [[1, 2]]
+    assert galaxies.text("image") == ["a.fits"]
+    with pytest.raises(InputError, match="must hold"):
+        galaxies.column("l")
+
+
+def test_blanks_quotes_and_a_mark_before_the_head_of_csv_are_read(tmp_path):
+    (tmp_path / "a.csv").write_text('# "x" , "y",\tmag\n "1",\t"2" , 20\n')
+    galaxies = Galaxies.read(tmp_path / "a.csv")
+    assert galaxies.pixels().tolist() == [[1, 2]]
+    assert galaxies.parameter("mag") == [20]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_masked_positions_are_not_measured(tmp_path, image, ending):
+    columns = {n: MaskedColumn([v, 0.0], unit="deg", mask=[False, True]) for n, v in (("ra", RA[0]), ("dec", DEC[0]))}
+    path = written(tmp_path / f"a{ending}", columns)
+    plan = Plan.of(Exposure.open(image), network=None, psf=None, fitting=None, resample=False, positions=path,
+                   outputs=Outputs(), work=Work(), command="")  # fmt: skip
+    np.testing.assert_allclose(plan.places, [[TRUE["x"][0], TRUE["y"][0]], [np.nan, np.nan]])

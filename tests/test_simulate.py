@@ -15,14 +15,14 @@ from astropy.wcs import WCS
 
 from sersicnet import dataset
 from sersicnet.dataset import Dataset
-from sersicnet.errors import InputError, WorkError
+from sersicnet.errors import InputError, OutputError, WorkError
 from sersicnet.image import mosaic
 from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import full_width
 from sersicnet.image.stamps import cut
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.recipe import FIT_COLUMNS, Prior, Simulation
-from sersicnet.simulating.simulate import simulate
+from sersicnet.simulating.simulate import LEAST_BYTES, simulate
 from sersicnet.simulating.stamps import OUT_OF_RANGE, draw_stamps, draw_truth, observe, observe_in_place
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
@@ -492,3 +492,15 @@ def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit, uniform):
     again = Simulation.of_record(drawn.record())
     assert again.record() == drawn.record()
     assert [draw_truth(again, i)[0] for i in range(8)] == [draw_truth(drawn, i)[0] for i in range(8)]
+
+
+def test_a_set_larger_than_the_disk_is_refused_at_once(tmp_path):
+    with pytest.raises(
+        OutputError, match=r"1,000,000,000,000 stamps need at least 24,000,000\.0 GB on disk; .* smaller `n`"
+    ):
+        simulate(tmp_path / "a.h5", Simulation(10**12, seed=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_set_that_fits_is_refused(small_dataset):
+    assert 2 * small_dataset.stat().st_size > 64 * LEAST_BYTES

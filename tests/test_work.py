@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +247,136 @@ def test_a_run_killed_at_twenty_moments_gives_the_same_catalogue(field, tiny_wei
             assert finished()
             completed += 1
     assert completed
+
+
+def test_the_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(work, "_quota", lambda membership, root: float("inf"))
+    assert work.cores() == 3
+    monkeypatch.setattr(work, "_quota", lambda membership, root: 1.5)
+    assert work.cores() == 2
+    monkeypatch.setattr(work, "_quota", lambda membership, root: 0.2)
+    assert work.cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/job/step\n", {"job/cpu.max": "150000 100000", "job/step/cpu.max": "max 100000"}, 1.5),
+        ("0::/job/step\n", {"job/step/cpu.max": "400000 100000", "cpu.max": "200000 100000"}, 2),
+        ("0::/of/the/host\n", {"cpu.max": "50000 100000"}, 0.5),  # a container sees its own group as the root
+        ("0::/\n", {}, float("inf")),
+        ("4:cpu,cpuacct:/job\n0::/\n", {"cpu,cpuacct/job/cpu.cfs_quota_us": "300000",
+         "cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpu:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, float("inf")),
+        ("5:cpuset:/job\n", {"cpuset/job/cpu.max": "100000 100000"}, float("inf")),
+        ("0::/\n", {"cpu.max": "nonsense"}, float("inf")),
+        (None, {}, float("inf")),
+    ],
+)  # fmt: skip
+def test_quotas_of_control_groups(tmp_path, membership, files, expected):
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(text)
+    if membership is not None:
+        (tmp_path / "cgroup").write_text(membership)
+    assert work._quota(tmp_path / "cgroup", tmp_path / "root") == expected
+
+
+def test_the_number_of_cores_is_asked_for_in_one_place():
+    sources = Path(work.__file__).parent
+    assert [path.name for path in sources.rglob("*.py") if "cpu_count" in path.read_text()] == ["workers.py"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores")
+def test_a_job_bound_to_a_core_is_planned_with_one_process(tmp_path):
+    fits.writeto(tmp_path / "m.fits", np.zeros((3072, 3072), "f4"), fits.Header({"MAGZERO": 25.0}))
+    code = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); from sersicnet.cli import main; "
+    code += f"main(['measure', {str(tmp_path / 'm.fits')!r}, '--dry-run', '-o', {str(tmp_path / 'c.fits')!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert "tiles 4, processes 1," in done.stdout
+
+
+_TWO = """
+import tempfile
+from multiprocessing import get_context
+from sersicnet import workers as work
+def nothing():
+    pass
+def square(number):
+    return number * number
+if __name__ == "__main__":
+    before = tempfile.gettempdir()
+    with work.pools(2, nothing) as apply:
+        print(sorted(apply(square, range(3))), tempfile.gettempdir() == before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers start without a socket elsewhere")
+@pytest.mark.parametrize("has_short", [True, False])
+def test_a_directory_for_temporary_files_may_have_a_long_name(tmp_path, has_short):
+    scratch = tmp_path / ("scratch_" * 14)
+    scratch.mkdir()
+    script = tmp_path / "script.py"
+    text = _TWO if has_short else _TWO.replace("def nothing", "import os; os.access = lambda *a: False\ndef nothing", 1)
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[(0, 0), (1, 1), (2, 4)] True\n"
+
+
+_MEASURES = """
+from sersicnet import Outputs, Work, measure
+measure("m.fits", outputs=Outputs(catalogue="cat.ecsv"), work=Work(tile=128, workers=2))
+"""
+
+
+@pytest.mark.parametrize("from_stdin", [True, False])
+def test_a_script_that_measures_without_a_guard_is_told(field, tmp_path, from_stdin):
+    (tmp_path / "m.fits").symlink_to(field[0])
+    (tmp_path / "script.py").write_text(_MEASURES)
+    how = {"input": _MEASURES} if from_stdin else {}
+    command = [sys.executable, "-" if from_stdin else "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, **how)
+    last = done.stderr.splitlines()[-1]
+    assert "WorkError" in last
+    assert "`if __name__ == '__main__':`" in last
+    assert "memory" not in last
+    assert "bootstrapping" not in done.stderr
+    assert "is in use" not in done.stderr
+    assert not (tmp_path / "cat.ecsv").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("when", ["starting", "working"])
+def test_an_interruption_prints_no_traceback_of_workers(tmp_path, when):
+    script = tmp_path / "script.py"
+    script.write_text(_SLEEPERS.replace("list(apply(sleep, range(2)))", """
+        print("pool", flush=True)
+        try:
+            list(apply(sleep, range(2)))
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+            raise SystemExit(130)
+"""))  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "pool\n"
+    if when == "working":
+        process.stdout.readline()
+    else:
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    started = time.monotonic()
+    out, err = process.communicate(timeout=50)
+    assert time.monotonic() - started < 30
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert err == ""

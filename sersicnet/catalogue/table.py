@@ -118,33 +118,36 @@ def read_text(path: Path) -> str:
 
 
 def _read_parquet(path: Path) -> Table:
-    """A Parquet file; what astropy does not read of those of other programs, such as missing text, is read here."""
+    """A Parquet file; of other programs than astropy, which has trouble with what it does not write: missing text."""
     import pyarrow
     import pyarrow.parquet
 
     kinds = pyarrow.types
-    file = pyarrow.parquet.ParquetFile(path)
-    schema = file.schema_arrow
-    plain = [field.name for field in schema if kinds.is_floating(field.type) or kinds.is_integer(field.type)]
-    others = [name for name in schema.names if name not in plain]
-    found = Table.read(path, format="parquet", include_names=plain) if plain else Table()
-    if not others:
-        return found
-    for name, column in zip(others, file.read(others).columns, strict=True):
+    # The file, not its path: names that are no text in UTF-8 cannot be given to pyarrow.
+    with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
+        schema = file.schema_arrow
+        if b"table_meta_yaml" in (schema.metadata or {}):
+            opened.seek(0)
+            return Table.read(opened, format="parquet")
+        arrow = file.read()
+    found = Table()
+    for name, column in zip(schema.names, arrow.columns, strict=True):
         if kinds.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        missing = column.is_null().to_numpy()
         if kinds.is_decimal(column.type) or kinds.is_null(column.type):
             column = column.cast(pyarrow.float64())
-        values = column.to_pylist()
-        if kinds.is_nested(column.type):
-            content = np.empty(len(values), object)
-            content[:] = values
+        missing = column.is_null().to_numpy()
+        if kinds.is_floating(column.type) or kinds.is_integer(column.type):
+            content = column.fill_null(0).to_numpy()
         else:
-            filler = next((value for value in values if value is not None), np.nan)
-            content = np.array([filler if value is None else value for value in values])
+            values = column.to_pylist()
+            filler = next((value for value in values if value is not None), "")
+            content = np.empty(len(values), object)
+            content[:] = [filler if value is None else value for value in values]
+            if isinstance(filler, bool | str | bytes):
+                content = np.array(content.tolist())
         found[name] = MaskedColumn(content, mask=missing) if missing.any() else content
-    return found[schema.names]
+    return found
 
 
 def _read_fits(path: Path, wanted: str | None) -> Table:
