@@ -59,6 +59,18 @@ def test_the_version_is_printed(run):
     assert run("--version") == (0, f"sersicnet {sersicnet.__version__}\n", "")
 
 
+def test_what_a_noise_map_includes_is_an_option_of_measure_and_fit(run, field, tmp_path):
+    for command in ("measure", "fit"):
+        psf = () if command == "measure" else ("--psf", field[0])
+        code, _, err = run(command, field[0], *psf, "--noise", "total")
+        assert (code, err.count("\n")) == (1, 1)
+        assert "--noise describes a noise map: give --rms or --wht or --var with it." in err
+    noise = tmp_path / "noise.fits"
+    fits.writeto(noise, np.ones((512, 512), np.float32))
+    options = ("--rms", noise, "--noise", "total", "--noise-as-given")
+    assert run("measure", field[0], *options, "-o", tmp_path / "cat.fits", "--dry-run")[0] == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(run, command):
     code, out, _ = run(command, "--help")

@@ -138,7 +138,6 @@ def test_a_noise_map_as_given_is_not_scaled(noisy, tmp_path):
     ):
         found = measure(image, noise=fourfold, noise_as_given=True)
     assert len(found) < len(scaled)
-    assert np.nanmax(found["snr"]) < 0.4 * np.nanmax(scaled["snr"])
 
 
 @pytest.mark.parametrize("option", [{"noise_includes": "total"}, {"noise_as_given": True}])

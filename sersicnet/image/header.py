@@ -324,13 +324,20 @@ _FLUX_WORD = re.compile(
 )
 
 
+_LONGEST_UNIT = 68
+"""Length of the text that fits in a card."""
+
+_ENDLESS = re.compile(r"(\*\*|\^|[A-Za-z)]|\b10(?=[+-]))\s*\(?\s*[+-]?\d{3,}|(\*\*|\^)[^A-Za-z]*(\*\*|\^)")
+"""Powers whose integers astropy would compute for hours."""
+
+
 def unit_of(header: Mapping) -> units.UnitBase | None:
     """The unit that BUNIT states, with counts of all kinds as ct; None if it states none that is known.
 
     Units per pixel are taken without the pixel, since an image value is one of a pixel.
     """
     stated = text = str(header.get("BUNIT", "")).strip().strip("[]").strip()
-    if not text:
+    if not text or len(text) > _LONGEST_UNIT or _ENDLESS.search(text):
         return None
     text = re.sub(r"(?i)(?<![a-z0-9])e[-_](?![0-9])", "electron ", text)
     text = re.sub(r"(?i)\bcps\b", "ct/s", re.sub(r"(?i)\bper\b", "/", text))
@@ -351,8 +358,10 @@ def unit_of(header: Mapping) -> units.UnitBase | None:
         warnings.simplefilter("ignore", units.UnitsWarning)
         try:
             unit = units.Unit(text)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, ArithmeticError):
             return None
+    if not isinstance(unit, units.UnitBase):  # a comma makes a structure
+        return None
     # MJY and mjy are ambiguous by a factor of 1e9: only the usual meaning, MJy/sr or mJy, is read.
     if not 0 < unit.scale < np.inf or re.search(r"\bmjy" if is_surface_brightness(unit) else r"\bMJY", stated):
         return None
