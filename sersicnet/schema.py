@@ -211,7 +211,7 @@ RANGE_FLAGS = (Flag.RANGE_MAG, Flag.RANGE_R_EFF, Flag.RANGE_N, Flag.RANGE_E)
 """Flag of each target for values outside the range of the weights."""
 
 
-EDGE_LIMIT = 0.05
+EDGE_LIMIT = 0.02
 MASKED_LIMIT = 0.1
 CROWDED_LIMIT = 0.1
 LOW_SNR_LIMIT = 10.0
