@@ -211,7 +211,7 @@ RANGE_FLAGS = (Flag.RANGE_MAG, Flag.RANGE_R_EFF, Flag.RANGE_N, Flag.RANGE_E)
 """Flag of each target for values outside the range of the weights."""
 
 
-EDGE_LIMIT = 0.05
+EDGE_LIMIT = 0.02
 MASKED_LIMIT = 0.1
 CROWDED_LIMIT = 0.1
 LOW_SNR_LIMIT = 10.0
@@ -222,8 +222,7 @@ PSF_TOLERANCE = 0.2
 
 FLAG_MEANING = {
     Flag.NO_DATA: "no usable pixel among the central 5 x 5: parameters are NaN",
-    Flag.EDGE: "the effective radius reaches the image's border, or more than "
-    f"{EDGE_LIMIT:.0%} of the light is beyond it",
+    Flag.EDGE: f"the effective radius reaches the image border, or over {EDGE_LIMIT:.0%} of the light is beyond it",
     Flag.MASKED: f"more than {MASKED_LIMIT:.0%} of the light, or the peak, is in pixels that are masked or not finite",
     Flag.BLENDED: "the detection was separated from a touching neighbour",
     Flag.CROWDED: f"neighbours cover more than {CROWDED_LIMIT:.0%} of the stamp; they were replaced",
