@@ -32,6 +32,9 @@ from sersicnet.image.pixels import Window, without_data
 LEAST_SIDE = 16
 """Minimum width and height of an image, pixels."""
 
+FARTHEST = 1e9
+"""Pixels that are farther from the middle of an image have no coordinates on the sky."""
+
 
 class Image:
     """A two-dimensional image, read window by window.
@@ -147,14 +150,16 @@ class Image:
     def sky(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Right ascension and declination (ICRS, degrees) of zero-based pixels.
 
-        They are NaN where the projection has no sky, and, with distortion, farther from the image than its size.
+        They are NaN where the projection has no sky, and, with distortion, farther from the image than its
+        size.
         """
         assert self.wcs is not None
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-        if self.wcs.has_distortion:  # a polynomial means nothing far from the image
-            height, width = self.shape
-            near = (np.abs(x - width / 2) < 1.5 * width) & (np.abs(y - height / 2) < 1.5 * height)
-            x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
+        height, width = self.shape
+        # A polynomial means nothing far from the image, and no projection does after so many pixels.
+        reach = (1.5 * width, 1.5 * height) if self.wcs.has_distortion else (FARTHEST, FARTHEST)
+        near = (np.abs(x - width / 2) < reach[0]) & (np.abs(y - height / 2) < reach[1])
+        x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
         with np.errstate(all="ignore"):  # absurd positions
             coordinates = self.wcs.pixel_to_world(x, y).icrs
             return coordinates.ra.deg, coordinates.dec.deg
@@ -204,7 +209,7 @@ class Image:
             x, y = (
                 np.asarray(values, dtype=float) for values in self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
             )
-        if self.wcs.has_distortion and x.size:
+        if self.wcs.has_distortion and x.size and self.scales is not None:
             back = self.sky(x, y)
             apart = np.hypot((back[0] - ra + 180) % 360 - 180, back[1] - dec) * 3600
             near = apart < ROUND_TRIP * np.sqrt(np.prod(self.scales))
@@ -469,7 +474,7 @@ def read_image(
                 with gzip.open(path) as whole:
                     while whole.read(1 << 24):
                         pass  # the checksum is at the end of the file
-    return FitsImage(path, chosen, header, found, held)
+    return FitsImage(path, chosen, header, (found[0], found[1]), held)
 
 
 def read_map(path: str | Path, kind: str, image: Image) -> Image:
