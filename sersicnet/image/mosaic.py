@@ -32,6 +32,9 @@ from sersicnet.image.pixels import Window, without_data
 LEAST_SIDE = 16
 """Minimum width and height of an image, pixels."""
 
+MOST_COMPRESSION = 10_000
+"""Pixels of a tile-compressed image for each byte of its file; masks of one value have up to 4,000."""
+
 FARTHEST = 1e9
 """Pixels that are farther from the middle of an image have no coordinates on the sky."""
 
@@ -468,13 +471,32 @@ def read_image(
             if not found:
                 raise InputError(f"{name} holds no data. Choose another extension: give `hdu`.")
             check_shape(name, found, shape, least)
+            size = _length(path, compressed)
+            least_size = (
+                found[0] * found[1] / MOST_COMPRESSION
+                if isinstance(unit, fits.CompImageHDU)
+                else unit.fileinfo()["datSpan"]
+            )
+            if size < least_size:
+                raise InputError(
+                    f"{name} states {found[1]} x {found[0]} pixels, which a file of {size:,} bytes cannot hold: it is "
+                    "damaged or cut short."
+                )
             if compressed:
                 with np.errstate(over="ignore"):
                     held = np.ascontiguousarray(unit.data, dtype=np.float32).reshape(found)
-                with gzip.open(path) as whole:
-                    while whole.read(1 << 24):
-                        pass  # the checksum is at the end of the file
     return FitsImage(path, chosen, header, (found[0], found[1]), held)
+
+
+def _length(path: Path, compressed: bool) -> int:
+    """Length of a file after gzip, bytes; the whole file is read, because gzip's checksum is at the end."""
+    if not compressed:
+        return path.stat().st_size
+    length = 0
+    with gzip.open(path) as whole:
+        while part := whole.read(1 << 24):
+            length += len(part)
+    return length
 
 
 def read_map(path: str | Path, kind: str, image: Image) -> Image:
