@@ -8,7 +8,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from sersicnet import weights
+from sersicnet import cli, weights
 from sersicnet.engine.noise import photon_noise
 from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
@@ -254,6 +254,18 @@ def test_without_stars_a_psf_is_asked_for(field, tiny_weights, tmp_path):
     with pytest.raises(InputError, match=r"fewer than 5 stars .* give `psf`"):
         adapt.adapt(field[0], tmp_path / "w", base=tiny_weights, n=32)
     assert not (tmp_path / "w").exists()
+
+
+def test_an_extension_of_the_mosaic_is_chosen(field, tiny_weights, tmp_path, capsys):
+    image = mosaic.read_image(field[0])
+    other = fits.ImageHDU(np.ones((30, 30), np.float32), name="OTHER")
+    mine = fits.ImageHDU(image.data, fits.Header({"PHOTFLAM": 1.9275602e-20, "PHOTPLAM": 15369.176}), name="MINE")
+    fits.HDUList([fits.PrimaryHDU(), other, mine]).writeto(tmp_path / "two.fits")
+    with pytest.raises(SystemExit):
+        cli.main(["adapt", str(tmp_path / "two.fits"), "--hdu", "7", "-o", str(tmp_path / "w")])
+    assert "has no extension 7; it has 0 PRIMARY, 1 OTHER, 2 MINE" in capsys.readouterr().err
+    with pytest.raises(InputError, match="fewer than 5 stars"):
+        adapt.adapt(tmp_path / "two.fits", tmp_path / "w", base=tiny_weights, n=32, hdu="MINE", pixel_scale=0.06)
 
 
 def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weights):

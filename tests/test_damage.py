@@ -1,7 +1,10 @@
 """Mosaics that are damaged, or odd: each gives the right catalogue, or one line that tells what is wrong."""
 
 import gzip
+import json
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -14,6 +17,7 @@ from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.measuring.measure import measure
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Work
+from sersicnet.schema import Flag
 from sersicnet.simulating.field import Field, simulate_field
 
 SIZE = 256
@@ -108,10 +112,10 @@ def changed(data, *places):
     return out
 
 
-def several(folder, data):
+def several(folder, data, primary=None):
     path = folder / "mosaic.fits"
     planes = [fits.ImageHDU(data, fits.Header(CARDS)), fits.ImageHDU(np.full_like(data, 7), name="OTHER")]
-    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(path)
+    fits.HDUList([fits.PrimaryHDU(primary), *planes]).writeto(path)
     return path
 
 
@@ -137,7 +141,6 @@ REFUSED = {
     "enormous values": (lambda f, d: write(f, d * np.float32(1e30)), "have values beyond 1e\\+18"),
     "beyond single precision": (lambda f, d: write(f, d.astype(float) * 1e60), "no pixel left|no blank sky"),
     "cube": (lambda f, d: write(f, np.stack([d, d, d])), "has 3 axes"),
-    "cube of one plane": (lambda f, d: write(f, d[None]), "has 3 axes"),
     "no axes": (lambda f, d: write(f, None), "holds no image"),
     "no width": (lambda f, d: write(f, np.zeros((0, 300), np.float32)), "300 x 0 pixels"),
     "gzip cut short": (lambda f, d: zipped(f, d, lambda content: content[:90_000]), "cut short"),
@@ -204,6 +207,10 @@ HARMLESS = {
     "infinite pixels": lambda f, d: write(f, changed(d, (np.s_[3, 3], np.inf), (np.s_[250, 5], -np.inf))),
     "enormous pixels": lambda f, d: write(f, changed(d, (np.s_[3, 3], 1e30), (np.s_[250, 5], -1e30))),
     "two images": several,
+    "cube of one plane": lambda f, d: write(f, d[None]),
+    "an empty primary of no width": lambda f, d: several(f, d, np.zeros((0, 0), np.float32)),
+    "undecodable bytes in a unit": lambda f, d: change(write(f, d, BUNIT="x"), "BUNIT", "BUNIT   = '\xb5\xff\xfe'"),
+    "control characters in a name": lambda f, d: write(f, d).rename(f / "a\tb\nc\x1b[31m\udcff.fits"),
     "scaled integers": scaled,
     "integers with BLANK": lambda f, d: scaled(f, d, damaged=True),
     "double precision": lambda f, d: write(f, d.astype(">f8")),
@@ -264,6 +271,59 @@ def test_a_wcs_that_makes_no_sense_gives_no_coordinates(run, data, whole, tmp_pa
     assert not {"ra", "dec", "r_eff"} & set(found.colnames)
 
 
+DISTORTED = {
+    "SIP without the suffix": {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-7, "B_0_2": 1e-7},
+    "SIP that cannot be inverted": {
+        "CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1.0, "B_0_2": 1.0,
+    },
+    "a look-up table": {"CPDIS1": "LOOKUP", "CPDIS2": "LOOKUP"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DISTORTED)
+def test_the_plain_part_of_a_wcs_serves_and_json_stays_json(data, whole, tmp_path, kind):
+    path = write(tmp_path, data, **DISTORTED[kind])
+    options = ["-o", tmp_path / "cat.ecsv", "-q", "--workers", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sersicnet", "measure", path, *options], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["catalogues"][0]["sources"] > 3
+    assert re.fullmatch(r"Warning: .* has a WCS of which only a part is used: .* left out.*\n", done.stderr)
+    found = QTable.read(tmp_path / "cat.ecsv")
+    assert_same(found, whole)
+    np.testing.assert_allclose(found["ra"].value[:3], whole["ra"].value[:3], atol=1e-7)
+
+
+@pytest.mark.parametrize("sip", [False, True])
+def test_absurd_positions_are_rows_without_data(run, data, tmp_path, sip):
+    terms = {
+        "CTYPE1": "RA---TAN-SIP",
+        "CTYPE2": "DEC--TAN-SIP",
+        "A_ORDER": 2,
+        "B_ORDER": 2,
+        "A_2_0": 2e-6,
+        "B_0_2": 2e-6,
+    }
+    path = write(tmp_path, data, **(terms if sip else {}))
+    for head, places in (
+        ("ra,dec", ["150.1,2.2", "150.5,2.6", "170,10", "330.1,-2.2", "inf,2.2", "1e300,2.2", "999,-999"]),
+        ("x,y", ["127,127", "inf,5", "1e300,-1e300", "1e18,3", "-3e9,5e9", "nan,4"]),
+    ):
+        (tmp_path / "places.csv").write_text("\n".join([head, *places]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what astropy and NumPy say
+            code, err = run(path, "--positions", tmp_path / "places.csv", "--overwrite")
+        assert code == 0, err
+        found = QTable.read(tmp_path / "cat.ecsv")
+        assert len(found) == len(places)
+        assert ((found["flags"] & Flag.NO_DATA) != 0).tolist() == [False] + [True] * (len(places) - 1)
+        ra, dec = found["ra"].value, found["dec"].value
+        assert np.hypot(ra[0] - 150.1, dec[0] - 2.2) < 1e-4
+        given = [row.split(",") for row in places] if head == "ra,dec" else []
+        for row, sky in zip(given, zip(ra, dec, strict=True), strict=False):
+            assert np.isnan(sky).all() or np.allclose(sky, np.array(row, float), atol=1e-6)
+
+
 def test_an_inverted_image_has_no_sources_and_says_so(run, data, tmp_path):
     code, err = run(write(tmp_path, -data))
     assert code == 0, err
@@ -278,6 +338,7 @@ MAPS = {
     "negative": (lambda p: fits.writeto(p, np.full((SIZE, SIZE), -1.0)), "has a positive noise"),
     "text": (lambda p: p.write_text("rms"), "not a readable FITS file"),
     "missing": (lambda p: None, "no such file"),
+    "of another scale": (lambda p: fits.writeto(p, np.full((SIZE, SIZE), 1e14)), "would be multiplied by"),
 }
 
 

@@ -6,8 +6,11 @@ import pytest
 from sersicnet import weights
 from sersicnet.domain import Domain
 from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
 from sersicnet.image.psf import Width
+from sersicnet.measuring.fitting import Fitting
+from sersicnet.measuring.measure import plan
 from sersicnet.training.card import domain_of
 from sersicnet.training.recipe import RECIPES
 
@@ -112,3 +115,13 @@ def test_training_writes_the_range_of_widths(options, widths):
     domain = domain_of(data, RECIPES["fovea"])
     assert domain["psf_fwhm_range"] == pytest.approx(widths)
     assert Domain.of({"name": "x", "domain": domain}).widths == pytest.approx(np.array(widths) / 0.06)
+
+
+def test_fits_and_resampling_do_not_send_the_user_from_one_to_the_other(field):
+    with pytest.raises(InputError, match=r"fit by `sersicnet fit`, which needs no network"):
+        plan(field[0], refine=Fitting(), resample=True)
+    coarse = Exposure.open(field[0], pixel_scale=0.2)
+    with pytest.raises(InputError, match=r"trained at 0\.06\. Give `resample`; or"):
+        plan(coarse)
+    with pytest.raises(InputError, match=r"work at any pixel scale: `sersicnet fit`; or"):
+        plan(coarse, refine=Fitting())

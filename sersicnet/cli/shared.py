@@ -140,6 +140,8 @@ class Command(TyperCommand):
                 return super().invoke(ctx)
             except SersicnetError as error:
                 self._print("Error", str(error))
+            except MemoryError:
+                self._print("Error", "The memory does not suffice. Give fewer `workers`, or use a larger machine.")
             except OSError as error:
                 if error.filename is None and error.errno not in _DISK_IS_FULL:
                     raise

@@ -68,7 +68,12 @@ def celestial(header: fits.Header, shape: tuple[int, int], given: WCS | None = N
     """
     if given is not None:
         return _tested(lambda: given.celestial, shape)
-    cards = {keyword: header[keyword] for keyword in header if WCS_CARD.fullmatch(keyword)}
+    cards = {}
+    for keyword in filter(WCS_CARD.fullmatch, header):
+        try:
+            cards[keyword] = header[keyword]
+        except fits.VerifyError:
+            return Celestial(None, f"its card {keyword} is damaged")
     # wcslib replaces values that it cannot read by plausible defaults.
     for keyword, value in cards.items():
         is_number = isinstance(value, int | float) and np.isfinite(value)

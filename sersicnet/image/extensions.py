@@ -110,9 +110,9 @@ def choose(
 def band_of(header: Mapping[str, Any]) -> str:
     """Band of an extension: its BAND or FILTER, or what EXTNAME holds besides its kind; empty if there is none."""
     for keyword in ("BAND", "FILTER"):
-        if str(header.get(keyword, "")).strip():
-            return str(header[keyword]).strip().lower()
-    words = _split(header.get("EXTNAME", ""))
+        if found := _text(header, keyword):
+            return found.lower()
+    words = _split(_text(header, "EXTNAME"))
     known = {word for names in WORDS.values() for word in names}
     return "_".join(word for word in words if word not in known).lower() if known & set(words) else ""
 
@@ -142,15 +142,23 @@ def _is_plane(shape: tuple[int, ...], least: int) -> bool:
 
 def _kind_of(header: fits.Header, name: str, galfit: bool) -> str | None:
     """The kind of an extension by its EXTNAME, IMAGETYP or, in GALFIT's files, OBJECT; None if they do not say."""
-    texts = ["" if name in ("PRIMARY", "COMPRESSED_IMAGE") else name, header.get("IMAGETYP", "")]
+    texts = ["" if name in ("PRIMARY", "COMPRESSED_IMAGE") else name, _text(header, "IMAGETYP")]
     if galfit:
-        texts.append(header.get("OBJECT", ""))
+        texts.append(_text(header, "OBJECT"))
     for text in texts:
         words = _split(text)
         found = [kind for kind in (*list(WORDS)[1:], "image") if set(WORDS[kind]) & set(words)]
         if found:
-            return _UNCERTAINTIES.get(str(header.get("UTYPE", "")), "rms") if "UNCERT" in words else found[0]
+            return _UNCERTAINTIES.get(_text(header, "UTYPE"), "rms") if "UNCERT" in words else found[0]
     return None
+
+
+def _text(header: Mapping[str, Any], keyword: str) -> str:
+    """Value of a keyword as text; empty if it is missing or damaged."""
+    try:
+        return str(header.get(keyword, "")).strip()
+    except fits.VerifyError:
+        return ""
 
 
 def _split(text: Any) -> list[str]:
@@ -164,5 +172,5 @@ def _listed(hdus: fits.HDUList, numbers: list[int] | None = None) -> str:
 
 def _tag(header: fits.Header) -> str:
     """IMAGETYP and BAND of an extension in parentheses, for a list of extensions."""
-    texts = [str(header[key]).strip() for key in ("IMAGETYP", "BAND") if str(header.get(key, "")).strip()]
+    texts = [text for text in (_text(header, "IMAGETYP"), _text(header, "BAND")) if text]
     return f"({', '.join(texts)})" if texts else ""

@@ -32,6 +32,12 @@ from sersicnet.image.pixels import Window, without_data
 LEAST_SIDE = 16
 """Minimum width and height of an image, pixels."""
 
+MOST_COMPRESSION = 10_000
+"""Pixels of a tile-compressed image for each byte of its file; masks of one value have up to 4,000."""
+
+FARTHEST = 1e9
+"""Pixels that are farther from the middle of an image have no coordinates on the sky."""
+
 
 class Image:
     """A two-dimensional image, read window by window.
@@ -147,14 +153,16 @@ class Image:
     def sky(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Right ascension and declination (ICRS, degrees) of zero-based pixels.
 
-        They are NaN where the projection has no sky, and, with distortion, farther from the image than its size.
+        They are NaN where the projection has no sky, and, with distortion, farther from the image than its
+        size.
         """
         assert self.wcs is not None
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-        if self.wcs.has_distortion:  # a polynomial means nothing far from the image
-            height, width = self.shape
-            near = (np.abs(x - width / 2) < 1.5 * width) & (np.abs(y - height / 2) < 1.5 * height)
-            x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
+        height, width = self.shape
+        # A polynomial means nothing far from the image, and no projection does after so many pixels.
+        reach = (1.5 * width, 1.5 * height) if self.wcs.has_distortion else (FARTHEST, FARTHEST)
+        near = (np.abs(x - width / 2) < reach[0]) & (np.abs(y - height / 2) < reach[1])
+        x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
         with np.errstate(all="ignore"):  # absurd positions
             coordinates = self.wcs.pixel_to_world(x, y).icrs
             return coordinates.ra.deg, coordinates.dec.deg
@@ -204,10 +212,9 @@ class Image:
             x, y = (
                 np.asarray(values, dtype=float) for values in self.wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
             )
-        if self.wcs.has_distortion and x.size:
+        if self.wcs.has_distortion and x.size and self.scales is not None:
             back = self.sky(x, y)
             apart = np.hypot((back[0] - ra + 180) % 360 - 180, back[1] - dec) * 3600
-            assert self.scales is not None
             near = apart < ROUND_TRIP * np.sqrt(np.prod(self.scales))
             x, y = np.where(near, x, np.nan), np.where(near, y, np.nan)
         return x, y
@@ -464,13 +471,32 @@ def read_image(
             if not found:
                 raise InputError(f"{name} holds no data. Choose another extension: give `hdu`.")
             check_shape(name, found, shape, least)
+            size = _length(path, compressed)
+            least_size = (
+                found[0] * found[1] / MOST_COMPRESSION
+                if isinstance(unit, fits.CompImageHDU)
+                else unit.fileinfo()["datSpan"]
+            )
+            if size < least_size:
+                raise InputError(
+                    f"{name} states {found[1]} x {found[0]} pixels, which a file of {size:,} bytes cannot hold: it is "
+                    "damaged or cut short."
+                )
             if compressed:
                 with np.errstate(over="ignore"):
                     held = np.ascontiguousarray(unit.data, dtype=np.float32).reshape(found)
-                with gzip.open(path) as whole:
-                    while whole.read(1 << 24):
-                        pass  # the checksum is at the end of the file
     return FitsImage(path, chosen, header, (found[0], found[1]), held)
+
+
+def _length(path: Path, compressed: bool) -> int:
+    """Length of a file after gzip, bytes; the whole file is read, because gzip's checksum is at the end."""
+    if not compressed:
+        return path.stat().st_size
+    length = 0
+    with gzip.open(path) as whole:
+        while part := whole.read(1 << 24):
+            length += len(part)
+    return length
 
 
 def read_map(path: str | Path, kind: str, image: Image) -> Image:

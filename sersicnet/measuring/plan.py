@@ -372,6 +372,7 @@ class Plan:
         if found is None:
             report("measuring the sky", 0, 0)
             mesh = estimate_sky(self.source, tiles.DETECTOR.threshold, workers.in_order(apply))
+            self._check_map(mesh.map_factor)
             _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.keep_arrays("mesh", mesh.arrays())
         else:
@@ -384,12 +385,6 @@ class Plan:
                     f"as it is. Is it the {self.exposure.noise_kind} in units of the image?"
                 )
             mesh = replace(mesh, map_factor=1.0)
-        elif noise is not None and not 1 / MOST_MAP_FACTOR <= mesh.map_factor <= MOST_MAP_FACTOR:
-            raise InputError(
-                f"{noise.name} would be multiplied by {mesh.map_factor:.3g} as a map of the noise, to match the "
-                f"scatter of blank pixels: it is not the {self.exposure.noise_kind} of this image in any usual unit. "
-                "Give another map of `noise`, or another extension of its file."
-            )
         elif noise is not None and not 1 / MAP_LIMIT < mesh.map_factor < MAP_LIMIT:
             warn(
                 f"{noise.name} was multiplied by {mesh.map_factor:.3g} as a map of the noise, to match "
@@ -406,6 +401,16 @@ class Plan:
                 "fits count twice. Give `noise_includes='total'`, or `noise_includes='sky'` if it does not."
             )
         return mesh
+
+    def _check_map(self, factor: float) -> None:
+        """Refuse a noise map whose scale is so far off that it is none."""
+        noise = self.exposure.noise
+        if noise is not None and not 1 / MOST_MAP_FACTOR <= factor <= MOST_MAP_FACTOR:
+            raise InputError(
+                f"{noise.name} would be multiplied by {factor:.3g} as a map of the noise, to match the scatter of "
+                f"blank pixels: it is not the {self.exposure.noise_kind} of this image in any usual unit. Give another "
+                "map of `noise`, or another extension of its file."
+            )
 
     def _measured(
         self, setting: tiles.Setting, kept: Run, apply: workers.Apply, report: Report

@@ -213,7 +213,10 @@ def _inside(x: np.ndarray, y: np.ndarray, window: Window, shape: tuple[int, int]
 def _source_at(segmentation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Index of the detection at each position, -1 for none."""
     inside = np.isfinite(x) & np.isfinite(y)
-    column, row = np.rint(np.where(inside, x, -1)).astype(int), np.rint(np.where(inside, y, -1)).astype(int)
+    column, row = (
+        np.rint(np.clip(np.where(inside, values, -1), -1, n)).astype(int)  # absurd positions are no whole numbers
+        for values, n in zip((x, y), segmentation.shape[::-1], strict=True)
+    )
     inside &= (column >= 0) & (column < segmentation.shape[1]) & (row >= 0) & (row < segmentation.shape[0])
     out = np.full(len(x), -1)
     out[inside] = segmentation[row[inside], column[inside]] - 1
