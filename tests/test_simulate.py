@@ -306,7 +306,7 @@ def test_a_changed_psf_is_another_recipe(psf_files, tmp_path):
     with pytest.raises(Stopped):
         run(progress=stop)
     (tmp_path / "psf.fits").write_bytes(psf_files[1].read_bytes())
-    with pytest.raises(InputError, match=r"with other options \(psfs; psf_fwhm: 0\.19\d*, now 0\.47\d*\)"):
+    with pytest.raises(InputError, match=r"with other options \(psfs; psf_fwhm: 0\.1\d*, now 0\.4\d*\)"):
         run()
     (tmp_path / "psf.fits").write_bytes(psf_files[0].read_bytes())
     run()
