@@ -17,7 +17,7 @@ from sersicnet.image import header as headers
 from sersicnet.image.extensions import choose
 from sersicnet.image.header import Reading
 from sersicnet.image.mosaic import HeldImage, Image, header_of, plane_of, read_image, read_map
-from sersicnet.image.pixels import ZERO_REACH, Pixels, Window, grown, within, without_data
+from sersicnet.image.pixels import ABSURD, ZERO_REACH, Pixels, Window, grown, within, without_data
 
 NOISE_KINDS = ("rms", "wht", "var")
 """Kinds of noise map: the rms noise, the inverse variance, the variance."""
@@ -277,13 +277,14 @@ class Exposure:
         data = self.image.read(wide)
         bad = without_data(data)[inner]
         data = np.ascontiguousarray(data[inner])
+        np.copyto(data, np.nan, where=np.isnan(data))  # random bytes may be signalling NaN, of which NumPy warns
         noise = None
         if self.noise is not None:
             noise = self.noise.read(window)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                good = np.isfinite(noise) & (noise > 0)
-                bad |= ~good
+            with np.errstate(all="ignore"):
                 noise = {"rms": noise, "var": np.sqrt(noise), "wht": 1 / np.sqrt(noise)}[self.noise_kind]
+                good = (noise > 1 / ABSURD) & (noise < ABSURD)
+                bad |= ~good
             noise = np.where(good, noise, np.nan).astype(np.float32)
         if self.mask is not None:
             bad |= self.mask.read(window) != 0

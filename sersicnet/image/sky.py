@@ -596,6 +596,7 @@ def _joint(samples: Iterable[_Noise | None]) -> tuple[np.ndarray, float, float, 
     return autocorrelation, smoothed, widely, factor
 
 
+@np.errstate(over="ignore")  # bad pixels may hold anything
 def _noise(job: tuple[Threshold, Source, Window, Threshold, _Background, float, int]) -> _Noise | None:
     """The noise in the blank pixels of a window; None if the window has no data."""
     threshold, source, window, blocks, mesh, smoothed, most = job
