@@ -510,8 +510,10 @@ def test_an_image_is_not_replaced_through_a_link(run, field, tmp_path):
     assert (tmp_path / "m.fits").read_bytes() == before
 
 
-def test_a_set_larger_than_the_disk_is_one_line(run, tmp_path):
-    code, _, err = run("simulate", "--n", 10**12, "-o", tmp_path / "a.h5")
+@pytest.mark.parametrize("options", [("-o", "a.h5"), ("-o", "a.fits", "--mosaic", 500)])
+def test_a_set_larger_than_the_disk_is_one_line(run, tmp_path, options, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("simulate", "--n", 10**12, *options)
     assert (code, len(err.splitlines())) == (1, 1)
     assert "Give a smaller --n, or a name on another disk." in err
     assert list(tmp_path.iterdir()) == []

@@ -277,7 +277,7 @@ def test_degrees_go_before_sexagesimal_text():
 
 
 def test_unknown_places_on_the_sky_are_nan():
-    assert np.isnan(Galaxies(Table({"ra": [-99.0], "dec": [-99.0]})).sky()).all()
+    assert np.isnan(Galaxies(Table({"ra": [-99.0, np.inf], "dec": [-99.0, 2.0]})).sky()).all()
 
 
 # --- files ---

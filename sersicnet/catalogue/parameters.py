@@ -196,7 +196,7 @@ class Galaxies:
         for names in SKY:
             if self.has(*names):
                 places = np.column_stack([self.column(name, "deg") for name in names])
-                places[~(np.abs(places[:, 1]) <= 90)] = np.nan
+                places[~(np.abs(places[:, 1]) <= 90) | ~np.isfinite(places[:, 0])] = np.nan
                 return places
         return None
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, cores, importing, progress_bar, refuse, say
-from sersicnet.output import check_output
+from sersicnet.output import check_output, check_space
 
 
 def simulate(
@@ -156,6 +156,8 @@ def simulate(
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = Field(mosaic, n, seed)
+        # At least half a byte for a pixel of noise, and ten columns of text for a galaxy.
+        check_space(output, mosaic**2 / 2 + 50 * field.count, f"{field.count:,} galaxies in {mosaic:,}² pixels", "`n`")
         with progress_bar(quiet, "drawing", field.count) as update:
             paths = simulate_field(output, field, overwrite=overwrite, command=command_line(), progress=update)
         say(quiet, f"{field.count} galaxies; wrote {paths[0]} and {paths[1]}")
