@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from sersicnet import output
-from sersicnet.errors import InputError, OutputError, SersicnetWarning, first_line, warn
+from sersicnet.errors import InputError, OutputError, SersicnetWarning, first_line, printable, warn
 from sersicnet.output import (
     Run,
     check_directory,
     check_output,
     check_space,
     json_text,
-    printable,
     whole,
     whole_directory,
 )
