@@ -385,7 +385,7 @@ def _check_kinds(card: Mapping[str, Any]) -> None:
     for key in ("name", "network"):
         if not (card[key].isprintable() and 0 < len(card[key]) <= 200):
             raise ValueError(f"{key} is a word of printable letters; received {card[key][:40]!r}")
-    config = card["data"].get("config", {})
+    config = card["data"].get("config") or {}  # none for weights that are fine-tuned with a table of labels
     if not isinstance(config, dict) or not isinstance(config.get("instrument") or {}, dict):
         raise ValueError("the configuration of its data is a table")
     if instrument := config.get("instrument"):

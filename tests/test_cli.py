@@ -415,7 +415,7 @@ def test_train_and_fine_tune(run, small_dataset, field, tmp_path, tiny_network):
         "finetune", "--real", tmp_path / "labels.csv", "--image", field[0], "-w", tmp_path / "w", "-o", tmp_path / "f",
         "--epochs", "1", "--layers", "all",
     )  # fmt: skip
-    assert code == 0
+    assert code == 0, err
     assert weights.load(tmp_path / "f").card["network"] == tiny_network
 
 

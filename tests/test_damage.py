@@ -139,7 +139,7 @@ REFUSED = {
     "BSCALE of 0": (lambda f, d: change(scaled(f, d), "BSCALE", f"BSCALE  = {0:20}"), "no pixel left|has no noise"),
     "bytes in the wrong order": (swapped, "Are its bytes in the wrong order"),
     "enormous values": (lambda f, d: write(f, d * np.float32(1e30)), "have values beyond 1e\\+18"),
-    "beyond single precision": (lambda f, d: write(f, d.astype(float) * 1e60), "no pixel left|no blank sky"),
+    "beyond single precision": (lambda f, d: write(f, d.astype(float) * 1e60), "no pixel left|no blank sky|no noise"),
     "cube": (lambda f, d: write(f, np.stack([d, d, d])), "has 3 axes"),
     "no axes": (lambda f, d: write(f, None), "holds no image"),
     "no width": (lambda f, d: write(f, np.zeros((0, 300), np.float32)), "300 x 0 pixels"),

@@ -183,7 +183,7 @@ def _unit(rms: float) -> float:
 
 
 def _trained_on(network: Weights, missing: str) -> dict[str, Any]:
-    trained_on = network.card["data"].get("config", {}).get("instrument")
+    trained_on = (network.card["data"].get("config") or {}).get("instrument")
     if trained_on is None:
         raise InputError(f"The card of {network.name} states no {missing}: give `psf` and `gain` with `refine`.")
     return trained_on  # type: ignore[no-any-return]

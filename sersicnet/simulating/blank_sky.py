@@ -12,7 +12,6 @@ import numpy as np
 
 from sersicnet.engine.noise import correlated_noise
 from sersicnet.errors import InputError, warn
-from sersicnet.image import header as instruments
 from sersicnet.schema import SCALE_TOLERANCE
 from sersicnet.simulating.telescopes import Instrument
 
@@ -114,7 +113,9 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
     """
     from skimage.segmentation import expand_labels
 
+    # Training on datasets, which needs no Astropy, imports this module too.
     from sersicnet.image import detect, mosaic
+    from sersicnet.image import header as instruments
 
     frame = mosaic.read_image(path)
     zero = instruments.zero_point(frame.header, zero_point, frame.scales).value

@@ -352,7 +352,7 @@ def _psf_of_weights(
 ) -> tuple[np.ndarray, str]:
     """The PSF of the weights' training images, if the narrowest sources of the mosaic agree with it."""
     few = f"{frame.name} has fewer than {points.LEAST_STARS} stars that agree on a PSF"
-    config = start.card["data"].get("config", {})
+    config = start.card["data"].get("config") or {}
     trained_on = config.get("instrument")
     if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
         raise InputError(f"{few}: give `psf`.")
@@ -378,7 +378,7 @@ def _psf_of_weights(
 def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | None) -> Instrument:
     """The instrument that simulations assume; noise and PSF come from the mosaic."""
     if gain is None:
-        trained_on = start.card["data"].get("config", {}).get("instrument")
+        trained_on = (start.card["data"].get("config") or {}).get("instrument")
         if trained_on is None:
             raise InputError(f"The card of {start.name} states no exposure: give `gain`.")
         gain = trained_on["exposure"] * 10 ** (-0.4 * (found["zero_point"] - trained_on["zero_point"]))
