@@ -1,16 +1,19 @@
 """An exposure is the same whatever it is made of; a script needs no file and no guard."""
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from astropy import units
+from astropy.config.paths import set_temp_cache
 from astropy.io import fits
 from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
 
+from sersicnet import cli
 from sersicnet.engine.render import Renderer, parameters_of
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.exposure import Exposure
@@ -210,3 +213,40 @@ def test_a_wcs_without_a_sky_gives_no_sky(arrays):
             positions=QTable({"x": [5.0], "y": [5.0]}),
         )
     assert "ra" not in found.colnames
+
+
+@pytest.fixture
+def server(field):
+    """Serve the field's directory over HTTP; returns the address of the field."""
+
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=field[0].parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as serving:
+        port = re.search(r"port (\d+)", serving.stdout.readline())[1]
+        yield f"http://127.0.0.1:{port}/{field[0].name}"
+        serving.kill()
+
+
+def test_an_image_at_an_address_is_the_image_of_the_file(server, opened, tmp_path):
+    with set_temp_cache(tmp_path):
+        remote = Exposure.of(server)
+        bracketed = Exposure.open(f"{server}[1]")
+    window = slice(10, 50), slice(20, 60)
+    np.testing.assert_array_equal(remote.image.read(window), opened.image.read(window))
+    assert remote.name == bracketed.name == f"{server}[1]"
+    assert remote.zero_point == opened.zero_point
+
+
+def test_measure_takes_an_address_and_names_it_in_the_catalogue(server, catalogue, tmp_path):
+    with set_temp_cache(tmp_path), pytest.raises(SystemExit) as done:
+        cli.main(["measure", server, "-o", str(tmp_path / "cat.fits"), "--workers", "1", "--quiet"])
+    assert not done.value.code
+    measured = QTable.read(tmp_path / "cat.fits")
+    np.testing.assert_array_equal(measured["mag"].value, catalogue["mag"].value)
+    assert measured.meta["IMAGE"] == f"{server}[1]"
+
+
+def test_an_address_without_an_image_is_one_line(server, tmp_path):
+    with set_temp_cache(tmp_path), pytest.raises(InputError, match=r"can be downloaded; .*nothing.fits cannot: .*404"):
+        Exposure.open(server.replace(".fits", "_nothing.fits"))

@@ -56,7 +56,7 @@ def measure(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="FITS image in any linear unit, sky-subtracted or not; or several images, also as a pattern.",
+            help="FITS image in any linear unit, or its https address; or several images, also as a pattern.",
             metavar="IMAGE",
         ),
     ],
@@ -200,7 +200,7 @@ def _images(patterns: list[str]) -> list[Path]:
     paths = []
     for pattern in patterns:
         found = [pattern]
-        if "*" in pattern or "?" in pattern:
+        if ("*" in pattern or "?" in pattern) and "://" not in pattern:
             found = sorted(glob.glob(pattern))  # noqa: PTH207 -- Path.glob takes no absolute patterns
         if not found:
             raise InputError(f"No file matches {pattern}.")

@@ -90,13 +90,14 @@ class Exposure:
         Parameters
         ----------
         path : str or Path
-            FITS file, see `sersicnet.image.mosaic.read_image`; an extension may follow in brackets.
+            FITS file or its http, https or ftp address, see `sersicnet.image.mosaic.read_image`; an extension may
+            follow in brackets.
         hdu : int or str, optional
             Number or name of the extension; SCI, or else the first image that no name makes a map, by default.
         noise : str or Path, optional
-            FITS file of the noise map. If the file has several extensions, EXTNAME or IMAGETYP chooses it: RMS or
-            ERR for an rms map, WHT, IVM or INVVAR for an inverse-variance map, VAR for a variance map, in the BAND of
-            the image; otherwise it is the first image without such a name. ``file.fits[NAME]`` chooses another.
+            FITS file of the noise map. If it has several extensions, EXTNAME or IMAGETYP chooses the map: RMS or ERR
+            for an rms map, WHT, IVM or INVVAR for an inverse-variance map, VAR for a variance map, in the BAND of the
+            image; otherwise it is the first image without such a name. ``file.fits[NAME]`` chooses another.
         noise_kind : {"rms", "wht", "var"}
             Kind of noise map.
         noise_includes : {"sky", "total"}, optional

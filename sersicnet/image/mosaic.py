@@ -11,10 +11,12 @@ import gzip
 import hashlib
 import re
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 from astropy.io import fits
@@ -37,6 +39,8 @@ MOST_COMPRESSION = 10_000
 
 FARTHEST = 1e9
 """Pixels that are farther from the middle of an image have no coordinates on the sky."""
+
+_ADDRESS = re.compile("(https?|ftp):/+")  # a Path holds one of two slashes
 
 
 class Image:
@@ -233,12 +237,20 @@ class FitsImage(Image):
         Height and width.
     held : ndarray, float32, optional
         All pixels, if the file cannot be read window by window.
+    name : str, optional
+        Name in messages and in the catalogue's header; the path and the extension by default.
     """
 
     def __init__(
-        self, path: Path, hdu: int, header: fits.Header, shape: tuple[int, int], held: np.ndarray | None = None
+        self,
+        path: Path,
+        hdu: int,
+        header: fits.Header,
+        shape: tuple[int, int],
+        held: np.ndarray | None = None,
+        name: str | None = None,
     ) -> None:
-        super().__init__(f"{path}[{hdu}]", header, shape)
+        super().__init__(name or f"{path}[{hdu}]", header, shape)
         self._path, self.hdu, self._held = path, hdu, held
         self._open: tuple[fits.HDUList, Any] | None = None
 
@@ -274,6 +286,7 @@ class FitsImage(Image):
                 return self._part(*self._plain, window)
             if self._open is None:
                 hdus = fits.open(self._path, memmap=False)  # sections are read on demand
+                weakref.finalize(self, hdus.close)
                 self._open = hdus, hdus[self.hdu].section
             section = self._open[1]
             plane = (0,) * (len(section.shape) - 2)  # axes of one pixel precede those of the image
@@ -365,10 +378,12 @@ class HeldFile(HeldImage):
     path : Path
     data : ndarray, float, (H, W)
     header : mapping
+    name : str, optional
+        Name in messages and in the catalogue's header; the path by default.
     """
 
-    def __init__(self, path: Path, data: np.ndarray, header: Mapping[str, Any]) -> None:
-        super().__init__(data, header, name=str(path))
+    def __init__(self, path: Path, data: np.ndarray, header: Mapping[str, Any], name: str | None = None) -> None:
+        super().__init__(data, header, name=name or str(path))
         self._path = path
         if self.wcs is None and self.header.get("PIXAR_SR", 0) > 0:
             self.scales = np.full(2, np.sqrt(self.header["PIXAR_SR"] * instrument.STERADIAN))
@@ -391,7 +406,7 @@ def _header_of(cards: Mapping[str, Any]) -> fits.Header:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path | str) -> Iterator[None]:
     """Turn astropy's errors about a damaged file into one line."""
     try:
         with warnings.catch_warnings():
@@ -420,8 +435,9 @@ def read_image(
     Parameters
     ----------
     path : str or Path
-        FITS file, tile-compressed (.fz) and gzipped (.gz) ones included; an extension
-        may follow in brackets, ``file.fits[SCI]``.
+        FITS file, tile-compressed (.fz) and gzipped (.gz) ones included, or its http, https or
+        ftp address; an extension may follow in brackets, ``file.fits[SCI]``. A file at an address
+        is downloaded once, into Astropy's cache; `astropy.utils.data.clear_download_cache` empties it.
     hdu : int or str, optional
         Number or name of the extension. By default it is chosen by its name, see
         `sersicnet.image.extensions.choose`.
@@ -441,29 +457,33 @@ def read_image(
     Raises
     ------
     InputError
-        If there is no such file or extension, it is damaged, or it is not an
+        If there is no such file or extension, it is damaged or cannot be downloaded, or it is not an
         image of two dimensions with finite pixels. Axes of one pixel before them are dropped.
     """
     path = Path(path)
     if hdu is None and not path.exists() and (bracketed := re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))):
         path, hdu = Path(bracketed[1]), bracketed[2]
+    label, suffix = str(path), path.suffix.lower()
+    if address := _ADDRESS.match(label):
+        label = f"{address[1]}://{label[address.end() :]}"
+        path = _downloaded(label)
     if path.is_dir() or not path.exists():
         what = "a directory" if path.is_dir() else "no such file"
         raise InputError(f"An image is a FITS file; {path} is {what}.")
     held = None
-    if path.suffix.lower() == ".asdf":
+    if suffix == ".asdf":
         from sersicnet.image import roman
 
         data, header = roman.read(path, hdu, kind)
-        check_shape(str(path), data.shape, shape, least)
-        return HeldFile(path, data, header)
-    with _readable(path), path.open("rb") as file:
+        check_shape(label, data.shape, shape, least)
+        return HeldFile(path, data, header, label)
+    with _readable(label), path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         # The file is opened here because astropy does not close a damaged file.
         with fits.open(file, memmap=False) as hdus:
-            chosen = choose(hdus, hdu, kind, path, band, least)
-            name = f"{path}[{chosen}]"
+            chosen = choose(hdus, hdu, kind, label, band, least)
+            name = f"{label}[{chosen}]"
             unit = hdus[chosen]
             if not unit.is_image:
                 raise InputError(f"{name} is a table, not an image. Choose another extension: give `hdu`.")
@@ -485,7 +505,22 @@ def read_image(
             if compressed:
                 with np.errstate(over="ignore"):
                     held = np.ascontiguousarray(unit.data, dtype=np.float32).reshape(found)
-    return FitsImage(path, chosen, header, (found[0], found[1]), held)
+    return FitsImage(path, chosen, header, (found[0], found[1]), held, name)
+
+
+def _downloaded(address: str) -> Path:
+    """The file at an address, in Astropy's cache."""
+    from astropy.utils.data import download_file
+
+    try:
+        return Path(download_file(address, cache=True, show_progress=False))
+    except (OSError, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()
+        raise InputError(
+            f"An address of an image can be downloaded; {address} cannot: {first_line(error)}. Check the address, or "
+            "download the file and give its path."
+        ) from error
 
 
 def _length(path: Path, compressed: bool) -> int:
