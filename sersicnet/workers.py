@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -195,13 +196,16 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
         return
     check_main()
     context = _context(preload)
-    begun, stop = context.Event(), context.Event()
-    pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(prepare, begun, stop))
+    # No lock is shared with the workers: one that is killed while it holds a lock, or waits for an event, would block
+    # this process for ever.
+    begun = context.RawValue("b", 0)
+    end, stop = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(prepare, begun, end))
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         running: dict[Future[Any], int] = {}
         waiting = enumerate(jobs)
-        if not begun.is_set() and context.get_start_method() == "forkserver":
+        if not begun.value and context.get_start_method() == "forkserver":
             # Modules may still be imported, and Ctrl-C shall end that wait, but not come between the starts of workers.
             first = context.Process(target=_nothing)
             first.start()
@@ -217,9 +221,9 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
                 for future in done:
                     yield running.pop(future), future.result()
         except (BrokenProcessPool, EOFError, ConnectionError) as error:
-            if begun.is_set() and not isinstance(error, BrokenProcessPool):
+            if begun.value and not isinstance(error, BrokenProcessPool):
                 raise  # a job's own
-            raise WorkError(_KILLED if begun.is_set() else _NOT_BEGUN) from error
+            raise WorkError(_KILLED if begun.value else _NOT_BEGUN) from error
         finally:
             for future in running:
                 future.cancel()
@@ -227,10 +231,12 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
     try:
         yield apply
     except BaseException:  # such as Ctrl-C, which does not reach the workers
-        stop.set()
+        stop.close()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        end.close()
+        stop.close()
 
 
 _KILLED = (
@@ -270,8 +276,8 @@ def _nothing() -> None:
     """Show that processes can be started."""
 
 
-def _begin(prepare: Callable[[], None], begun: Event, stop: Event) -> None:
-    """Prepare a process of `pools`, and make it exit when it shall stop, or the process that started it has ended."""
+def _begin(prepare: Callable[[], None], begun: Any, end: Connection) -> None:
+    """Prepare a process of `pools`; it exits when the other end of `end` is closed, or its parent has ended."""
     parent = parent_process()
     assert parent is not None
 
@@ -279,9 +285,9 @@ def _begin(prepare: Callable[[], None], begun: Event, stop: Event) -> None:
         ended()
         os._exit(1)
 
-    for ended in (parent.join, stop.wait):
+    for ended in (parent.join, partial(end.poll, None)):
         threading.Thread(target=follow, args=(ended,), daemon=True).start()
-    begun.set()
+    begun.value = 1
     prepare()
 
 

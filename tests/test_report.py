@@ -98,7 +98,7 @@ def test_a_report_holds_all_of_itself(tmp_path):
     assert "3.00 pixels (FWHM); from: 9 stars" in page.text
     assert f"{(table['flags'] == 0).sum()} ({(table['flags'] == 0).mean():.0%}) without flags" in page.text
     assert "0.125" in page.text
-    assert "the stamp reaches beyond the image" in page.text
+    assert "the effective radius reaches the image border" in page.text
     assert [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
 
 

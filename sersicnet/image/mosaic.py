@@ -210,7 +210,7 @@ class Image:
             raise InputError(f"{self.name} has no celestial WCS to convert ra and dec to pixels with. Give x and y.")
         ra, dec = np.asarray(ra, dtype=float), np.asarray(dec, dtype=float)
         dec = np.where(np.abs(dec) <= 90, dec, np.nan)  # values such as -99 mean that dec is unknown
-        ra = np.where(np.abs(ra) <= 360, ra, np.nan)
+        ra = np.where(np.abs(ra) < 720, ra, np.nan)  # fields at 0 have values beyond 360; 999 means unknown
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", UserWarning)  # inverting the distortion does not converge far away
             x, y = (
