@@ -135,6 +135,8 @@ def outcome(path, catalogue, options):
 
 def measure_all(folder, first, last):
     """What the subprocess does: measure the mutations of these seeds, and print what is wrong as JSON."""
+    import sersicnet.measuring.preload  # noqa: F401 -- the limit is that of an image, not of imports
+
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
     def too_slow(number, frame):

@@ -377,7 +377,8 @@ def _hdu(table: QTable) -> fits.HDUList:
     for name in table.colnames:
         if table[name].dtype.kind == "U" and not all(map(str.isascii, table[name].tolist())):
             bare[name] = [_ascii(text) for text in table[name].tolist()]
-    unit = fits.table_to_hdu(bare, name="CATALOG")
+    unit = fits.table_to_hdu(bare)
+    unit.name = "CATALOG"
     for i, name in enumerate(table.colnames, start=1):
         unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
         unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")

@@ -207,6 +207,9 @@ def progress_bar(quiet: bool, description: str, total: int | None = None) -> Ite
 
     Yields a function ``update(completed, total=None, description=None)``.
     """
+    if quiet or not stderr.is_terminal:
+        yield lambda *amounts, **words: None  # a disabled bar of Rich before 14.3 prints an empty line
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -216,8 +219,7 @@ def progress_bar(quiet: bool, description: str, total: int | None = None) -> Ite
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    hidden = quiet or not stderr.is_terminal
-    with Progress(*columns, console=stderr, disable=hidden, transient=True) as bar:
+    with Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task(description, total=total)
 
         def update(completed: int, total: int | None = None, description: str | None = None) -> None:
