@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from functools import partial
 from multiprocessing import current_process, forkserver, get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +195,8 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
         return
     check_main()
     context = _context(preload)
-    # No lock is shared with the workers: one that is killed while it holds a lock, or waits for an event, would block
-    # this process for ever.
-    begun = context.RawValue("b", 0)
-    end, stop = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(prepare, begun, end))
+    begun, stop = context.RawValue("b", 0), context.Event()
+    pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(prepare, begun, stop))
 
     def apply(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         running: dict[Future[Any], int] = {}
@@ -230,13 +226,13 @@ def pools(n: int, prepare: Callable[[], None], *, preload: str = MEASURING, apar
 
     try:
         yield apply
+    except WorkError:
+        raise  # the pool has ended its workers; an event waits for ever for the answer of a worker that was killed
     except BaseException:  # such as Ctrl-C, which does not reach the workers
-        stop.close()
+        stop.set()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        end.close()
-        stop.close()
 
 
 _KILLED = (
@@ -276,8 +272,8 @@ def _nothing() -> None:
     """Show that processes can be started."""
 
 
-def _begin(prepare: Callable[[], None], begun: Any, end: Connection) -> None:
-    """Prepare a process of `pools`; it exits when the other end of `end` is closed, or its parent has ended."""
+def _begin(prepare: Callable[[], None], begun: Any, stop: Event) -> None:
+    """Prepare a process of `pools`; it exits when `stop` is set, or its parent has ended."""
     parent = parent_process()
     assert parent is not None
 
@@ -285,7 +281,7 @@ def _begin(prepare: Callable[[], None], begun: Any, end: Connection) -> None:
         ended()
         os._exit(1)
 
-    for ended in (parent.join, partial(end.poll, None)):
+    for ended in (parent.join, stop.wait):
         threading.Thread(target=follow, args=(ended,), daemon=True).start()
     begun.value = 1
     prepare()
