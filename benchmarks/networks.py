@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from sersicnet import networks, weights
+from sersicnet import networkfile, networks, weights
 from sersicnet.networks import keras
 from sersicnet.schema import N_TARGETS, STAMP_SIZE
 from sersicnet.training.device import device, jit
@@ -59,7 +59,7 @@ def built(name, folder):
     scale = np.ones(N_TARGETS) if architecture.spreads else None
     model = networks.with_units(architecture, core, np.zeros(N_TARGETS), np.ones(N_TARGETS), error_scale=scale)
     path = Path(folder) / f"{name}.onnx"
-    networks.export_onnx(model, path)
+    networkfile.export_onnx(model, path)
     return model, path, "random weights"
 
 

@@ -10,29 +10,38 @@ Layout of the file, schema version 1::
     truth/*   float64 (N,)           mag, r_eff_pix, sersic_n, ellipticity, theta, x, y, rms, ...
                                      further columns, such as status, where an option needs them
     psf       float32 (K, P, P)      effective PSFs that they were drawn with (not in older files)
+    psf_views float32 (K, 4, 32, 32) or what networks are shown of many PSFs, see `sersicnet.image.views`;
+                                     truth/psf is the number of the PSF of each stamp
     attributes: schema_version, kind, config (JSON), versions (JSON), zero_point, pixel_scale
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
-import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
 from sersicnet.errors import DatasetError, first_line
-from sersicnet.output import Run, whole
-from sersicnet.schema import SCHEMA_VERSION, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
+from sersicnet.schema import (
+    INPUT_SHAPES,
+    SCHEMA_VERSION,
+    STAMP_SIZE,
+    TARGET_NAMES,
+    Inputs,
+    noise_numbers,
+    orientation,
+    relative_magnitude,
+)
 from sersicnet.workers import cores
 
 BLOCK = 16
@@ -41,219 +50,6 @@ BLOCK = 16
 QUANTA_PER_RMS = 16
 
 TRUTH_COLUMNS = (*TARGET_NAMES, "theta", "x", "y", "rms")
-_COMPRESSION_LEVEL = 2
-
-
-class Block(NamedTuple):
-    """Up to `BLOCK` consecutive stamps, compressed, and their truth."""
-
-    first: int
-    payload: bytes
-    quantum: np.ndarray
-    truth: dict[str, np.ndarray]
-
-
-def pack(first: int, stamps: np.ndarray, truth: dict[str, np.ndarray]) -> Block:
-    """Quantise and compress a block of stamps; workers call this.
-
-    Parameters
-    ----------
-    first : int
-        Index of the first stamp, a multiple of `BLOCK`.
-    stamps : ndarray, float32, (n <= BLOCK, 128, 128)
-        In image units; all finite.
-    truth : dict of ndarray, float, (n,)
-        The columns named in `TRUTH_COLUMNS`, and further ones.
-    """
-    quantum = (truth["rms"] / QUANTA_PER_RMS).astype(np.float32)
-    integers = np.zeros((BLOCK, STAMP_SIZE, STAMP_SIZE), dtype="<i4")
-    integers[: len(stamps)] = np.rint(stamps / quantum[:, None, None])
-    # What HDF5's shuffle and deflate filters would do, done here to use every core.
-    shuffled = np.ascontiguousarray(integers.reshape(-1).view(np.uint8).reshape(-1, 4).T)
-    return Block(first, zlib.compress(shuffled.tobytes(), _COMPRESSION_LEVEL), quantum, truth)
-
-
-class Journal:
-    """A dataset in the making, which survives being killed at any moment.
-
-    Finished blocks are appended to a file in ``<path>.run``, each with its length
-    and checksum, so that an incomplete last one is recognised and dropped. When
-    all blocks are there, `finish` writes them into the HDF5 file. An HDF5 file
-    itself cannot be trusted after its writer was killed.
-
-    Parameters
-    ----------
-    path : Path
-        The dataset to come.
-    n : int
-        Number of its stamps.
-    attributes : mapping
-        Attributes of the file: everything that determines the stamps, and under
-        ``config`` the command, which may differ when a run is continued.
-    columns : tuple of str
-        Names of the truth columns.
-    overwrite : bool
-        Whether to drop an unfinished run with other attributes.
-
-    Raises
-    ------
-    InputError
-        If an unfinished run has other attributes, or another process holds it.
-    OutputError
-        If the disk refuses.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        n: int,
-        attributes: Mapping[str, Any],
-        *,
-        columns: tuple[str, ...] = TRUTH_COLUMNS,
-        overwrite: bool = False,
-    ) -> None:
-        self.path, self.n, self.attributes, self.columns = path, n, attributes, columns
-        self._done: dict[int, tuple[int, int]] = {}
-        recipe = {**attributes["config"], **attributes, "n": n}
-        for name in ("config", "command"):
-            recipe.pop(name, None)
-        if columns != TRUTH_COLUMNS:
-            recipe["columns"] = list(columns)
-        self._handle: FileIO | None = None
-        self._run = Run(path.with_name(path.name + ".run"), recipe, overwrite)
-        assert self._run.path is not None
-        self.file = self._run.path / _JOURNAL
-        if self.file.exists():
-            self._open()
-
-    def _open(self) -> FileIO:
-        """Open the journal at the end of its last complete record."""
-        self._handle = handle = self._run.appending(_JOURNAL)
-        with self._run.explained(_JOURNAL):
-            end = 0
-            for end, body in self._records(handle):
-                self._done[_unpacked(body, self.columns).first] = (end - len(body), len(body))
-            handle.truncate(end)
-        return handle
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-        self._run.close()
-
-    def _close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-
-    def missing(self) -> list[int]:
-        """First indices of the blocks that are still to be added."""
-        return [first for first in range(0, self.n, BLOCK) if first not in self._done]
-
-    def add(self, block: Block) -> None:
-        """Keep a finished block."""
-        body = _BLOCK.pack(block.first, len(block.quantum), len(block.payload))
-        body += block.payload + block.quantum.astype("<f4").tobytes()
-        body += b"".join(block.truth[name].astype("<f8").tobytes() for name in self.columns)
-        handle = self._handle or self._open()
-        with self._run.explained(_JOURNAL):
-            left = memoryview(_HEAD.pack(len(body), zlib.crc32(body)) + body)
-            while left:
-                left = left[handle.write(left) :]
-            self._done[block.first] = (handle.tell() - len(body), len(body))
-
-    def finish(self, psf: np.ndarray | None = None) -> Path:
-        """Write the HDF5 file beside its final name, rename it, and drop the journal.
-
-        Parameters
-        ----------
-        psf : ndarray, float32, (K, P, P), optional
-            The effective PSFs that the stamps were drawn with.
-
-        Raises
-        ------
-        DatasetError
-            If a block does not have its checksum any more.
-        OutputError
-            If the disk refuses.
-        """
-        with whole(self.path) as partial:
-            self._write_hdf5(partial, psf)
-        self._close()
-        self._run.remove()
-        return self.path
-
-    def _write_hdf5(self, partial: Path, psf: np.ndarray | None) -> None:
-        with h5py.File(partial, "w") as file:
-            file.attrs["schema_version"] = SCHEMA_VERSION
-            for name, value in self.attributes.items():
-                file.attrs[name] = json.dumps(value) if isinstance(value, dict) else value
-            stamps = file.create_dataset(
-                "stamps",
-                (self.n, STAMP_SIZE, STAMP_SIZE),
-                "<i4",
-                # HDF5 wants room for a whole chunk, which fewer stamps do not fill.
-                maxshape=(max(self.n, BLOCK), STAMP_SIZE, STAMP_SIZE),
-                chunks=(BLOCK, STAMP_SIZE, STAMP_SIZE),
-                shuffle=True,
-                compression="gzip",
-                compression_opts=_COMPRESSION_LEVEL,
-            )
-            quantum = np.empty(self.n, "<f4")
-            truth = {name: np.empty(self.n, "<f8") for name in self.columns}
-            for first, (start, length) in sorted(self._done.items()):
-                block = _unpacked(self._verified(first, start, length), self.columns)
-                stamps.id.write_direct_chunk((first, 0, 0), block.payload)
-                rows = slice(first, first + len(block.quantum))
-                quantum[rows] = block.quantum
-                for name in self.columns:
-                    truth[name][rows] = block.truth[name]
-            file["quantum"] = quantum
-            for name, column in truth.items():
-                file[f"truth/{name}"] = column
-            if psf is not None:
-                file.create_dataset("psf", data=psf, chunks=(1, *psf.shape[1:]), shuffle=True, compression="gzip")
-
-    def _verified(self, first: int, start: int, length: int) -> bytes:
-        """The body of a record, whose checksum is verified again: days may lie between writing and reading."""
-        assert self._handle is not None
-        self._handle.seek(start - _HEAD.size)
-        record = self._handle.read(_HEAD.size + length)
-        body = record[_HEAD.size :]
-        if record[: _HEAD.size] != _HEAD.pack(length, zlib.crc32(body)):
-            raise DatasetError(
-                f"{self.file} is damaged: the stamps from row {first} do not have their checksum any more. "
-                "Repeat the command; it draws them again."
-            )
-        return body
-
-    def _records(self, handle: FileIO) -> Iterator[tuple[int, bytes]]:
-        """Bodies of the complete records from the start, and where each ends."""
-        handle.seek(0)
-        while len(head := handle.read(_HEAD.size)) == _HEAD.size:
-            length, checksum = _HEAD.unpack(head)
-            left = self.file.stat().st_size - handle.tell()
-            body = handle.read(length) if 0 < length <= left else b""
-            if not body or zlib.crc32(body) != checksum:
-                return
-            yield handle.tell(), body
-
-
-_JOURNAL = "stamps.journal"
-_HEAD = struct.Struct("<QI")  # length and CRC-32 of the body
-_BLOCK = struct.Struct("<QII")  # first index, stamps, bytes of the payload
-
-
-def _unpacked(body: bytes, names: tuple[str, ...]) -> Block:
-    first, n, size = _BLOCK.unpack_from(body)
-    at = _BLOCK.size
-    payload = body[at : at + size]
-    quantum = np.frombuffer(body, "<f4", n, at + size)
-    columns = np.frombuffer(body, "<f8", n * len(names), at + size + 4 * n).reshape(-1, n)
-    return Block(first, payload, quantum, dict(zip(names, columns, strict=True)))
 
 
 class _PartError(Exception):
@@ -293,6 +89,8 @@ def _columns(file: h5py.File) -> tuple[dict[str, np.ndarray], np.ndarray]:
         raise _PartError("it has no stamps")
     if "psf" in file:
         _part(file, "psf", (None, None, None))
+    if "psf_views" in file:
+        _part(file, "psf_views", (None, *INPUT_SHAPES.psf))
     return {name: truth[name] for name in file["truth"]}, _part(file, "quantum", (n,))[:]
 
 
@@ -344,6 +142,8 @@ class Dataset:
         Every truth column.
     targets : ndarray, float64, (N, 4)
         Relative magnitude, effective radius [pix], Sersic index, ellipticity.
+    orientation : ndarray, float64, (N, 2)
+        Components of the ellipticity, see `sersicnet.schema.orientation`.
     mag : ndarray, float64, (N,)
         AB magnitudes.
     is_real : ndarray, bool, (N,)
@@ -408,6 +208,7 @@ class Dataset:
         self.is_real = np.zeros(len(self._quantum), bool)
         self.targets = np.stack([self.truth[name] for name in TARGET_NAMES], axis=1)
         self.targets[:, 0] = relative_magnitude(self.truth["mag"], self.zero_point, self.truth["rms"])
+        self.orientation = orientation(self.truth["ellipticity"], self.truth["theta"])
 
     def __len__(self) -> int:
         return len(self._quantum)
@@ -439,8 +240,45 @@ class Dataset:
         return stamps
 
     def inputs(self, start: int, stop: int) -> Inputs:
-        """What networks are shown of the galaxies from `start` to `stop`. Threads may share it."""
-        return Inputs(stamps=self.stamps(start, stop))
+        """What networks are shown of the galaxies from `start` to `stop`. Threads may share it.
+
+        Older files, which hold no PSF, have stamps alone.
+        """
+        rows = slice(start, stop)
+        psf = None if self.views is None else self.views[self._psf_numbers[rows]]
+        return Inputs(self.stamps(start, stop), psf, None if self._noise is None else self._noise[rows])
+
+    @functools.cached_property
+    def views(self) -> np.ndarray | None:
+        """Views of all PSFs, float32, (K, 4, 32, 32)."""
+        if "psf_views" in self._file:
+            return np.asarray(self._file["psf_views"])
+        if (images := self.psf) is None:
+            return None
+        from sersicnet.image.views import psf_views
+
+        return np.array([psf_views(image) for image in images])
+
+    @functools.cached_property
+    def _psf_numbers(self) -> np.ndarray:
+        """Which PSF each stamp was drawn with, int, (N,)."""
+        if "psf" in self.truth:
+            return self.truth["psf"].astype(int)
+        if "psf_stretch" in self.truth and self.views is not None and len(self.views) > 1:
+            most, n = self.config["psf_scatter"], len(self.views) - 1
+            return np.rint((self.truth["psf_stretch"] - 1 + most) / (2 * most) * n).astype(int)
+        return np.zeros(len(self), int)
+
+    @functools.cached_property
+    def _noise(self) -> np.ndarray | None:
+        """What networks are shown of the noise, float32, (N, 3)."""
+        if "electrons" in self.truth:
+            return noise_numbers(self.truth["correlation"], self.truth["electrons"])
+        instrument = self.config.get("instrument") or {}
+        if not {"exposure", "noise_tap"} <= instrument.keys():
+            return None
+        tap = instrument["noise_tap"]
+        return noise_numbers((1 + 2 * tap) ** 2 / (1 + 2 * tap**2), instrument["exposure"] * self.truth["rms"])
 
     def _stored(self, first: int, last: int) -> np.ndarray:
         """Rows of the file, int32, (last - first, 128, 128).
@@ -497,7 +335,7 @@ class Dataset:
         rows = np.flatnonzero(self.truth["mag"] <= faint_limit)[:limit]
         if not len(rows):
             raise DatasetError(f"{self.path} holds no galaxy brighter than mag {faint_limit:g}.")
-        inputs = Inputs.empty(len(rows))
+        inputs = Inputs.empty(len(rows), like=self.inputs(0, 0))
         with _threads() as threads:
             blocks = [(first, min(first + BLOCK, len(self))) for first in range(0, int(rows[-1]) + 1, BLOCK)]
             places = np.searchsorted(rows, blocks)
@@ -510,6 +348,7 @@ class Dataset:
             self.truth["mag"][rows],
             rows=self.rows[rows],
             recipe=self.config,
+            orientation=self.orientation[rows],
         )
 
     def sha256(self) -> str:
@@ -537,6 +376,8 @@ class Arrays:
         Where they stood in the set that they were taken from.
     recipe : dict, optional
         `Dataset.config` of the set that they are from; None for those of an image.
+    orientation : ndarray, float, (N, 2), optional
+        Components of the ellipticity, see `sersicnet.schema.orientation`; NaN, the default, where they are not known.
     """
 
     def __init__(
@@ -548,8 +389,10 @@ class Arrays:
         snr: np.ndarray | None = None,
         rows: np.ndarray | None = None,
         recipe: dict[str, Any] | None = None,
+        orientation: np.ndarray | None = None,
     ) -> None:
         self.targets, self.is_real, self.mag, self.snr, self.recipe = targets, is_real, mag, snr, recipe
+        self.orientation = np.full((inputs.n, 2), np.nan) if orientation is None else orientation
         self.rows = np.arange(inputs.n) if rows is None else rows
         self._inputs = inputs
 
@@ -571,6 +414,7 @@ class Arrays:
             snr,
             self.rows[rows],
             self.recipe,
+            self.orientation[rows],
         )
 
     def batches(
@@ -583,7 +427,8 @@ class Arrays:
         """Hash of inputs and targets."""
         digest = hashlib.sha256()
         for values in (*self._inputs, self.targets):
-            digest.update(values.tobytes())
+            if values is not None:
+                digest.update(values.tobytes())
         return digest.hexdigest()
 
 
@@ -621,7 +466,7 @@ def _batches(
         rng.shuffle(firsts)
     # One buffer throughout: pages that are new take longer to get than to fill.
     room = min(stop - start, pool_blocks * BLOCK + size)
-    buffer = Inputs.empty(max(0, room))
+    buffer = Inputs.empty(max(0, room), like=source.inputs(0, 0))
     left = np.empty(0, int)
     with _threads() as threads:
         for pool_start in range(0, len(firsts), pool_blocks):

@@ -1,8 +1,8 @@
 """What weights were trained on, and whether an image is of that kind.
 
 A network gives an answer for any image. This module compares an image with the
-card of the weights: pixel scale, width of the PSF, depth, and the ranges of the
-results.
+card of the weights: for weights of one telescope pixel scale, width of the PSF and depth; for weights of
+any telescope the shape of the PSF and the correlation of the noise; and the ranges of the results.
 """
 
 from __future__ import annotations
@@ -36,6 +36,29 @@ def number(value: Any) -> float:
     return float(value)
 
 
+class Seen(NamedTuple):
+    """What is known of an image, to be compared with a card.
+
+    Attributes
+    ----------
+    zero_point : Reading
+    width : Width
+        Of the PSF: of a file (`sersicnet.image.psf.Psf.width`) or of stars (`sersicnet.image.stars.width_of`).
+    rms : ndarray, float, (N,)
+        Noise of a blank pixel around each galaxy, image units; may be NaN.
+    correlation : float
+        Noise of a large aperture over that of uncorrelated pixels; see `sersicnet.image.pixels.correlation`.
+    shape : ndarray, float, (3,), optional
+        Of the PSF, see `sersicnet.image.views.shape_of`.
+    """
+
+    zero_point: Reading
+    width: Width
+    rms: np.ndarray
+    correlation: float = 1.0
+    shape: np.ndarray | None = None
+
+
 class Verdict(NamedTuple):
     """The result of comparing an image with a card.
 
@@ -44,7 +67,7 @@ class Verdict(NamedTuple):
     rows : ndarray, bool, (N,)
         Which galaxies lie outside of the domain.
     reasons : tuple of str
-        What lies outside: "PSF", "depth"; depth if most galaxies do.
+        What lies outside: "PSF", "depth", "noise correlation"; depth if most galaxies do.
     """
 
     rows: np.ndarray
@@ -136,17 +159,12 @@ class Domain:
                 f"{way}; or {REMEDY}."
             )
 
-    def compare(self, zero: Reading, width: Width, rms: np.ndarray) -> Verdict:
+    def compare(self, seen: Seen) -> Verdict:
         """Compare an image with the domain.
 
         Parameters
         ----------
-        zero : Reading
-            Zero point of the image.
-        width : Width
-            Of the PSF: of a file (`sersicnet.image.psf.Psf.width`) or of stars (`sersicnet.image.stars.width_of`).
-        rms : ndarray, float, (N,)
-            Noise of a blank pixel around each galaxy, image units; may be NaN.
+        seen : Seen
 
         Returns
         -------
@@ -158,6 +176,7 @@ class Domain:
             For everything that lies outside. A PSF lies outside if it is more than 20 %
             narrower or wider than all training PSFs, and by more than three times its error.
         """
+        zero, width, rms = seen.zero_point, seen.width, seen.rms
         rows = np.zeros(len(rms), bool)
         reasons = []
         narrow, wide = self.widths[0] * (1 - PSF_TOLERANCE), self.widths[1] * (1 + PSF_TOLERANCE)
@@ -179,3 +198,90 @@ class Domain:
                 f"{self.name} was trained at {self.rms[0]:g} to {self.rms[1]:g}: rows are flagged. {REMEDY}."
             )
         return Verdict(rows | outside, tuple(reasons))
+
+
+SHAPE_TOLERANCE = 0.1
+"""How far a PSF may be beyond the range of those trained on, as a fraction of the width of the range."""
+
+CORRELATION_TOLERANCE = 0.2
+"""The same for the correlation of the noise, as a fraction of it."""
+
+_WORDS = {
+    "fwhm": "a full width of {} pixels",
+    "light_1": "{} of its light within one full width of the centre",
+    "light_2": "{} of its light within two full widths of the centre",
+    "ellipticity": "an ellipticity of {}",
+}
+
+
+@dataclass(frozen=True)
+class WideDomain:
+    """The domain of weights for any telescope: shapes of PSFs, noise and galaxies, in pixels and units of the noise.
+
+    Attributes
+    ----------
+    name : str
+        Of the weights.
+    psf : dict of (float, float)
+        Ranges of the FWHM in pixels, of the light within one and two FWHM, and of the ellipticity.
+    correlation : (float, float)
+        Range of the noise of a large aperture over that of uncorrelated pixels.
+    low, high : ndarray, float, (4,)
+        Ranges of the targets, the magnitude relative to the noise.
+    """
+
+    name: str
+    psf: dict[str, tuple[float, float]]
+    correlation: tuple[float, float]
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> WideDomain:
+        """Read the domain of a card; the errors are those of `Domain.of`."""
+        domain = card["domain"]
+        given = [domain["psf"][name] for name in _WORDS] + [domain["correlation"]]
+        given += [domain["ranges"][name] for name in TARGET_NAMES]
+        pairs = np.array([[number(value) for value in pair] for pair in given])
+        if pairs.shape != (len(given), 2) or not (pairs[:, 0] <= pairs[:, 1]).all():
+            raise ValueError("its ranges are no pairs of a lower and an upper value")
+        n = len(_WORDS)
+        ranges = [(float(low), float(high)) for low, high in pairs[: n + 1]]
+        return cls(str(card["name"]), dict(zip(_WORDS, ranges, strict=False)), ranges[n], *pairs[n + 1 :].T)
+
+    def out_of_range(self, targets: np.ndarray) -> np.ndarray:
+        """Which parameters are outside of their range, bool, (N, 4); none of a galaxy with NaN.
+
+        Parameters
+        ----------
+        targets : ndarray, float, (N, 4)
+            With magnitudes relative to the noise.
+        """
+        outside = (targets < self.low) | (targets > self.high)
+        return outside & np.isfinite(targets).all(axis=1, keepdims=True)
+
+    def compare(self, seen: Seen) -> Verdict:
+        """Compare an image with the domain; see `Domain.compare`."""
+        outside, reasons = [], []
+        values = [seen.width.value, *(np.full(3, np.nan) if seen.shape is None else seen.shape)]
+        for (name, words), value in zip(_WORDS.items(), values, strict=True):
+            low, high = self.psf[name]
+            margin = SHAPE_TOLERANCE * (high - low)
+            if value < low - margin or value > high + margin:
+                outside.append(f"{words.format(f'{value:.3g}')}, {self.name} was trained on {low:.3g} to {high:.3g}")
+        if outside:
+            reasons.append("PSF")
+            warn(f"The image's PSF ({seen.width.source}) has {'; and '.join(outside)}: every row is flagged.")
+        low, high = self.correlation
+        if not low * (1 - CORRELATION_TOLERANCE) <= seen.correlation <= high * (1 + CORRELATION_TOLERANCE):
+            reasons.append("noise correlation")
+            warn(
+                f"The noise of a large aperture is {seen.correlation:.2f} times that of independent pixels, "
+                f"{self.name} was trained on {low:.2f} to {high:.2f}: every row is flagged."
+            )
+        return Verdict(np.full(len(seen.rms), bool(reasons)), tuple(reasons))
+
+
+def read(card: Mapping[str, Any]) -> Domain | WideDomain:
+    """The domain of a card; the errors are those of `Domain.of`."""
+    return WideDomain.of(card) if card["domain"].get("telescopes") else Domain.of(card)

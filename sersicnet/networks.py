@@ -8,16 +8,11 @@ adds the logarithm of a standard deviation for each.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import json
 import math
 import os
 import sys
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +66,7 @@ keras.config.set_floatx("float32")
 import numpy as np
 from keras import layers, ops
 
-from sersicnet.schema import INPUT_SHAPES, N_TARGETS, STAMP_SIZE, TARGETS, Inputs
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, STAMP_SIZE, TARGETS, VIEW_SIZE, Inputs
 
 SPREAD_LIMITS = (-8.0, 3.0)
 """Bounds of the log standard deviation, in units of the standardised targets."""
@@ -101,8 +96,18 @@ def _asinh(x: keras.KerasTensor) -> keras.KerasTensor:
     return ops.sign(x) * ops.log(ops.abs(x) + ops.sqrt(ops.square(x) + 1))
 
 
+N_FACTORS = N_TARGETS * (N_TARGETS + 1) // 2
+"""Numbers of a triangular matrix of the targets."""
+
+N_ORIENTATION = 2
+"""Components of the ellipticity that a network predicts besides the targets, see `sersicnet.schema.orientation`."""
+
+STAR = 1e4
+"""Flux of the star that a network is shown as the PSF, in units of the noise."""
+
+
 def fovea() -> keras.Model:
-    """Sersicnet's own network: sharp in the middle, coarse outside.
+    """Sersicnet's own network: sharp in the middle, coarse outside, and aware of the PSF.
 
     A galaxy sits in the middle and is smooth outside, so three views of 32 x 32
     pixels keep what matters: the stamp binned by 4, its middle half binned by 2
@@ -110,26 +115,147 @@ def fovea() -> keras.Model:
     fluxes of nested squares and moments under Gaussian windows go straight to the
     head, which then learns corrections rather than sums.
 
+    The PSF goes through the same views, and a finer one, and the same moments. From them and from what
+    is known of the noise comes a code, which enters the first convolution, scales and shifts the channels
+    of the residual blocks, and joins the head. If a batch has one PSF, it is looked at once.
+    Lengths are in pixels and fluxes in units of the noise: no telescope is known.
+
+    Returns
+    -------
+    keras.Model
+        Stamps (N, 128, 128), PSF (N or 1, 4, 32, 32) and noise (N, 3) -> (N, 17): four standardised
+        means; ten numbers of the triangular matrix that whitens their errors, see `whitening`; and
+        two components of the ellipticity with the logarithm of their standard deviation.
+        The layer ``features`` feeds the deviations, and with the fluxes and moments the means.
+
+    References
+    ----------
+    Residual blocks: He et al. 2016, arXiv:1512.03385. Scales and shifts: Perez et al. 2018, arXiv:1709.07871.
+    """
+    given = inputs()
+    image = ops.expand_dims(given.stamps, -1)
+    views = _views(image)
+    stamp_sums = _sums(image, views)
+    psf, first, psf_sums = _seen_psf(given.psf)
+    code = layers.Dense(128)(layers.Concatenate()([psf, psf_sums]))
+    code = ops.maximum(code + layers.Dense(128, use_bias=False)(given.noise), 0.0)
+    code = layers.Dense(128, activation="relu", name="code")(code)
+    x = layers.Concatenate()([_asinh(view) for view in views.values()])
+    x = layers.Conv2D(32, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x) + first)
+    x = _convolved(x, 64, strides=2)
+    x = _residual(x, 64, code)
+    x = _residual(x, 64, code)
+    x = _convolved(x, 128, strides=2)
+    x = _residual(x, 128, code)
+    x = layers.Conv2D(48, 1, activation="relu")(x)
+    x = layers.Concatenate()([layers.Flatten()(x), stamp_sums])
+    x = ops.maximum(layers.Dense(256)(x) + layers.Dense(256, use_bias=False)(code), 0.0)
+    x = layers.Dense(128, activation="relu", name="features")(x)
+    means = layers.Dense(N_TARGETS, name="means")(layers.Concatenate()([x, stamp_sums]))
+    factors = ops.clip(layers.Dense(N_FACTORS, name="factors")(x), *FACTOR_LIMITS)
+    components = layers.Dense(N_ORIENTATION, name="components")(layers.Concatenate()([x, stamp_sums]))
+    spread = ops.clip(layers.Dense(1, name="log_spread")(x), *SPREAD_LIMITS)
+    outputs = layers.Concatenate()([means, factors, components, spread])
+    return keras.Model({port.name: port for port in given}, outputs, name="fovea")
+
+
+FACTOR_LIMITS = (-50.0, 50.0)
+"""Bounds of the numbers of a whitening matrix; its diagonal is the exponential of the first ones."""
+
+
+def whitening(factors: Any) -> Any:
+    """The matrix that turns errors of the targets into independent errors of unit variance.
+
+    Parameters
+    ----------
+    factors : tensor, float, (N, 10)
+        Logarithms of the diagonal, then the elements below it, row by row.
+
+    Returns
+    -------
+    tensor, float, (N, 4, 4)
+        Lower triangular L, with which the inverse of the covariance is ``L^T L``.
+    """
+    diagonal = ops.exp(ops.clip(factors[:, :N_TARGETS], -SPREAD_LIMITS[1], -SPREAD_LIMITS[0]))
+    rows, k = [], N_TARGETS
+    for i in range(N_TARGETS):
+        row = [factors[:, k : k + i], diagonal[:, i : i + 1], ops.zeros_like(diagonal[:, i + 1 :])]
+        rows.append(ops.concatenate([part for part in row if part.shape[1]], axis=1))
+        k += i
+    return ops.stack(rows, axis=1)
+
+
+def spreads(architecture: Architecture, out: np.ndarray) -> np.ndarray:
+    """Standard deviations of standardised targets, float64, (N, 4), of the outputs of a network that predicts them."""
+    if not architecture.oriented:
+        return np.exp(out[:, N_TARGETS:].astype(float))
+    matrix = ops.convert_to_numpy(whitening(out[:, N_TARGETS : N_TARGETS + N_FACTORS])).astype(float)
+    return np.sqrt(np.square(np.linalg.inv(matrix)).sum(axis=2))
+
+
+def _views(image: keras.KerasTensor) -> dict[int, keras.KerasTensor]:
+    """Three views of a stamp, (N, 32, 32, 1), by the binning."""
+    middle = layers.Cropping2D(32)(image)
+    # A mean over b x b pixels has 1/b of their noise: back to units of noise.
+    return {
+        4: 4.0 * layers.AveragePooling2D(4)(image),
+        2: 2.0 * layers.AveragePooling2D(2)(middle),
+        1: layers.Cropping2D(48)(image),
+    }
+
+
+def _sums(image: keras.KerasTensor, views: dict[int, keras.KerasTensor]) -> keras.KerasTensor:
+    """Fluxes of nested squares, and moments under Gaussian windows, of a stamp."""
+    squares = [4, 8, 16, 32, 64, STAMP_SIZE]
+    fluxes = [
+        layers.AveragePooling2D(side)(
+            layers.Cropping2D((STAMP_SIZE - side) // 2)(image) if side < STAMP_SIZE else image
+        )
+        * side
+        for side in squares
+    ]
+    flat = _asinh(layers.Flatten()(layers.Concatenate()(fluxes)))
+    return layers.Concatenate()([flat, *_all_moments(views)])
+
+
+def _all_moments(views: dict[int, keras.KerasTensor]) -> list[keras.KerasTensor]:
+    return [_moments(views[width], width, [f * width for f in factors]) for width, factors in _WINDOWS.items()]
+
+
+def _seen_psf(psf: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
+    """What is made of the views of a PSF: features, what is added to the first convolution, and sums and moments."""
+    star = STAR * layers.Permute((2, 3, 1))(psf)
+    x = _asinh(star)
+    first = layers.Conv2D(32, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    first = layers.BatchNormalization()(first)
+    y = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu")(x)
+    y = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(y)
+    y = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(y)
+    views = {width: star[..., i : i + 1] for width, i in ((1, 1), (2, 2), (4, 3))}
+    sides = {0: (2, 4, 8, 16), 1: (4, 8, 16, 32), 2: (16, 32), 3: (16, 32)}
+    fluxes = []
+    for i, squares in sides.items():
+        for side in squares:
+            inner = layers.Cropping2D((VIEW_SIZE - side) // 2)(star[..., i : i + 1])
+            fluxes.append(layers.AveragePooling2D(side)(inner) * (side**2 / STAR * (0.25, 1, 2, 4)[i]))
+    flat = layers.Flatten()(layers.Concatenate()(fluxes))
+    return layers.Flatten()(y), first, layers.Concatenate()([flat, *_all_moments(views)])
+
+
+def fovea_fixed() -> keras.Model:
+    """The network of `fovea` before it was shown the PSF: it measures images through the PSF of its training alone.
+
     Returns
     -------
     keras.Model
         (N, 128, 128) -> (N, 8): standardised means and log standard deviations.
         68 million multiply-adds a stamp. The layer ``features`` feeds the
         deviations, and with the fluxes and moments the means.
-
-    References
-    ----------
-    Residual blocks: He et al. 2016, arXiv:1512.03385.
     """
     stamps = inputs().stamps
     image = ops.expand_dims(stamps, -1)
-    middle = layers.Cropping2D(32)(image)
-    # A mean over b x b pixels has 1/b of their noise: back to units of noise.
-    views = {
-        4: 4.0 * layers.AveragePooling2D(4)(image),
-        2: 2.0 * layers.AveragePooling2D(2)(middle),
-        1: layers.Cropping2D(48)(image),
-    }
+    views = _views(image)
     x = layers.Concatenate()([_asinh(view) for view in views.values()])
     x = _convolved(x, 32)
     x = _convolved(x, 64, strides=2)
@@ -139,24 +265,14 @@ def fovea() -> keras.Model:
     x = _residual(x, 128)
     x = layers.Conv2D(48, 1, activation="relu")(x)
     x = layers.Flatten()(x)
-    squares = [4, 8, 16, 32, 64, STAMP_SIZE]
-    fluxes = [
-        layers.AveragePooling2D(side)(
-            layers.Cropping2D((STAMP_SIZE - side) // 2)(image) if side < STAMP_SIZE else image
-        )
-        * side
-        for side in squares
-    ]
-    fluxes = _asinh(layers.Flatten()(layers.Concatenate()(fluxes)))
-    moments = [_moments(views[width], width, [f * width for f in factors]) for width, factors in _WINDOWS.items()]
-    sums = layers.Concatenate()([fluxes, *moments])
+    sums = _sums(image, views)
     x = layers.Concatenate()([x, sums])
     x = layers.Dense(256, activation="relu")(x)
     x = layers.Dense(128, activation="relu", name="features")(x)
     means = layers.Dense(N_TARGETS, name="means")(layers.Concatenate()([x, sums]))
     spreads = layers.Dense(N_TARGETS, name="log_spreads")(x)
     spreads = ops.clip(spreads, *SPREAD_LIMITS)
-    return keras.Model(stamps, layers.Concatenate()([means, spreads]), name="fovea")
+    return keras.Model(stamps, layers.Concatenate()([means, spreads]), name="fovea-fixed")
 
 
 _WINDOWS = {1: (1.5, 3.0, 6.0), 2: (3.0, 6.0), 4: (3.0, 6.0)}
@@ -204,10 +320,14 @@ def _convolved(x: keras.KerasTensor, filters: int, strides: int = 1) -> keras.Ke
     return layers.ReLU()(layers.BatchNormalization()(x))
 
 
-def _residual(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+def _residual(x: keras.KerasTensor, filters: int, code: keras.KerasTensor | None = None) -> keras.KerasTensor:
+    """A residual block, whose second half is scaled and shifted by what follows from a code, if there is one."""
     y = _convolved(x, filters)
     y = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(y)
     y = layers.BatchNormalization()(y)
+    if code is not None:
+        scale, shift = (layers.Reshape((1, 1, filters))(layers.Dense(filters)(code)) for _ in range(2))
+        y = y * (1 + scale) + shift
     return layers.ReLU()(x + y)
 
 
@@ -299,16 +419,21 @@ class Architecture(NamedTuple):
     log : bool
         Whether targets are encoded by `sersicnet.schema.encode` first.
     spreads : bool
-        Whether the outputs hold log standard deviations after the means.
+        Whether the outputs hold errors after the means: log standard deviations, or with `oriented`
+        a whitening matrix.
+    oriented : bool
+        Whether the covariance of the errors and the components of the ellipticity are predicted, too.
     """
 
     build: Callable[[], keras.Model]
     log: bool
     spreads: bool
+    oriented: bool = False
 
 
 ARCHITECTURES = {
-    "fovea": Architecture(fovea, log=True, spreads=True),
+    "fovea": Architecture(fovea, log=True, spreads=True, oriented=True),
+    "fovea-fixed": Architecture(fovea_fixed, log=True, spreads=True),
     "tl": Architecture(tl, log=False, spreads=False),
     "dann": Architecture(dann, log=False, spreads=False),
 }
@@ -388,7 +513,9 @@ def with_units(
     -------
     keras.Model
         (N, 128, 128) -> (N, 4) relative magnitude, effective radius [pix],
-        Sersic index, ellipticity; or (N, 8), followed by their 1 sigma errors.
+        Sersic index, ellipticity; or (N, 8), followed by their 1 sigma errors; or (N, 17), followed by
+        the six correlations of the errors (those of the first target with the second, third and fourth, and so on),
+        the two components of the ellipticity, and the 1 sigma error of each of them.
     """
     core = architecture.build()
     core.set_weights(network.get_weights())
@@ -403,11 +530,45 @@ def with_units(
     is_log = [architecture.log and target.log for target in TARGETS]
     columns = [ops.exp(c) if logarithmic else c for c, logarithmic in zip(columns, is_log, strict=True)]
     if error_scale is not None:
-        spreads = layers.Rescaling([float(v) for v in np.asarray(std) * error_scale])(ops.exp(out[:, N_TARGETS:]))
+        spread, more = ops.exp(out[:, N_TARGETS : 2 * N_TARGETS]), []
+        if architecture.oriented:
+            factors, components = out[:, N_TARGETS : N_TARGETS + N_FACTORS], out[:, N_TARGETS + N_FACTORS :]
+            spread, correlations = _covariance(factors)
+            more = [*correlations, components[:, :N_ORIENTATION], ops.exp(components[:, N_ORIENTATION:])]
+        spreads = layers.Rescaling([float(v) for v in np.asarray(std) * error_scale])(spread)
         for i, logarithmic in enumerate(is_log):
             sigma = spreads[:, i : i + 1]
             columns.append(sigma * columns[i] if logarithmic else sigma)
+        columns += more
     return keras.Model(given, layers.Concatenate()(columns), name="sersicnet")
+
+
+def _covariance(factors: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
+    """Standard deviations, (N, 4), and six correlations, (N, 1), of errors that `whitening` makes independent."""
+    n = N_TARGETS
+    diagonal = ops.exp(ops.clip(factors[:, :n], -SPREAD_LIMITS[1], -SPREAD_LIMITS[0]))
+    below = iter(factors[:, k : k + 1] for k in range(n, N_FACTORS))
+    matrix = [[next(below) for _ in range(i)] for i in range(n)]
+    inverse: list[list[Any]] = []
+    for i in range(n):
+        pivot = 1.0 / diagonal[:, i : i + 1]
+        row = []
+        for j in range(i):
+            total = matrix[i][j] * inverse[j][j]
+            for k in range(j + 1, i):
+                total = total + matrix[i][k] * inverse[k][j]
+            row.append(-1.0 * total * pivot)
+        inverse.append([*row, pivot])
+
+    def product(i: int, j: int) -> keras.KerasTensor:
+        total = inverse[i][0] * inverse[j][0]
+        for k in range(1, min(i, j) + 1):
+            total = total + inverse[i][k] * inverse[j][k]
+        return total
+
+    sigmas = [ops.sqrt(product(i, i)) for i in range(n)]
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    return layers.Concatenate()(sigmas), [product(i, j) / (sigmas[i] * sigmas[j]) for i, j in pairs]
 
 
 def multiply_adds(model: keras.Model) -> int:
@@ -419,126 +580,6 @@ def multiply_adds(model: keras.Model) -> int:
         elif isinstance(layer, layers.Dense):
             total += math.prod(layer.kernel.shape)
     return total
-
-
-MOST_UNPACKED = 2**28
-"""Bytes of an unpacked Keras file: tens of times those of the largest network."""
-MOST_PARAMETERS = 2**24
-"""Numbers that a network may learn: eight times those of ``tl``."""
-MOST_OUTPUTS = 2**22
-"""Numbers that a layer may return of a stamp: eight times those of ``dann``."""
-_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
-_CLASSES = {
-    # layers
-    "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Cropping2D", "Dense", "Dropout", "Flatten",
-    "Functional", "InputLayer", "LayerNormalization", "MaxPooling2D", "ReLU", "Rescaling",
-    # operations
-    "Absolute", "Add", "Clip", "Exp", "ExpandDims", "GetItem", "Log", "Mean", "Multiply", "Sign", "Sqrt", "Square",
-    "Subtract", "TrueDivide",
-    # parts of layers
-    "DTypePolicy", "GlorotUniform", "HeNormal", "L2", "Ones", "Zeros", "__keras_tensor__", "__slice__",
-}  # fmt: skip
-"""What a network in a Keras file is built of. Keras knows other classes, some of which read files or run code."""
-
-
-def load_model(path: Path) -> keras.Model:
-    """Load a saved model of `with_units`.
-
-    Parameters
-    ----------
-    path : Path
-        A Keras file.
-
-    Returns
-    -------
-    keras.Model
-
-    Raises
-    ------
-    ValueError
-        If the file holds other parts or classes than `save_model` writes, custom code, links to
-        other files, or is too large; the message says why. Keras raises other kinds.
-    """
-    _check_file(path)
-    with _few_parameters():
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    for layer in [*model.layers, *getattr(model.get_layer("core"), "layers", [])]:
-        for port in keras.tree.flatten(layer.output):
-            if math.prod(port.shape[1:]) > MOST_OUTPUTS:
-                raise ValueError(f"its layer {layer.name[:40]!r} returns {math.prod(port.shape[1:])} numbers")
-    return model
-
-
-def _check_file(path: Path) -> None:
-    """Raise ValueError unless a Keras file holds what `save_model` writes, and nothing large or from elsewhere."""
-    with zipfile.ZipFile(path) as packed:
-        members = packed.infolist()
-        if sorted(member.filename for member in members) != sorted(_MEMBERS):
-            raise ValueError(f"it should hold {', '.join(sorted(_MEMBERS))}, and nothing else.")
-        if (size := sum(member.file_size for member in members)) > MOST_UNPACKED:
-            raise ValueError(f"unpacked it would have {size / 2**20:.0f} MiB, more than {MOST_UNPACKED / 2**20:.0f}.")
-        config, stored = packed.read("config.json"), packed.read("model.weights.h5")
-    for found in _classes(json.loads(config)):
-        name, module = found.get("class_name"), found.get("module")
-        known = module is None or str(module).partition(".")[0] == "keras"
-        if name not in _CLASSES or not known:
-            raise ValueError(f"it has a {str(name)[:40]!r}, which networks of sersicnet do not need.")
-    _check_values(stored)
-
-
-def _classes(part: Any) -> Iterator[dict[str, Any]]:
-    """Every object that a configuration of Keras describes, however deep."""
-    left = [part]
-    while left:
-        part = left.pop()
-        if isinstance(part, dict):
-            if "class_name" in part:
-                yield part
-            left += part.values()
-        elif isinstance(part, list):
-            left += part
-
-
-def _check_values(stored: bytes) -> None:
-    """Raise ValueError unless the weights in an HDF5 file are few, numbers, and inside of it."""
-    import h5py
-
-    total, left = 0, [h5py.File(io.BytesIO(stored))]
-    groups = 0
-    while left:
-        group = left.pop()
-        groups += 1
-        for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or groups > 10_000:
-                raise ValueError(f"its weights have a link {name[:40]!r}.")
-            part = group[name]
-            if isinstance(part, h5py.Group):
-                left.append(part)
-                continue
-            if part.external or part.is_virtual or part.dtype.kind not in "fiu":
-                raise ValueError(f"its weights {name[:40]!r} are no numbers, or are elsewhere.")
-            total += part.size
-            if total > MOST_PARAMETERS:
-                raise ValueError(f"it has more than {MOST_PARAMETERS} weights.")
-
-
-@contextlib.contextmanager
-def _few_parameters() -> Iterator[None]:
-    """Let Keras build no more weights than `MOST_PARAMETERS`: a file may ask for any number before it has a value."""
-    add_weight, total = keras.layers.Layer.add_weight, 0
-
-    def bounded(layer: keras.layers.Layer, shape: Any = None, *args: Any, **kwargs: Any) -> Any:
-        nonlocal total
-        total += math.prod(shape or ())
-        if total > MOST_PARAMETERS:
-            raise ValueError(f"it asks for more than {MOST_PARAMETERS} weights.")
-        return add_weight(layer, shape, *args, **kwargs)
-
-    keras.layers.Layer.add_weight = bounded
-    try:
-        yield
-    finally:
-        keras.layers.Layer.add_weight = add_weight
 
 
 def features(model: keras.Model) -> keras.Model:
@@ -559,43 +600,3 @@ def features(model: keras.Model) -> keras.Model:
     named = {layer.name for layer in core.layers}
     found = core.get_layer("features").output if "features" in named else core.get_layer("means").input
     return keras.Model(core.input, found)
-
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Write a Keras file, compressed: of kernels in half precision a third is zeros."""
-    model.save(path)
-    plain = path.with_name(f"plain-{path.name}")
-    path.replace(plain)
-    with zipfile.ZipFile(plain) as found, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for item in found.infolist():
-            packed.writestr(item.filename, found.read(item))
-    plain.unlink()
-
-
-def export_onnx(model: keras.Model, path: Path) -> None:
-    """Write an ONNX file of the same network, with a free batch size."""
-    model(keras.tree.map_structure(lambda port: np.zeros((1, *port.shape[1:]), np.float32), model.input))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.export(path, format="onnx", verbose=False)
-    _pack(path)
-
-
-def _pack(path: Path) -> None:
-    """Keep those kernels of an ONNX file in half precision that lose nothing by it."""
-    import onnx
-
-    model = onnx.load(str(path))
-    casts = []
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size <= LARGE:
-            continue
-        half = values.astype(np.float16)
-        if (half == values).all():
-            name = tensor.name
-            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
-            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
-    for node in casts:
-        model.graph.node.insert(0, node)
-    onnx.save(model, str(path))

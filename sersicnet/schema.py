@@ -27,31 +27,57 @@ STAMP_CENTRE = (STAMP_SIZE - 1) / 2
 """Zero-based position of the centre of a stamp; the galaxy lies within 0.5 pixels of it on both axes."""
 
 
+PSF_VIEWS = 4
+"""Views of a PSF that a network is shown; see `sersicnet.image.views`."""
+
+VIEW_SIZE = 32
+"""Width and height of a view, in its own pixels."""
+
+NOISE_NUMBERS = 3
+"""What a network is shown of the noise; see `noise_numbers`."""
+
+
 class Inputs(NamedTuple):
-    """Inputs of a network, arrays of N rows.
+    """Inputs of a network, arrays of N rows; None for an input that is not known.
 
     To add an input, add a field here and the shape of its rows to `INPUT_SHAPES`. Datasets, batches,
     Keras and ONNX handle all fields; a network uses the fields that it names. An input whose rows
-    have two dimensions is an image, and is rotated and flipped together with the stamp.
+    have two dimensions or more is an image, or a stack of images along the first dimension, and is
+    rotated and flipped together with the stamp.
 
     Attributes
     ----------
     stamps : ndarray, float32, (N, 128, 128)
         Sky-subtracted pixels in units of their noise rms. During training on a device, it is an array
         of that device's library.
+    psf : ndarray, float32, (N, 4, 32, 32) or (1, 4, 32, 32), optional
+        Effective PSF at each galaxy, or the one of all of them; see `sersicnet.image.views.psf_views`.
+    noise : ndarray, float32, (N, 3), optional
+        See `noise_numbers`.
     """
 
     stamps: Any
+    psf: Any = None
+    noise: Any = None
 
     @classmethod
-    def empty(cls, n: int) -> Inputs:
-        """Uninitialised inputs of `n` galaxies."""
-        return INPUT_SHAPES.map(lambda shape: np.empty((n, *shape), np.float32))
+    def empty(cls, n: int, like: Inputs | None = None) -> Inputs:
+        """Uninitialised inputs of `n` galaxies: all of them, or those that `like` has."""
+        shapes = (
+            INPUT_SHAPES
+            if like is None
+            else cls(*(None if field is None else shape for field, shape in zip(like, INPUT_SHAPES, strict=True)))
+        )
+        return shapes.map(lambda shape: np.empty((n, *shape), np.float32))
 
     @classmethod
     def concatenated(cls, parts: Sequence[Inputs], concatenate: Callable[..., Any] = np.concatenate) -> Inputs:
-        """Concatenate several inputs, with the function of their array library."""
-        return cls(*(concatenate(field) for field in zip(*parts, strict=True)))
+        """Concatenate several inputs, with the function of their array library.
+
+        An input that is not known for one part is not known for the whole.
+        """
+        fields = zip(*parts, strict=True)
+        return cls(*(None if any(f is None for f in field) else concatenate(field) for field in fields))
 
     @property
     def n(self) -> int:
@@ -59,26 +85,53 @@ class Inputs(NamedTuple):
         return len(self[0])
 
     def map(self, function: Callable[[Any], Any]) -> Inputs:
-        """Apply a function to each field."""
-        return Inputs(*(function(field) for field in self))
+        """Apply a function to each field that is known."""
+        return Inputs(*(None if field is None else function(field) for field in self))
 
     def taken(self, rows: Any) -> Inputs:
-        """Select rows by a slice, or by an array of indices or bool."""
-        return self.map(lambda field: field[rows])
+        """Select rows by a slice, or by an array of indices or bool; one PSF of all galaxies stays."""
+        n = self.n
+        return self.map(lambda field: field[rows] if len(field) == n else field)
 
     def put(self, rows: Any, other: Inputs) -> None:
-        """Replace the selected rows, in place."""
+        """Replace the selected rows of the fields that both know, in place."""
         for field, values in zip(self, other, strict=True):
-            field[rows] = values
+            if field is not None and values is not None:
+                field[rows] = values
 
     def finite(self) -> np.ndarray:
         """Whether all values of a galaxy are finite, bool, (N,)."""
-        each = [np.isfinite(field).all(axis=tuple(range(1, field.ndim))) for field in self]
-        return np.logical_and.reduce(each)
+        known = [field for field in self if field is not None]
+        each = [np.isfinite(field).all(axis=tuple(range(1, field.ndim))) for field in known]
+        return np.logical_and.reduce([np.broadcast_to(good, (self.n,)) for good in each])
 
 
-INPUT_SHAPES = Inputs(stamps=(STAMP_SIZE, STAMP_SIZE))
+INPUT_SHAPES = Inputs((STAMP_SIZE, STAMP_SIZE), (PSF_VIEWS, VIEW_SIZE, VIEW_SIZE), (NOISE_NUMBERS,))
 """Shape of a row of each input."""
+
+
+def noise_numbers(correlation: ArrayLike, electrons: ArrayLike) -> np.ndarray:
+    """What a network is shown of the noise of a stamp.
+
+    Parameters
+    ----------
+    correlation : array_like, float, (...)
+        Noise of a large aperture over that of uncorrelated pixels with the same rms; 1 without correlation. See
+        `sersicnet.image.pixels.correlation`.
+    electrons : array_like, float, (...)
+        Electrons of a flux equal to the rms of a pixel, which sets the photon noise of the galaxy; NaN if it is not
+        known.
+
+    Returns
+    -------
+    ndarray, float32, (..., 3)
+        Logarithm of the correlation; common logarithm of the electrons, 0 if they are not known; and whether they
+        are known, 1 or 0.
+    """
+    correlation, electrons = np.broadcast_arrays(np.asarray(correlation, float), np.asarray(electrons, float))
+    known = np.isfinite(electrons) & (electrons > 0)
+    logarithm = np.where(known, np.log10(np.where(known, electrons, 1.0)), 0.0)
+    return np.stack([np.log(correlation), logarithm, known], axis=-1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -122,6 +175,29 @@ TARGETS = (
 )
 TARGET_NAMES = tuple(target.name for target in TARGETS)
 N_TARGETS = len(TARGETS)
+
+
+def orientation(ellipticity: ArrayLike, theta: ArrayLike) -> np.ndarray:
+    """Components of the ellipticity, which have no jump at any angle.
+
+    Parameters
+    ----------
+    ellipticity : array_like, float, (N,)
+    theta : array_like, float, (N,)
+        Angle of the major axis from +x towards +y, degrees.
+
+    Returns
+    -------
+    ndarray, float64, (N, 2)
+        ``e cos(2 theta)`` and ``e sin(2 theta)``; NaN where an input is.
+    """
+    twice = np.radians(2 * np.asarray(theta, float))
+    return np.asarray(ellipticity, float)[:, None] * np.column_stack([np.cos(twice), np.sin(twice)])
+
+
+def angle(components: np.ndarray) -> np.ndarray:
+    """The angle of `orientation`, degrees from -90 to 90, float64, (N,)."""
+    return np.degrees(np.arctan2(components[:, 1], components[:, 0])) / 2
 
 
 def relative_magnitude(mag: ArrayLike, zero_point: ArrayLike, rms: ArrayLike) -> np.ndarray:

@@ -20,15 +20,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sersicnet import domain as domains
 from sersicnet import graph
-from sersicnet.domain import Domain, number
+from sersicnet.domain import Domain, WideDomain, number
 from sersicnet.errors import InputError, WeightsError, first_line, warn
 from sersicnet.output import whole_directory
-from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAMES, TARGETS, Inputs
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAMES, TARGETS, Inputs, angle
 
 if TYPE_CHECKING:
     import keras
@@ -71,6 +72,50 @@ def shipped() -> list[str]:
     return sorted(card.parent.name for card in shipped_directory().glob(f"*/{CARD}"))
 
 
+class Prediction(NamedTuple):
+    """What a network answers for N galaxies.
+
+    Attributes
+    ----------
+    targets : ndarray, float64, (N, 4)
+        Relative magnitude, effective radius [pix], Sersic index, ellipticity. NaN where an input of a
+        galaxy is not finite.
+    errors : ndarray, float64, (N, 4) or None
+        Their 1 sigma errors; None for networks that predict none.
+    correlations : ndarray, float64, (N, 6) or None
+        Of the errors: of the magnitude with radius, index and ellipticity, of the radius with index and ellipticity,
+        of the index with the ellipticity. None for networks that predict none.
+    theta, theta_err : ndarray, float64, (N,) or None
+        Angle of the major axis from +x towards +y, and its 1 sigma error, degrees; the error is at most that of an
+        unknown angle, 180 / sqrt(12).
+    """
+
+    targets: np.ndarray
+    errors: np.ndarray | None = None
+    correlations: np.ndarray | None = None
+    theta: np.ndarray | None = None
+    theta_err: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any], out: np.ndarray) -> Prediction:
+        """The answer in the columns of a network's output, with the calibration of its card."""
+        targets = out[:, :N_TARGETS]
+        if not card["errors"]:
+            return cls(targets)
+        errors = calibrated(card, out[:, 0], out[:, N_TARGETS : 2 * N_TARGETS])
+        if not card.get("orientation"):
+            return cls(targets, errors)
+        correlations, components, spread = out[:, 8:14], out[:, 14:16], out[:, 16]
+        length = np.hypot(*components.T)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
+        return cls(targets, errors, correlations, angle(components), theta_err)
+
+
+UNKNOWN_ANGLE = 180 / 12**0.5
+"""Standard deviation of an angle of which nothing is known, degrees."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """A verified weights directory.
@@ -95,14 +140,20 @@ class Weights:
         return str(self.card["name"])
 
     @functools.cached_property
-    def domain(self) -> Domain:
+    def domain(self) -> Domain | WideDomain:
         """What the weights were trained on."""
-        return Domain.of(self.card)
+        return domains.read(self.card)
+
+    @property
+    def shown(self) -> frozenset[str]:
+        """Which of the `sersicnet.schema.Inputs` the network takes."""
+        return frozenset(port.name for port in self._session.get_inputs())
 
     @property
     def _width(self) -> int:
         """How many values the network returns for a stamp."""
-        return N_TARGETS * (2 if self.card["errors"] else 1)
+        more = 6 + 2 + 1 if self.card.get("orientation") else 0
+        return N_TARGETS * (2 if self.card["errors"] else 1) + more
 
     @functools.cached_property
     def _session(self) -> Any:
@@ -140,7 +191,7 @@ class Weights:
             )
         return session
 
-    def predict(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray | None]:
+    def predict(self, inputs: Inputs) -> Prediction:
         """Run the network.
 
         Parameters
@@ -150,27 +201,29 @@ class Weights:
 
         Returns
         -------
-        targets : ndarray, float64, (N, 4)
-            Relative magnitude, effective radius [pix], Sersic index,
-            ellipticity. NaN where an input of a galaxy is not finite.
-        errors : ndarray, float64, (N, 4) or None
-            Their 1 sigma errors, for networks that predict them.
+        Prediction
 
         Raises
         ------
         InputError
-            If an input has another shape.
+            If an input that the network needs is not known, or has another shape.
         WeightsError
             If ``network.onnx`` is no network of the card's kind, could not have been written by
             sersicnet (see `sersicnet.graph`), or fails when it runs.
         """
-        for name, field, shape in zip(inputs._fields, inputs, INPUT_SHAPES, strict=True):
-            if field.shape != (inputs.n, *shape):
-                raise InputError(f"The {name} of {inputs.n} galaxies have shape {shape} each; received {field.shape}.")
-        out = np.full((inputs.n, self._width), np.nan)
         names = [port.name for port in self._session.get_inputs()]
+        for name in names:
+            field, shape = getattr(inputs, name), getattr(INPUT_SHAPES, name)
+            if field is None:
+                raise InputError(f"The network of {self.name} is shown the {name} of galaxies: give {name}.")
+            if field.shape not in {(inputs.n, *shape), *([(1, *shape)] if name == "psf" else [])}:
+                raise InputError(f"The {name} of {inputs.n} galaxies have shape {shape} each; received {field.shape}.")
+        inputs = Inputs(*(field if name in names else None for name, field in inputs._asdict().items()))
+        out = np.full((inputs.n, self._width), np.nan)
         # Batches of one size: the last bits of a result depend on the size, and on nothing else of its batch.
-        batch = INPUT_SHAPES.map(lambda shape: np.zeros((BATCH, *shape), np.float32))
+        batch = Inputs(*(None if f is None else np.zeros((BATCH, *f.shape[1:]), np.float32) for f in inputs))
+        if inputs.psf is not None and len(inputs.psf) == 1:  # a single PSF is looked at once in a batch
+            batch = batch._replace(psf=inputs.psf)
         for first in range(0, inputs.n, BATCH):
             part = inputs.taken(slice(first, first + BATCH))
             good = np.flatnonzero(part.finite())
@@ -178,8 +231,7 @@ class Weights:
                 batch.put(slice(0, len(good)), part.taken(good))
                 given = {name: getattr(batch, name) for name in names}
                 out[first + good] = self._run(given)[: len(good)]
-        errors = calibrated(self.card, out[:, 0], out[:, N_TARGETS:]) if self.card["errors"] else None
-        return out[:, :N_TARGETS], errors
+        return Prediction.of(self.card, out)
 
     def _run(self, given: Mapping[str, np.ndarray]) -> Any:
         session = self._session
@@ -198,7 +250,8 @@ class Weights:
         WeightsError
             If this version does not know the network, or the file holds another one.
         """
-        from sersicnet.networks import ARCHITECTURES, load_model
+        from sersicnet.networkfile import load_model
+        from sersicnet.networks import ARCHITECTURES
 
         network, path = self.card["network"], self.path / KERAS
         if network not in ARCHITECTURES:
@@ -358,7 +411,7 @@ def _card(path: Path) -> dict[str, Any]:
             raise WeightsError(f"{path} predicts {received}; this version reads {', '.join(TARGET_NAMES)}.")
         _check_kinds(card)
         _check_calibration(card)
-        Domain.of(card)
+        domains.read(card)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
         raise WeightsError(
@@ -435,11 +488,11 @@ def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
     Weights
         The directory, read back.
     """
-    from sersicnet import networks
+    from sersicnet import networkfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(path) as partial:
-        networks.save_model(model, partial / KERAS)
+        networkfile.save_model(model, partial / KERAS)
         problem = _export(partial, model)
         full = {
             "schema_version": SCHEMA_VERSION,
@@ -481,7 +534,7 @@ def export(path: str | Path) -> Weights:
 
 _EXPORT = """
 import sys
-from sersicnet.networks import export_onnx, load_model
+from sersicnet.networkfile import export_onnx, load_model
 export_onnx(load_model(sys.argv[1]), sys.argv[2])
 """
 
@@ -497,10 +550,10 @@ def _export(path: Path, model: keras.Model | None = None) -> str:
         return f"{' and '.join(missing)} must be installed"
     partial = path / f"partial-{ONNX}"
     try:
-        from sersicnet import networks
+        from sersicnet import networkfile, networks
 
         if networks.keras.backend.backend() == "tensorflow":
-            networks.export_onnx(model or networks.load_model(path / KERAS), partial)
+            networkfile.export_onnx(model or networkfile.load_model(path / KERAS), partial)
         else:
             here = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
             arguments = [sys.executable, "-c", _EXPORT, str(path / KERAS), str(partial)]
@@ -547,17 +600,13 @@ def readable(card: Mapping[str, Any]) -> str:
 def _page(card: Mapping[str, Any]) -> str:
     domain = card["domain"]
     ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in domain["ranges"].items())
-    narrow, wide = domain.get("psf_fwhm_range") or (domain["psf_fwhm"],) * 2
-    scatter = f" ({narrow:.3f} to {wide:.3f})" if wide > narrow else ""
     lines = [
         f"# {card['name']}",
         "",
         card["summary"],
         "",
         f"- network: `{card['network']}`, {card['parameters']:,} weights; licence {card['licence']}",
-        f"- images: {domain['instrument']}; {domain['pixel_scale']} arcsec/pixel, "
-        f"PSF FWHM {domain['psf_fwhm']:.3f} arcsec{scatter}, pixel rms {domain['rms'][0]:g} to {domain['rms'][1]:g} "
-        f"at zero point {domain['zero_point']} (AB)",
+        f"- images: {_images(domain)}",
         f"- trained on: {ranges}",
         f"- data: {card['data']['n']:,} stamps, `{card['data']['command']}`",
         *([f"- adapted to: {found['n']:,} stamps, `{found['command']}`"] if (found := _adapted(card)) else []),
@@ -572,6 +621,24 @@ def _page(card: Mapping[str, Any]) -> str:
     lines += ["## Limits", ""]
     lines += [f"- {limit}" for limit in card["limits"]]
     return "\n".join(lines) + "\n"
+
+
+def _images(domain: Mapping[str, Any]) -> str:
+    """The images of a domain, in words."""
+    if domain.get("telescopes"):
+        (narrow, wide), (least, most) = domain["psf"]["fwhm"], domain["correlation"]
+        return (
+            f"{domain['instrument']}, at any pixel scale and depth; PSF FWHM {narrow:g} to {wide:g} pixels, noise of "
+            f"large apertures {least:.2f} to {most:.2f} times that of independent pixels; magnitudes are relative to "
+            "the rms of a pixel"
+        )
+    narrow, wide = domain.get("psf_fwhm_range") or (domain["psf_fwhm"],) * 2
+    scatter = f" ({narrow:.3f} to {wide:.3f})" if wide > narrow else ""
+    return (
+        f"{domain['instrument']}; {domain['pixel_scale']} arcsec/pixel, PSF FWHM {domain['psf_fwhm']:.3f} "
+        f"arcsec{scatter}, pixel rms {domain['rms'][0]:g} to {domain['rms'][1]:g} at zero point "
+        f"{domain['zero_point']} (AB)"
+    )
 
 
 def _adapted(card: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -59,11 +59,11 @@ def blank(tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory, small_dataset):
-    """Weights of one epoch on 64 stamps: they work, and know nothing."""
+    """Weights of one epoch on 64 stamps, which are shown no PSF: they work, and know nothing."""
     from sersicnet.training.train import train
 
-    path = tmp_path_factory.mktemp("weights") / "tiny"
-    train(small_dataset, path, recipe=tiny_recipe(), seed=1, test=small_dataset, command="train")
+    path, recipe = tmp_path_factory.mktemp("weights") / "tiny", tiny_recipe()
+    train(small_dataset, path, network="fovea-fixed", recipe=recipe, seed=1, test=small_dataset, command="train")
     return path
 
 
@@ -73,6 +73,17 @@ def tiny_recipe(**changes):
     from sersicnet.training.recipe import RECIPES
 
     return replace(RECIPES["fovea"], epochs=1, batch=16, **changes)
+
+
+def shown(stamps):
+    """What networks are shown of stamps: through the PSF of F160W, and with its noise."""
+    from sersicnet.image.views import psf_views
+    from sersicnet.schema import Inputs, noise_numbers
+    from sersicnet.simulating.telescopes import F160W, effective_psf
+
+    n = len(stamps)
+    views = np.repeat(psf_views(effective_psf(F160W))[None], n, axis=0)
+    return Inputs(stamps, views, noise_numbers(np.full(n, 2.2), np.full(n, 10.0)))
 
 
 def turned(tmp_path, parity, angle, dec=2.0, name="turned.fits"):

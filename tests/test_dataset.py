@@ -6,9 +6,10 @@ import pytest
 from astropy.io import fits
 
 from sersicnet import dataset
-from sersicnet.dataset import BLOCK, Arrays, Dataset, Journal
+from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError, OutputError
 from sersicnet.image import mosaic
+from sersicnet.journal import Journal, pack
 from sersicnet.schema import Inputs
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.simulate import simulate
@@ -35,7 +36,7 @@ def test_targets_hold_the_magnitude_relative_to_the_noise(small_dataset):
 def test_a_dataset_may_be_smaller_than_a_block(tmp_path):
     original, truth = draw_stamps(Simulation(3, seed=5), np.arange(3))
     with Journal(tmp_path / "a", 3, ATTRIBUTES) as journal:
-        journal.add(dataset.pack(0, original, truth))
+        journal.add(pack(0, original, truth))
         journal.finish()
     with Dataset(tmp_path / "a") as data:
         assert len(data) == 3
@@ -82,7 +83,7 @@ ATTRIBUTES = {"config": {"seed": 5, "command": "one"}, "versions": {}, "zero_poi
 
 def blocks():
     simulation = Simulation(40, seed=5)
-    return [dataset.pack(f, *draw_stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
+    return [pack(f, *draw_stamps(simulation, np.arange(f, min(f + BLOCK, 40)))) for f in (0, 16, 32)]
 
 
 def test_a_journal_in_any_order_makes_the_same_dataset(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sersicnet import weights
-from sersicnet.domain import Domain
+from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
@@ -29,7 +29,7 @@ CARD = {
 
 
 def compared(domain, *, zero=25.9463, width=3.0, error=0.01, rms=RMS):
-    return domain.compare(Reading(zero, "test"), Width(width, error, "test"), rms)
+    return domain.compare(Seen(Reading(zero, "test"), Width(width, error, "test"), rms))
 
 
 # --- the comparison ---------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import pytest
 from sersicnet.dataset import Dataset
 from sersicnet.errors import DatasetError
 from sersicnet.image.psf import Psf
+from sersicnet.image.views import psf_views
+from sersicnet.schema import angle, noise_numbers
 from sersicnet.simulating.neighbours import camera, parameters
 from sersicnet.simulating.recipe import PSF_STRETCHES, Simulation
 from sersicnet.simulating.simulate import simulate
@@ -17,7 +19,8 @@ SCATTERED = Simulation(20, seed=3, psf_scatter=0.15, centring=True)
 
 def on_device(library, simulation):
     xp = pytest.importorskip(library)
-    return on_the_fly.OnDevice(simulation.psf_images(), xp.asarray)
+    psfs = simulation.psf_images()
+    return on_the_fly.OnDevice(psfs, np.array([psf_views(psf) for psf in psfs]), xp.asarray)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,23 @@ def test_a_galaxy_depends_on_seed_epoch_and_number_only(scattered, library, monk
         other, _ = first(galaxies.galaxies(3, 0, iter([24])), 24)
         assert not (other == whole).all(axis=(1, 2)).any()
         assert whole[:, :10].std(axis=(1, 2)).min() == pytest.approx(1, abs=0.15)
+
+
+def test_the_network_is_shown_psf_and_noise_of_each_galaxy(scattered):
+    with Dataset(scattered) as data, on_the_fly.OnTheFly(data, 1, asarray=np.asarray) as galaxies:
+        inputs, targets = next(galaxies.galaxies(0, 0, iter([20])))
+        _, truth = galaxies._device.models(replace(SCATTERED, seed=on_the_fly._epoch_seed(1, 0)), np.arange(20))
+        stored = data.inputs(0, 20)
+    stretches = np.unique(truth["psf_stretch"], return_inverse=True)[1]
+    for number in np.unique(stretches):  # one view a width
+        assert (inputs.psf[stretches == number] == inputs.psf[stretches == number][:1]).all()
+    assert (np.sort(truth["psf_stretch"]) == truth["psf_stretch"][np.argsort(-inputs.psf[:, 0, 15, 15])]).all()
+    instrument = SCATTERED.instrument
+    expected = noise_numbers(instrument.correlation, instrument.exposure * truth["rms"])
+    np.testing.assert_allclose(inputs.noise, expected, rtol=1e-6)
+    np.testing.assert_allclose(angle(targets[:, 4:]), truth["theta"], atol=1e-6)
+    assert stored.psf.shape == inputs.psf.shape
+    assert stored.noise.shape == inputs.noise.shape
 
 
 def test_faint_galaxies_can_be_left_out(scattered):

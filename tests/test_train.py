@@ -12,17 +12,18 @@ from functools import partial
 import h5py
 import numpy as np
 import pytest
-from conftest import tiny_core, tiny_recipe
+from conftest import shown, tiny_core, tiny_recipe
 
 from sersicnet import networks, weights
 from sersicnet.dataset import Dataset
 from sersicnet.engine.noise import correlated_noise
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWarning
 from sersicnet.measuring import tiles
 from sersicnet.networks import keras, ops
 from sersicnet.output import Run
-from sersicnet.schema import Inputs
-from sersicnet.simulating.telescopes import F160W
+from sersicnet.schema import Inputs, angle, orientation
+from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.training import augment, card, loop, losses, train
 from sersicnet.training import finetune as finetuning
 from sersicnet.training.finetune import finetune
@@ -38,7 +39,7 @@ def quick(network, **changes):
 
 def test_a_run_ends_in_verified_weights_with_a_card(tiny_weights):
     card = weights.load(tiny_weights).card
-    assert card["network"] == "fovea"
+    assert card["network"] == "fovea-fixed"
     assert card["command"] == "train"
     assert card["seed"] == 1
     assert card["data"]["n"] == 64
@@ -70,8 +71,7 @@ def test_a_killed_run_continues_to_the_same_end(small_dataset, tmp_path, tiny_ne
     trained(tmp_path / "whole")
     with Dataset(small_dataset) as data:
         stamps = data.inputs(0, 16)
-    resumed, _ = weights.load(tmp_path / "w").predict(stamps)
-    whole, _ = weights.load(tmp_path / "whole").predict(stamps)
+    resumed, whole = (weights.load(tmp_path / name).predict(stamps).targets for name in ("w", "whole"))
     np.testing.assert_allclose(resumed, whole, rtol=1e-3, atol=1e-3)
 
 
@@ -362,7 +362,7 @@ def test_training_begins_from_weights_with_their_label_statistics(small_dataset,
         "name": "base", "sha256": base.sha256, **{k: base.card[k] for k in ("command", "seed", "data")}
     }  # fmt: skip
     assert "started from `base`" in done.card["summary"]
-    stamps = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
+    stamps = shown(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     np.testing.assert_allclose(done.predict(stamps)[0], base.predict(stamps)[0], atol=1e-4)
 
 
@@ -392,8 +392,7 @@ def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     assert "- begun at: `tiny`, made by `train`" in (tmp_path / "tuned" / "README.md").read_text()
     assert done.card["data"]["n"] == 64
     assert [r["epoch"] for r in records if r] == [1, 2]
-    before, _ = weights.load(tiny_weights).predict(real.inputs(0, 64))
-    after, _ = done.predict(real.inputs(0, 64))
+    before, after = (found.predict(real.inputs(0, 64)).targets for found in (weights.load(tiny_weights), done))
     truth = real.targets[:, 3]
     assert np.abs(after[:, 3] - truth).mean() < np.abs(before[:, 3] - truth).mean()
 
@@ -479,10 +478,36 @@ def test_the_eight_orientations_differ():
     np.testing.assert_array_equal(oriented[0], stamps[0])
 
 
+def test_the_angle_turns_with_the_stamp():
+    ellipse = Renderer(effective_psf(F160W))(np.array([[63.5, 63.5, 1e3, 8.0, 1.0, 0.5, 30.0]]))
+    which = np.arange(8)
+    stamps = augment.oriented(Inputs(np.repeat(ellipse, 8, axis=0)), which).stamps
+    y, x = np.indices((128, 128)) - 63.5
+    plus, cross = ((stamps * moment).sum(axis=(1, 2)) for moment in (x**2 - y**2, 2 * x * y))
+    turned = augment.turned(np.repeat(orientation([0.5], [30.0]), 8, axis=0), which)
+    np.testing.assert_allclose(angle(turned), np.degrees(np.arctan2(cross, plus)) / 2, atol=0.1)
+
+
+def test_the_views_of_a_psf_turn_with_the_stamp():
+    psf = np.random.default_rng(0).random((8, 4, 32, 32)).astype(np.float32)
+    inputs = augment.oriented(Inputs(np.repeat(psf[:, 0], 4, axis=1).repeat(4, axis=2), psf), np.arange(8))
+    np.testing.assert_array_equal(inputs.psf[:, 0], inputs.stamps[:, ::4, ::4])
+
+
+def test_an_unknown_angle_does_not_change_the_loss():
+    rng = np.random.default_rng(0)
+    out, true = rng.normal(size=(3, 17)).astype(np.float32), rng.normal(size=(3, 6)).astype(np.float32)
+    known = ops.convert_to_numpy(losses.covariance_loss(true, out))
+    true[1, 4:] = np.nan
+    found = ops.convert_to_numpy(losses.covariance_loss(true, out))
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[[0, 2]], known[[0, 2]])
+
+
 def test_the_same_seed_gives_the_same_weights(small_dataset, tmp_path, tiny_network):
     trained = partial(train.train, small_dataset, network=tiny_network, recipe=tiny_recipe(), seed=4)
     done = [trained(tmp_path / name) for name in "ab"]
-    stamps = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
+    stamps = shown(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     np.testing.assert_allclose(done[0].predict(stamps)[0], done[1].predict(stamps)[0], rtol=1e-3)
 
 
@@ -679,7 +704,7 @@ def test_galaxies_drawn_on_the_fly_train_and_a_killed_run_continues(small_datase
         small_dataset, tmp_path / "w", recipe=tiny_recipe(), seed=2, on_the_fly=True, report=records.append
     )
     whole = train.train(small_dataset, tmp_path / "whole", recipe=tiny_recipe(), seed=2, on_the_fly=True)
-    stamps = Inputs(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
+    stamps = shown(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     np.testing.assert_allclose(done.predict(stamps)[0], whole.predict(stamps)[0], rtol=1e-3, atol=1e-3)
     assert "on the fly" in whole.card["summary"]
     assert records[-1].record["error_mag"] > 0

@@ -69,7 +69,7 @@ def test_keras_and_onnx_agree(name, stamps):
     found = weights.load(name)
     # Errors before their calibration by magnitude, which is no part of the network.
     bare = weights.Weights(found.path, {**found.card, "calibration": None}, found.sha256)
-    targets, errors = bare.predict(Inputs(stamps))
+    targets, errors, *_ = bare.predict(Inputs(stamps))
     theirs = np.asarray(found.keras_model()(stamps))
     assert np.isfinite(theirs).all()
     tolerance = np.array([1e-4 * (target.high - target.low) for target in TARGETS])
@@ -209,7 +209,7 @@ def test_other_files_in_the_directory_are_not_read(copy):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_batch_of_nothing_but_nan_is_nan(tiny_weights, value):
-    targets, errors = weights.load(tiny_weights).predict(Inputs(np.full((2, 128, 128), value, np.float32)))
+    targets, errors, *_ = weights.load(tiny_weights).predict(Inputs(np.full((2, 128, 128), value, np.float32)))
     assert np.isnan(targets).all()
     assert np.isnan(errors).all()
 
@@ -217,7 +217,7 @@ def test_a_batch_of_nothing_but_nan_is_nan(tiny_weights, value):
 def test_a_stamp_with_nan_is_nan_and_alone(tiny_weights):
     stamps = np.zeros((3, 128, 128), np.float32)
     stamps[1, 5, 5] = np.nan
-    targets, errors = weights.load(tiny_weights).predict(Inputs(stamps))
+    targets, errors, *_ = weights.load(tiny_weights).predict(Inputs(stamps))
     assert list(np.isnan(targets).all(axis=1)) == [False, True, False]
     assert list(np.isnan(errors).all(axis=1)) == [False, True, False]
 
@@ -225,13 +225,13 @@ def test_a_stamp_with_nan_is_nan_and_alone(tiny_weights):
 def test_predictions_do_not_depend_on_the_batch(tiny_weights):
     stamps = np.random.default_rng(0).normal(size=(weights.BATCH + 3, 128, 128)).astype(np.float32)
     found = weights.load(tiny_weights)
-    together, _ = found.predict(Inputs(stamps))
-    alone, _ = found.predict(Inputs(stamps[-1:]))
-    np.testing.assert_allclose(together[-1:], alone, rtol=1e-4)
+    together = found.predict(Inputs(stamps))
+    alone = found.predict(Inputs(stamps[-1:]))
+    np.testing.assert_allclose(together.targets[-1:], alone.targets, rtol=1e-4)
 
 
 def test_no_stamps_give_no_rows(tiny_weights):
-    targets, errors = weights.load(tiny_weights).predict(Inputs(np.zeros((0, 128, 128), np.float32)))
+    targets, errors, *_ = weights.load(tiny_weights).predict(Inputs(np.zeros((0, 128, 128), np.float32)))
     assert targets.shape == errors.shape == (0, 4)
 
 

@@ -109,6 +109,14 @@ def simulate(
             "--noiseless-labels", help="Label real-like galaxies by fits to images without noise and neighbours."
         ),
     ] = False,
+    telescopes: Annotated[
+        str,
+        typer.Option(
+            help="any: every 16 stamps are from another image, through another PSF, with its own noise, depth and "
+            "sampling, as of any telescope. HST F160W by default.",
+            show_default=False,
+        ),
+    ] = "",
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -139,10 +147,13 @@ def simulate(
 
     Example: sersicnet simulate --n 20000 --galaxies real-like -o real-like.h5
 
+    Example: sersicnet simulate --n 150000 --telescopes any --centring -o any.h5
+
     Example: sersicnet simulate --mosaic 2000 -o mosaic.fits
     """
     # long: the options.
     with importing():
+        from sersicnet.simulating import world
         from sersicnet.simulating.field import Field, simulate_field
         from sersicnet.simulating.recipe import Simulation
         from sersicnet.simulating.simulate import check_room, simulate
@@ -152,7 +163,7 @@ def simulate(
             "`mosaic` takes `n`, `seed` and `output`",
             prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
             noise_from=noise_from, neighbours=neighbours, centring=centring, preview=preview,
-            galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels,
+            galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels, telescopes=telescopes,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = Field(mosaic, n, seed)
@@ -168,21 +179,32 @@ def simulate(
         check_output(target, overwrite)
         check_room(target, n)
     with progress_bar(quiet, "reading"):
-        simulation = Simulation.of_options(
-            n,
-            seed,
-            prior=prior,
-            depth=depth,
-            uniform=uniform,
-            log_radii=log_radii,
-            psf=psf or (),
-            psf_scatter=psf_scatter,
-            noise_from=noise_from,
-            zero_point=zero_point,
-            neighbours=neighbours,
-            centring=centring,
-            galaxies=galaxies,
-            noiseless_labels=noiseless_labels,
+        if telescopes:
+            refuse(
+                "`telescopes` has PSFs, noise and galaxies of its own and takes `n`, `seed`, `neighbours`, `centring`",
+                prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
+                noise_from=noise_from, preview=preview, galaxies=galaxies != "sersic",
+                noiseless_labels=noiseless_labels,
+            )  # fmt: skip
+        simulation = (
+            world.simulation(telescopes, n, seed, neighbours=neighbours, centring=centring)
+            if telescopes
+            else Simulation.of_options(
+                n,
+                seed,
+                prior=prior,
+                depth=depth,
+                uniform=uniform,
+                log_radii=log_radii,
+                psf=psf or (),
+                psf_scatter=psf_scatter,
+                noise_from=noise_from,
+                zero_point=zero_point,
+                neighbours=neighbours,
+                centring=centring,
+                galaxies=galaxies,
+                noiseless_labels=noiseless_labels,
+            )
         )
     if preview is not None:
         from sersicnet.simulating.preview import preview as draw

@@ -23,7 +23,14 @@ from sersicnet.cli.shared import (
 def train(
     data: Annotated[Path, typer.Argument(help="Training set from `sersicnet simulate`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("weights-new"),
-    network: Annotated[str, typer.Option(help="Architecture: fovea, tl or dann.")] = "fovea",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture: fovea, which is shown the PSF, fovea-fixed, tl or dann. That of --start by default, or "
+            "else fovea.",
+            show_default=False,
+        ),
+    ] = None,
     test: TestSet = None,
     start: Annotated[
         str | None,
@@ -108,6 +115,7 @@ def train(
         from sersicnet.training.labels import real_galaxies
         from sersicnet.training.recipe import ADAPT, RECIPES
 
+    network = network or training.network_of(start)
     recipe = (RECIPES if adapt is None else ADAPT).get(network)
     if recipe is not None:
         given = {"epochs": epochs, "alpha": alpha, "batch": batch, "learning_rate": learning_rate}

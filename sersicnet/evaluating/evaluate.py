@@ -231,7 +231,7 @@ def _measured(
         rows = slice(first, min(first + CHUNK, len(source)))
         inputs = source.inputs(rows.start, rows.stop)
         for label, network in networks.items():
-            predicted, errors = network.predict(inputs)
+            predicted, errors, *_ = network.predict(inputs)
             out[label].predicted[rows] = predicted
             held = out[label].errors
             if held is not None:

@@ -6,6 +6,7 @@ import numpy as np
 from astropy.table import QTable
 
 from sersicnet.catalogue import table as tables
+from sersicnet.domain import Seen
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
 from sersicnet.image.pixels import correlation
@@ -47,7 +48,7 @@ def flag_domain(values: tiles.Values, network: Weights, zero_point: Reading, wid
         Properties of the image that are outside the domain; "nothing" if there are none.
     """
     values.flags[look_like_stars(values.size, values.size_snr, largest_star)] |= Flag.POINT_LIKE
-    verdict = network.domain.compare(zero_point, width, values.rms)
+    verdict = network.domain.compare(Seen(zero_point, width, values.rms))
     values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
     for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):
         values.flags[outside] |= flag

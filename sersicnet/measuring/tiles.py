@@ -381,7 +381,7 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
     report("measuring", 0, n)
     for rows, stamps in _stamps(scene, scene.source + 1):
         stamps.pixels[stamps.empty] = np.nan
-        values.targets[rows], errors = network.predict(Inputs(stamps=stamps.pixels))
+        values.targets[rows], errors, *_ = network.predict(Inputs(stamps=stamps.pixels))
         if errors is not None:
             values.errors[rows] = errors
         values.note(scene, rows, stamps)

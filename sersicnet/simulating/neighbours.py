@@ -51,17 +51,19 @@ class Camera:
     ----------
     psf : ndarray, float, (P, P)
         Effective PSF; see `sersicnet.engine.render.Renderer`.
+    oversampling : int
+        Pixels of the PSF per pixel of the stamps, along an axis.
     """
 
-    def __init__(self, psf: np.ndarray) -> None:
-        self.psf = psf
+    def __init__(self, psf: np.ndarray, oversampling: int = 1) -> None:
+        self.psf, self.oversampling = psf, oversampling
         self._renderers: dict[int, Renderer] = {}
         self._painters: dict[tuple[int, int], reallike.Painter] = {}
 
     def render(self, galaxy: np.ndarray, size: int) -> np.ndarray:
         """Draw a Sersic profile, float32, (size, size)."""
         if size not in self._renderers:
-            self._renderers[size] = Renderer(self.psf, size)
+            self._renderers[size] = Renderer(self.psf, size, self.oversampling)
         return self._renderers[size](galaxy)[0]
 
     def paint(self, galaxy: reallike.Galaxy, variant: int, size: int) -> np.ndarray:
@@ -72,10 +74,12 @@ class Camera:
         return self._painters[key](galaxy)
 
 
-@functools.cache
+@functools.lru_cache(32)
 def camera(psf: Instrument | Psf, stretch: float = 1.0) -> Camera:
-    """The camera of an instrument, its PSF stretched, or of a PSF of its own; kept for the next stamp."""
-    return Camera(effective_psf(psf, stretch=stretch) if isinstance(psf, Instrument) else psf.image)
+    """The camera of an instrument, its PSF stretched, or of a PSF of its own; kept for the next stamps."""
+    if isinstance(psf, Instrument):
+        return Camera(effective_psf(psf, stretch=stretch))
+    return Camera(psf.image, psf.oversampling)
 
 
 def centring_error(model: np.ndarray, rms: float) -> float:

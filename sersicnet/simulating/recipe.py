@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,16 @@ PSF_STRETCHES = 9
 
 FIT_COLUMNS = ("status", *(f"{name}_err" for name in TARGET_NAMES))
 """Truth columns of real-like galaxies: status and formal errors of the fit that labels them."""
+
+
+class Joint(Protocol):
+    """A joint distribution of galaxies of which no density is known."""
+
+    def draw(self, rng: np.random.Generator, ranges: population.Ranges) -> dict[str, float]:
+        """Draw one galaxy."""
+
+    def record(self) -> dict[str, Any]:
+        """What names it in a dataset's configuration."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Prior:
     sersic_n: tuple[float, float] = (TARGETS[2].low, TARGETS[2].high)
     ellipticity: tuple[float, float] = (TARGETS[3].low, TARGETS[3].high)
     log_radii: float = 0.0
-    joint: Mixture | FlatInMagnitude | None = None
+    joint: Mixture | FlatInMagnitude | Joint | None = None
     uniform: float = 0.0
 
     @classmethod
@@ -94,6 +104,7 @@ class Prior:
         ndarray, float64, (N,)
         """
         if self.joint is not None and not self.uniform:
+            assert isinstance(self.joint, Mixture | FlatInMagnitude)
             return self.joint.log_density(values)
         low, high = self.r_eff_pix
         logarithmic = self.log_radii / (values[:, 1] * np.log(high / low))
@@ -142,6 +153,9 @@ class Simulation:
         Whether that fit is made to the galaxy alone and without noise instead. Noise misleads
         a fit to the stamp and a network that is shown the same stamp in the same direction: such
         a label does not reveal the network's error, and teaches it to follow the noise.
+    telescopes : str
+        ``any``: every block of stamps is from another image, of another telescope; see `sersicnet.simulating.world`.
+        Empty for stamps of `instrument`.
     """
 
     n: int
@@ -155,6 +169,7 @@ class Simulation:
     centring: bool = False
     galaxies: str = "sersic"
     noiseless_labels: bool = False
+    telescopes: str = ""
 
     @property
     def real_like(self) -> bool:
@@ -175,6 +190,12 @@ class Simulation:
             prior["uniform"] = self.prior.uniform
         out: dict[str, Any] = {"n": self.n, "seed": self.seed, "prior": prior, "instrument": asdict(instrument)}
         scale = instrument.pixel_scale
+        if self.telescopes:
+            return out | {
+                "telescopes": self.telescopes,
+                **{name: True for name in ("neighbours", "centring", "noiseless_labels") if getattr(self, name)},
+                **({"galaxies": self.galaxies} if self.real_like else {}),
+            }
         if self.psfs:
             out["psfs"] = [{"name": Path(p.name).name, "sha256": p.sha256, "fwhm": p.fwhm * scale} for p in self.psfs]
         if self.psf_scatter:
@@ -339,6 +360,7 @@ class Simulation:
             ),
             instrument,
             psfs=psfs,
+            telescopes=record.get("telescopes", ""),
             psf_scatter=record.get("psf_scatter", 0.0),
             neighbours=record.get("neighbours", False),
             centring=record.get("centring", False),
@@ -353,18 +375,32 @@ class Simulation:
             return [1.0]
         return [1 + self.psf_scatter * (2 * i / (PSF_STRETCHES - 1) - 1) for i in range(PSF_STRETCHES)]
 
-    def psf_images(self) -> np.ndarray:
-        """The effective PSFs of the stamps, float32, (K, P, P); smaller ones are padded with zeros."""
+    def psf_images(self) -> np.ndarray | None:
+        """The effective PSFs of the stamps, float32, (K, P, P); smaller ones are padded with zeros.
+
+        None for many telescopes: a dataset holds the views of their PSFs.
+        """
+        if self.telescopes:
+            return None
         images = [p.image for p in self.psfs] or [camera(self.instrument, stretch).psf for stretch in self.stretches]
         half = max(len(image) for image in images) // 2
         frames = [np.pad(image, half - len(image) // 2) for image in images]
         return np.array(frames, np.float32)
 
+    def psf_numbers(self, truth: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which of `psf_images` each stamp was drawn with, int, (N,), from the truth columns."""
+        if self.psfs:
+            return np.asarray(truth["psf"]).astype(int)
+        if self.psf_scatter:
+            return np.abs(np.subtract.outer(truth["psf_stretch"], self.stretches)).argmin(axis=1)
+        return np.zeros(len(truth["rms"]), int)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the truth columns."""
         more = (
-            ("psf",) * bool(self.psfs)
+            ("psf",) * bool(self.psfs or self.telescopes)
+            + ("fwhm", "correlation", "electrons") * bool(self.telescopes)
             + ("psf_stretch",) * bool(self.psf_scatter)
             + ("neighbours",) * (self.neighbours or self.real_like)
         )

@@ -12,18 +12,27 @@ import numpy as np
 import scipy
 
 import sersicnet
-from sersicnet import dataset
+from sersicnet import dataset, journal
 from sersicnet.errors import InputError
 from sersicnet.output import check_output, check_space
+from sersicnet.simulating import world
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.stamps import draw_stamps
 from sersicnet.workers import check_main, pools
 
 
-def _block(first: int) -> dataset.Block:
+def _block(first: int) -> journal.Block:
     simulation = _work[0]
-    images, truth = draw_stamps(simulation, np.arange(first, min(first + dataset.BLOCK, simulation.n)))
-    return dataset.pack(first, images, truth)
+    indices = np.arange(first, min(first + dataset.BLOCK, simulation.n))
+    if not simulation.telescopes:
+        return journal.pack(first, *draw_stamps(simulation, indices))
+    number = first // dataset.BLOCK
+    piece = world.piece(simulation.seed, number)
+    images, truth = draw_stamps(piece.of(simulation), indices)
+    for name, value in (("psf", number), ("fwhm", piece.fwhm), ("correlation", piece.correlation)):
+        truth[name] = np.full(len(indices), float(value))
+    truth["electrons"] = np.full(len(indices), piece.electrons)
+    return journal.pack(first, images, truth, piece.views)
 
 
 _work: list[Simulation] = []
@@ -92,15 +101,15 @@ def simulate(
         "pixel_scale": simulation.instrument.pixel_scale,
     }
     columns = simulation.columns
-    with dataset.Journal(output, simulation.n, attributes, columns=columns, overwrite=overwrite) as journal:
-        missing = journal.missing()
+    with journal.Journal(output, simulation.n, attributes, columns=columns, overwrite=overwrite) as run:
+        missing = run.missing()
         done = simulation.n - sum(min(dataset.BLOCK, simulation.n - first) for first in missing)
         progress(done)
         for block in _blocks(simulation, missing, workers):
-            journal.add(block)
+            run.add(block)
             done += len(block.quantum)
             progress(done)
-        return journal.finish(simulation.psf_images())
+        return run.finish(simulation.psf_images())
 
 
 LEAST_BYTES = 24_000
@@ -117,7 +126,7 @@ def check_room(output: Path, n: int) -> None:
     check_space(output, n * LEAST_BYTES, f"{n:,} stamps", "`n`")
 
 
-def _blocks(simulation: Simulation, firsts: list[int], n: int) -> Iterator[dataset.Block]:
+def _blocks(simulation: Simulation, firsts: list[int], n: int) -> Iterator[journal.Block]:
     prepare = functools.partial(_start_work, simulation)
     n = min(n, len(firsts))
     if n <= 1:

@@ -66,6 +66,11 @@ class Instrument:
     halo_scale: float
     halo_beta: float
 
+    @property
+    def correlation(self) -> float:
+        """Noise of a large aperture over that of uncorrelated pixels with the same rms."""
+        return (1 + 2 * self.noise_tap) ** 2 / (1 + 2 * self.noise_tap**2)
+
     def autocorrelation(self) -> np.ndarray:
         """Of the noise of blank pixels, by lag along y and x, float64, (5, 5); 1 in the middle."""
         kernel = np.array([self.noise_tap, 1.0, self.noise_tap])

@@ -506,7 +506,7 @@ def _finish(
             start.predict(test.inputs(first, min(first + dataset.BLOCK, len(test))))
             for first in range(0, len(test), dataset.BLOCK)
         ]
-        predicted = np.concatenate([values for values, _ in parts])
+        predicted = np.concatenate([part.targets for part in parts])
         before = scores(test.targets, predicted, mag=test.mag)
         size = len(test)
     image = Path(name).name

@@ -101,13 +101,14 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     scale = None
     if architecture.spreads:
         out, rows = _judged(task.predictor, task)
-        deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / np.exp(out[:, N_TARGETS:])
+        deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / networks.spreads(architecture, out)
         scale = np.quantile(deviation, WITHIN_ONE_SIGMA, axis=0)
     model = networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=scale)
     if scale is None:
         return model, {"calibration": None}
     out, rows = _judged(model, task)
-    return model, {"calibration": calibration(task.source.targets[rows], out[:, :N_TARGETS], out[:, N_TARGETS:])}
+    errors = out[:, N_TARGETS : 2 * N_TARGETS]
+    return model, {"calibration": calibration(task.source.targets[rows], out[:, :N_TARGETS], errors)}
 
 
 def _judged(model: keras.Model, task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +194,8 @@ def base_record(base: weights.Weights) -> dict[str, Any]:
 def domain_of(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:
     """The images and galaxies that a network was trained on; see `sersicnet.domain`."""
     instrument, prior = simulated.config["instrument"], simulated.config["prior"]
+    if simulated.config.get("telescopes"):
+        return _of_telescopes(simulated)
     widths = [psf["fwhm"] for psf in simulated.config.get("psfs", [])] or [simulated.config["psf_fwhm"]]
     scatter = simulated.config.get("psf_scatter", 0.0)
     ranges = {name: list(prior[name]) for name in TARGET_NAMES}
@@ -205,6 +208,36 @@ def domain_of(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:
         "psf_fwhm_range": [min(widths) * (1 - scatter), max(widths) * (1 + scatter)],
         "rms": [instrument["rms_low"], instrument["rms_high"] * math.hypot(1, recipe.noise)],
         "ranges": ranges,
+    }
+
+
+MOST = (0.5, 99.5)
+"""Percentiles between which values are inside of the domain of weights for any telescope."""
+
+
+def _of_telescopes(simulated: Dataset) -> dict[str, Any]:
+    """The domain of images of many telescopes: their PSFs, noise and galaxies, in pixels and units of the noise."""
+    from sersicnet.image.views import shape_of
+
+    truth, views = simulated.truth, simulated.views
+    assert views is not None
+    numbers, first = np.unique(truth["psf"].astype(int), return_index=True)
+    fwhm = truth["fwhm"][first]
+    shapes = np.array([shape_of(views[number], width) for number, width in zip(numbers, fwhm, strict=True)])
+    psf = {"fwhm": fwhm, "light_1": shapes[:, 0], "light_2": shapes[:, 1], "ellipticity": shapes[:, 2]}
+    between = {name: np.percentile(values, MOST).round(4).tolist() for name, values in psf.items()}
+    # The widest and the narrowest are what a user asks for first; light and ellipticity have outliers.
+    between["fwhm"] = [round(float(fwhm.min()), 2), round(float(fwhm.max()), 2)]
+    ranges = np.percentile(simulated.targets, MOST, axis=0).T
+    targets = simulated.targets
+    ranges[2:, 0], ranges[2:, 1] = targets[:, 2:].min(axis=0), targets[:, 2:].max(axis=0)
+    return {
+        "instrument": simulated.config["instrument"]["name"],
+        "telescopes": simulated.config["telescopes"],
+        "psf": between,
+        "correlation": [float(truth["correlation"].min()), float(truth["correlation"].max())],
+        "radius_over_fwhm": np.percentile(truth["r_eff_pix"] / truth["fwhm"], MOST).round(4).tolist(),
+        "ranges": {name: pair.round(4).tolist() for name, pair in zip(TARGET_NAMES, ranges, strict=True)},
     }
 
 
@@ -238,7 +271,8 @@ def saved(output: Path, model: keras.Model, card: dict[str, Any], test: str | Pa
     if test is not None:
         with Dataset(test) as other:
             out, rows = predict(model, other, 0, len(other))
-            errors = weights.calibrated(card, out[:, 0], out[:, N_TARGETS:]) if card["errors"] else None
+            spread = out[:, N_TARGETS : 2 * N_TARGETS]
+            errors = weights.calibrated(card, out[:, 0], spread) if card["errors"] else None
             card["scores"] = {
                 "test_set": f"{len(other):,} stamps of `{other.config['command']}`",
                 "samples": scores(other.targets[rows], out[:, :N_TARGETS], errors, other.mag[rows]),

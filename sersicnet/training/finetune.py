@@ -94,7 +94,9 @@ def finetune(
     rows = (0, n - n // 5), (n - n // 5, n)
 
     def task(core: keras.Model, model: keras.Model, arguments: Arguments) -> Task:
-        return Task(galaxies, *rows, model, core, arguments, scaling(galaxies.targets), np.ones(n, bool), scaling)
+        labels, judges = scaling(galaxies.targets), np.ones(n, bool)
+        components = galaxies.orientation if architecture.oriented else None
+        return Task(galaxies, *rows, model, core, arguments, labels, judges, scaling, components=components)
 
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 

@@ -71,6 +71,7 @@ class Joined:
         self.train_rows, self.valid_rows = (0, border + second), (border + second, n + len(real))
         self.is_real = np.repeat([False, True, False, True], [high - low for _, low, high in self._pieces])
         self.targets = np.concatenate([source.targets[low:high] for source, low, high in self._pieces])
+        self.orientation = np.concatenate([source.orientation[low:high] for source, low, high in self._pieces])
         self.mag = np.concatenate([source.mag[low:high] for source, low, high in self._pieces])
         self.rows = np.concatenate([source.rows[low:high] for source, low, high in self._pieces])
         self.labelled = np.isfinite(self.targets).all(axis=1) & (use_labels | ~self.is_real)
@@ -130,7 +131,10 @@ def in_memory(real: Dataset | Arrays) -> Arrays:
     """All galaxies of a dataset, in memory."""
     if isinstance(real, Arrays):
         return real
-    return Arrays(real.inputs(0, len(real)), real.targets, real.is_real, real.mag, rows=real.rows, recipe=real.config)
+    return Arrays(
+        real.inputs(0, len(real)), real.targets, real.is_real, real.mag,
+        rows=real.rows, recipe=real.config, orientation=real.orientation,
+    )  # fmt: skip
 
 
 def judging_rows(labelled: np.ndarray, is_real: np.ndarray, valid_rows: tuple[int, int]) -> np.ndarray:

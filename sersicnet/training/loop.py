@@ -26,7 +26,7 @@ from sersicnet.errors import DatasetError, InputError, first_line
 from sersicnet.networks import keras, ops, shown
 from sersicnet.output import Run, json_text
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, Inputs, decode, encode
-from sersicnet.training.augment import deepened, noise_correlation, oriented
+from sersicnet.training.augment import deepened, noise_correlation, oriented, turned
 from sersicnet.training.joined import Source
 from sersicnet.training.losses import Arguments, learning_rate
 from sersicnet.training.on_the_fly import OnTheFly
@@ -87,7 +87,8 @@ class Scaling(NamedTuple):
 class Task(NamedTuple):
     """A network and what it trains on; `labelled` marks the rows whose validation error chooses the epoch.
 
-    With `galaxies`, simulated rows of the training set hold new galaxies in every epoch.
+    `components` are those of the ellipticity, for networks that predict them. With `galaxies`, simulated rows of the
+    training set hold new galaxies in every epoch.
     """
 
     source: Source
@@ -100,6 +101,7 @@ class Task(NamedTuple):
     labelled: np.ndarray
     scaling: Scaling
     galaxies: OnTheFly | None = None
+    components: np.ndarray | None = None
 
 
 def prefetched(items: Iterator[Any], depth: int = 4) -> Iterator[Any]:
@@ -159,7 +161,8 @@ def batches(
         made = task.galaxies.galaxies(epoch, first * recipe.batch, iter(sizes[first:]))
         for step, (inputs, targets) in enumerate(made, start=first):
             start = low + step * recipe.batch
-            yield Batch(inputs, np.arange(start, start + len(targets)), task.scaling(targets))
+            learned = _with_components(task.scaling(targets[:, :N_TARGETS]), task, targets[:, N_TARGETS:])
+            yield Batch(inputs, np.arange(start, start + len(targets)), learned)
         return
     order = np.random.default_rng([seed, epoch, 0])
     wanted, used, drawn = deque[int](), 0, None
@@ -169,22 +172,34 @@ def batches(
             used += len(simulated)
             continue
         inputs, learned = finite(task.source, inputs, rows), task.standardised[rows]
+        components = None if task.components is None else task.components[rows]
         if task.galaxies is not None:
             drawn = drawn or task.galaxies.galaxies(epoch, used, iter(wanted.popleft, None))
             wanted.append(len(simulated))
             new, targets = next(drawn)
             inputs.put(simulated, new.map(on_host))
-            learned[simulated] = task.scaling(targets)
+            learned[simulated] = task.scaling(targets[:, :N_TARGETS])
+            if components is not None:
+                components[simulated] = targets[:, N_TARGETS:]
         rng = np.random.default_rng([seed, epoch, 1, step])
         if recipe.symmetries:
-            inputs = oriented(inputs, rng.integers(8, size=inputs.n))
+            which = rng.integers(8, size=inputs.n)
+            inputs = oriented(inputs, which)
+            components = None if components is None else turned(components, which)
         for kind, correlation in correlations.items():
             chosen = np.flatnonzero(is_real[rows] == kind)
             factors = rng.uniform(0, recipe.noise, len(chosen))
             deeper, fainter = deepened(inputs.taken(chosen), factors, correlation, rng)
             inputs.put(chosen, deeper)
             learned[chosen, 0] += fainter / task.scaling.std[0]
-        yield Batch(inputs, rows, learned)
+        yield Batch(inputs, rows, _with_components(learned, task, components))
+
+
+def _with_components(learned: np.ndarray, task: Task, components: np.ndarray | None) -> np.ndarray:
+    """Standardised targets, followed by the components of the ellipticity if the network learns them."""
+    if task.components is None or components is None:
+        return learned
+    return np.concatenate([learned, components], axis=1, dtype=np.float32)
 
 
 class RunState:

@@ -26,7 +26,41 @@ def spread_loss(true: Any, out: Any) -> Any:
     return ops.mean(ops.stop_gradient(ops.exp(log_spread)) * (0.5 * squared + log_spread), axis=-1)
 
 
-REGRESSION = {"fovea": spread_loss, "tl": "mae", "dann": "mse"}
+BETA = 0.25
+"""Power of the errors that the likelihood is weighted by; see `covariance_loss`."""
+
+OUTLIER = 4.0
+"""Deviation, in standard deviations of all targets together, beyond which the likelihood rises linearly."""
+
+
+def covariance_loss(true: Any, out: Any) -> Any:
+    """Gaussian likelihood of four targets with their covariance, and of the two components of the ellipticity.
+
+    Deviations of more than `OUTLIER` count linearly (Huber). The likelihood is weighted by a power of the mean
+    predicted deviation, so that galaxies with large errors are not given up on (beta-NLL;
+    Seitzer et al. 2022, arXiv:2203.09168). Components that are NaN do not count.
+    """
+    n, border = N_TARGETS, N_TARGETS + networks.N_FACTORS
+    matrix = networks.whitening(out[:, n:border])
+    logarithms = ops.clip(out[:, n : 2 * n], -networks.SPREAD_LIMITS[1], -networks.SPREAD_LIMITS[0])
+    white = ops.matmul(matrix, ops.expand_dims(true[:, :n] - out[:, :n], -1))[..., 0]
+    likelihood = _huber(ops.sum(ops.square(white), axis=-1)) - ops.sum(logarithms, axis=-1)
+    weight = ops.stop_gradient(ops.exp(-BETA * ops.mean(logarithms, axis=-1)))
+    spread = out[:, -1]
+    known = ops.isfinite(true[:, n])
+    apart = ops.where(known[:, None], true[:, n:], out[:, border:-1]) - out[:, border:-1]
+    turned = _huber(ops.sum(ops.square(apart), axis=-1) * ops.exp(-2 * spread)) + 2 * spread
+    turned = ops.where(known, ops.stop_gradient(ops.exp(BETA * spread)) * turned, 0.0)
+    return weight * likelihood / n + turned / 2
+
+
+def _huber(squared: Any) -> Any:
+    """Half of a square up to `OUTLIER`, linear in its root beyond."""
+    root = ops.sqrt(ops.maximum(squared, OUTLIER**2))
+    return ops.where(squared < OUTLIER**2, 0.5 * squared, OUTLIER * (root - 0.5 * OUTLIER))
+
+
+REGRESSION = {"fovea": covariance_loss, "fovea-fixed": spread_loss, "tl": "mae", "dann": "mse"}
 """What the regression of each network minimises; for ``tl`` and ``dann`` as in the study."""
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from sersicnet.dataset import Dataset
 from sersicnet.engine.render import Renderer, on_host
 from sersicnet.errors import DatasetError
-from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
+from sersicnet.image.views import psf_views
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, noise_numbers, orientation, relative_magnitude
 from sersicnet.simulating import neighbours as scene
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.stamps import draw_psf, draw_stamps, draw_truth, exposed
@@ -77,13 +78,18 @@ class OnTheFly:
         asarray: Callable[[np.ndarray], Array] | None = None,
         workers: int | None = None,
     ) -> None:
-        psf = data.psf
+        psf, views = data.psf, data.views
         try:
             self.simulation = Simulation.of_record(data.config, psf)
         except DatasetError as error:
             raise DatasetError(
                 f"{data.path} cannot be simulated on the fly: {error} Train without `on_the_fly`."
             ) from error
+        if self.simulation.telescopes:
+            raise DatasetError(
+                f"{data.path} cannot be simulated while training: its PSFs take a tenth of a second each. "
+                "Train without `on_the_fly`, on more stamps."
+            )
         slow = [what for what, there in (("neighbours", self.simulation.neighbours),
                                          ("real-like galaxies", self.simulation.real_like)) if there]  # fmt: skip
         if slow:
@@ -92,6 +98,10 @@ class OnTheFly:
                 "Train without `on_the_fly`, on more stamps."
             )
         prior = self.simulation.prior
+        if psf is None:
+            psf = self.simulation.psf_images()
+        assert psf is not None  # only simulations of many telescopes have none
+        self._views = np.array([psf_views(image) for image in psf]) if views is None else views
         if prior.mag[0] >= faint_limit:
             raise DatasetError(f"{data.path} holds no galaxy brighter than mag {faint_limit:g}.")
         prior = replace(prior, mag=(prior.mag[0], min(prior.mag[1], faint_limit)))
@@ -99,7 +109,7 @@ class OnTheFly:
         self.seed = seed
         self._device, self._stack = None, ExitStack()
         if asarray is not None:
-            self._device = OnDevice(self.simulation.psf_images() if psf is None else psf, asarray)
+            self._device = OnDevice(psf, self._views, asarray)
         else:
             if importlib.util.find_spec("galsim") is None:
                 raise DatasetError(
@@ -137,8 +147,9 @@ class OnTheFly:
         ------
         inputs : Inputs
             Arrays of the library that galaxies are drawn with.
-        targets : ndarray, float64, (size, 4)
-            Relative magnitude, effective radius [pix], Sersic index, ellipticity.
+        targets : ndarray, float64, (size, 6)
+            Relative magnitude, effective radius [pix], Sersic index, ellipticity, and the components of
+            `sersicnet.schema.orientation`.
         """
         simulation = replace(self.simulation, seed=_epoch_seed(self.seed, epoch))
         draw = self._by_processes if self._device is None else self._device.portions
@@ -155,7 +166,7 @@ class OnTheFly:
     def _by_processes(self, simulation: Simulation, first: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Portions without end, drawn ahead by twice the number of processes."""
         skip = first % PORTION
-        draw = functools.partial(portion, simulation, size=PORTION)
+        draw = functools.partial(portion, simulation, self._views, size=PORTION)
         for inputs, targets in in_order(self._apply)(draw, itertools.count(first - skip, PORTION)):
             yield inputs.taken(slice(skip, None)), targets[skip:]
             skip = 0
@@ -171,17 +182,24 @@ def _undisturbed() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def portion(simulation: Simulation, first: int, size: int) -> tuple[Inputs, np.ndarray]:
+def portion(simulation: Simulation, views: np.ndarray, first: int, size: int) -> tuple[Inputs, np.ndarray]:
     """What a network is shown of some galaxies, and their targets; workers call this."""
     images, truth = draw_stamps(simulation, np.arange(first, first + size))
     images /= truth["rms"].astype(np.float32)[:, None, None]
-    return Inputs(stamps=images), _targets(simulation, truth)
+    return Inputs(images, *_beside(simulation, views, truth)), _targets(simulation, truth)
+
+
+def _beside(simulation: Simulation, views: np.ndarray, truth: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The PSF and the noise of galaxies, as a network is shown them beside the stamps."""
+    instrument = simulation.instrument
+    noise = noise_numbers(instrument.correlation, instrument.exposure * truth["rms"])
+    return views[simulation.psf_numbers(truth)], noise
 
 
 def _targets(simulation: Simulation, truth: dict[str, np.ndarray]) -> np.ndarray:
     targets = np.stack([truth[name] for name in TARGET_NAMES], axis=1)
     targets[:, 0] = relative_magnitude(truth["mag"], simulation.instrument.zero_point, truth["rms"])
-    return targets
+    return np.concatenate([targets, orientation(truth["ellipticity"], truth["theta"])], axis=1)
 
 
 class OnDevice:
@@ -191,12 +209,14 @@ class OnDevice:
     ----------
     psfs : ndarray, float, (K, P, P)
         See `sersicnet.simulating.recipe.Simulation.psf_images`.
+    views : ndarray, float32, (K, 4, 32, 32)
+        What networks are shown of them.
     asarray : callable
         As for `OnTheFly`.
     """
 
-    def __init__(self, psfs: np.ndarray, asarray: Callable[[np.ndarray], Array]) -> None:
-        self._asarray = asarray
+    def __init__(self, psfs: np.ndarray, views: np.ndarray, asarray: Callable[[np.ndarray], Array]) -> None:
+        self._asarray, self._views = asarray, views
         self._renderers = [Renderer(asarray(psf.astype(np.float32)), STAMP_SIZE) for psf in psfs]
         example = asarray(psfs[0])
         self._xp = array_api_compat.array_namespace(example)
@@ -208,7 +228,8 @@ class OnDevice:
         while True:
             models, truth = self.models(simulation, np.arange(at, at + DEVICE_PORTION))
             images = self.observed(models, truth["rms"], simulation, at)
-            yield Inputs(stamps=images).taken(slice(skip, None)), _targets(simulation, truth)[skip:]
+            beside = (self._asarray(values) for values in _beside(simulation, self._views, truth))
+            yield Inputs(images, *beside).taken(slice(skip, None)), _targets(simulation, truth)[skip:]
             skip, at = 0, at + DEVICE_PORTION
 
     def models(self, simulation: Simulation, indices: np.ndarray) -> tuple[Array, dict[str, np.ndarray]]:

@@ -56,8 +56,11 @@ class Recipe:
             raise InputError(f"The weight of the regression is from 0 to 1; received {self.alpha}. Try 0.9.")
 
 
+_FOVEA = Recipe(epochs=7, batch=64, learning_rate=1.5e-3, anneal=True, patience=7, symmetries=True)
+
 RECIPES = {
-    "fovea": Recipe(epochs=7, batch=64, learning_rate=1.5e-3, anneal=True, patience=7, symmetries=True),
+    "fovea": _FOVEA,
+    "fovea-fixed": _FOVEA,
     "tl": Recipe(
         epochs=100, batch=16, learning_rate=1e-4, anneal=False, patience=10, symmetries=False, faint_limit=23.0
     ),
@@ -65,18 +68,24 @@ RECIPES = {
 }
 
 
+_ADAPT_FOVEA = Recipe(
+    epochs=30, batch=64, learning_rate=5e-4, anneal=True, patience=30, symmetries=True, keep_norms=True
+)
+
 ADAPT = {
-    "fovea": Recipe(
-        epochs=30, batch=64, learning_rate=5e-4, anneal=True, patience=30, symmetries=True, keep_norms=True
-    ),
+    "fovea": _ADAPT_FOVEA,
+    "fovea-fixed": _ADAPT_FOVEA,
     "tl": RECIPES["tl"],
     "dann": RECIPES["dann"],
 }
 """For training with real galaxies; that of ``dann`` is the study's."""
 
 
+_FINETUNE_FOVEA = Recipe(epochs=15, batch=32, learning_rate=3e-4, anneal=True, patience=15, symmetries=True)
+
 FINETUNE = {
-    "fovea": Recipe(epochs=15, batch=32, learning_rate=3e-4, anneal=True, patience=15, symmetries=True),
+    "fovea": _FINETUNE_FOVEA,
+    "fovea-fixed": _FINETUNE_FOVEA,
     "tl": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False, faint_limit=23.0),
     "dann": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False),
 }

@@ -43,7 +43,7 @@ def train(
     data: str | Path,
     output: str | Path,
     *,
-    network: str = "fovea",
+    network: str | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -66,7 +66,8 @@ def train(
     output : str or Path
         Weights directory. The run is kept in ``<output>.run`` until it is done,
         and is continued from there.
-    network : {"fovea", "tl", "dann"}
+    network : {"fovea", "fovea-fixed", "tl", "dann"}, optional
+        That of `start` by default, or else ``fovea``.
     recipe : Recipe, optional
         By default that of the network in `RECIPES`, or in `ADAPT` with `adapt`.
     seed : int
@@ -111,7 +112,7 @@ def train(
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
-    recipe, base = _checked(network, recipe, adapt, real, start)
+    network, recipe, base = _checked(network, recipe, adapt, real, start)
     if test is not None:
         Dataset(test).close()
     with Dataset(data) as simulated:
@@ -143,6 +144,7 @@ def train(
                 **_origin(simulated, examples, real, adapt, base, command),
                 "summary": summary(network, examples, real, adapt, base, on_the_fly),
                 "errors": networks.ARCHITECTURES[network].spreads,
+                **({"orientation": True} if networks.ARCHITECTURES[network].oriented else {}),
                 **fields,
                 "recipe": asdict(recipe),
                 "label_mean": task.scaling.mean.tolist(),
@@ -174,10 +176,24 @@ def _origin(
     return out
 
 
+def network_of(start: str | Path | weights.Weights | None) -> str:
+    """The network of the weights that training starts from; ``fovea`` without any."""
+    if start is None:
+        return "fovea"
+    base = start if isinstance(start, weights.Weights) else weights.load(start, to_train=True)
+    return str(base.card["network"])
+
+
 def _checked(
-    network: str, recipe: Recipe | None, adapt: str | None, real: Dataset | Arrays | None, start: str | Path | None
-) -> tuple[Recipe, weights.Weights | None]:
-    """The recipe, and the weights to begin from; refuses options that do not go together."""
+    network: str | None,
+    recipe: Recipe | None,
+    adapt: str | None,
+    real: Dataset | Arrays | None,
+    start: str | Path | None,
+) -> tuple[str, Recipe, weights.Weights | None]:
+    """The network, its recipe, and the weights to begin from; refuses options that do not go together."""
+    base = None if start is None else weights.load(start, to_train=True)
+    network = network or network_of(base)
     if network not in networks.ARCHITECTURES:
         raise InputError(f"A network is one of {', '.join(networks.ARCHITECTURES)}; received {network}.")
     if adapt is not None and adapt not in ALIGNMENTS:
@@ -189,10 +205,9 @@ def _checked(
         )
     recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
     recipe.check()
-    base = None if start is None else weights.load(start, to_train=True)
     if base is not None and base.card["network"] != network:
         raise InputError(f"{start} is a network {base.card['network']}: give `network` {base.card['network']}.")
-    return recipe, base
+    return network, recipe, base
 
 
 def _examples(
@@ -235,7 +250,10 @@ def _task(network: str, recipe: Recipe, base: weights.Weights | None, adapt: str
         model, arguments = regression(core, recipe, steps)
     standardised = np.where(labelled[:, None], scaling(targets), 0)
     judges = judging_rows(labelled, source.is_real, valid_rows)
-    return Task(source, train_rows, valid_rows, model, core, arguments, standardised, judges, scaling)
+    components = source.orientation if architecture.oriented else None
+    return Task(
+        source, train_rows, valid_rows, model, core, arguments, standardised, judges, scaling, components=components
+    )
 
 
 def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,0 +1,189 @@
+"""A world of telescopes: images through many PSFs, of any depth, noise and sampling.
+
+A network that is trained on it is shown the PSF and what is known of the noise, and need not know which telescope
+took an image. Each block of stamps is a piece of one image: one PSF, one depth, one kind of noise.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sersicnet.errors import InputError
+from sersicnet.image.psf import Psf, full_width
+from sersicnet.image.views import psf_views
+from sersicnet.schema import TARGETS
+from sersicnet.simulating import optics, population
+from sersicnet.simulating.population import Ranges
+from sersicnet.simulating.recipe import Prior, Simulation
+from sersicnet.simulating.telescopes import F160W, Instrument
+
+ANY = replace(F160W, name="any telescope", pixel_scale=1.0, zero_point=30.0, exposure=1.0, rms_low=1.0, rms_high=1.0)
+"""Of a dataset of many telescopes: its pixels are as wide as its arcseconds, and each block has another noise."""
+
+DEPTH = (24.0, 27.5)
+"""AB magnitude of the rms of a pixel times its area in arcsec^2, which sets the number of neighbours; CANDELS: 25.8."""
+
+PIXELS = (0.03, 0.4)
+"""Width of a pixel, arcsec, which sets the number of neighbours, too."""
+
+ELECTRONS = (1.0, 3000.0)
+"""Electrons of a flux equal to the rms of a pixel: the photon noise of galaxies is large for few of them."""
+
+TAPS = (0.0, 0.65)
+"""Of `Instrument.noise_tap`; the noise of a large aperture is 1 to 2.9 times that of uncorrelated pixels."""
+
+KNOWN_ELECTRONS = 0.75
+"""Fraction of the images whose gain is known."""
+
+SNR = (5.0, 3000.0, 30_000.0)
+"""Signal to noise of galaxies: nine in ten are below the second number."""
+
+RADII = (0.1, 64.0)
+"""Least effective radius in FWHM of the PSF, and largest in pixels."""
+
+FINE = 2.5
+"""PSFs of at least this FWHM are sampled once a pixel; narrower ones twice."""
+
+
+@dataclass(frozen=True)
+class Galaxies:
+    """Prior of galaxies as one image of the world shows them.
+
+    Half of them have the joint distribution of radius, index and ellipticity of CANDELS, with all radii multiplied so
+    that the PSF is as wide as that of F160W, and then by a factor between 1/3 and 3. A quarter has logarithmically
+    uniform radii and indices, another quarter the uniform radii, indices and ellipticities of the study.
+
+    Attributes
+    ----------
+    fwhm : float
+        Of the PSF, pixels.
+    zero_point, rms : float
+        The flux of a galaxy follows from its signal to noise, in the area that it and the PSF fill.
+    correlation : float
+        Noise of a large aperture over that of uncorrelated pixels.
+    """
+
+    fwhm: float
+    zero_point: float
+    rms: float
+    correlation: float
+
+    def record(self) -> dict[str, Any]:
+        """What names it in a dataset's configuration."""
+        return {"name": "galaxies of any telescope", "sha256": ""}
+
+    def draw(self, rng: np.random.Generator, ranges: Ranges) -> dict[str, float]:
+        """Draw one galaxy: magnitude, radius, index and ellipticity."""
+        kind, stretch = rng.random(), np.exp(rng.uniform(-1, 1) * np.log(3.0))
+        while True:
+            if kind < 0.5:
+                shape = _candels().draw(rng, population.CANDELS_RANGES)
+                r_eff, n, e = (shape[name] for name in ("r_eff_pix", "sersic_n", "ellipticity"))
+                r_eff *= stretch * self.fwhm / _F160W_FWHM
+            elif kind < 0.75:
+                r_eff = np.exp(rng.uniform(*np.log((RADII[0] * self.fwhm, RADII[1]))))
+                n = np.exp(rng.uniform(*np.log(ranges["sersic_n"])))
+                e = rng.uniform(*ranges["ellipticity"])
+            else:
+                r_eff, n, e = (rng.uniform(target.low, target.high) for target in TARGETS[1:])
+            if RADII[0] * self.fwhm <= r_eff <= RADII[1]:
+                break
+            stretch = 1.0
+        bright = rng.random() < 0.1
+        snr = np.exp(rng.uniform(*np.log(SNR[1:] if bright else SNR[:2])))
+        area = 4 * np.pi * ((self.fwhm / 2.355) ** 2 + 0.5 * (1 - e) * r_eff**2)
+        flux = snr * self.rms * self.correlation * np.sqrt(area)
+        mag = self.zero_point - 2.5 * np.log10(flux)
+        return {"mag": float(mag), "r_eff_pix": float(r_eff), "sersic_n": float(n), "ellipticity": float(e)}
+
+
+_F160W_FWHM = 3.15
+
+
+@functools.cache
+def _candels() -> population.FlatInMagnitude:
+    return population.candels_evenly()
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A piece of one image of the world.
+
+    Attributes
+    ----------
+    instrument : Instrument
+    psf : Psf
+        The true one.
+    views : ndarray, float32, (4, 32, 32)
+        What the network is shown: of the true PSF, or of one that was measured from a few stars.
+    fwhm : float
+        Of the true PSF, pixels.
+    correlation : float
+        Noise of a large aperture over that of uncorrelated pixels.
+    electrons : float
+        Of a flux equal to the rms of a pixel; NaN if the network is not shown it.
+    """
+
+    instrument: Instrument
+    psf: Psf
+    views: np.ndarray
+    fwhm: float
+    correlation: float
+    electrons: float
+
+    def of(self, simulation: Simulation) -> Simulation:
+        """The simulation of this piece alone."""
+        rms, zero_point = self.instrument.rms_low, self.instrument.zero_point
+        prior = replace(simulation.prior, joint=Galaxies(self.fwhm, zero_point, rms, self.correlation))
+        return replace(simulation, telescopes="", instrument=self.instrument, psfs=(self.psf,), prior=prior)
+
+
+def piece(seed: int, number: int) -> Piece:
+    """Draw a piece of an image of the world: the same one for the same seed and number."""
+    rng = np.random.default_rng([seed, number, 2])
+    drawn = optics.draw_optics(rng).image(2)
+    fwhm = full_width(drawn, 2)
+    shown = optics.measured(drawn, 2, rng)
+    views = psf_views(shown, 2)
+    oversampling = 2
+    if fwhm >= FINE:
+        drawn, oversampling = drawn[len(drawn) // 2 % 2 :: 2, len(drawn) // 2 % 2 :: 2], 1
+    pixel = float(np.exp(rng.uniform(*np.log(PIXELS))))
+    rms = 10 ** (-0.4 * (rng.uniform(*DEPTH) - 5 * np.log10(pixel) - ANY.zero_point))
+    electrons = np.exp(rng.uniform(*np.log(ELECTRONS)))
+    tap = rng.uniform(*TAPS) * (rng.random() > 0.25)
+    instrument = replace(
+        ANY, pixel_scale=pixel, exposure=float(electrons / rms), rms_low=float(rms), rms_high=float(rms),
+        sky_residual=0.03, noise_tap=float(tap),
+    )  # fmt: skip
+    known = rng.random() < KNOWN_ELECTRONS
+    psf = Psf.of(drawn / drawn.sum(), f"PSF {number}", oversampling)
+    return Piece(instrument, psf, views, fwhm, instrument.correlation, float(electrons) if known else np.nan)
+
+
+def simulation(
+    telescopes: str, n: int, seed: int = 0, *, neighbours: bool = False, centring: bool = False
+) -> Simulation:
+    """A simulation of images of many telescopes.
+
+    Parameters
+    ----------
+    telescopes : {"any"}
+    n, seed : int
+    neighbours, centring : bool
+        See `sersicnet.simulating.recipe.Simulation`.
+
+    Raises
+    ------
+    InputError
+        If `telescopes` has another value.
+    """
+    if telescopes != "any":
+        raise InputError(f"`telescopes` is any; received {telescopes}.")
+    unknown = Galaxies(1.0, ANY.zero_point, 1.0, 1.0)
+    prior = Prior(mag=(0.0, 40.0), r_eff_pix=(RADII[0], RADII[1]), joint=unknown)
+    return Simulation(n, seed, prior, ANY, neighbours=neighbours, centring=centring, telescopes=telescopes)
