@@ -19,7 +19,8 @@ from sersicnet.errors import InputError, OutputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Sky
-from sersicnet.image.psf import Psf, read_psf
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffile import read_psf
 from sersicnet.image.regions import Regions, Threshold
 from sersicnet.image.stamps import cut
 from sersicnet.image.stars import saturated
