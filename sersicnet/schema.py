@@ -280,6 +280,7 @@ class Flag(enum.IntFlag):
     NOT_REFINED = 4096
     SATURATED = 8192
     POINT_LIKE = 16384
+    PSF_ASSUMED = 32768
     OUT_OF_RANGE = RANGE_MAG | RANGE_R_EFF | RANGE_N | RANGE_E
 
 
@@ -315,6 +316,7 @@ FLAG_MEANING = {
     Flag.SATURATED: "the peak is cut off, or reaches the header's SATURATE: too little light was counted",
     Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: "
     "a star, a nucleus, or an unresolved galaxy",
+    Flag.PSF_ASSUMED: "too few stars and no PSF file: a PSF was assumed, and the errors include that",
 }
 """Meaning of each bit; the table in the documentation is generated from it."""
 
@@ -354,6 +356,7 @@ COLUMNS = (
     Column("ellipticity", "f4", "", "src.ellipticity", "1 - q, with the axis ratio q = b/a"),
     Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
     Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y; moments, or the fit"),
+    Column("theta_err", "f4", "deg", "stat.error;pos.posAng", "1 sigma error of theta and pa; at most 52"),
     Column("pa", "f4", "deg", "pos.posAng;pos.eq", "position angle of the major axis, east of north, ICRS"),
     Column("r_circ", "f4", "arcsec", "phys.angSize", "circularised effective radius, r_eff sqrt(1 - ellipticity)"),
     Column("r_circ_pix", "f4", "pix", "phys.angSize", "circularised effective radius"),

@@ -145,9 +145,9 @@ class Weights:
         return domains.read(self.card)
 
     @property
-    def shown(self) -> frozenset[str]:
-        """Which of the `sersicnet.schema.Inputs` the network takes."""
-        return frozenset(port.name for port in self._session.get_inputs())
+    def inputs(self) -> frozenset[str]:
+        """Which of the `sersicnet.schema.Inputs` the network is shown."""
+        return frozenset(self.card.get("inputs", ("stamps",)))
 
     @property
     def _width(self) -> int:

@@ -97,16 +97,24 @@ def measure(
     psf: Annotated[
         Path | None,
         typer.Option(
-            help="FITS image of the PSF, for --refine and for the check of the weights' domain; --refine takes the PSF "
-            "of the weights by default.",
+            help="File of the PSF: an image, PSFEx, a grid of PSFs or stamps of stars with positions. By default the "
+            "PSF is measured from the stars of the image; with weights of one telescope, --refine takes theirs.",
             show_default=False,
         ),
     ] = None,
     psf_oversampling: Oversampling = None,
+    psf_fwhm: Annotated[
+        float | None,
+        typer.Option(
+            help="Full width of the PSF in pixels, if this is all that is known; by default the PSF is measured from "
+            "the stars of the image. For weights that are shown the PSF.",
+            show_default=False,
+        ),
+    ] = None,
     gain: Annotated[
         float | None,
         typer.Option(
-            help="Electrons per image unit, for --refine; the gain of the training images by default.",
+            help="Electrons per image unit, for --refine and for weights that are shown the photon noise of galaxies.",
             show_default=False,
         ),
     ] = None,
@@ -163,8 +171,6 @@ def measure(
     products = {"model": model, "residual": residual, "regions": regions, "report": report, "match": match}
     if len(paths) > 1:
         _check_several(output, positions=positions, **maps, **products)
-    if gain is not None and not refine:
-        raise InputError("`gain` belongs to fits: give `refine` with it.")
     output = output or Path(stem(paths[0]) + "_cat.fits")
     described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
     opened = opening(**maps, **described, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale)
@@ -172,6 +178,8 @@ def measure(
     options: dict[str, Any] = {
         "weights": weights,
         "psf": None if psf is None else read_psf(psf, psf_oversampling),
+        "psf_fwhm": psf_fwhm,
+        "gain": gain,
         "refine": fitting if refine else None,
         "resample": resample,
         "work": Work(workers=cores(workers), scheduler=scheduler),

@@ -112,8 +112,8 @@ def simulate(
     telescopes: Annotated[
         str,
         typer.Option(
-            help="any: every 16 stamps are from another image, through another PSF, with its own noise, depth and "
-            "sampling, as of any telescope. HST F160W by default.",
+            help="Every 16 stamps are from another image, with its own PSF, noise and depth: of any telescope, of one "
+            "such as hst, jwst, euclid, rubin or sdss, or of a filter, hst-ir/F160W. HST F160W, one PSF, by default.",
             show_default=False,
         ),
     ] = "",

@@ -16,7 +16,7 @@ BINNINGS = (0.5, 1, 2, 4)
 _SPLINE = 5
 
 
-def psf_views(image: np.ndarray, oversampling: int = 1) -> np.ndarray:
+def psf_views(image: np.ndarray, oversampling: float = 1) -> np.ndarray:
     """Views of an effective PSF, centred between four pixels as a stamp is.
 
     The PSF is interpolated by a quintic spline. The coarse views are sums of its values at the positions of pixels,
@@ -27,7 +27,7 @@ def psf_views(image: np.ndarray, oversampling: int = 1) -> np.ndarray:
     ----------
     image : ndarray, float, (P, P)
         Effective PSF, P odd, centred on the middle pixel; light beyond its border counts as zero.
-    oversampling : int
+    oversampling : float
         Pixels of `image` per pixel of the stamp, along an axis.
 
     Returns

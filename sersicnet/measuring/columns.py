@@ -6,16 +6,21 @@ import numpy as np
 from astropy.table import QTable
 
 from sersicnet.catalogue import table as tables
-from sersicnet.domain import Seen
+from sersicnet.domain import Seen, WideDomain
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.header import Reading
 from sersicnet.image.pixels import correlation
-from sersicnet.image.psf import Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stars import look_like_stars
 from sersicnet.measuring import tiles
-from sersicnet.schema import LARGE_LIMIT, RANGE_FLAGS, STAMP_SIZE, TARGET_NAMES, Flag
+from sersicnet.schema import (
+    LARGE_LIMIT,
+    RANGE_FLAGS,
+    STAMP_SIZE,
+    TARGET_NAMES,
+    Flag,
+    absolute_magnitude_of_rms,
+)
 from sersicnet.weights import Weights
 
 Grid = Exposure | Resampled
@@ -28,17 +33,15 @@ def flag_large(values: tiles.Values) -> None:
         values.flags[values.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
 
 
-def flag_domain(values: tiles.Values, network: Weights, zero_point: Reading, width: Width, largest_star: float) -> str:
+def flag_domain(values: tiles.Values, network: Weights, seen: Seen, largest_star: float) -> str:
     """Set the flags that need the whole catalogue and the domain of the weights, in place.
 
     Parameters
     ----------
     values : Values
     network : Weights
-    zero_point : Reading
-        Zero point of the image.
-    width : Width
-        Width of the image's PSF.
+    seen : Seen
+        What is known of the image.
     largest_star : float
         Size of the largest star, pixels: a source of at most this size is point-like. NaN if it is not known.
 
@@ -48,15 +51,25 @@ def flag_domain(values: tiles.Values, network: Weights, zero_point: Reading, wid
         Properties of the image that are outside the domain; "nothing" if there are none.
     """
     values.flags[look_like_stars(values.size, values.size_snr, largest_star)] |= Flag.POINT_LIKE
-    verdict = network.domain.compare(Seen(zero_point, width, values.rms))
+    verdict = network.domain.compare(seen)
     values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
-    for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(values.targets).T, strict=True):
+    targets = values.targets.copy()
+    if isinstance(network.domain, WideDomain):
+        targets[:, 0] -= absolute_magnitude_of_rms(seen.zero_point.value, values.rms)
+    for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(targets).T, strict=True):
         values.flags[outside] |= flag
     return ", ".join(verdict.reasons) or "nothing"
 
 
 def catalogue(
-    exposure: Exposure, grid: Grid, values: tiles.Values, *, errors: bool, fitted: bool, parents: bool
+    exposure: Exposure,
+    grid: Grid,
+    values: tiles.Values,
+    *,
+    errors: bool,
+    fitted: bool,
+    angles: bool,
+    parents: bool,
 ) -> QTable:
     """The catalogue of an image, with units and descriptions.
 
@@ -71,6 +84,8 @@ def catalogue(
         Whether the parameters have errors.
     fitted : bool
         Whether profiles were fitted.
+    angles : bool
+        Whether the angle has an error.
     parents : bool
         Whether the rows are all detections, so that each parent has a row.
     """
@@ -92,6 +107,8 @@ def catalogue(
             pixels = columns.get(name.replace("r_eff", "r_eff_pix").replace("r_circ", "r_circ_pix"))
             if pixels is not None:
                 columns[name] = pixels * exposure.pixel_scale.value
+    if angles:
+        columns["theta_err"] = values.theta_err
     columns.update(theta=values.theta, snr=values.snr, flags=values.flags)
     columns.update(_detected(exposure, grid, values, parents=parents))
     if fitted:

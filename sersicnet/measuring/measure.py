@@ -32,6 +32,8 @@ def plan(
     *,
     weights: str | Path | Weights = trained.DEFAULT,
     psf: str | Path | Psf | None = None,
+    psf_fwhm: float | None = None,
+    gain: float | None = None,
     refine: Fitting | None = None,
     resample: bool = False,
     positions: str | Path | Table | None = None,
@@ -56,7 +58,8 @@ def plan(
             "network and works at any pixel scale."
         )
     return Plan.of(
-        exposure, network=weights, psf=psf, fitting=refine, resample=resample, positions=positions, outputs=outputs,
+        exposure, network=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, fitting=refine, resample=resample,
+        positions=positions, outputs=outputs,
         work=work or Work(), command=command, report=report,
     )  # fmt: skip
 
@@ -66,6 +69,8 @@ def measure(
     *,
     weights: str | Path | Weights = trained.DEFAULT,
     psf: str | Path | Psf | None = None,
+    psf_fwhm: float | None = None,
+    gain: float | None = None,
     refine: Fitting | None = None,
     resample: bool = False,
     positions: str | Path | Table | None = None,
@@ -83,9 +88,14 @@ def measure(
     weights : str, Path or Weights
         Name of shipped weights, or a weights directory.
     psf : str, Path or Psf, optional
-        The effective PSF of the image, see `sersicnet.image.psffile.read_psf`. Its width is compared with
-        the domain of the weights, and the fits use it. By default the width is measured from the
-        image's stars, and the fits use the PSF of the weights' domain.
+        The effective PSF of the image, see `sersicnet.image.psffile.read_psf`. Networks that know any telescope are
+        shown it, and the fits use it; by default it is measured from the image's stars. Weights of one
+        telescope compare its width with their domain, and the fits use the PSF of that domain by default.
+    psf_fwhm : float, optional
+        Full width of the PSF in pixels, if this is all that is known, for networks that are shown the PSF.
+    gain : float, optional
+        Electrons per image unit, for networks that are shown the photon noise of galaxies. That of the fits is an
+        option of `refine`.
     refine : Fitting, optional
         Fit a Sersic profile to each source, starting from the network's predictions;
         overlapping neighbours are fitted simultaneously. If a fit does not converge, the catalogue
@@ -127,7 +137,8 @@ def measure(
         or the scale of a noise map disagrees with the scatter of the sky.
     """
     made = plan(
-        exposure, weights=weights, psf=psf, refine=refine, resample=resample, positions=positions, outputs=outputs,
+        exposure, weights=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, refine=refine, resample=resample,
+        positions=positions, outputs=outputs,
         work=work, command=command, report=report,
     )  # fmt: skip
     return made.run(report)
@@ -181,7 +192,8 @@ def fit(
         disagrees with the scatter of the sky.
     """
     made = Plan.of(
-        exposure, network=None, psf=psf, fitting=fitting or Fitting(prior="none"), resample=False, positions=positions,
+        exposure, network=None, psf=psf, psf_fwhm=None, gain=None, fitting=fitting or Fitting(prior="none"),
+        resample=False, positions=positions,
         outputs=outputs or Outputs(), work=work or Work(), command=command, report=report,
     )  # fmt: skip
     return made.run(report)

@@ -18,6 +18,7 @@ from astropy.table import QTable, Table
 import sersicnet
 from sersicnet import weights, workers
 from sersicnet.catalogue.parameters import Galaxies
+from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
 from sersicnet.image import psffile, stars
 from sersicnet.image.exposure import Exposure
@@ -30,8 +31,9 @@ from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
 from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
 from sersicnet.measuring.outputs import Files, Outputs, Result
+from sersicnet.measuring.seeing import Seeing, seeing
 from sersicnet.output import Report, Run, silent
-from sersicnet.schema import TARGET_NAMES
+from sersicnet.schema import TARGET_NAMES, Flag
 from sersicnet.weights import Weights
 
 _log = logging.getLogger(__name__)
@@ -119,8 +121,14 @@ class Plan:
         None for fits without a network.
     psf : Psf or None
         The user's PSF, in the pixels of the exposure.
+    psf_fwhm : float or None
+        Its width in pixels, if this is all that the user has.
+    gain : float or None
+        Electrons per image unit, for a network that is shown the photon noise.
+    refine : Fitting or None
+        Options of the fits; None without fits.
     fitting : ImageFitting or None
-        None without fits.
+        The fits; None without fits, and until the PSF of the image is known.
     places : ndarray, float64, (N, 2) or None
         Positions to measure, x and y in pixels of `source`; None to measure the detected sources.
     starts : dict
@@ -137,6 +145,9 @@ class Plan:
     source: Exposure | Resampled
     network: Weights | None
     psf: Psf | None
+    psf_fwhm: float | None
+    gain: float | None
+    refine: Fitting | None
     fitting: ImageFitting | None
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
@@ -152,6 +163,8 @@ class Plan:
         *,
         network: str | Path | Weights | None,
         psf: str | Path | Psf | None,
+        psf_fwhm: float | None,
+        gain: float | None,
         fitting: Fitting | None,
         resample: bool,
         positions: str | Path | Table | None,
@@ -171,6 +184,14 @@ class Plan:
         if psf is not None:
             psf = psf if isinstance(psf, Psf) else psffile.read_psf(psf)
             psf = psf.on(exposure.image, exposure.pixel_scale.value)
+        shown = network is not None and "psf" in network.inputs
+        if psf_fwhm is not None and (psf is not None or not shown):
+            raise InputError(
+                "`psf_fwhm` is for a network that is shown the PSF, where no PSF is known: leave it out, or give `psf`."
+            )
+        if gain is not None and not shown and fitting is None:
+            raise InputError("`gain` belongs to fits: give `refine` with it.")
+        later = shown and psf is None  # the fits get the PSF that the image shows
         galaxies, places = _places(positions, exposure)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale)
@@ -188,7 +209,10 @@ class Plan:
             source=source,
             network=network,
             psf=psf,
-            fitting=None if fitting is None else fitting.of_image(exposure, psf, network),
+            psf_fwhm=psf_fwhm,
+            gain=gain,
+            refine=fitting,
+            fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
             places=places,
             starts={} if galaxies is None or network is not None else _starts(galaxies, exposure.pixel_scale),
             files=files,
@@ -260,7 +284,11 @@ class Plan:
         """
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
-            fitters = None if self.fitting is None else self.fitting.fitters(mesh)
+            seen = self._seeing(mesh, report)
+            fitting = self.fitting
+            if fitting is None and self.refine is not None and seen is not None:
+                fitting = self.refine.of_image(self.exposure, seen.psf, self.network)
+            fitters = None if fitting is None else fitting.fitters(mesh)
             setting = tiles.Setting(
                 exposure=self.source,
                 zero_point=self.exposure.zero_point.value,
@@ -269,7 +297,9 @@ class Plan:
                 starts=self.starts,
                 network=None if self.network is None else (self.network.path, self.network.sha256),
                 fitters=fitters,
-                psf_width=0.0 if self.fitting is None else self.fitting.psf_width,
+                psf=None if seen is None else seen.psf,
+                gain=self.gain,
+                psf_width=0.0 if fitting is None else fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
                 saturation=self._saturation(mesh),
                 # A single tile uses all cores; several tiles are measured at once, with one core each.
@@ -280,24 +310,43 @@ class Plan:
             meta = columns.provenance(self.exposure, self.source, mesh, self.network, self.command)
             if self.network is not None:
                 width, largest = self._stars(profiles)
-                meta["OUTSIDE"] = columns.flag_domain(values, self.network, self.exposure.zero_point, width, largest)
+                if seen is not None:
+                    width = seen.psf.width
+                traits = Seen(
+                    self.exposure.zero_point, width, values.rms, correlation(mesh.autocorrelation),
+                    None if seen is None else seen.shape,
+                )  # fmt: skip
+                meta["OUTSIDE"] = columns.flag_domain(values, self.network, traits, largest)
                 meta["PSFSRC"] = width.source
                 if np.isfinite(width.value):
                     meta["PSFFWHM"] = width.value
-            fitted = self.fitting is not None
+                if seen is not None:
+                    meta.update(seen.meta())
+                    values.flags[:] |= Flag.PSF_ASSUMED * seen.assumed
+            fitted = fitting is not None
             table = columns.catalogue(
                 self.exposure,
                 self.source,
                 values,
                 errors=fitted or bool(self.network is not None and self.network.card["errors"]),
                 fitted=fitted,
+                angles=fitted or bool(self.network is not None and self.network.card.get("orientation")),
                 parents=self.places is None,
             )
             table.meta.update(meta)
-            if self.fitting is not None:
-                table.meta.update(self.fitting.meta)
+            if fitting is not None:
+                table.meta.update(fitting.meta)
             self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, self.work.tile))
         return table
+
+    def _seeing(self, mesh: Mesh, report: Report) -> Seeing | None:
+        """The PSF that the network is shown; None if it is shown none."""
+        if self.network is None or "psf" not in self.network.inputs:
+            return None
+        report("measuring the PSF", 0, 0)
+        seen = seeing(self.exposure, mesh, self.psf, self.psf_fwhm)
+        _log.info("PSF: FWHM %.3f pixels, from %s", seen.psf.fwhm, seen.psf.source)
+        return seen
 
     def _saturation(self, mesh: Mesh) -> float:
         """Saturation level of the source; infinite, with a warning, if blank sky exceeds the level of the header."""
@@ -329,7 +378,9 @@ class Plan:
         fits = {} if self.fitting is None else self.fitting.config
         config = {
             "weights": None if self.network is None else self.network.sha256,
-            "psf given": self.psf is not None,
+            "psf given": None if self.psf is None else self.psf.sha256,
+            "psf width": self.psf_fwhm,
+            "gain": self.gain,
             "factor": self.source.factor,
             "images": images,
             "noise kind": self.exposure.noise_kind,
@@ -464,8 +515,11 @@ def _at_scale_of(network: Weights, exposure: Exposure, resample: bool, *, refine
     """The image, resampled to the pixel scale of a network if requested; otherwise its pixel scale is checked."""
     scale = exposure.pixel_scale.value
     if not resample:
-        network.domain.check_scale(exposure.pixel_scale, refine=refine)
+        if isinstance(network.domain, Domain):
+            network.domain.check_scale(exposure.pixel_scale, refine=refine)
         return exposure
+    if not isinstance(network.domain, Domain):
+        raise InputError(f"`resample` is for weights of one pixel scale; {network.name} has none: leave it out.")
     if not np.isfinite(scale):
         raise InputError(f"{exposure.name} has no pixel scale to resample from: give `pixel_scale`.")
     grid = Resampled(exposure, scale / network.domain.pixel_scale)

@@ -17,12 +17,14 @@ from sersicnet.catalogue.parameters import possible
 from sersicnet.engine.fit import Fits, Status
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
-from sersicnet.image import detect, photometry, stars
+from sersicnet.image import detect, photometry, pixels, stars
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
+from sersicnet.image.psf import Psf
 from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stamps import SIGMA, Stamps, cut
+from sersicnet.image.views import psf_views
 from sersicnet.measuring.fitting import Fitters
 from sersicnet.output import Report, silent
 from sersicnet.schema import (
@@ -35,6 +37,7 @@ from sersicnet.schema import (
     Flag,
     Inputs,
     absolute_magnitude_of_rms,
+    noise_numbers,
 )
 
 STAMPS_AT_ONCE = 512
@@ -85,6 +88,10 @@ class Setting:
     network : (Path, str) or None
         Weights directory, and the required SHA-256 of its network; None for fits without a network.
     fitters : Fitters or None
+    psf : Psf or None
+        In the pixels of the exposure, for a network that is shown it.
+    gain : float or None
+        Electrons per image unit, for a network that is shown the photon noise.
     psf_width : float
         FWHM of the PSF, which moments are corrected for, pixels.
     profiles : bool
@@ -102,6 +109,8 @@ class Setting:
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     network: tuple[Path, str] | None = None
     fitters: Fitters | None
+    psf: Psf | None = None
+    gain: float | None = None
     psf_width: float = 0.0
     profiles: bool = False
     saturation: float
@@ -268,6 +277,7 @@ class Values(NamedTuple):
     targets: np.ndarray
     errors: np.ndarray
     theta: np.ndarray
+    theta_err: np.ndarray
     sky: np.ndarray
     chi2: np.ndarray
     status: np.ndarray
@@ -292,6 +302,7 @@ class Values(NamedTuple):
             targets=np.full((n, len(TARGET_NAMES)), np.nan),
             errors=np.full((n, len(TARGET_NAMES)), np.nan),
             theta=scene.of_source(scene.found.theta),
+            theta_err=np.full(n, np.nan),
             sky=np.full(n, np.nan),
             chi2=np.full(n, np.nan),
             status=np.full(n, -1),
@@ -382,12 +393,48 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
     report("measuring", 0, n)
     for rows, stamps in _stamps(scene, scene.source + 1):
         stamps.pixels[stamps.empty] = np.nan
-        values.targets[rows], errors, *_ = network.predict(Inputs(stamps=stamps.pixels))
-        if errors is not None:
-            values.errors[rows] = errors
+        found = _predicted(scene, stamps, scene.x[rows], scene.y[rows], network)
+        values.targets[rows] = found.targets
+        if found.errors is not None:
+            values.errors[rows] = found.errors
+        if found.theta is not None:
+            values.theta[rows], values.theta_err[rows] = found.theta, found.theta_err
         values.note(scene, rows, stamps)
         values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
         report("measuring", rows.stop, n)
+
+
+LEAST_PSF_ERROR = 0.01
+"""A PSF whose FWHM is known better than this counts as known."""
+
+
+def _predicted(
+    scene: _Scene, stamps: Stamps, x: np.ndarray, y: np.ndarray, network: weights.Weights
+) -> weights.Prediction:
+    """What the network answers; its errors include that of the PSF, from answers through a narrower and a wider one."""
+    setting, psf = scene.setting, scene.setting.psf
+    if psf is None:
+        return network.predict(Inputs(stamps.pixels))
+    correlation = pixels.correlation(setting.mesh.autocorrelation)
+    noise = noise_numbers(correlation, np.nan if setting.gain is None else setting.gain * stamps.rms)
+    labels, psfs = psf.cells(x, y)
+
+    def answer(stretch: float) -> weights.Prediction:
+        views = np.array([_views(one, stretch) for one in psfs])
+        # One for all is looked at once; of a varying PSF, the last bits must not depend on the cells of a tile.
+        return network.predict(Inputs(stamps.pixels, views[labels] if psf.varies else views, noise))
+
+    found = answer(1.0)
+    if psf.error < LEAST_PSF_ERROR or found.errors is None:
+        return found
+    narrower, wider = (answer(1 + sign * psf.error).targets for sign in (-1, 1))
+    return found._replace(errors=np.hypot(found.errors, (wider - narrower) / 2))
+
+
+@functools.lru_cache(256)
+def _views(psf: Psf, stretch: float) -> np.ndarray:
+    """What a network is shown of a constant PSF, made wider by a factor."""
+    return psf_views(psf.image, psf.oversampling / stretch)
 
 
 def _start(scene: _Scene, values: Values) -> None:
@@ -530,6 +577,7 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     values.x[at], values.y[at], values.theta[at] = x, y, theta
     values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
     values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
+    values.theta_err[at] = np.minimum(errors[:, 6], weights.UNKNOWN_ANGLE)
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
 
 

@@ -158,8 +158,8 @@ class Simulation:
         a fit to the stamp and a network that is shown the same stamp in the same direction: such
         a label does not reveal the network's error, and teaches it to follow the noise.
     telescopes : str
-        ``any``: every block of stamps is from another image, of another telescope; see `sersicnet.simulating.world`.
-        Empty for stamps of `instrument`.
+        Every block of stamps is from another image, of any telescope or a named one; see
+        `sersicnet.simulating.world.simulation`. Empty for stamps of `instrument`.
     """
 
     n: int

@@ -27,7 +27,7 @@ def _block(first: int) -> journal.Block:
     if not simulation.telescopes:
         return journal.pack(first, *draw_stamps(simulation, indices))
     number = first // dataset.BLOCK
-    piece = world.piece(simulation.seed, number)
+    piece = world.piece(simulation.telescopes, simulation.seed, number)
     images, truth = draw_stamps(piece.of(simulation), indices)
     for name, value in (("psf", number), ("fwhm", piece.fwhm), ("correlation", piece.correlation)):
         truth[name] = np.full(len(indices), float(value))

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sersicnet.errors import InputError
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.views import psf_views
 from sersicnet.schema import TARGETS
-from sersicnet.simulating import optics, population
+from sersicnet.simulating import observatories, optics, population
+from sersicnet.simulating.optics import Optics
 from sersicnet.simulating.population import Ranges
 from sersicnet.simulating.recipe import Prior, Simulation
 from sersicnet.simulating.telescopes import F160W, Instrument
 
 ANY = replace(F160W, name="any telescope", pixel_scale=1.0, zero_point=30.0, exposure=1.0, rms_low=1.0, rms_high=1.0)
 """Of a dataset of many telescopes: its pixels are as wide as its arcseconds, and each block has another noise."""
+
+ANYTHING = "any"
+"""Name of all telescopes together."""
 
 DEPTH = (24.0, 27.5)
 """AB magnitude of the rms of a pixel times its area in arcsec^2, which sets the number of neighbours; CANDELS: 25.8."""
@@ -142,27 +145,68 @@ class Piece:
         return replace(simulation, telescopes="", instrument=self.instrument, psfs=(self.psf,), prior=prior)
 
 
-def piece(seed: int, number: int) -> Piece:
-    """Draw a piece of an image of the world: the same one for the same seed and number."""
-    rng = np.random.default_rng([seed, number, 2])
-    drawn = optics.draw_optics(rng).image(2)
-    fwhm = full_width(drawn, 2)
-    shown = optics.measured(drawn, 2, rng)
-    views = psf_views(shown, 2)
-    oversampling = 2
-    if fwhm >= FINE:
-        drawn, oversampling = drawn[len(drawn) // 2 % 2 :: 2, len(drawn) // 2 % 2 :: 2], 1
+class _Exposed(NamedTuple):
+    """What is drawn of an image: its PSF, the width of its pixels in arcsec, and its noise."""
+
+    optics: Optics
+    pixel: float
+    depth: float  # AB magnitude of the rms of a pixel
+    electrons: float
+    tap: float
+
+
+def _of_any(rng: np.random.Generator) -> _Exposed:
+    drawn = optics.draw_optics(rng)
     pixel = float(np.exp(rng.uniform(*np.log(PIXELS))))
-    rms = 10 ** (-0.4 * (rng.uniform(*DEPTH) - 5 * np.log10(pixel) - ANY.zero_point))
+    depth = rng.uniform(*DEPTH) - 5 * np.log10(pixel)
     electrons = np.exp(rng.uniform(*np.log(ELECTRONS)))
-    tap = rng.uniform(*TAPS) * (rng.random() > 0.25)
+    return _Exposed(drawn, pixel, depth, electrons, rng.uniform(*TAPS) * (rng.random() > 0.25))
+
+
+def _of_telescope(name: str, rng: np.random.Generator) -> _Exposed:
+    """An image of a telescope, ``hst`` or ``hst-ir``, or of one of its filters, ``hst-ir/F160W``."""
+    name, _, band = name.partition("/")
+    cameras = observatories.telescopes(name)
+    camera = cameras[int(rng.integers(len(cameras)))]
+    pixel = float(rng.choice(camera.pixel_scales))
+    depth = camera.rms_magnitude(rng.uniform(*camera.depth), pixel)
+    electrons = np.exp(rng.uniform(*np.log(camera.electrons)))
+    # Of the noise (tap, 1, tap) along an axis, next neighbours correlate by 2 tap / (1 + 2 tap^2).
+    rho = min(rng.uniform(*camera.correlation), 0.7)
+    tap = (1 - np.sqrt(1 - 2 * rho**2)) / (2 * rho) if rho > 0 else 0.0
+    return _Exposed(camera.draw(rng, band or None, pixel), pixel, depth, electrons, tap)
+
+
+def piece(telescopes: str, seed: int, number: int) -> Piece:
+    """Draw a piece of an image of the world: the same one for the same arguments.
+
+    Parameters
+    ----------
+    telescopes : str
+        See `simulation`.
+    seed, number : int
+
+    Raises
+    ------
+    InputError
+        If there is no such telescope, or it lacks the filter.
+    """
+    rng = np.random.default_rng([seed, number, 2])
+    exposed = _of_any(rng) if telescopes == ANYTHING else _of_telescope(telescopes, rng)
+    drawn, oversampling = exposed.optics.image(2), 2
+    fwhm = full_width(drawn, 2)
+    views = psf_views(optics.measured(drawn, 2, rng), 2)
+    if fwhm >= FINE:
+        first = len(drawn) // 2 % 2
+        drawn, oversampling = drawn[first::2, first::2], 1
+    rms = float(10 ** (-0.4 * (exposed.depth - ANY.zero_point)))
     instrument = replace(
-        ANY, pixel_scale=pixel, exposure=float(electrons / rms), rms_low=float(rms), rms_high=float(rms),
-        sky_residual=0.03, noise_tap=float(tap),
+        ANY, pixel_scale=exposed.pixel, exposure=float(exposed.electrons / rms), rms_low=rms, rms_high=rms,
+        noise_tap=float(exposed.tap),
     )  # fmt: skip
     known = rng.random() < KNOWN_ELECTRONS
-    psf = Psf.of(drawn / drawn.sum(), f"PSF {number}", oversampling)
-    return Piece(instrument, psf, views, fwhm, instrument.correlation, float(electrons) if known else np.nan)
+    psf = Psf(f"PSF {number}", "", drawn / drawn.sum(), oversampling)
+    return Piece(instrument, psf, views, fwhm, instrument.correlation, float(exposed.electrons) if known else np.nan)
 
 
 def simulation(
@@ -172,7 +216,10 @@ def simulation(
 
     Parameters
     ----------
-    telescopes : {"any"}
+    telescopes : str
+        ``any``, for PSFs and noise beyond those of today's telescopes; or a telescope of
+        `sersicnet.simulating.observatories` such as ``hst``, one of its cameras, ``hst-ir``, or one of their filters,
+        ``hst-ir/F160W``.
     n, seed : int
     neighbours, centring : bool
         See `sersicnet.simulating.recipe.Simulation`.
@@ -180,10 +227,10 @@ def simulation(
     Raises
     ------
     InputError
-        If `telescopes` has another value.
+        If there is no such telescope, or it lacks the filter.
     """
-    if telescopes != "any":
-        raise InputError(f"`telescopes` is any; received {telescopes}.")
+    if telescopes != ANYTHING:
+        _of_telescope(telescopes, np.random.default_rng(0))
     unknown = Galaxies(1.0, ANY.zero_point, 1.0, 1.0)
     prior = Prior(mag=(0.0, 40.0), r_eff_pix=(RADII[0], RADII[1]), joint=unknown)
     return Simulation(n, seed, prior, ANY, neighbours=neighbours, centring=centring, telescopes=telescopes)

@@ -145,6 +145,7 @@ def train(
                 "summary": summary(network, examples, real, adapt, base, on_the_fly),
                 "errors": networks.ARCHITECTURES[network].spreads,
                 **({"orientation": True} if networks.ARCHITECTURES[network].oriented else {}),
+                "inputs": [port.name for port in task.predictor.inputs],
                 **fields,
                 "recipe": asdict(recipe),
                 "label_mean": task.scaling.mean.tolist(),

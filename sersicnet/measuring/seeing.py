@@ -1,0 +1,136 @@
+"""Which PSF a measurement uses: the user's, that of the image's stars, or one that is assumed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sersicnet.errors import InputError, warn
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.psf import Psf
+from sersicnet.image.sky import Mesh
+from sersicnet.image.starpsf import find_psf
+from sersicnet.image.views import psf_views, shape_of
+from sersicnet.measuring.tiles import DETECTOR
+from sersicnet.simulating import observatories
+
+KNOWN_ERROR, GIVEN_ERROR, GUESSED_ERROR = 0.05, 0.02, 0.2
+"""Relative 1 sigma error of the FWHM of a PSF that is assumed: that of the instrument, one of a given width, and one of
+the narrowest sources."""
+
+GUESS = 3.0
+"""FWHM of the PSF that is assumed if nothing at all is known, pixels."""
+
+BETA = 3.0
+"""Exponent of the Moffat profile of a PSF of which only the width is known."""
+
+SIDE = 257
+"""Side of the image of an assumed PSF, pixels; it is sampled twice a pixel."""
+
+
+class Seeing(NamedTuple):
+    """The PSF of a measurement.
+
+    Attributes
+    ----------
+    psf : Psf
+        In the pixels of the exposure; its ``source`` states where it is from, its ``error`` how well it is known.
+    assumed : bool
+        Whether it is neither a file nor of stars.
+    """
+
+    psf: Psf
+    assumed: bool = False
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Light within one and two FWHM, and the ellipticity; see `sersicnet.image.views.shape_of`."""
+        return shape_of(psf_views(self.psf.image, self.psf.oversampling), self.psf.fwhm)
+
+    def meta(self) -> dict[str, str | float]:
+        """Cards for the header of the catalogue."""
+        _, light, ellipticity = self.shape
+        return {
+            "PSFSRC": self.psf.source,
+            "PSFFWHM": self.psf.fwhm,
+            "PSFERR": self.psf.error,
+            "PSFLIGHT": float(light),
+            "PSFELLIP": float(ellipticity),
+            "PSFVARY": str(self.psf.varies),
+        }
+
+
+def seeing(exposure: Exposure, mesh: Mesh, psf: Psf | None, fwhm: float | None) -> Seeing:
+    """The PSF of an exposure: the given one, that of its stars, or an assumed one.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    mesh : Mesh
+        Its sky and noise.
+    psf : Psf, optional
+        The user's.
+    fwhm : float, optional
+        Width in pixels, if this is all that the user has.
+
+    Returns
+    -------
+    Seeing
+
+    Warns
+    -----
+    SersicnetWarning
+        If a PSF is assumed.
+    """
+    if psf is not None:
+        return Seeing(psf)
+    if fwhm is not None:
+        return Seeing(moffat(fwhm, f"--psf-fwhm {fwhm:g}", GIVEN_ERROR), assumed=True)
+    found, reason = find_psf(exposure, mesh, DETECTOR)
+    if found is not None:
+        return Seeing(found)
+    assumed = _of_header(exposure) or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
+    warn(
+        f"{exposure.name} shows no PSF ({reason}): {assumed.source} is assumed, with a FWHM of {assumed.fwhm:.2f} "
+        f"pixels known to {assumed.error:.0%}. Errors include that, and all rows are flagged. Give `psf` or `psf_fwhm`."
+    )
+    return Seeing(assumed, assumed=True)
+
+
+def moffat(fwhm: float, source: str, error: float) -> Psf:
+    """A round PSF of which only the width is known.
+
+    Parameters
+    ----------
+    fwhm : float
+        Full width at half maximum, pixels; the pixel is included.
+    source : str
+        Where the width is from.
+    error : float
+        Relative 1 sigma error of the width.
+
+    Raises
+    ------
+    InputError
+        If the width is not from 1 to 16 pixels.
+    """
+    if not 1 <= fwhm <= 16:
+        raise InputError(f"The FWHM of a PSF is from 1 to 16 pixels, the pixel included; received {fwhm:g}.")
+    line = (np.arange(SIDE) - SIDE // 2) / 2
+    scale = fwhm / 2 / np.sqrt(2 ** (1 / BETA) - 1)
+    image = (1 + (line[:, None] ** 2 + line**2) / scale**2) ** -BETA
+    return Psf.of(image / image.sum(), source, 2, source=source, error=error)
+
+
+def _of_header(exposure: Exposure) -> Psf | None:
+    """The usual PSF of the instrument and the filter that the header states."""
+    header, scale = exposure.image.header, exposure.pixel_scale.value
+    camera, band = (str(header.get(key, "")) for key in ("INSTRUME", "FILTER"))
+    if not (camera and np.isfinite(scale)):
+        return None
+    optics = observatories.known_psf(camera, band, scale)
+    if optics is None:
+        return None
+    source = f"the usual PSF of {camera} {band}"
+    return Psf.of(optics.image(2), source, 2, source=source, error=KNOWN_ERROR)
