@@ -232,12 +232,12 @@ def _seen_psf(psf: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTen
     y = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu")(x)
     y = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(y)
     y = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(y)
-    views = {width: star[..., i : i + 1] for width, i in ((1, 1), (2, 2), (4, 3))}
+    views = {width: star[:, :, :, i : i + 1] for width, i in ((1, 1), (2, 2), (4, 3))}
     sides = {0: (2, 4, 8, 16), 1: (4, 8, 16, 32), 2: (16, 32), 3: (16, 32)}
     fluxes = []
     for i, squares in sides.items():
         for side in squares:
-            inner = layers.Cropping2D((VIEW_SIZE - side) // 2)(star[..., i : i + 1])
+            inner = layers.Cropping2D((VIEW_SIZE - side) // 2)(star[:, :, :, i : i + 1])
             fluxes.append(layers.AveragePooling2D(side)(inner) * (side**2 / STAR * (0.25, 1, 2, 4)[i]))
     flat = layers.Flatten()(layers.Concatenate()(fluxes))
     return layers.Flatten()(y), first, layers.Concatenate()([flat, *_all_moments(views)])
