@@ -423,16 +423,19 @@ class Architecture(NamedTuple):
         a whitening matrix.
     oriented : bool
         Whether the covariance of the errors and the components of the ellipticity are predicted, too.
+    inputs : frozenset of str
+        Which of `sersicnet.schema.Inputs` it is shown.
     """
 
     build: Callable[[], keras.Model]
     log: bool
     spreads: bool
     oriented: bool = False
+    inputs: frozenset[str] = frozenset({"stamps"})
 
 
 ARCHITECTURES = {
-    "fovea": Architecture(fovea, log=True, spreads=True, oriented=True),
+    "fovea": Architecture(fovea, log=True, spreads=True, oriented=True, inputs=frozenset({"stamps", "psf", "noise"})),
     "fovea-fixed": Architecture(fovea_fixed, log=True, spreads=True),
     "tl": Architecture(tl, log=False, spreads=False),
     "dann": Architecture(dann, log=False, spreads=False),

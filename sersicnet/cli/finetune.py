@@ -65,8 +65,8 @@ def finetune(
         from sersicnet.training.recipe import FINETUNE
     from sersicnet.weights import load as loaded
 
-    galaxies = real_galaxies(real, image, zero_point)
-    network = loaded(weights, to_train=True).card["network"]
+    base = loaded(weights, to_train=True)
+    galaxies, network = real_galaxies(real, image, zero_point, base.inputs), base.card["network"]
     recipe = FINETUNE[network]
     with training_progress(quiet, network, tensorboard) as report:
         done = finetuning.finetune(

@@ -131,7 +131,7 @@ def train(
             start=start,
             test=test,
             adapt=adapt,
-            real=None if real is None else real_galaxies(real),
+            real=None if real is None else real_galaxies(real, inputs=training.inputs_of(network)),
             real_labels=real_labels,
             on_the_fly=on_the_fly,
             overwrite=overwrite,

@@ -137,7 +137,8 @@ def evaluate(
     names = [weights_names] if isinstance(weights_names, str | Path) else list(weights_names)
     networks = _labelled(names)
     result: dict[str, Any] = {"data": str(data)}
-    with _opened(data, image, zero_point) as source:
+    inputs = frozenset[str]().union(*(network.inputs for network in networks.values()))
+    with _opened(data, image, zero_point, inputs) as source:
         simulated = source if isinstance(source, Dataset) else None
         if limits and simulated is None:
             raise InputError(
@@ -149,7 +150,7 @@ def evaluate(
         snr = signal_to_noise(source) if isinstance(source, Dataset) else source.snr
         bounds = None if simulated is None or not limits else _estimates(simulated, report)
         if domains is not None:
-            with _opened(domains, image, zero_point) as other:
+            with _opened(domains, image, zero_point, inputs) as other:
                 result["domains"] = {"data": str(domains), **domain_tests.accuracies(source, other, networks, report)}
         measured = _measured(source, networks, shift, report)
     result["scores"] = {label: _scored(truth, found, snr) for label, found in measured.items()}
@@ -185,13 +186,13 @@ def _labelled(names: Sequence[str | Path]) -> dict[str, weights.Weights]:
 
 
 def _opened(
-    data: str | Path, image: str | Path | None, zero_point: float | None
+    data: str | Path, image: str | Path | None, zero_point: float | None, inputs: frozenset[str]
 ) -> AbstractContextManager[Dataset | Arrays]:
     from sersicnet.dataset import Dataset
     from sersicnet.training.labels import read_labels
 
     if holds_table(data):
-        return nullcontext(read_labels(data, image, zero_point))
+        return nullcontext(read_labels(data, image, zero_point, inputs))
     return Dataset(data)
 
 

@@ -197,7 +197,7 @@ def adapt(
             real = None
             if how != "none":
                 report("cutting galaxies", 0, 0)
-                real = labels.real_galaxies(image, zero_point=zero.value)
+                real = labels.real_galaxies(image, zero_point=zero.value, inputs=start.inputs)
             _train(run.path, start, real, how, n, epochs, seed, command, tell, report)
         report("testing", 0, 0)
         done = _finish(run.path, output, frame.name, found, start, how, n, prior)

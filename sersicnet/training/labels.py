@@ -16,10 +16,19 @@ import numpy as np
 
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
-from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, relative_magnitude
+from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, orientation, relative_magnitude
 
 
-def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
+STAMPS: frozenset[str] = frozenset({"stamps"})
+"""The inputs of a network that is shown nothing else."""
+
+
+def real_galaxies(
+    path: str | Path,
+    image: str | Path | None = None,
+    zero_point: float | None = None,
+    inputs: frozenset[str] = STAMPS,
+) -> Arrays:
     """Galaxies of another domain: a table of labels, a dataset, or a mosaic without labels.
 
     Parameters
@@ -31,6 +40,9 @@ def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point:
         a table is a table.
     image, zero_point
         As for `read_labels`; a mosaic takes the zero point alone.
+    inputs : frozenset of str
+        What the network is shown, see `sersicnet.weights.Weights.inputs`: with the PSF and the noise, those of the
+        images are measured.
 
     Returns
     -------
@@ -42,9 +54,9 @@ def real_galaxies(path: str | Path, image: str | Path | None = None, zero_point:
         from sersicnet.catalogue.parameters import holds_table
 
         if holds_table(path):
-            return read_labels(path, image, zero_point)
+            return read_labels(path, image, zero_point, inputs)
         if _MOSAIC.search(str(path)):
-            return mosaic_galaxies(path, zero_point)
+            return mosaic_galaxies(path, zero_point, inputs)
     with Dataset(path) as data:
         galaxies = data.selected(np.inf, None)
     galaxies.is_real[:] = True
@@ -57,7 +69,7 @@ MOST_GALAXIES = 10_000
 """Galaxies of a mosaic held in memory: 655 MB."""
 
 
-def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays:
+def mosaic_galaxies(path: str | Path, zero_point: float | None = None, inputs: frozenset[str] = STAMPS) -> Arrays:
     """Detect the galaxies of a mosaic and cut their stamps; nothing is known of their parameters.
 
     Left out are sources with a signal to noise below 10, stamps that reach beyond
@@ -71,6 +83,8 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
         FITS image, optionally with an extension in brackets.
     zero_point : float, optional
         AB magnitude of one image unit; from the header by default.
+    inputs : frozenset of str
+        As for `real_galaxies`.
 
     Returns
     -------
@@ -102,10 +116,22 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None) -> Arrays
     stamps = cut(frame.data, bad, sky, found.x[good], found.y[good], found.dilated(), good + 1)
     mags = zero - 2.5 * np.log10(found.flux[good])
     targets = np.full((len(good), len(TARGET_NAMES)), np.nan)
-    return Arrays(Inputs(stamps=stamps.pixels), targets, np.ones(len(good), bool), mags)
+    psf = noise = None
+    if "psf" in inputs:
+        from sersicnet.training.shown import Shown
+
+        shown = Shown(path, zero)
+        psf = shown.views(found.x[good], found.y[good])
+        noise = np.tile(shown.noise, (len(good), 1))
+    return Arrays(Inputs(stamps.pixels, psf, noise), targets, np.ones(len(good), bool), mags)
 
 
-def read_labels(path: str | Path, image: str | Path | None = None, zero_point: float | None = None) -> Arrays:
+def read_labels(
+    path: str | Path,
+    image: str | Path | None = None,
+    zero_point: float | None = None,
+    inputs: frozenset[str] = STAMPS,
+) -> Arrays:
     """Cut the stamps of labelled real galaxies.
 
     Parameters
@@ -114,7 +140,8 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         Table with the columns ``image`` (path, relative to the table; not needed with
         `image`), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
         ``r_eff`` (arcsec; both along the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``,
-        and if known ``snr``, in any format, units and spelling that
+        and if known ``snr``, ``theta`` (degrees from +x) and ``psf`` (a file of the PSF, relative to the table; by
+        default it is measured from the stars of the image), in any format, units and spelling that
         `sersicnet.catalogue.parameters.Galaxies` reads. Rows whose ``fit_status``, as
         `sersicnet fit` writes it, is not 0 are left out, and so are those in such a table whose
         fit went to a place outside of the image or without data.
@@ -122,6 +149,8 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
         The one image that all rows lie in.
     zero_point : float, optional
         AB magnitude of one image unit; from the headers by default.
+    inputs : frozenset of str
+        As for `real_galaxies`.
 
     Returns
     -------
@@ -148,6 +177,7 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
     good = np.ones(n, bool)
     stamps = np.empty((n, STAMP_SIZE, STAMP_SIZE), np.float32)
     targets = np.empty((n, len(TARGET_NAMES)))
+    beside = Inputs.empty(n) if "psf" in inputs else Inputs(stamps)
     by_image: dict[Path, list[int]] = {}
     for i, file_path in enumerate(labels.images):
         by_image.setdefault(file_path, []).append(i)
@@ -185,9 +215,18 @@ def read_labels(path: str | Path, image: str | Path | None = None, zero_point: f
             stamps[i] = stamp.pixels[0]
             relative = relative_magnitude(labels.mag[i], zero, stamp.rms[0])
             targets[i] = relative, labels.radius[i] / scale, labels.sersic_n[i], labels.ellipticity[i]
+        if beside.psf is not None and (rows := [k for k, i in enumerate(members) if good[i]]):
+            from sersicnet.training.shown import Shown
+
+            shown, which = Shown(file_path, zero), [members[k] for k in rows]
+            beside.psf[which] = shown.views(x[rows], y[rows], [labels.psf[i] for i in which] if labels.psf else ())
+            beside.noise[which] = shown.noise
     if not good.any():
         raise DatasetError(f"No row of {path} lies in its image. Is it a table of another one?")
-    arrays = Arrays(Inputs(stamps=stamps), targets, np.ones(n, bool), labels.mag, labels.snr)
+    turned = None if labels.theta is None else orientation(labels.ellipticity, labels.theta)
+    arrays = Arrays(
+        beside._replace(stamps=stamps), targets, np.ones(n, bool), labels.mag, labels.snr, orientation=turned
+    )
     return arrays if good.all() else arrays.taken(np.flatnonzero(good))
 
 
@@ -203,7 +242,9 @@ class _Labels(NamedTuple):
     mag, radius, sersic_n, ellipticity
     unit : str
         That of `radius`: ``pix`` or ``arcsec``.
-    snr : ndarray or None
+    snr, theta : ndarray or None
+    psf : list of Path or None
+        File of the PSF of each row; empty if the table has none.
     fitted : bool
         Whether `sersicnet fit` wrote it.
     where : callable
@@ -219,6 +260,8 @@ class _Labels(NamedTuple):
     ellipticity: np.ndarray
     unit: str
     snr: np.ndarray | None
+    theta: np.ndarray | None
+    psf: list[Path | None]
     fitted: bool
     where: Callable[[int], str]
 
@@ -269,10 +312,12 @@ class _Labels(NamedTuple):
                     what = f"{name} {why}; received {values[i]:g}" if why else f"{name} = {values[i]:g} is not physical"
                     raise DatasetError(f"{path}, {where(i)}: {what}.")
         first, second, mag, radius, n, e = used.values()
-        snr = galaxies.parameter("snr")
+        snr, theta = galaxies.parameter("snr"), galaxies.parameter("theta")
+        names = [galaxies.text("psf")[i] for i in rows] if galaxies.has("psf") else []
         return cls(
             images, np.column_stack([first, second]), places is sky, mag, radius, n, e, unit,
-            None if snr is None else snr[rows], status is not None, where,
+            None if snr is None else snr[rows], None if theta is None else theta[rows],
+            [path.parent / name if name else None for name in names], status is not None, where,
         )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def train(
                 "summary": summary(network, examples, real, adapt, base, on_the_fly),
                 "errors": networks.ARCHITECTURES[network].spreads,
                 **({"orientation": True} if networks.ARCHITECTURES[network].oriented else {}),
-                "inputs": [port.name for port in task.predictor.inputs],
+                "inputs": sorted(networks.ARCHITECTURES[network].inputs),
                 **fields,
                 "recipe": asdict(recipe),
                 "label_mean": task.scaling.mean.tolist(),
@@ -183,6 +183,12 @@ def network_of(start: str | Path | weights.Weights | None) -> str:
         return "fovea"
     base = start if isinstance(start, weights.Weights) else weights.load(start, to_train=True)
     return str(base.card["network"])
+
+
+def inputs_of(network: str) -> frozenset[str]:
+    """Which of `sersicnet.schema.Inputs` a network is shown; the stamps, if there is no such network."""
+    known = networks.ARCHITECTURES.get(network)
+    return frozenset({"stamps"}) if known is None else known.inputs
 
 
 def _checked(

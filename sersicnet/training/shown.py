@@ -1,0 +1,84 @@
+"""What a network is shown beside the stamps of real galaxies: the PSF and the noise of their image."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sersicnet.errors import DatasetError
+from sersicnet.image import detect
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffile import read_psf
+from sersicnet.image.sky import estimate_sky
+from sersicnet.image.starpsf import find_psf
+from sersicnet.image.views import psf_views
+from sersicnet.schema import noise_numbers
+
+
+class Shown:
+    """PSF and noise of one image.
+
+    Parameters
+    ----------
+    path : str or Path
+        The image.
+    zero_point : float
+        AB magnitude of one image unit.
+
+    Attributes
+    ----------
+    noise : ndarray, float32, (3,)
+        See `sersicnet.schema.noise_numbers`; the photon noise of galaxies is not known.
+    """
+
+    def __init__(self, path: str | Path, zero_point: float) -> None:
+        self.exposure = Exposure.open(path, zero_point=zero_point)
+        self._detector = detect.Detector()
+        self._mesh = estimate_sky(self.exposure, self._detector.threshold)
+        self.noise = noise_numbers(self._mesh.correlation, np.nan)
+
+    @functools.cached_property
+    def _stars(self) -> Psf:
+        psf, reason = find_psf(self.exposure, self._mesh, self._detector)
+        if psf is None:
+            raise DatasetError(
+                f"{self.exposure.name} shows no PSF ({reason}), which the network is shown: name a file of the PSF in a "
+                "column psf of the labels."
+            )
+        return psf
+
+    def views(self, x: np.ndarray, y: np.ndarray, files: Sequence[Path | None] = ()) -> np.ndarray:
+        """What the network is shown of the PSF at some positions.
+
+        Parameters
+        ----------
+        x, y : ndarray, float, (N,)
+            Zero-based pixels.
+        files : sequence of Path or None
+            A file of the PSF for each of them; without one, the PSF is that of the image's stars.
+
+        Returns
+        -------
+        ndarray, float32, (N, 4, 32, 32)
+
+        Raises
+        ------
+        DatasetError
+            If there is no file and the image shows too few stars.
+        InputError
+            If a file is no PSF of the image.
+        """
+        own: dict[Path | None, list[int]] = {}
+        for i in range(len(x)):
+            own.setdefault(files[i] if len(files) else None, []).append(i)
+        out = np.empty((len(x), *psf_views(np.ones((3, 3))).shape), np.float32)
+        for file, rows in own.items():
+            scale = self.exposure.pixel_scale.value
+            psf = self._stars if file is None else read_psf(file).on(self.exposure.image, scale)
+            labels, psfs = psf.cells(x[rows], y[rows])
+            out[rows] = np.array([psf_views(one.image, one.oversampling) for one in psfs])[labels]
+        return out
