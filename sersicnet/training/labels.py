@@ -18,7 +18,6 @@ from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, orientation, relative_magnitude
 
-
 STAMPS: frozenset[str] = frozenset({"stamps"})
 """The inputs of a network that is shown nothing else."""
 

@@ -46,8 +46,8 @@ class Shown:
         psf, reason = find_psf(self.exposure, self._mesh, self._detector)
         if psf is None:
             raise DatasetError(
-                f"{self.exposure.name} shows no PSF ({reason}), which the network is shown: name a file of the PSF in a "
-                "column psf of the labels."
+                f"{self.exposure.name} shows no PSF ({reason}), which the network is shown: name a file of the PSF "
+                "in a column psf of the labels."
             )
         return psf
 
