@@ -122,6 +122,7 @@ def cut_among_neighbours(
     expose: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
     centring: bool = False,
+    limit: float = np.inf,
 ) -> Stamps:
     """Put neighbours around a galaxy, detect, and cut its stamp as `measure` does.
 
@@ -144,6 +145,8 @@ def cut_among_neighbours(
         Draws the neighbours.
     centring : bool
         Whether the stamp of a galaxy that is not detected is centred off the galaxy, too.
+    limit : float
+        Neighbours fainter than this AB magnitude are left out.
 
     Returns
     -------
@@ -157,7 +160,7 @@ def cut_among_neighbours(
     bad = np.zeros(model.shape, bool)
     x, y = float(galaxy[0]), float(galaxy[1])
     for attempt in range(_MOST_ATTEMPTS):
-        around = draw_neighbours(rng, SIZE + 2 * MARGIN, instrument.pixel_scale)
+        around = draw_neighbours(rng, SIZE + 2 * MARGIN, instrument.pixel_scale, limit)
         others = [np.array(parameters(o, instrument)) for o in around] if attempt < _MOST_ATTEMPTS - 1 else []
         scene = model.copy()
         for other in others:

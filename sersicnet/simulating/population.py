@@ -320,7 +320,9 @@ _GALAXIES, _STARS = _counts(_LOG_GALAXIES), _counts(_LOG_STARS)
 _CANDELS_MIXTURE = candels_mixture()
 
 
-def draw_neighbours(rng: np.random.Generator, size: int, pixel_scale: float) -> list[dict[str, float]]:
+def draw_neighbours(
+    rng: np.random.Generator, size: int, pixel_scale: float, limit: float = np.inf
+) -> list[dict[str, float]]:
     """Draw the other objects of a piece of sky at high galactic latitude.
 
     Galaxies and stars have the counts of the 210 arcmin^2 of CANDELS/COSMOS in
@@ -338,6 +340,8 @@ def draw_neighbours(rng: np.random.Generator, size: int, pixel_scale: float) -> 
         Pixels a side.
     pixel_scale : float
         Arcsec per pixel.
+    limit : float
+        Objects fainter than this AB magnitude are left out.
 
     Returns
     -------
@@ -350,6 +354,8 @@ def draw_neighbours(rng: np.random.Generator, size: int, pixel_scale: float) -> 
     for (mag, number), is_star in ((_GALAXIES, False), (_STARS, True)):
         for brighter in rng.uniform(0, number[-1], rng.poisson(number[-1] * area)):
             m = float(np.interp(brighter, number, mag))
+            if m > limit:
+                continue
             shape = (_POINT, 1.0, 0.0)
             if not is_star:
                 r_eff, n, e = _CANDELS_MIXTURE.at_magnitude(float(np.clip(m, *CANDELS_RANGES["mag"])), rng)

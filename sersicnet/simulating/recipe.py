@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,6 +161,8 @@ class Simulation:
     telescopes : str
         Every block of stamps is from another image, of any telescope or a named one; see
         `sersicnet.simulating.world.simulation`. Empty for stamps of `instrument`.
+    neighbour_limit : float
+        AB magnitude of the faintest neighbours.
     """
 
     n: int
@@ -174,6 +177,7 @@ class Simulation:
     galaxies: str = "sersic"
     noiseless_labels: bool = False
     telescopes: str = ""
+    neighbour_limit: float = math.inf
 
     @property
     def real_like(self) -> bool:

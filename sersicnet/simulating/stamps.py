@@ -222,7 +222,8 @@ def _stamp(
         model = draw.paint(morphology.invent(galaxy, more), variant, neighbours.SIZE)
     else:
         model = draw.render(galaxy, neighbours.SIZE)
-    stamp = neighbours.cut_among_neighbours(model, galaxy, draw, instrument, expose, more, simulation.centring)
+    limit = simulation.neighbour_limit
+    stamp = neighbours.cut_among_neighbours(model, galaxy, draw, instrument, expose, more, simulation.centring, limit)
     image = stamp.pixels[0]
     truth["x"], truth["y"], truth["neighbours"] = stamp.x[0], stamp.y[0], stamp.neighbours[0]
     if simulation.real_like:

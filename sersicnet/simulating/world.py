@@ -142,7 +142,11 @@ class Piece:
         """The simulation of this piece alone."""
         rms, zero_point = self.instrument.rms_low, self.instrument.zero_point
         prior = replace(simulation.prior, joint=Galaxies(self.fwhm, zero_point, rms, self.correlation))
-        return replace(simulation, telescopes="", instrument=self.instrument, psfs=(self.psf,), prior=prior)
+        # A neighbour is seen if a star of its light has a signal to noise of at least 1.
+        faintest = rms * self.correlation * np.sqrt(4 * np.pi) * self.fwhm / 2.355
+        limit = float(zero_point - 2.5 * np.log10(faintest))
+        own = {"instrument": self.instrument, "psfs": (self.psf,), "prior": prior, "neighbour_limit": limit}
+        return replace(simulation, telescopes="", **own)
 
 
 class _Exposed(NamedTuple):
