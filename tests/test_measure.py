@@ -33,7 +33,7 @@ from sersicnet.simulating.telescopes import F160W, effective_psf
 
 measure = functools.partial(flat, module.measure)
 
-PLAIN = [column for column in COLUMNS if column.name not in ("image", "sky", "chi2", "fit_status")]
+PLAIN = [column for column in COLUMNS if column.name not in ("image", "theta_err", "sky", "chi2", "fit_status")]
 
 
 @pytest.fixture(scope="module")

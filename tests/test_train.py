@@ -418,14 +418,14 @@ def test_fine_tuning_keeps_the_better_schedule(small_dataset, tmp_path, tiny_net
 
 
 def test_the_head_alone_learns_while_the_body_is_frozen():
-    real = np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32)
+    real = shown(np.random.default_rng(0).normal(size=(8, 128, 128)).astype(np.float32))
     for body in (False, True):
         core = networks.fovea()
         names, before = [v.path for v in core.weights], core.get_weights()
         networks.freeze(core, body=not body)
         model, _ = losses.regression(core, FINETUNE["fovea"], steps=4)
         model.run_eagerly = True
-        model.train_on_batch(real, np.ones((8, 4), np.float32))
+        model.train_on_batch(networks.shown(core, real), np.ones((8, 6), np.float32))
         changed = {n for n, a, b in zip(names, before, core.get_weights(), strict=True) if not np.array_equal(a, b)}
         assert any("features" in name for name in changed)
         assert any("means" in name for name in changed)
@@ -443,10 +443,10 @@ def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "resnet"}, "one of fovea, tl, dann; received resnet"),
+        ({"network": "resnet"}, "one of fovea, fovea-fixed, tl, dann; received resnet"),
         ({"adapt": "dann"}, "give both `adapt` and `real`"),
         ({"adapt": "mmd"}, "one of dann, daregram; received mmd"),
-        ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea: give `network` fovea"),
+        ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea-fixed: give `network` fovea-fixed"),
         ({"limit": 30}, "at least 32 stamps; received 30"),
         ({"recipe": quick("fovea", alpha=1.5)}, "weight of the regression is from 0 to 1; received 1.5"),
         ({"recipe": quick("fovea", learning_rate=0.0)}, "learning rate is positive; received 0.0"),

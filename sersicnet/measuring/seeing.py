@@ -86,7 +86,7 @@ def seeing(exposure: Exposure, mesh: Mesh, psf: Psf | None, fwhm: float | None) 
     if psf is not None:
         return Seeing(psf)
     if fwhm is not None:
-        return Seeing(moffat(fwhm, f"--psf-fwhm {fwhm:g}", GIVEN_ERROR), assumed=True)
+        return Seeing(moffat(fwhm, f"a width of {fwhm:g} pixels", GIVEN_ERROR), assumed=True)
     found, reason = find_psf(exposure, mesh, DETECTOR)
     if found is not None:
         return Seeing(found)

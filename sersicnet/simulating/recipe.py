@@ -13,7 +13,6 @@ import numpy as np
 from sersicnet import dataset
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.image.psf import Psf, full_width
-from sersicnet.image.psffile import read_psf
 from sersicnet.schema import TARGET_NAMES, TARGETS
 from sersicnet.simulating import population
 from sersicnet.simulating.blank_sky import BlankSky, blank_sky
@@ -315,7 +314,7 @@ class Simulation:
             seed,
             chosen,
             instrument,
-            psfs=tuple(_sampled(read_psf(path)) for path in psf),
+            psfs=tuple(_read(path) for path in psf),
             psf_scatter=psf_scatter,
             sky=None if noise_from is None else blank_sky(noise_from, instrument, zero_point),
             neighbours=neighbours,
@@ -416,8 +415,11 @@ class Simulation:
         return dataset.TRUTH_COLUMNS + more + FIT_COLUMNS * self.real_like
 
 
-def _sampled(psf: Psf) -> Psf:
-    """A PSF sampled once a pixel, as stamps are drawn."""
+def _read(path: str | Path) -> Psf:
+    """The PSF of a file, sampled once a pixel, as stamps are drawn."""
+    from sersicnet.image.psffile import read_psf  # which needs Astropy; training on datasets does without
+
+    psf = read_psf(path)
     if psf.varies:
         warn(f"{psf.name} varies over the image: the PSF in the middle of its field is used.")
     if psf.oversampling > 1 and psf.fwhm < LEAST_SAMPLED:

@@ -314,7 +314,7 @@ def _measure(
         psf, source = _psf_of_weights(frame, stars, scale, start)
     width = full_width(psf) * scale.value
     domain = start.card["domain"]
-    alike = abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
+    alike = "pixel_scale" in domain and abs(scale.value / domain["pixel_scale"] - 1) < SCALE_TOLERANCE
     if used and alike and abs(width / domain["psf_fwhm"] - 1) > PSF_TOLERANCE:
         warn(
             f"The stars of {frame.name} have a FWHM of {width:.3f} arcsec, the PSF of {start.name} "
@@ -355,7 +355,12 @@ def _psf_of_weights(
     few = f"{frame.name} has fewer than {points.LEAST_STARS} stars that agree on a PSF"
     config = start.card["data"].get("config") or {}
     trained_on = config.get("instrument")
-    if trained_on is None or config.get("psfs") or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE:
+    if (
+        trained_on is None
+        or config.get("telescopes")
+        or config.get("psfs")
+        or abs(trained_on["pixel_scale"] / scale.value - 1) > SCALE_TOLERANCE
+    ):
         raise InputError(f"{few}: give `psf`.")
     psf = training_psf(trained_on)
     with np.errstate(invalid="ignore"):
@@ -379,8 +384,9 @@ def _psf_of_weights(
 def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | None) -> Instrument:
     """The instrument that simulations assume; noise and PSF come from the mosaic."""
     if gain is None:
-        trained_on = (start.card["data"].get("config") or {}).get("instrument")
-        if trained_on is None:
+        config = start.card["data"].get("config") or {}
+        trained_on = config.get("instrument")
+        if trained_on is None or config.get("telescopes"):
             raise InputError(f"The card of {start.name} states no exposure: give `gain`.")
         gain = trained_on["exposure"] * 10 ** (-0.4 * (found["zero_point"] - trained_on["zero_point"]))
         warn(
@@ -469,9 +475,10 @@ def _detectable(prior: str | Path, found: dict[str, Any]) -> Prior:
 
 def _in_words(found: dict[str, Any], start: weights.Weights) -> str:
     domain = start.card["domain"]
+    own = f"{domain['psf_fwhm']:.3f}" if "psf_fwhm" in domain else "any telescope"
     return (
         f"{found['image']}: {found['sources']} sources, {found['galaxies']} galaxies, {found['stars']} stars in the "
-        f"PSF; FWHM {found['psf_fwhm']:.3f} arcsec ({start.name}: {domain['psf_fwhm']:.3f}), {found['psf_source']}; "
+        f"PSF; FWHM {found['psf_fwhm']:.3f} arcsec ({start.name}: {own}), {found['psf_source']}; "
         f"rms {found['rms']:.3g} at zero point {found['zero_point']:.3f}; noise of large apertures "
         f"{found['correlation']:.2f} times that of independent pixels"
     )

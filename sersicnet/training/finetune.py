@@ -94,9 +94,9 @@ def finetune(
     rows = (0, n - n // 5), (n - n // 5, n)
 
     def task(core: keras.Model, model: keras.Model, arguments: Arguments) -> Task:
-        labels, judges = scaling(galaxies.targets), np.ones(n, bool)
-        components = galaxies.orientation if architecture.oriented else None
-        return Task(galaxies, *rows, model, core, arguments, labels, judges, scaling, components=components)
+        known = galaxies.orientation if architecture.oriented else None
+        learned = scaling(galaxies.targets), np.ones(n, bool), scaling, None, known
+        return Task(galaxies, *rows, model, core, arguments, *learned)
 
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 
@@ -161,7 +161,8 @@ def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
     """Whether targets lie within the ranges of the weights, bool, (N,); warns of others."""
     domain = base.card["domain"]
     ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
-    ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
+    if "rms" in domain:  # of one telescope, whose magnitudes are AB
+        ranges[0] = relative_magnitude(ranges[0], domain["zero_point"], domain["rms"])
     good = (targets >= ranges[:, 0]) & (targets <= ranges[:, 1])
     inside = np.asarray(good.all(axis=1))
     if not inside.all():
