@@ -43,7 +43,7 @@ from sersicnet.cli.shared import (
 
 def fit(
     image: Image,
-    psf: Annotated[Path, typer.Option(help="FITS image of the effective PSF.", show_default=False)],
+    psf: Annotated[Path, typer.Option(help="File of the effective PSF (an image, PSFEx, ...).", show_default=False)],
     positions: Annotated[
         Path | None,
         typer.Option(
