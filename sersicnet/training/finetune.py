@@ -102,10 +102,9 @@ def finetune(
 
     def follow(run: Run, schedule: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
         keras.utils.set_random_seed(seed)
-        core = architecture.build()
+        core, steps = architecture.build(), recipe.epochs * math.ceil(rows[0][1] / recipe.batch)
         core.set_weights(origin)
         freeze(core, body=not body)
-        steps = recipe.epochs * math.ceil(rows[0][1] / recipe.batch)
         state = fit(task(core, *regression(core, recipe, steps)), recipe, seed, run, report, schedule)
         found[schedule] = state, core.get_weights()
 
@@ -119,15 +118,14 @@ def finetune(
             slower = replace(recipe, learning_rate=recipe.learning_rate / 3)
             follow(run, "head-first", found["head"][1], slower, body=True)
         best = min(found, key=lambda name: found[name][0]["best"])
-        state, values = found[best]
         core = architecture.build()
-        core.set_weights(values)
+        core.set_weights(found[best][1])
         model, fields = finished(network, task(core, core, lambda *_: (None, None, None)))
         out, judges = predict(model, galaxies, *rows[1])
         seconds = sum(state["seconds"] for state, _ in found.values())
         card = {
             **start.card,
-            **base_card(output.name, network, core, {**state, "seconds": seconds}, seed, command),
+            **base_card(output.name, network, core, {**found[best][0], "seconds": seconds}, seed, command),
             "summary": f"`{start.name}` fine-tuned on {n:,} labelled {kind_of(real)} galaxies ({SCHEDULES[best]}).",
             **fields,
             "recipe": asdict(recipe),
