@@ -15,8 +15,9 @@ from scipy import special
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.mosaic import HeldImage
-from sersicnet.image.psf import core_of
-from sersicnet.image.psffile import read_psf
+from sersicnet.image.psf import Psf, core_of
+from sersicnet.image.psffield import Polynomial
+from sersicnet.image.psffile import read_psf, write_psf
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
 WIDTH, HEIGHT = 1200, 1000
@@ -517,3 +518,22 @@ def test_a_psf_of_piff_is_drawn_on_a_grid(write, monkeypatch):
     path = piff_file(lambda hdus, name: write(hdus, name="b.piff"))
     with pytest.raises(InputError, match=r"on the position only; that of .* also on gi_color"):
         read_psf(path)
+
+
+def test_a_constant_psf_that_is_written_is_read_again(tmp_path):
+    psf = Psf.of(drawn(samples=2), "mine", 2)
+    write_psf(tmp_path / "p.fits", psf, (HEIGHT, WIDTH))
+    again = read_psf(tmp_path / "p.fits")
+    assert again.oversampling == 2
+    np.testing.assert_allclose(again.image, psf.image, atol=1e-6)
+
+
+def test_a_varying_psf_that_is_written_is_the_same_everywhere(tmp_path):
+    middle = drawn(WIDTH / 2)
+    field = Polynomial((WIDTH / 2, HEIGHT / 2), (WIDTH / 2, HEIGHT / 2), ((0, 0), (1, 0)))
+    psf = Psf.varying(np.array([middle, drawn(WIDTH) - middle]), field, "mine")
+    write_psf(tmp_path / "p.fits", psf, (HEIGHT, WIDTH))
+    again = read_psf(tmp_path / "p.fits")
+    assert again.varies
+    for x, y in ((0.0, 0.0), (640.0, 100.0), (WIDTH - 1, HEIGHT - 1)):
+        np.testing.assert_allclose(again.at(x, y).image, psf.at(x, y).image, atol=2e-3 * middle.max())

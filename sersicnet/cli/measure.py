@@ -121,6 +121,10 @@ def measure(
     prior: Annotated[str, typer.Option(help="Prior of --refine: candels, none, or a table of galaxies.")] = "candels",
     model_error: ModelError = 0.05,
     robust: Robust = False,
+    psf_out: Annotated[
+        Path | None,
+        typer.Option(help="FITS file to write with the PSF that was used, which --psf reads.", show_default=False),
+    ] = None,
     model: Model = None,
     residual: Residual = None,
     regions: Annotated[Path | None, typer.Option(help="ds9 region file to write, .reg.", show_default=False)] = None,
@@ -168,7 +172,9 @@ def measure(
         from sersicnet.measuring.plan import Work
 
     maps = {"rms": rms, "wht": wht, "var": var, "mask": mask}
-    products = {"model": model, "residual": residual, "regions": regions, "report": report, "match": match}
+    products = {
+        "model": model, "residual": residual, "regions": regions, "report": report, "match": match, "psf_out": psf_out
+    }  # fmt: skip
     if len(paths) > 1:
         _check_several(output, positions=positions, **maps, **products)
     output = output or Path(stem(paths[0]) + "_cat.fits")

@@ -18,6 +18,7 @@ from sersicnet.image import mosaic
 from sersicnet.image.extensions import choose
 from sersicnet.image.psf import Psf, centred, core_of, framed, full_width, resampled
 from sersicnet.image.psffield import Nodes, Polynomial
+from sersicnet.output import whole
 
 STDPSF_OVERSAMPLING = 4
 """Samples per pixel of the STDPSF files of Anderson and collaborators, which have no keyword for it."""
@@ -55,6 +56,48 @@ _SKY = (
     "right_ascension declination",
 )  # fmt: skip
 _STAMPS = ("psf", "epsf", "image", "stamp", "data", "vignet", "psf_image", "psf_mask")
+
+
+WRITTEN = 9
+"""A PSF that varies is written at so many places along each axis of the image."""
+
+
+def write_psf(path: str | Path, psf: Psf, shape: tuple[int, int]) -> None:
+    """Write a PSF as a FITS file that `read_psf` reads.
+
+    Parameters
+    ----------
+    path : str or Path
+        Written whole or not at all.
+    psf : Psf
+        In the pixels of the image. A constant one is written as an image, a varying one as a stack of images at 9 x 9
+        places with a table of them, x and y from 0.
+    shape : (int, int)
+        Height and width of the image.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    places = np.zeros((0, 2))
+    images = psf.image
+    if psf.varies:
+        lines = (np.linspace(0, n - 1, WRITTEN) for n in shape)
+        places = np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)[:, ::-1]
+        images = np.array([psf.at(float(x), float(y)).image for x, y in places])
+    primary = fits.PrimaryHDU(images.astype(np.float32))
+    primary.header["OVERSAMP"] = (psf.oversampling, "samples per pixel of the image")
+    primary.header["FWHM"] = (psf.fwhm, "pixels of the image, in its middle")
+    primary.header["SOURCE"] = (printable(psf.source)[:60], "where the PSF is from")
+    hdus = fits.HDUList([primary])
+    if psf.varies:
+        columns = [
+            fits.Column(name, "D", unit="pix", array=values) for name, values in zip("xy", places.T, strict=True)
+        ]
+        hdus.append(fits.BinTableHDU.from_columns(columns, name="PLACES"))
+    with whole(Path(path)) as partial:
+        hdus.writeto(partial, overwrite=True, checksum=True)
 
 
 class _Found(NamedTuple):

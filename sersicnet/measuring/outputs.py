@@ -18,13 +18,21 @@ from sersicnet.catalogue.crossmatch import Comparison, Reference
 from sersicnet.errors import InputError, OutputError
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Source
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffile import write_psf
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
 from sersicnet.measuring.fitting import Fitters
 
 _IMAGES = (".fits", ".fit", ".fits.gz")
-_ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "report": (".html",)}
-_KINDS = {"model": "An image", "residual": "An image", "regions": "A region file", "report": "A report"}
+_ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "report": (".html",), "psf_out": _IMAGES}
+_KINDS = {
+    "model": "An image",
+    "residual": "An image",
+    "regions": "A region file",
+    "report": "A report",
+    "psf_out": "A PSF",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,8 @@ class Outputs:
         Region file for ds9, .reg.
     report : str or Path, optional
         Report on the run, .html.
+    psf_out : str or Path, optional
+        FITS file of the PSF that was used, which `sersicnet.image.psffile.read_psf` reads.
     match : str or Path, optional
         Another catalogue to compare with: ``NAME_match.md`` and ``.png`` are written beside the
         catalogue, and the report shows the comparison.
@@ -53,6 +63,7 @@ class Outputs:
     residual: str | Path | None = None
     regions: str | Path | None = None
     report: str | Path | None = None
+    psf_out: str | Path | None = None
     match: str | Path | None = None
     overwrite: bool = False
 
@@ -109,6 +120,8 @@ class Result:
         Sky and noise of `source`.
     values : Values
     fitters : Fitters or None
+    psf : Psf or None
+        The PSF that was used, in pixels of the exposure.
     tile : int
         Side of the tiles that images are written in, pixels.
     """
@@ -119,6 +132,7 @@ class Result:
     mesh: Mesh
     values: tiles.Values
     fitters: Fitters | None
+    psf: Psf | None
     tile: int
 
     @property
@@ -145,6 +159,7 @@ class Files:
     residual: Path | None = None
     regions: Path | None = None
     report: Path | None = None
+    psf_out: Path | None = None
     reference: Reference | None = None
 
     @property
@@ -168,6 +183,7 @@ class Files:
         products: list[Callable[[], None]] = [
             lambda: self._write_images(found),
             lambda: self._write_regions(found),
+            lambda: self._write_psf(found),
             lambda: self._write_comparison(comparison),
             lambda: self._write_report(found, comparison),
         ]
@@ -203,6 +219,10 @@ class Files:
     def _write_regions(self, found: Result) -> None:
         if self.regions is not None:
             ds9.write_regions(found.table, self.regions, found.exposure.image)
+
+    def _write_psf(self, found: Result) -> None:
+        if self.psf_out is not None and found.psf is not None:
+            write_psf(self.psf_out, found.psf, found.exposure.shape)
 
     def _write_comparison(self, comparison: Comparison | None) -> None:
         if comparison is None or not self.differences:

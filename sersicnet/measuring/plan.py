@@ -191,6 +191,8 @@ class Plan:
             )
         if gain is not None and not shown and fitting is None:
             raise InputError("`gain` belongs to fits: give `refine` with it.")
+        if files.psf_out is not None and not shown and fitting is None:
+            raise InputError("`psf_out` is written by a network that is shown the PSF, or by fits.")
         later = shown and psf is None  # the fits get the PSF that the image shows
         galaxies, places = _places(positions, exposure)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
@@ -336,7 +338,8 @@ class Plan:
             table.meta.update(meta)
             if fitting is not None:
                 table.meta.update(fitting.meta)
-            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, self.work.tile))
+            used = seen.psf if seen is not None else None if fitting is None else fitting.psf
+            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile))
         return table
 
     def _seeing(self, mesh: Mesh, report: Report) -> Seeing | None:
