@@ -144,3 +144,31 @@ def flat(verb, image, catalogue=None, *, refine=False, **options):
         options["refine"] = Fitting(**own[Fitting])
     image = Exposure.open(image, **exposure)
     return verb(image, outputs=Outputs(**own[Outputs]), work=Work(**own[Work]), **options)
+
+
+@pytest.fixture(scope="session")
+def psf_weights(tmp_path_factory, tiny_weights):
+    """Weights of any telescope that are shown PSF and noise, of random numbers: they work, and know nothing."""
+    from sersicnet import networks, weights
+    from sersicnet.networks import keras, ops
+
+    def build():
+        given, dense = networks.inputs(), keras.layers.Dense
+        sums = dense(17)(0.01 * ops.mean(given.stamps, axis=1)) + dense(17)(keras.layers.Flatten()(given.psf))
+        return keras.Model({port.name: port for port in given}, sums + 0.01 * dense(17)(given.noise), name="fovea")
+
+    keras.utils.set_random_seed(5)
+    known = networks.ARCHITECTURES["fovea"]
+    architecture, core = known._replace(build=build), build()
+    model = networks.with_units(architecture, core, np.array([-8, 1.5, 0.5, 0.3]), np.ones(4), error_scale=np.ones(4))
+    card = weights.load(tiny_weights).card
+    ranges = {"mag": [-20, 0], "r_eff_pix": [0.1, 64], "sersic_n": [0.3, 6.2], "ellipticity": [0, 0.97]}
+    psf = {"fwhm": [1.0, 8.0], "light_1": [0.5, 1.0], "light_2": [0.6, 1.0], "ellipticity": [0.0, 0.3]}
+    own = {
+        "name": "any", "network": "fovea", "parameters": core.count_params(), "errors": True, "orientation": True,
+        "inputs": sorted(known.inputs), "calibration": None,
+        "domain": {
+            "instrument": "any telescope", "telescopes": "any", "psf": psf, "correlation": [1.0, 2.9], "ranges": ranges
+        },
+    }  # fmt: skip
+    return weights.save(tmp_path_factory.mktemp("psf_weights") / "any", model, {**card, **own}).path

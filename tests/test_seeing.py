@@ -1,0 +1,109 @@
+"""Which PSF a measurement uses, and what follows for networks that are shown it."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from conftest import flat
+
+from sersicnet import weights
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffile import read_psf
+from sersicnet.measuring import seeing
+from sersicnet.measuring.measure import measure
+from sersicnet.schema import Flag
+from sersicnet.simulating.telescopes import F160W, effective_psf
+
+OURS = Psf.of(effective_psf(F160W), "f160w.fits")
+QUIET = pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+
+
+def measured(field, network, **options):
+    return flat(measure, field[0], weights=network, **options)
+
+
+def test_a_width_makes_a_psf_of_that_width():
+    for fwhm in (1.5, 3.0, 8.0):
+        psf = seeing.moffat(fwhm, "a width", 0.02)
+        assert psf.fwhm == pytest.approx(fwhm, rel=0.01)
+        assert psf.error == 0.02
+
+
+@pytest.mark.parametrize("fwhm", [0.5, 30.0, np.nan])
+def test_a_width_of_no_psf_is_an_error(fwhm):
+    with pytest.raises(InputError, match="from 1 to 16 pixels"):
+        seeing.moffat(fwhm, "a width", 0.02)
+
+
+def test_the_users_psf_is_used(field, psf_weights):
+    table = measured(field, psf_weights, psf=OURS)
+    assert table.meta["PSFSRC"] == "f160w.fits"
+    assert table.meta["PSFFWHM"] == pytest.approx(OURS.fwhm)
+    assert not (table["flags"] & Flag.PSF_ASSUMED).any()
+    assert np.isfinite(table["r_eff"]).all()
+    assert ((table["theta_err"] > 0) & (table["theta_err"] <= 52)).all()
+
+
+@QUIET
+def test_another_psf_gives_other_parameters(field, psf_weights):
+    one = measured(field, psf_weights, psf=OURS)
+    other = measured(field, psf_weights, psf=seeing.moffat(5.0, "wide", 0.0))
+    assert not np.isclose(one["r_eff"], other["r_eff"], rtol=1e-3).any()
+
+
+@QUIET
+def test_an_assumed_psf_is_flagged_and_widens_the_errors(field, psf_weights):
+    known = measured(field, psf_weights, psf=seeing.moffat(3.0, "file", 0.0))
+    assumed = measured(field, psf_weights, psf_fwhm=3.0)
+    assert (assumed["flags"] & Flag.PSF_ASSUMED).all()
+    np.testing.assert_allclose(assumed["r_eff"], known["r_eff"], rtol=1e-5)
+    assert (assumed["r_eff_err"] > known["r_eff_err"]).all()
+
+
+def test_without_stars_and_header_a_width_is_guessed(tmp_path, psf_weights, blank):
+    noise = np.random.default_rng(0).normal(0, 1, (300, 300)).astype(np.float32)
+    noise[100:110, 100:110] += 20
+    with pytest.warns(SersicnetWarning, match=r"shows no PSF.*Give `psf` or `psf_fwhm`"):
+        table = measure(Exposure.open(blank(data=noise), pixel_scale=0.1), weights=psf_weights)
+    assert (table["flags"] & Flag.PSF_ASSUMED).all()
+    assert table.meta["PSFERR"] == seeing.GUESSED_ERROR
+
+
+@QUIET
+def test_the_instrument_of_the_header_is_known(blank):
+    cards = {"MAGZERO": 25.0, "TELESCOP": "HST", "INSTRUME": "WFC3", "FILTER": "F160W"}
+    exposure = Exposure.open(blank(cards=cards), pixel_scale=0.06)
+    psf = seeing._of_header(exposure)
+    assert psf.source == "the usual PSF of WFC3 F160W"
+    assert psf.fwhm * 0.06 == pytest.approx(0.19, abs=0.02)
+
+
+def test_the_psf_that_was_used_is_written(field, psf_weights, tmp_path):
+    measured(field, psf_weights, psf=OURS, catalogue=tmp_path / "c.fits", psf_out=tmp_path / "psf.fits")
+    np.testing.assert_allclose(read_psf(tmp_path / "psf.fits").image, OURS.image, atol=1e-6)
+    assert fits.getheader(tmp_path / "psf.fits")["SOURCE"] == "f160w.fits"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"psf": OURS, "psf_fwhm": 3.0}, "`psf_fwhm` is for a network that is shown the PSF"),
+        ({"psf": OURS, "resample": True}, "`resample` is for weights of one pixel scale"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(field, psf_weights, options, message):
+    with pytest.raises(InputError, match=message):
+        measured(field, psf_weights, **options)
+
+
+def test_a_network_that_is_shown_no_psf_takes_no_width(field):
+    with pytest.raises(InputError, match="`psf_fwhm` is for a network that is shown the PSF"):
+        measured(field, weights.DEFAULT, psf_fwhm=3.0)
+
+
+@QUIET
+def test_any_pixel_scale_is_measured(field, psf_weights):
+    for scale in (0.03, 0.4):
+        table = measured(field, psf_weights, psf=OURS, pixel_scale=scale)
+        np.testing.assert_allclose(table["r_eff"].value, table["r_eff_pix"].value * scale, rtol=1e-5)
