@@ -336,7 +336,7 @@ _WINDOW = {"kernel_shape": "ints", "strides": "ints", "dilations": "ints", "pads
 _REDUCE = {"axes": "ints", "keepdims": "i"}
 OPERATORS: dict[str, tuple[Callable[[Node], Array], dict[str, str]]] = {
     **dict.fromkeys(("Abs", "Clip", "Exp", "Identity", "Log", "Neg", "Relu", "Sigmoid"), (_like, {})),
-    **dict.fromkeys(("Sign", "Sqrt", "Tanh"), (_like, {})),
+    **dict.fromkeys(("Reciprocal", "Sign", "Sqrt", "Tanh"), (_like, {})),
     **dict.fromkeys(("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"), (_broadcast, {})),
     **dict.fromkeys(("AveragePool", "MaxPool"), (_pool, _WINDOW)),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceSum"), (_reduce, _REDUCE)),
