@@ -286,7 +286,8 @@ class Plan:
         """
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
-            seen = self._seeing(mesh, report)
+            saturation = self._saturation(mesh)
+            seen = self._seeing(mesh, saturation, apply, report)
             fitting = self.fitting
             if fitting is None and self.refine is not None and seen is not None:
                 fitting = self.refine.of_image(self.exposure, seen.psf, self.network)
@@ -303,7 +304,7 @@ class Plan:
                 gain=self.gain,
                 psf_width=0.0 if fitting is None else fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
-                saturation=self._saturation(mesh),
+                saturation=saturation,
                 # A single tile uses all cores; several tiles are measured at once, with one core each.
                 threads=workers.cores() if len(self.cores) == 1 else 1,
             )
@@ -342,12 +343,12 @@ class Plan:
             self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile))
         return table
 
-    def _seeing(self, mesh: Mesh, report: Report) -> Seeing | None:
+    def _seeing(self, mesh: Mesh, saturation: float, apply: workers.Apply, report: Report) -> Seeing | None:
         """The PSF that the network is shown; None if it is shown none."""
         if self.network is None or "psf" not in self.network.inputs:
             return None
         report("measuring the PSF", 0, 0)
-        seen = seeing(self.exposure, mesh, self.psf, self.psf_fwhm)
+        seen = seeing(self.exposure, mesh, self.psf, self.psf_fwhm, saturation, workers.in_order(apply))
         _log.info("PSF: FWHM %.3f pixels, from %s", seen.psf.fwhm, seen.psf.source)
         return seen
 

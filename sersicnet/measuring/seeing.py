@@ -9,8 +9,8 @@ import numpy as np
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
-from sersicnet.image.sky import Mesh
-from sersicnet.image.starpsf import find_psf
+from sersicnet.image.sky import Map, Mesh
+from sersicnet.image.starpsf import ImagePsf, find_psf
 from sersicnet.image.views import psf_views, shape_of
 from sersicnet.measuring.tiles import DETECTOR
 from sersicnet.simulating import observatories
@@ -38,10 +38,13 @@ class Seeing(NamedTuple):
         In the pixels of the exposure; its ``source`` states where it is from, its ``error`` how well it is known.
     assumed : bool
         Whether it is neither a file nor of stars.
+    stars : ImagePsf or None
+        What is known of the stars that it is from.
     """
 
     psf: Psf
     assumed: bool = False
+    stars: ImagePsf | None = None
 
     @property
     def shape(self) -> np.ndarray:
@@ -51,17 +54,21 @@ class Seeing(NamedTuple):
     def meta(self) -> dict[str, str | float]:
         """Cards for the header of the catalogue."""
         _, light, ellipticity = self.shape
-        return {
+        out: dict[str, str | float] = {
             "PSFSRC": self.psf.source,
             "PSFFWHM": self.psf.fwhm,
             "PSFERR": self.psf.error,
             "PSFLIGHT": float(light),
             "PSFELLIP": float(ellipticity),
-            "PSFVARY": str(self.psf.varies),
         }
+        if self.stars is not None:
+            out.update(PSFSTARS=len(self.stars.x), PSFMIN=self.stars.narrowest, PSFMAX=self.stars.widest)
+        return out
 
 
-def seeing(exposure: Exposure, mesh: Mesh, psf: Psf | None, fwhm: float | None) -> Seeing:
+def seeing(
+    exposure: Exposure, mesh: Mesh, psf: Psf | None, fwhm: float | None, saturation: float = np.inf, apply: Map = map
+) -> Seeing:
     """The PSF of an exposure: the given one, that of its stars, or an assumed one.
 
     Parameters
@@ -73,6 +80,10 @@ def seeing(exposure: Exposure, mesh: Mesh, psf: Psf | None, fwhm: float | None) 
         The user's.
     fwhm : float, optional
         Width in pixels, if this is all that the user has.
+    saturation : float
+        Saturation level, image units; infinite if it is not known.
+    apply : callable
+        Applies a function to windows of the image, as `map` does.
 
     Returns
     -------
@@ -87,12 +98,12 @@ def seeing(exposure: Exposure, mesh: Mesh, psf: Psf | None, fwhm: float | None) 
         return Seeing(psf)
     if fwhm is not None:
         return Seeing(moffat(fwhm, f"a width of {fwhm:g} pixels", GIVEN_ERROR), assumed=True)
-    found, reason = find_psf(exposure, mesh, DETECTOR)
-    if found is not None:
-        return Seeing(found)
+    stars = find_psf(exposure, mesh, DETECTOR, saturation, apply)
+    if stars.psf is not None:
+        return Seeing(stars.psf, stars=stars)
     assumed = _of_header(exposure) or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
     warn(
-        f"{exposure.name} shows no PSF ({reason}): {assumed.source} is assumed, with a FWHM of {assumed.fwhm:.2f} "
+        f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of {assumed.fwhm:.2f} "
         f"pixels known to {assumed.error:.0%}. Errors include that, and all rows are flagged. Give `psf` or `psf_fwhm`."
     )
     return Seeing(assumed, assumed=True)

@@ -416,7 +416,7 @@ def _predicted(
     if psf is None:
         return network.predict(Inputs(stamps.pixels))
     correlation = pixels.correlation(setting.mesh.autocorrelation)
-    noise = noise_numbers(correlation, np.nan if setting.gain is None else setting.gain * stamps.rms)
+    noise = noise_numbers(correlation, (np.nan if setting.gain is None else setting.gain) * stamps.rms)
     labels, psfs = psf.cells(x, y)
 
     def answer(stretch: float) -> weights.Prediction:

@@ -43,13 +43,13 @@ class Shown:
 
     @functools.cached_property
     def _stars(self) -> Psf:
-        psf, reason = find_psf(self.exposure, self._mesh, self._detector)
-        if psf is None:
+        found = find_psf(self.exposure, self._mesh, self._detector, self.exposure.saturation)
+        if found.psf is None:
             raise DatasetError(
-                f"{self.exposure.name} shows no PSF ({reason}), which the network is shown: name a file of the PSF "
+                f"{self.exposure.name} shows no PSF ({found.reason}), which the network is shown: name a file of the PSF "
                 "in a column psf of the labels."
             )
-        return psf
+        return found.psf
 
     def views(self, x: np.ndarray, y: np.ndarray, files: Sequence[Path | None] = ()) -> np.ndarray:
         """What the network is shown of the PSF at some positions.
