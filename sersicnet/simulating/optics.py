@@ -22,6 +22,9 @@ _PERIOD = 192
 _RAYS = 120
 _COLOURS = (-0.5, 0.0, 0.5)
 
+_WEBB_STRUTS = (0.0, 150.0, 210.0)
+"""Degrees; the first is towards the middle of a side of the central hexagon."""
+
 RESAMPLINGS = ("none", "drizzle", "bilinear", "lanczos3")
 
 
@@ -41,7 +44,7 @@ class Optics:
     obscuration : float
         Diameter of the central obscuration, of that of the aperture.
     struts : int
-        Number of struts from the centre to the rim, at equal angles.
+        Number of struts from the centre to the rim, at equal angles; between hexagons, the three of JWST.
     strut_width : float
         Of a strut, in diameters of the aperture.
     hexagons : bool
@@ -181,8 +184,9 @@ class Optics:
         open_ = _hexagons(x, y, step, np.deg2rad(self.angle)) if self.hexagons else _inside(1 - radius, step)
         if self.obscuration and not self.hexagons:
             open_ = open_ * _inside(radius - self.obscuration, step)
-        for strut in range(self.struts):
-            turn = np.deg2rad(self.angle) + 2 * np.pi * strut / self.struts
+        apart = _WEBB_STRUTS if self.hexagons and self.struts else np.arange(self.struts) * 360 / max(self.struts, 1)
+        for strut in apart:
+            turn = np.deg2rad(self.angle + strut)
             cos, sin = float(np.cos(turn)), float(np.sin(turn))
             across, outward = y * cos - x * sin, x * cos + y * sin > 0
             hidden = _inside(self.strut_width + across, step) + _inside(self.strut_width - across, step) - 1
@@ -367,7 +371,7 @@ def _in_space(rng: np.random.Generator, fwhm: float) -> Optics:
     rms = 0.12 * rng.random() ** 1.5
     coefficients = rng.normal(size=12) / np.sqrt([1, 1, 1, 1, 1, 1.5, 1.5, 1, 3, 3, 3, 3])
     wavefront = rms * coefficients / np.sqrt((coefficients**2).sum())
-    hexagons = rng.random() < 0.35
+    hexagons = rng.random() < 0.45
     struts = 3 if hexagons else int(rng.choice([0, 3, 4, 6], p=[0.15, 0.25, 0.4, 0.2]))
     profiles: tuple[tuple[float, float, float], ...] = ()
     if rng.random() < 0.7:
@@ -491,11 +495,12 @@ def _with_power_law(
     ring = np.rint(radius).astype(int)
     profile = np.bincount(ring.ravel(), truth.ravel())[: middle + 1] / np.bincount(ring.ravel())[: middle + 1]
     half = int(np.argmax(profile < profile[0] / 2))
-    first = max(int(np.argmax(profile < limit)) if profile.min() < limit else middle, 3 * half, 3 * oversampling)
-    if first >= middle - 2:
+    first = max(int(np.argmax(profile < limit)) if profile.min() < limit else middle, 4 * half, 3 * oversampling)
+    if first > middle / 1.5:
         return stack
-    inner = max(int(first / 1.4), 1)
-    levels = np.maximum(profile[[inner, first]], 1e-3 * limit + 1e-30)
-    slope = np.log(levels[0] / levels[1]) / np.log(first / inner) + rng.normal(0, 0.4)
-    wings = levels[1] * np.exp(rng.normal(0, 0.1)) * (first / np.maximum(radius, 1)) ** np.clip(slope, 2, 5)
-    return np.where(radius < first, stack, wings)
+    # Rings wide enough for diffraction to average out, on both sides of where the power law begins.
+    inner, outer = (profile[a:b].mean() for a, b in ((int(first / 1.5), first), (first, int(1.5 * first))))
+    steepness = np.log(max(inner, limit / 100) / max(outer, limit / 100)) / np.log(1.5)
+    level = np.sqrt(max(inner, limit / 100) * max(outer, limit / 100)) * np.exp(rng.normal(0, 0.08))
+    slope = np.clip(steepness + rng.normal(0, 0.3), 2, 5)
+    return np.where(radius < first, stack, level * (first / np.maximum(radius, 1)) ** slope)
