@@ -244,7 +244,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("evaluate", "table.fits", "--truth", "table.fits", "--tolerance", "-1"), "A tolerance is positive"),
         (("evaluate", "table.fits", "--truth", "table.fits", "-w", "a", "--limits"), "received --weights, --limits"),
         (("simulate", "-o", "old.fits", "--n", "4"), "exists already"),
-        (("simulate", "--psf", "plain.fits"), "odd number of pixels"),
+        (("simulate", "--psf", "plain.fits"), "reaches at least a FWHM from its centre"),
         (("simulate", "--psf", "text.fits"), "not a readable FITS file"),
         (("simulate", "--noise-from", "nozp.fits"), "gives no zero point"),
         (("simulate", "--prior", "labels.csv"), "needs a column ellipticity or q"),

@@ -97,8 +97,8 @@ def measure(
     psf: Annotated[
         Path | None,
         typer.Option(
-            help="File of the effective PSF (an image, PSFEx, ...), for --refine and for the check of the weights' domain; "
-            "--refine takes the PSF of the weights by default.",
+            help="File of the effective PSF (an image, PSFEx, ...), for --refine and for the check of the weights' "
+            "domain; --refine takes the PSF of the weights by default.",
             show_default=False,
         ),
     ] = None,
