@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 
 from sersicnet import dataset
 from sersicnet.dataset import Dataset
-from sersicnet.errors import InputError, OutputError, WorkError
+from sersicnet.errors import InputError, OutputError, SersicnetWarning, WorkError
 from sersicnet.image import mosaic
 from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import full_width
@@ -504,3 +504,15 @@ def test_a_set_larger_than_the_disk_is_refused_at_once(tmp_path):
 
 def test_no_set_that_fits_is_refused(small_dataset):
     assert 2 * small_dataset.stat().st_size > 64 * LEAST_BYTES
+
+
+def test_stamps_are_drawn_with_one_sample_per_pixel_of_the_psf_in_the_middle(tmp_path):
+    fine = effective_psf(replace(F160W, pixel_scale=0.03), 123)
+    fits.PrimaryHDU(fine, fits.Header({"OVERSAMP": 2})).writeto(tmp_path / "fine.fits")
+    pair = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.array([fine, fine], np.float32))])
+    pair.append(fits.table_to_hdu(Table({"x": [0.0, 10], "y": [0.0, 10]})))
+    pair.writeto(tmp_path / "varying.fits")
+    (seen,) = Simulation.of_options(4, psf=[tmp_path / "fine.fits"]).psf_images()
+    np.testing.assert_allclose(seen, fine[1::2, 1::2] / fine[1::2, 1::2].sum(), atol=1e-6)
+    with pytest.warns(SersicnetWarning, match="varies over the image: the PSF in the middle of its field is used"):
+        assert len(Simulation.of_options(4, psf=[tmp_path / "varying.fits"]).psf_images()) == 1

@@ -404,7 +404,7 @@ def core_of(image: np.ndarray) -> Core:
     """Centre, width and ellipticity of the core of a PSF, by adaptive moments.
 
     The moments are weighted by the Gaussian that they describe (Bernstein & Jarvis 2002, AJ 123, 583), about the
-    brightest pixel of the image after a slight smoothing.
+    brightest pixel of the image after a slight smoothing. The centre is within the half width of this peak.
 
     Parameters
     ----------
@@ -424,6 +424,7 @@ def core_of(image: np.ndarray) -> Core:
     y, x = (np.arange(0, n - 1 + step / 2, step) for n in part.shape)
     fine = part if step == 1 else _interpolated(part, *np.meshgrid(y, x, indexing="ij"))
     centre = np.array([peak[0] - low[0], peak[1] - low[1]], float)
+    first, far = centre, 1 + np.sqrt(area / np.pi)
     start = max(area / np.pi / (2 * np.log(2)), 0.3)  # sigma squared: the area is that above half of the maximum
     moments = np.diag([start, start])
     for _ in range(60):
@@ -440,7 +441,7 @@ def core_of(image: np.ndarray) -> Core:
         values, vectors = np.linalg.eigh(new)
         new = (vectors * np.clip(values, 0.04, (reach / 2) ** 2)) @ vectors.T
         moved = max(np.abs(shift).max(), np.abs(new - moments).max() / np.trace(new))
-        centre, moments = np.clip(centre + np.clip(shift, -1, 1), 0, [y[-1], x[-1]]), new
+        centre, moments = np.clip(centre + np.clip(shift, -1, 1), first - far, first + far), new
         if moved < 1e-5:
             break
     minor, major = np.sqrt(np.linalg.eigvalsh(moments))

@@ -392,7 +392,7 @@ def saturated(stamps: Stamps, level: float = np.inf) -> np.ndarray:
     """
     middle = slice(STAMP_SIZE // 2 - 5, STAMP_SIZE // 2 + 4)
     centre = np.where(stamps.replaced[:, middle, middle], -np.inf, stamps.pixels[:, middle, middle])
-    centre = centre.reshape(len(centre), -1)
+    centre = centre.reshape(len(centre), (middle.stop - middle.start) ** 2)
     highest = centre.max(axis=1, initial=-np.inf, keepdims=True)
     with np.errstate(invalid="ignore"):
         reached = highest[:, 0] * stamps.rms >= level
