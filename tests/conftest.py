@@ -154,7 +154,7 @@ def psf_weights(tmp_path_factory, tiny_weights):
 
     def build():
         given, dense = networks.inputs(), keras.layers.Dense
-        sums = dense(17)(0.01 * ops.mean(given.stamps, axis=1)) + dense(17)(keras.layers.Flatten()(given.psf))
+        sums = dense(17)(0.01 * ops.mean(given.stamps, axis=1)) + dense(17)(10.0 * keras.layers.Flatten()(given.psf))
         return keras.Model({port.name: port for port in given}, sums + 0.01 * dense(17)(given.noise), name="fovea")
 
     keras.utils.set_random_seed(5)
