@@ -145,8 +145,8 @@ class Piece:
         # A neighbour is seen if a star of its light has a signal to noise of at least 1.
         faintest = rms * self.correlation * np.sqrt(4 * np.pi) * self.fwhm / 2.355
         limit = float(zero_point - 2.5 * np.log10(faintest))
-        own = {"instrument": self.instrument, "psfs": (self.psf,), "prior": prior, "neighbour_limit": limit}
-        return replace(simulation, telescopes="", **own)
+        one = replace(simulation, telescopes="", instrument=self.instrument, psfs=(self.psf,))
+        return replace(one, prior=prior, neighbour_limit=limit)
 
 
 class _Exposed(NamedTuple):

@@ -95,8 +95,8 @@ def finetune(
 
     def task(core: keras.Model, model: keras.Model, arguments: Arguments) -> Task:
         known = galaxies.orientation if architecture.oriented else None
-        learned = scaling(galaxies.targets), np.ones(n, bool), scaling, None, known
-        return Task(galaxies, *rows, model, core, arguments, *learned)
+        labels = scaling(galaxies.targets)
+        return Task(galaxies, *rows, model, core, arguments, labels, np.ones(n, bool), scaling, None, known)
 
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 

@@ -11,6 +11,7 @@ import numpy as np
 from sersicnet.errors import DatasetError
 from sersicnet.image import detect
 from sersicnet.image.exposure import Exposure
+from sersicnet.image.pixels import correlation
 from sersicnet.image.psf import Psf
 from sersicnet.image.psffile import read_psf
 from sersicnet.image.sky import estimate_sky
@@ -39,7 +40,7 @@ class Shown:
         self.exposure = Exposure.open(path, zero_point=zero_point)
         self._detector = detect.Detector()
         self._mesh = estimate_sky(self.exposure, self._detector.threshold)
-        self.noise = noise_numbers(self._mesh.correlation, np.nan)
+        self.noise = noise_numbers(correlation(self._mesh.autocorrelation), np.nan)
 
     @functools.cached_property
     def _stars(self) -> Psf:
