@@ -42,9 +42,9 @@ DEPARTURE, MOST_DEPARTURE = 6.0, 24.0
 STEP = 0.25
 """Spacing of the splines of the departure, FWHM."""
 
-_PRIOR, _PRIOR_VARIED = 0.5, 0.15  # standard deviation of the departure, as a fraction of the profile
-_ROUGH = 1.0  # standard deviation of the difference of neighbouring coefficients over that of a coefficient
-_MODEL_ERROR = 0.02  # of a pixel of a star, as a fraction of its value
+_PRIOR, _PRIOR_VARIED = 0.3, 0.15  # standard deviation of the departure, as a fraction of the profile
+_ROUGH = 0.4  # standard deviation of the difference of neighbouring coefficients over that of a coefficient
+_MODEL_ERROR = 0.01  # of a pixel of a star, as a fraction of its value
 _CLIP, _CLIP_MODEL, _CLIP_CENTRE = 5.0, 0.1, 0.1  # sigma, fraction of the value, pixels
 _SKY_ERROR = 0.03  # of the sky under a star, in units of the noise
 _MOVED = 2.0  # pixels that a centre may be from where it was expected
