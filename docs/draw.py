@@ -26,7 +26,7 @@ from scipy import ndimage
 from sersicnet.engine.fit import Fitter, Noise, Status
 from sersicnet.engine.noise import correlated_noise
 from sersicnet.image import detect, mosaic
-from sersicnet.image.psf import read_psf
+from sersicnet.image.psffile import read_psf
 from sersicnet.image.stamps import cut
 from sersicnet.schema import STAMP_SIZE, Flag
 from sersicnet.simulating import morphology as reallike

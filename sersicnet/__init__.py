@@ -32,7 +32,7 @@ _HOMES = {
     # what they take and return
     "Exposure": "image.exposure",
     "Psf": "image.psf",
-    "read_psf": "image.psf",
+    "read_psf": "image.psffile",
     "Fitting": "measuring.fitting",
     "Outputs": "measuring.outputs",
     "Work": "measuring.plan",

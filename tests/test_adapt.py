@@ -14,7 +14,8 @@ from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
-from sersicnet.image.psf import full_width, read_psf
+from sersicnet.image.psf import full_width
+from sersicnet.image.psffile import read_psf
 from sersicnet.measuring.measure import measure
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.neighbours import Camera

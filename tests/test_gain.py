@@ -10,7 +10,7 @@ from conftest import flat
 from sersicnet.engine.fit import Fitter, Noise
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, SersicnetWarning
-from sersicnet.image.psf import read_psf
+from sersicnet.image.psffile import read_psf
 from sersicnet.measuring import measure as module
 from sersicnet.schema import Flag
 from sersicnet.simulating.telescopes import F160W, effective_psf

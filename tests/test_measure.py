@@ -19,7 +19,9 @@ from sersicnet.errors import InputError, OutputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Sky
-from sersicnet.image.psf import Psf, read_psf
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffield import Polynomial
+from sersicnet.image.psffile import read_psf
 from sersicnet.image.regions import Regions, Threshold
 from sersicnet.image.stamps import cut
 from sersicnet.image.stars import saturated
@@ -955,3 +957,50 @@ def test_resampling_needs_a_scale_and_no_fit(finer, blank):
         pytest.raises(InputError, match="give `pixel_scale`"),
     ):
         measure(blank(), resample=True)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """An image whose PSF widens along x, with a galaxy in each of six cells: the PSF, the file and the galaxies."""
+    narrow, wide = effective_psf(F160W, 61), effective_psf(F160W, 61, stretch=1.8)
+    components = np.array([narrow, wide - narrow])
+    psf = Psf.varying(components, Polynomial((0.0, 0.0), (1500.0, 1500.0), ((0, 0), (1, 0))), "uneven.psf")
+    psf = psf.on(mosaic.HeldImage(np.zeros((600, 1500), np.float32)))
+    places = [(x, y) for y in (140.3, 560.2) for x in (150.2, 700.4, 1340.7)]
+    image = np.random.default_rng(3).normal(0, 1, (600, 1500)).astype(np.float32)
+    for x, y in places:
+        _, (here,) = psf.cells([x], [y])
+        row, column = round(y) - 64, round(x) - 64
+        drawn = Renderer(here.image, 128)(np.array([[x - column, y - row, 2e4, 4.0, 1.5, 0.7, 30.0]]))[0]
+        part = image[row : row + 128, column : column + 128]
+        part += drawn[: part.shape[0]]
+    cards = {"MAGZERO": 25.0, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.06 / 3600, "CDELT2": 0.06 / 3600}
+    path = write(tmp_path_factory.mktemp("uneven") / "image.fits", image, fits.Header(cards))
+    return psf, path, Table(np.array(places), names=("x", "y"))
+
+
+def fitted_with(psf, uneven, catalogue=None, **options):
+    _, path, places = uneven
+    return flat(module.fit, path, catalogue, psf=psf, positions=places, gain=1e6, model_error=0.0, **options)
+
+
+def test_fits_take_the_psf_of_the_place(uneven):
+    table = fitted_with(uneven[0], uneven)
+    np.testing.assert_allclose(table["r_eff_pix"].value, 4, rtol=0.02)
+    np.testing.assert_allclose(table["sersic_n"], 1.5, rtol=0.05)
+    np.testing.assert_allclose(table["ellipticity"], 0.3, atol=0.01)
+    constant = fitted_with(uneven[0].at(0, 300), uneven)
+    assert (constant["r_eff_pix"].value[[2, 5]] > 4.2).all()
+
+
+def test_fits_with_a_psf_that_varies_do_not_depend_on_the_tiles(uneven):
+    one, several = (fitted_with(uneven[0], uneven, tile=tile) for tile in (2048, 400))
+    for name in ("x", "mag", "r_eff_pix", "sersic_n", "ellipticity"):
+        np.testing.assert_allclose(np.asarray(one[name]), np.asarray(several[name]), rtol=1e-6, err_msg=name)
+
+
+def test_models_are_drawn_with_the_psf_of_the_place(uneven, tmp_path):
+    fitted_with(uneven[0], uneven, tmp_path / "cat.fits", residual=tmp_path / "residual.fits")
+    left = fits.getdata(tmp_path / "residual.fits")
+    for x, y in uneven[2]:
+        assert left[round(y) - 5 : round(y) + 6, round(x) - 5 : round(x) + 6].std() < 1.2

@@ -31,7 +31,7 @@ def adapt(
     psf: Annotated[
         Path | None,
         typer.Option(
-            help="FITS image of the effective PSF; measured from the mosaic's stars by default.", show_default=False
+            help="File of the effective PSF; measured from the mosaic's stars by default.", show_default=False
         ),
     ] = None,
     gain: Annotated[

@@ -43,7 +43,7 @@ from sersicnet.cli.shared import (
 
 def fit(
     image: Image,
-    psf: Annotated[Path, typer.Option(help="FITS image of the effective PSF.", show_default=False)],
+    psf: Annotated[Path, typer.Option(help="File of the effective PSF (an image, PSFEx, ...).", show_default=False)],
     positions: Annotated[
         Path | None,
         typer.Option(
@@ -71,7 +71,7 @@ def fit(
     noise_includes: NoiseIncludes = None,
     noise_as_given: NoiseAsGiven = False,
     mask: Mask = None,
-    psf_oversampling: Oversampling = 1,
+    psf_oversampling: Oversampling = None,
     gain: Annotated[
         float | None,
         typer.Option(help="Electrons per image unit, for the Poisson noise of the galaxies.", show_default=False),
@@ -96,7 +96,7 @@ def fit(
     with importing():
         from sersicnet.catalogue.table import stem
         from sersicnet.image.exposure import Exposure
-        from sersicnet.image.psf import read_psf
+        from sersicnet.image.psffile import read_psf
         from sersicnet.measuring import measure as measuring
         from sersicnet.measuring.fitting import Fitting
         from sersicnet.measuring.outputs import Outputs

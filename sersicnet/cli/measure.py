@@ -97,12 +97,12 @@ def measure(
     psf: Annotated[
         Path | None,
         typer.Option(
-            help="FITS image of the PSF, for --refine and for the check of the weights' domain; --refine takes the PSF "
-            "of the weights by default.",
+            help="File of the effective PSF (an image, PSFEx, ...), for --refine and for the check of the weights' domain; "
+            "--refine takes the PSF of the weights by default.",
             show_default=False,
         ),
     ] = None,
-    psf_oversampling: Oversampling = 1,
+    psf_oversampling: Oversampling = None,
     gain: Annotated[
         float | None,
         typer.Option(
@@ -153,7 +153,7 @@ def measure(
     with importing():
         from sersicnet.catalogue.table import stem
         from sersicnet.image.exposure import Exposure
-        from sersicnet.image.psf import read_psf
+        from sersicnet.image.psffile import read_psf
         from sersicnet.measuring import measure as measuring
         from sersicnet.measuring.fitting import Fitting
         from sersicnet.measuring.outputs import Outputs

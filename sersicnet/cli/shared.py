@@ -71,7 +71,13 @@ NoiseAsGiven = Annotated[
 ]
 Mask = Annotated[Path | None, typer.Option(help="FITS image; nonzero pixels are ignored.", show_default=False)]
 Oversampling = Annotated[
-    int, typer.Option("--psf-oversampling", help="Number of PSF pixels along one image pixel.", min=1)
+    int | None,
+    typer.Option(
+        "--psf-oversampling",
+        help="Number of PSF pixels along one image pixel; from the header of the PSF, or 1, by default.",
+        min=1,
+        show_default=False,
+    ),
 ]
 ModelError = Annotated[
     float,

@@ -63,7 +63,7 @@ def simulate(
     psf: Annotated[
         list[Path] | None,
         typer.Option(
-            help="FITS image of the effective PSF, HST F160W by default. Repeat it for several PSFs; each stamp is "
+            help="File of the effective PSF, HST F160W by default. Repeat it for several PSFs; each stamp is "
             "drawn with one of them.",
             show_default=False,
         ),

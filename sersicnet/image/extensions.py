@@ -17,7 +17,7 @@ WORDS = {
     "wht": ("WHT", "IVM", "IVAR", "INVVAR", "WEIGHT", "WEIGHTS", "WGT"),
     "var": ("VAR", "VARIANCE"),
     "mask": ("MASK", "DQ", "MSK", "BPM", "FLAGS"),
-    "psf": ("PSF", "EPSF"),
+    "psf": ("PSF", "EPSF", "OVERDIST"),
     "fit": ("MODEL", "RESID", "RESIDUAL", "RESIDUALS"),
     "depth": ("CON", "CTX", "CONTEXT", "AREA", "NEXP", "COVERAGE", "TIME"),
 }
@@ -79,8 +79,6 @@ def choose(
     held = [i for i in held if min(hdus[i].shape) > 0] or held
     if not held:
         what = ", ".join(type(unit).__name__ for unit in hdus)
-        if kind == "psf" and "PSF_DATA" in hdus:
-            what += " of PSFEx: evaluate its model at a position, and write that as an image"
         raise InputError(f"{path} holds no image, only {what}.")
     held = [i for i in held if _is_plane(hdus[i].shape, least)] or held
     galfit = any("CONVBOX" in unit.header and "FITSECT" in unit.header for unit in hdus)

@@ -281,7 +281,7 @@ class FitsImage(Image):
         """The pixels of a window, float32 in native byte order; blank pixels are NaN."""
         if self._held is not None:
             return self._held[window].copy()
-        with _readable(self._path), np.errstate(over="ignore"):  # values beyond single precision become infinite
+        with readable(self._path), np.errstate(over="ignore"):  # values beyond single precision become infinite
             if self._plain is not None:
                 return self._part(*self._plain, window)
             if self._open is None:
@@ -406,7 +406,7 @@ def _header_of(cards: Mapping[str, Any]) -> fits.Header:
 
 
 @contextmanager
-def _readable(path: Path | str) -> Iterator[None]:
+def readable(path: Path | str) -> Iterator[None]:
     """Turn astropy's errors about a damaged file into one line."""
     try:
         with warnings.catch_warnings():
@@ -460,24 +460,15 @@ def read_image(
         If there is no such file or extension, it is damaged or cannot be downloaded, or it is not an
         image of two dimensions with finite pixels. Axes of one pixel before them are dropped.
     """
-    path = Path(path)
-    if hdu is None and not path.exists() and (bracketed := re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))):
-        path, hdu = Path(bracketed[1]), bracketed[2]
-    label, suffix = str(path), path.suffix.lower()
-    if address := _ADDRESS.match(label):
-        label = f"{address[1]}://{label[address.end() :]}"
-        path = _downloaded(label)
-    if path.is_dir() or not path.exists():
-        what = "a directory" if path.is_dir() else "no such file"
-        raise InputError(f"An image is a FITS file; {path} is {what}.")
+    path, hdu, label = located(path, hdu)
     held = None
-    if suffix == ".asdf":
+    if label.lower().endswith(".asdf"):
         from sersicnet.image import roman
 
         data, header = roman.read(path, hdu, kind)
         check_shape(label, data.shape, shape, least)
         return HeldFile(path, data, header, label)
-    with _readable(label), path.open("rb") as file:
+    with readable(label), path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         # The file is opened here because astropy does not close a damaged file.
@@ -506,6 +497,27 @@ def read_image(
                 with np.errstate(over="ignore"):
                     held = np.ascontiguousarray(unit.data, dtype=np.float32).reshape(found)
     return FitsImage(path, chosen, header, (found[0], found[1]), held, name)
+
+
+def located(path: str | Path, hdu: int | str | None = None) -> tuple[Path, int | str | None, str]:
+    """The file of a path or an address, the extension in brackets after it, and the name for messages.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it cannot be downloaded.
+    """
+    path = Path(path)
+    if hdu is None and not path.exists() and (bracketed := re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path))):
+        path, hdu = Path(bracketed[1]), bracketed[2]
+    label = str(path)
+    if address := _ADDRESS.match(label):
+        label = f"{address[1]}://{label[address.end() :]}"
+        path = _downloaded(label)
+    if path.is_dir() or not path.exists():
+        what = "a directory" if path.is_dir() else "no such file"
+        raise InputError(f"An image is a FITS file; {path} is {what}.")
+    return path, hdu, label
 
 
 def _downloaded(address: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sersicnet.engine.prior import Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels
-from sersicnet.image.psf import Psf, full_width
+from sersicnet.image.psf import Psf
 from sersicnet.image.sky import Mesh
 from sersicnet.schema import TARGET_NAMES
 from sersicnet.simulating import population
@@ -25,6 +26,9 @@ from sersicnet.weights import Weights
 
 PRIOR_SAMPLE = 4000
 """Number of galaxies drawn from a distribution to make a prior."""
+
+MOST_FITTERS = 64
+"""Number of fitters that a process keeps, for as many cells of an image."""
 
 UNUSUAL = 1e6
 """Fits use a unit of their own if the noise of an image is above this number or below its inverse."""
@@ -140,6 +144,8 @@ class ImageFitting:
     def config(self) -> dict[str, Any]:
         """Options of the fits that must be the same in a run that continues an unfinished one."""
         seen = hashlib.sha256(np.ascontiguousarray(self.psf.image).tobytes())
+        if self.psf.varies:
+            seen.update(self.psf.sha256.encode())
         if self.assumed is not None:
             seen.update(self.assumed.mean.tobytes() + self.assumed.precision.tobytes())
         own = self.options
@@ -161,20 +167,63 @@ class ImageFitting:
     @property
     def psf_width(self) -> float:
         """FWHM of the PSF, image pixels."""
-        return full_width(self.psf.image, self.psf.oversampling)
+        return self.psf.fwhm
 
-    def fitter(self, mesh: Mesh) -> Fitter:
-        """The fitter of the image, with its noise."""
+    def fitters(self, mesh: Mesh) -> Fitters:
+        """The fitters of the image, with its noise."""
         gain = np.inf if self.gain is None else self.gain
-        noise = Noise(mesh.autocorrelation, gain, SKY_LEFT, self.options.model_error)
-        return Fitter(
-            self.psf.image,
-            noise,
+        return Fitters(
+            self.psf,
+            Noise(mesh.autocorrelation, gain, SKY_LEFT, self.options.model_error),
             prior=self.assumed,
             robust=self.options.robust,
-            psf_oversampling=self.psf.oversampling,
             unit=_unit(float(np.median(mesh.rms))),
         )
+
+
+class Fitters:
+    """The fitters of an image, each for the PSF of a cell of it; one for a constant PSF.
+
+    Parameters
+    ----------
+    psf : Psf
+        In the pixels of the image.
+    noise : Noise
+    **options
+        Options of `sersicnet.engine.fit.Fitter`.
+
+    Raises
+    ------
+    InputError
+        If the PSF or the noise cannot be used.
+    """
+
+    def __init__(self, psf: Psf, noise: Noise, **options: Any) -> None:
+        self._psf, self._noise, self._options = psf, noise, options
+        self._made = {psf.sha256: self._fitter(psf)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Fitters of a varying PSF are made again by the process that needs them.
+        return {**self.__dict__, "_made": {}} if self._psf.varies else self.__dict__
+
+    def groups(self, x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, Fitter]]:
+        """Indices of the positions of each cell, and its fitter; see `sersicnet.image.psf.Psf.cells`.
+
+        Parameters
+        ----------
+        x, y : ndarray, float, (N,)
+            Zero-based pixels.
+        """
+        labels, psfs = self._psf.cells(x, y)
+        for label, psf in enumerate(psfs):
+            if psf.sha256 not in self._made:
+                if len(self._made) >= MOST_FITTERS:
+                    self._made.clear()
+                self._made[psf.sha256] = self._fitter(psf)
+            yield np.flatnonzero(labels == label), self._made[psf.sha256]
+
+    def _fitter(self, psf: Psf) -> Fitter:
+        return Fitter(psf.image, self._noise, psf_oversampling=psf.oversampling, **self._options)
 
 
 def _unit(rms: float) -> float:

@@ -83,7 +83,7 @@ def measure(
     weights : str, Path or Weights
         Name of shipped weights, or a weights directory.
     psf : str, Path or Psf, optional
-        The effective PSF of the image, see `sersicnet.image.psf.read_psf`. Its width is compared with
+        The effective PSF of the image, see `sersicnet.image.psffile.read_psf`. Its width is compared with
         the domain of the weights, and the fits use it. By default the width is measured from the
         image's stars, and the fits use the PSF of the weights' domain.
     refine : Fitting, optional
@@ -151,7 +151,7 @@ def fit(
     exposure, outputs, work, command, report
         As for `measure`.
     psf : str, Path or Psf
-        The effective PSF of the image, see `sersicnet.image.psf.read_psf`.
+        The effective PSF of the image, see `sersicnet.image.psffile.read_psf`.
     fitting : Fitting, optional
         Options of the fits. The default has no prior, so that the results can serve as training labels.
         Without a gain, galaxies have no Poisson noise, and the cores of bright galaxies get too much weight.

@@ -15,12 +15,12 @@ from sersicnet.catalogue import crossmatch, ds9, report
 from sersicnet.catalogue import table as tables
 from sersicnet.catalogue.columns import Draw
 from sersicnet.catalogue.crossmatch import Comparison, Reference
-from sersicnet.engine.fit import Fitter
 from sersicnet.errors import InputError, OutputError
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Source
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
+from sersicnet.measuring.fitting import Fitters
 
 _IMAGES = (".fits", ".fit", ".fits.gz")
 _ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "report": (".html",)}
@@ -108,7 +108,7 @@ class Result:
     mesh : Mesh
         Sky and noise of `source`.
     values : Values
-    fitter : Fitter or None
+    fitters : Fitters or None
     tile : int
         Side of the tiles that images are written in, pixels.
     """
@@ -118,16 +118,16 @@ class Result:
     source: Source
     mesh: Mesh
     values: tiles.Values
-    fitter: Fitter | None
+    fitters: Fitters | None
     tile: int
 
     @property
     def draw(self) -> Draw | None:
         """A function that draws the models of all fitted galaxies in a window; None without fits."""
-        if self.fitter is None:
+        if self.fitters is None:
             return None
         zero_point = self.exposure.zero_point.value
-        return functools.partial(tiles.drawn, values=self.values, zero_point=zero_point, fitter=self.fitter)
+        return functools.partial(tiles.drawn, values=self.values, zero_point=zero_point, fitters=self.fitters)
 
     def mesh_of_image(self) -> Mesh:
         """Sky and noise of the original image."""

@@ -19,8 +19,7 @@ import sersicnet
 from sersicnet import weights, workers
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, warn
-from sersicnet.image import psf as psfs
-from sersicnet.image import stars
+from sersicnet.image import psffile, stars
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
 from sersicnet.image.mosaic import Image
@@ -119,7 +118,7 @@ class Plan:
     network : Weights or None
         None for fits without a network.
     psf : Psf or None
-        The user's PSF.
+        The user's PSF, in the pixels of the exposure.
     fitting : ImageFitting or None
         None without fits.
     places : ndarray, float64, (N, 2) or None
@@ -169,8 +168,9 @@ class Plan:
         files = outputs.checked(exposure.image.path)
         if network is not None and not isinstance(network, Weights):
             network = weights.load(network)
-        if psf is not None and not isinstance(psf, Psf):
-            psf = psfs.read_psf(psf)
+        if psf is not None:
+            psf = psf if isinstance(psf, Psf) else psffile.read_psf(psf)
+            psf = psf.on(exposure.image, exposure.pixel_scale.value)
         galaxies, places = _places(positions, exposure)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale)
@@ -260,7 +260,7 @@ class Plan:
         """
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
-            fitter = None if self.fitting is None else self.fitting.fitter(mesh)
+            fitters = None if self.fitting is None else self.fitting.fitters(mesh)
             setting = tiles.Setting(
                 exposure=self.source,
                 zero_point=self.exposure.zero_point.value,
@@ -268,7 +268,7 @@ class Plan:
                 places=self.places,
                 starts=self.starts,
                 network=None if self.network is None else (self.network.path, self.network.sha256),
-                fitter=fitter,
+                fitters=fitters,
                 psf_width=0.0 if self.fitting is None else self.fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
                 saturation=self._saturation(mesh),
@@ -296,7 +296,7 @@ class Plan:
             table.meta.update(meta)
             if self.fitting is not None:
                 table.meta.update(self.fitting.meta)
-            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitter, self.work.tile))
+            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, self.work.tile))
         return table
 
     def _saturation(self, mesh: Mesh) -> float:

@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 
 from sersicnet import weights
 from sersicnet.catalogue.parameters import possible
-from sersicnet.engine.fit import Fits, Fitter, Status
+from sersicnet.engine.fit import Fits, Status
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry, stars
@@ -23,6 +23,7 @@ from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stamps import SIGMA, Stamps, cut
+from sersicnet.measuring.fitting import Fitters
 from sersicnet.output import Report, silent
 from sersicnet.schema import (
     CROWDED_LIMIT,
@@ -83,7 +84,7 @@ class Setting:
         Start parameters of the fits at the positions, by name.
     network : (Path, str) or None
         Weights directory, and the required SHA-256 of its network; None for fits without a network.
-    fitter : Fitter or None
+    fitters : Fitters or None
     psf_width : float
         FWHM of the PSF, which moments are corrected for, pixels.
     profiles : bool
@@ -100,7 +101,7 @@ class Setting:
     places: np.ndarray | None
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     network: tuple[Path, str] | None = None
-    fitter: Fitter | None
+    fitters: Fitters | None
     psf_width: float = 0.0
     profiles: bool = False
     saturation: float
@@ -139,8 +140,8 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
             _predict(scene, values, _network(*setting.network), report)
         else:
             _start(scene, values)
-        if setting.fitter is not None:
-            _fit(scene, values, own, setting.fitter, report, keep=setting.network is None)
+        if setting.fitters is not None:
+            _fit(scene, values, own, setting.fitters, report, keep=setting.network is None)
         values.flags[_at_edge(scene, values)] |= Flag.EDGE
         profiles = np.zeros((0, 4))
         if setting.profiles:
@@ -169,7 +170,7 @@ class _Scene(NamedTuple):
     def of(cls, setting: Setting, core: Window) -> tuple[_Scene, np.ndarray]:
         """The scene of a tile, and whether each of its places belongs to the tile itself, bool, (N,)."""
         shape = setting.exposure.shape
-        near = grown(core, 0 if setting.fitter is None else _NEIGHBOUR_REACH, shape)
+        near = grown(core, 0 if setting.fitters is None else _NEIGHBOUR_REACH, shape)
         zone = grown(near, _STAMP_REACH, shape)
         if setting.places is not None:
             place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
@@ -475,7 +476,7 @@ def _overlapping(scene: _Scene) -> list[np.ndarray]:
     return out
 
 
-def _fit(scene: _Scene, values: Values, own: np.ndarray, fitter: Fitter, report: Report, *, keep: bool) -> None:
+def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, report: Report, *, keep: bool) -> None:
     """Fit Sersic profiles at the places of the tile itself; `keep` decides whether unconverged fits replace values."""
     zero_point = scene.setting.zero_point
     parameters = values.parameters(zero_point)
@@ -494,16 +495,20 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitter: Fitter, report:
         to_stamp = np.zeros((len(rows), 7))
         to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
         stamps.replaced[stamps.empty] = True
-        fits = fitter(
-            stamps.pixels * stamps.rms[:, None, None].astype(np.float32),
-            stamps.noise,
-            parameters[rows] + to_stamp,
-            stamps.replaced,
-            [starts[neighbours[row]] + shift for row, shift in zip(rows, to_stamp, strict=True)],
-            workers=scene.setting.threads,
-            report=lambda done, first=part.start: report("fitting", first + done, n),  # type: ignore[misc]
-        )
-        _take(values, rows, fits, to_stamp, zero_point, keep=keep)
+        first = part.start
+        for group, fitter in fitters.groups(scene.x[rows], scene.y[rows]):
+            shifts, here = to_stamp[group], rows[group]
+            fits = fitter(
+                stamps.pixels[group] * stamps.rms[group, None, None].astype(np.float32),
+                stamps.noise[group],
+                parameters[here] + shifts,
+                stamps.replaced[group],
+                [starts[neighbours[row]] + shift for row, shift in zip(here, shifts, strict=True)],
+                workers=scene.setting.threads,
+                report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
+            )
+            _take(values, here, fits, shifts, zero_point, keep=keep)
+            first += len(group)
 
 
 def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool) -> None:
@@ -528,19 +533,22 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
 
 
-def drawn(core: Window, values: Values, zero_point: float, fitter: Fitter) -> np.ndarray:
-    """Models of all fitted galaxies in a tile, convolved with the PSF, float32, (H, W)."""
+def drawn(core: Window, values: Values, zero_point: float, fitters: Fitters) -> np.ndarray:
+    """Models of all fitted galaxies in a tile, convolved with the PSF of their cell, float32, (H, W)."""
     canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
     parameters = values.parameters(zero_point)
-    parameters = parameters[np.isfinite(parameters).all(axis=1)]
+    fitted = np.isfinite(parameters).all(axis=1)
+    parameters, x, y = parameters[fitted], values.x0[fitted], values.y0[fitted]
     sizes = np.select([16 * parameters[:, 3] < STAMP_SIZE, 16 * parameters[:, 3] < 2 * STAMP_SIZE], [1, 2], 4)
     sizes *= STAMP_SIZE
     corners = np.rint(parameters[:, :2]).astype(int) - sizes[:, None] // 2
     low = np.maximum(corners, (core[1].start, core[0].start))
     high = np.minimum(corners + sizes[:, None], (core[1].stop, core[0].stop))
-    for k in np.flatnonzero((high > low).all(axis=1)):
-        corner, (x0, y0), (x1, y1) = corners[k], low[k], high[k]
-        stamp = fitter.draw(parameters[k] - np.array([*corner, 0, 0, 0, 0, 0]), int(sizes[k]))
-        inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
-        canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+    touching = np.flatnonzero((high > low).all(axis=1))
+    for group, fitter in fitters.groups(x[touching], y[touching]):
+        for k in touching[group]:
+            corner, (x0, y0), (x1, y1) = corners[k], low[k], high[k]
+            stamp = fitter.draw(parameters[k] - np.array([*corner, 0, 0, 0, 0, 0]), int(sizes[k]))
+            inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
+            canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
     return canvas

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from sersicnet import dataset
-from sersicnet.errors import DatasetError, InputError
-from sersicnet.image.psf import Psf, full_width, read_psf
+from sersicnet.errors import DatasetError, InputError, warn
+from sersicnet.image.psf import Psf, full_width
+from sersicnet.image.psffile import read_psf
 from sersicnet.schema import TARGET_NAMES, TARGETS
 from sersicnet.simulating import population
 from sersicnet.simulating.blank_sky import BlankSky, blank_sky
@@ -21,6 +22,9 @@ from sersicnet.simulating.telescopes import F160W, Instrument, effective_psf
 
 PSF_STRETCHES = 9
 """Number of widths of the PSF that `Simulation.psf_scatter` makes."""
+
+LEAST_SAMPLED = 1.9
+"""A PSF that is narrower than this, in pixels, is not well described by one sample per pixel."""
 
 FIT_COLUMNS = ("status", *(f"{name}_err" for name in TARGET_NAMES))
 """Truth columns of real-like galaxies: status and formal errors of the fit that labels them."""
@@ -119,7 +123,7 @@ class Simulation:
     instrument : Instrument
     psfs : tuple of Psf
         PSFs to use instead of the instrument's; each stamp has one of them, chosen at random.
-        See `sersicnet.image.psf.read_psf`.
+        Sampled once a pixel; see `sersicnet.image.psffile.read_psf`.
     psf_scatter : float
         Largest fraction by which the instrument's PSF is made narrower or wider, in
         `PSF_STRETCHES` steps, so that a network does not rely on one width.
@@ -226,7 +230,8 @@ class Simulation:
         log_radii : float
             For the uniform prior; see `Prior`.
         psf : sequence of str or Path
-            FITS files; see `sersicnet.image.psf.read_psf`.
+            Files, see `sersicnet.image.psffile.read_psf`; of a PSF that varies over the image, the one in the middle of
+            its field is used, with a warning.
         psf_scatter : float
             See `Simulation`; not together with `psf`.
         noise_from : str or Path, optional
@@ -285,7 +290,7 @@ class Simulation:
             seed,
             chosen,
             instrument,
-            psfs=tuple(read_psf(path) for path in psf),
+            psfs=tuple(_sampled(read_psf(path)) for path in psf),
             psf_scatter=psf_scatter,
             sky=None if noise_from is None else blank_sky(noise_from, instrument, zero_point),
             neighbours=neighbours,
@@ -369,3 +374,15 @@ class Simulation:
             + ("neighbours",) * (self.neighbours or self.real_like)
         )
         return dataset.TRUTH_COLUMNS + more + FIT_COLUMNS * self.real_like
+
+
+def _sampled(psf: Psf) -> Psf:
+    """A PSF sampled once a pixel, as stamps are drawn."""
+    if psf.varies:
+        warn(f"{psf.name} varies over the image: the PSF in the middle of its field is used.")
+    if psf.oversampling > 1 and psf.fwhm < LEAST_SAMPLED:
+        warn(
+            f"{psf.name} has a FWHM of {psf.fwhm:.2g} pixels: stamps are drawn with a sample of it per pixel, which do "
+            "not hold its shape."
+        )
+    return psf.at_pixel_scale()

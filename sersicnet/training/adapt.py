@@ -27,7 +27,8 @@ from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.mosaic import Image
-from sersicnet.image.psf import Psf, full_width, read_psf
+from sersicnet.image.psf import Psf, full_width
+from sersicnet.image.psffile import read_psf
 from sersicnet.output import Run, check_directory, whole_directory
 from sersicnet.schema import SCALE_TOLERANCE, TARGETS
 from sersicnet.simulating import population
@@ -160,7 +161,7 @@ def adapt(
     frame, zero, scale = exposure.image, exposure.zero_point, exposure.pixel_scale
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
-    point = None if psf is None else read_psf(psf)
+    point = None if psf is None else read_psf(psf).at_pixel_scale()
     if str(prior) not in ("candels", "uniform"):
         Prior.of_catalogue(prior, scale.value)
     config = {

@@ -1,0 +1,519 @@
+"""PSFs from files: each format gives the PSF that it describes."""
+
+import re
+import sys
+import types
+
+import galsim
+import galsim.des
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
+from scipy import special
+
+from sersicnet.engine.render import Renderer
+from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.image.mosaic import HeldImage
+from sersicnet.image.psf import core_of
+from sersicnet.image.psffile import read_psf
+from sersicnet.simulating.telescopes import F160W, effective_psf
+
+WIDTH, HEIGHT = 1200, 1000
+
+
+def drawn(x=0.0, size=41, samples=1, shift=(0, 0), pixel=1.0):
+    """An effective PSF that is round at x = 0, and elongated along x by 20 % at the right border of the image.
+
+    It is a sum of two Gaussian profiles, integrated over the pixel.
+    """
+    stretch = 1 + 0.1 * x / WIDTH
+    places = (np.arange(size) - (size - 1) / 2) / samples
+    out = np.zeros((size, size))
+    for share, sigma in ((0.7, 1.3), (0.3, 2.6)):
+        along = [integrated(places - by, sigma * f, pixel) for by, f in zip(shift, (stretch, 1 / stretch), strict=True)]
+        out += share * np.outer(along[1], along[0])
+    return out / out.sum()
+
+
+def integrated(places, sigma, pixel):
+    return special.ndtr((places + pixel / 2) / sigma) - special.ndtr((places - pixel / 2) / sigma)
+
+
+def same(psf, x, y=400.0, atol=2e-4):
+    """Compare with the PSF at a position, to a fraction of its peak."""
+    here, samples = psf.at(x, y).image, psf.oversampling
+    expected = drawn(x, len(here), samples)
+    np.testing.assert_allclose(here / expected.max(), expected / expected.max(), atol=atol)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write HDUs or an image; returns a function of these, header cards and the name."""
+
+    def to_file(data, cards=None, name="psf.fits"):
+        hdus = data if isinstance(data, list) else [fits.PrimaryHDU(data, fits.Header(cards or {}))]
+        fits.HDUList(hdus).writeto(tmp_path / name)
+        return tmp_path / name
+
+    return to_file
+
+
+def image_of(wcs=None):
+    return HeldImage(np.zeros((HEIGHT, WIDTH), np.float32), wcs=wcs, name="the image")
+
+
+# --- images ---
+
+
+def test_a_psf_is_read_and_normalised(write):
+    psf = read_psf(write(7 * effective_psf(F160W, 41)))
+    assert psf.image.sum() == pytest.approx(1)
+    assert psf.fwhm * 0.06 == pytest.approx(0.19, abs=0.005)
+    assert psf.width == (psf.fwhm, 0, "psf.fits")
+    assert not psf.varies
+    assert psf.error == 0
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("side", [40, 41])
+def test_any_side_and_centre_is_read(write, side, samples):
+    image = drawn(600, side, samples)[1:, 3:]
+    shifted = drawn(600, 60, samples, shift=(2.3, -1.4))
+    for k, one in enumerate((image, shifted)):
+        psf = read_psf(write(1e5 * one, name=f"{k}.fits"), samples)
+        core = core_of(psf.image)
+        assert np.hypot(core.row - len(psf.image) // 2, core.column - len(psf.image) // 2) < 0.01
+        same(psf, 600, atol=3e-3 if samples == 1 else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cards", "samples"),
+    [
+        ({"PSF_SAMP": 0.5}, 2), ({"OVERSAMP": 2}, 2), ({"DET_SAMP": 2}, 2), ({"HIERARCH OVERSAMPLING": 2}, 2),
+        ({"SAMPLING": 2}, 2), ({"SAMPLING": 0.5}, 2), ({"EXTNAME": "DET_SAMP", "DET_SAMP": 4}, 1), ({"OVERSAMP": 1}, 1),
+    ],
+)  # fmt: skip
+def test_the_header_states_the_oversampling(write, cards, samples):
+    psf = read_psf(write(drawn(0, 81, samples), cards))
+    assert psf.oversampling == samples
+    same(psf, 0, atol=1e-6)
+
+
+def test_the_option_overrides_the_header(write):
+    assert read_psf(write(drawn(0, 121, 3), {"OVERSAMP": 2}), 3).oversampling == 3
+
+
+def test_a_sampling_that_is_no_whole_number_is_made_finer(write):
+    psf = read_psf(write(drawn(0, 81, 1 / 0.7), {"PSF_SAMP": 0.7}))
+    assert psf.oversampling == 2
+    same(psf, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        (
+            {"PSF_SAMP": 2.0},
+            r"PSF_SAMP is the number of pixels .* at most 1; that of .* is 2. .* `psf_oversampling`",
+        ),
+        ({"OVERSAMP": 0}, r"from 1; that of .* is 0"),
+        ({"OVERSAMP": "four"}, r"OVERSAMP in the header of .* is a number; received 'four'"),
+    ],
+)
+def test_a_sampling_that_cannot_be_right_is_refused(write, cards, message):
+    with pytest.raises(InputError, match=message):
+        read_psf(write(drawn(), cards))
+
+
+def test_a_pixel_scale_in_the_header_is_compared_with_that_of_the_image(write):
+    path = write(drawn(0, 81, 2), {"PIXELSCL": 0.05})
+    assert read_psf(path, pixel_scale=0.1).oversampling == 2
+    assert read_psf(path).on(image_of(), 0.1).oversampling == 2
+    assert read_psf(path, 1, pixel_scale=0.1).oversampling == 1
+    with pytest.raises(InputError, match="whole number of pixels of its PSF"):
+        read_psf(path, pixel_scale=0.07)
+
+
+def test_a_psf_of_stpsf_without_the_pixel_is_convolved_with_it(write):
+    sub = drawn(0, 161, 4, pixel=0.25)  # integrated over its own fine pixels
+    hdus = [fits.PrimaryHDU()]
+    for name in ("OVERSAMP", "DET_SAMP", "OVERDIST", "DET_DIST"):
+        image = sub if name == "OVERDIST" else np.ones((9, 9))
+        cards = {"EXTNAME": name, "DET_SAMP": 4, "OVERSAMP": 4, "PIXELSCL": 0.02}
+        hdus.append(fits.ImageHDU(image, fits.Header(cards)))
+    with pytest.warns(SersicnetWarning, match="of STPSF, sampled 4 times a pixel, .* convolved"):
+        psf = read_psf(write(hdus))
+    assert psf.oversampling == 4
+    same(psf, 0, atol=0.01)
+
+
+def test_a_binned_psf_of_stpsf_is_effective(write):
+    unit = fits.ImageHDU(drawn(), fits.Header({"EXTNAME": "DET_DIST", "DET_SAMP": 4, "OVERSAMP": 1, "PIXELSCL": 0.06}))
+    assert read_psf(write([fits.PrimaryHDU(), unit])).oversampling == 1
+
+
+def holed(row, column):
+    image = drawn()
+    image[row, column] = np.nan
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((21, 21), -1.0), "positive sum"),
+        (np.zeros((21, 21)), "positive sum"),
+        (np.full((21, 21), np.nan), "no finite pixel"),
+        (holed(20, 24), r"finite pixels; 1 of .* are not, and some of these are within 3 FWHM of its centre"),
+        (drawn(shift=(18, 0)), r"reaches at least a FWHM from its centre; .* is 41 x 41 pixels, its core is at x = 38"),
+        (sum(drawn(0, 99, 1, shift) for shift in ((0, 0), (20, 9), (-30, 5), (9, -31))), "one star on zero background"),
+        (np.zeros((5, 41, 41)), "a stack of 5 images and no table of 5 positions"),
+    ],
+)
+def test_bad_psfs_are_refused(write, image, message):
+    with pytest.raises(InputError, match=message):
+        read_psf(write(image))
+
+
+def test_missing_pixels_at_the_rim_are_zero_with_a_warning(write):
+    with pytest.warns(SersicnetWarning, match="1 of 1681 pixels of .* are not finite: they are set to 0"):
+        psf = read_psf(write(holed(1, 2)))
+    same(psf, 0)
+
+
+def test_light_that_is_negative_gives_a_warning(write):
+    radius = np.hypot(*np.indices((41, 41)) - 20)
+    with pytest.warns(SersicnetWarning, match=r"A PSF is positive; \d+ % of the light of .* is negative"):
+        read_psf(write(drawn() - 3e-4 * ((radius > 6) & (radius < 12))))
+
+
+def test_an_oversampling_below_one_is_refused(write):
+    with pytest.raises(InputError, match="whole number from 1; received 0"):
+        read_psf(write(drawn()), 0)
+
+
+def test_an_oversampling_that_makes_the_psf_narrower_than_a_pixel_is_refused(write):
+    with pytest.raises(InputError, match=r"at least 0\.5 pixels of the image wide; with an oversampling of 1000"):
+        read_psf(write(drawn()), 1000)
+    with pytest.raises(InputError, match="at most 16; received 40"):
+        Renderer(drawn(), 64, oversampling=40)
+
+
+@pytest.mark.parametrize("share", [-0.2, 0.3, 4.0])
+def test_a_pedestal_is_subtracted_with_a_warning(write, share):
+    psf = effective_psf(F160W, 41)
+    raised = psf + share * psf.sum() / psf.size
+    with pytest.warns(SersicnetWarning, match=r"has a pedestal of .* % of the flux of the rest, which is subtracted"):
+        found = read_psf(write(raised))
+    np.testing.assert_allclose(found.image.max(), psf.max() / psf.sum(), rtol=0.03)
+
+
+def wide():
+    profile = galsim.Convolve(galsim.Moffat(beta=2.5, fwhm=8), galsim.Pixel(1))
+    return profile.drawImage(nx=25, ny=25, scale=1, method="no_pixel", dtype=float).array
+
+
+@pytest.mark.parametrize("share", [-0.015, 0.01])
+def test_the_wings_of_a_psf_are_no_pedestal(write, share):
+    psf = effective_psf(F160W, 41)
+    psf = psf + share * psf.sum() / psf.size
+    np.testing.assert_allclose(read_psf(write(psf)).image, psf / psf.sum(), rtol=1e-6)
+    np.testing.assert_allclose(read_psf(write(wide(), name="wide.fits")).image, wide() / wide().sum(), rtol=1e-5)
+
+
+def test_a_level_that_may_be_wing_or_background_is_refused(write):
+    with pytest.raises(InputError, match="cannot be told from the wings of the PSF"):
+        read_psf(write(wide() + 0.8 * wide().sum() / wide().size))
+
+
+def test_the_psf_of_a_file_with_images_is_chosen_by_name(write):
+    psf = effective_psf(F160W, 41)
+    image = np.random.default_rng(0).normal(0, 1, (60, 60))
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(image, name="IMAGE"), fits.ImageHDU(psf, name="PSF_R")]
+    assert read_psf(write(hdus, name="one.fits")).fwhm == pytest.approx(3.1, abs=0.2)
+    two = write([*hdus, fits.ImageHDU(psf, name="PSF_Z")], name="two.fits")
+    with pytest.raises(InputError, match=r"more than one extension that is named a PSF: 2 PSF_R, 3 PSF_Z. Choose one"):
+        read_psf(two)
+    assert read_psf(f"{two}[PSF_Z]").image.shape == (41, 41)
+
+
+# --- PSFEx ---
+
+
+def psfex(images, powers, cards=None, samp=1.0):
+    """A file of PSFEx; the coefficients are those of normalised positions."""
+    column = fits.Column("PSF_MASK", f"{images.size}E", dim=str(images.shape[::-1]), array=images[None])
+    unit = fits.BinTableHDU.from_columns([column], name="PSF_DATA")
+    unit.header.update({
+        "POLNAXIS": 2, "POLGRP1": 1, "POLNAME1": "X_IMAGE", "POLZERO1": 601.0, "POLSCAL1": 1200.0, "POLGRP2": 1,
+        "POLNAME2": "Y_IMAGE", "POLZERO2": 501.0, "POLSCAL2": 1000.0, "POLNGRP": 1, "POLDEG1": powers, "PSF_SAMP": samp,
+        "PSFNAXIS": 3, "PSFAXIS1": images.shape[2], "PSFAXIS2": images.shape[1], "PSFAXIS3": images.shape[0],
+        **(cards or {}),
+    })  # fmt: skip
+    return [fits.PrimaryHDU(), unit]
+
+
+def quadratic(size=41, samples=1):
+    """Coefficients 1, x, x², y, xy, y² of the PSF of `drawn`, which varies along x only."""
+    left, middle, right = (drawn(x, size, samples) for x in (0, 600, 1200))
+    zero = np.zeros_like(middle)
+    return np.array([middle, right - left, 2 * (right + left - 2 * middle), zero, zero, zero])
+
+
+def test_psfex_gives_the_psf_at_the_position(write):
+    path = write(psfex(quadratic(), 2), name="a.psf")
+    psf = read_psf(path)
+    assert psf.varies
+    assert psf.oversampling == 1
+    for x in (0, 300, 600, 1200):
+        same(psf, x)
+    assert psf.at(1200, 0).ellipticity == pytest.approx(psf.at(1200, 900).ellipticity)
+
+
+def test_psfex_counts_pixels_from_one_and_has_the_values_that_galsim_reads(write):
+    rng = np.random.default_rng(1)
+    images = np.array([drawn(0, 31), *(1e-3 * rng.normal(size=(5, 31, 31)) * drawn(0, 31) / drawn(0, 31).max())])
+    path = write(psfex(images, 2), name="a.psf")
+    psf, other = read_psf(path), galsim.des.DES_PSFEx(str(path))
+    for x, y in ((0, 0), (1100, 20), (333, 900)):
+        ours = np.tensordot(psf.field.weights(x, y)[0], psf.components, 1)
+        theirs = other.getPSFArray(galsim.PositionD(x + 1, y + 1))
+        np.testing.assert_allclose(ours, theirs, atol=1e-7 * ours.max())
+
+
+def test_psfex_may_be_sampled_finer_and_has_any_side(write):
+    fine = read_psf(write(psfex(quadratic(81, 2), 2, samp=0.5), name="fine.psf"))
+    assert fine.oversampling == 2
+    same(fine, 1200)
+    uneven = read_psf(write(psfex(quadratic(60, 1 / 0.7), 2, samp=0.7), name="uneven.psf"))
+    assert uneven.oversampling == 2
+    same(uneven, 300, atol=3e-3)
+    coarse = read_psf(write(psfex(quadratic(41, 1 / 1.1), 2, samp=1.1), name="coarse.psf"))
+    assert coarse.oversampling == 1
+    same(coarse, 900, atol=3e-3)
+
+
+def test_the_groups_of_psfex_have_degrees_of_their_own(write):
+    cards = {"POLNGRP": 2, "POLGRP2": 2, "POLDEG1": 2, "POLDEG2": 1}
+    psf = read_psf(write(psfex(quadratic(), 2, cards), name="a.psf"))
+    assert psf.field.powers == ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1))
+    same(psf, 1200)
+
+
+def test_psfex_may_vary_along_y_first(write):
+    cards = {"POLNAME1": "YWIN_IMAGE", "POLNAME2": "XWIN_IMAGE", "POLZERO1": 501.0, "POLSCAL1": 1000.0,
+             "POLZERO2": 601.0, "POLSCAL2": 1200.0}  # fmt: skip
+    order = [0, 3, 5, 1, 4, 2]  # 1, y, y², x, xy, x²
+    psf = read_psf(write(psfex(quadratic()[order], 2, cards), name="a.psf"))
+    same(psf, 1200)
+    same(psf, 0)
+
+
+def test_psfex_without_variation_is_constant(write):
+    psf = read_psf(write(psfex(drawn(0, 31)[None], 0), name="a.psf"))
+    assert not psf.varies
+    same(psf, 0)
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        ({"POLNAME2": "MAG_AUTO"}, "is one of X_IMAGE and Y_IMAGE; .* has one of MAG_AUTO"),
+        ({"POLNAME2": "X_IMAGE"}, "has one of X_IMAGE"),
+        ({"PSF_SAMP": 0.0}, "states the sampling of a PSF in PSF_SAMP; .* lacks it"),
+        ({"POLDEG1": 3}, "states 10 terms and has 6 images"),
+    ],
+)
+def test_a_file_of_psfex_that_cannot_be_used_is_refused(write, cards, message):
+    path = write(psfex(quadratic(), 2, cards), name="a.psf")
+    with pytest.raises(InputError, match=message):
+        read_psf(path)
+
+
+def test_the_option_replaces_a_missing_sampling_of_psfex(write):
+    hdus = psfex(quadratic(81, 2), 2)
+    del hdus[1].header["PSF_SAMP"]
+    path = write(hdus, name="a.psf")
+    with pytest.raises(InputError, match=r"lacks it\. Add it, or give `psf_oversampling`"):
+        read_psf(path)
+    same(read_psf(path, 2), 600)
+
+
+# --- grids ---
+
+COLUMNS, ROWS = (0.0, 600, 1199), (0.0, 999)
+
+
+def grid(samples, size):
+    pairs = [(x, y) for y in ROWS for x in COLUMNS]
+    return np.array([drawn(x, size, samples) for x, _ in pairs]) * samples**2, pairs
+
+
+def test_stdpsf_is_a_grid_of_four_samples_a_pixel(write):
+    images, _ = grid(4, 101)
+    cards = {"NXPSFS": 3, "NYPSFS": 2}
+    cards |= {f"IPSFX{i + 1:02d}": int(x) + 1 for i, x in enumerate(COLUMNS)}
+    cards |= {f"JPSFY{i + 1:02d}": int(y) + 1 for i, y in enumerate(ROWS)}
+    path = write(images, cards, "STDPSF_TEST_F606W.fits")
+    psf = read_psf(path)
+    assert psf.oversampling == 4
+    assert psf.varies
+    for x in (0, 600, 1199):
+        same(psf, x)
+    from photutils.psf import GriddedPSFModel
+
+    theirs = GriddedPSFModel.read(path)
+    x, y = 200.0, 300.0
+    theirs.x_0, theirs.y_0 = x, y
+    field = theirs(*np.meshgrid(x + np.arange(-3, 4), y + np.arange(-3, 4)))
+    here = psf.at(x, y).image
+    middle = len(here) // 2
+    ours = here[middle - 12 : middle + 13 : 4, middle - 12 : middle + 13 : 4]
+    np.testing.assert_allclose(ours / ours.sum(), field / field.sum(), atol=1e-3 * ours.max() / ours.sum())
+
+
+def test_stdpsf_of_two_detectors_lists_positions_in_one_keyword(write):
+    images, _ = grid(4, 41)
+    cards = {"NXPSFS": 3, "NYPSFS": 2, "IPSFXA5": "1 601", "IPSFXB5": "1200", "JPSFYA5": "1", "JPSFYB5": "1000"}
+    same(read_psf(write(images, cards)), 1199)
+    with pytest.raises(InputError, match=r"states 4 positions in IPSFX01 .* has 3"):
+        read_psf(write(images, {**cards, "NXPSFS": 4}, "bad.fits"))
+
+
+def test_a_grid_of_stpsf_lists_y_before_x(write):
+    images, pairs = grid(2, 83)
+    cards = {"OVERSAMP": 2, "DET_SAMP": 2} | {f"DET_YX{i}": f"({y}, {x})" for i, (x, y) in enumerate(pairs)}
+    psf = read_psf(write(images, cards))
+    assert psf.oversampling == 2
+    for x in (0, 600, 1199):
+        same(psf, x)
+    assert psf.on(image_of()).varies
+    with pytest.raises(InputError, match=r"DET_YX5 of .* is missing"):
+        read_psf(write(images, {k: v for k, v in cards.items() if k != "DET_YX5"}, "bad.fits"))
+
+
+# --- stamps with positions ---
+
+
+def places(names, x, y):
+    return [fits.Column(name, "D", array=v) for name, v in zip(names, (x, y), strict=True)]
+
+
+SPOTS = (np.array([10.0, 1190, 15, 1150, 600]), np.array([10.0, 30, 960, 990, 500]))
+
+
+def stamps(size=41):
+    return np.array([drawn(x, size) for x in SPOTS[0]])
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [(("x", "y"), 0), (("X_CENTER", "Y_CENTER"), 0), (("X_IMAGE", "Y_IMAGE"), 1), (("xwin_image", "ywin_image"), 1)],
+)
+@pytest.mark.parametrize("kind", ["cube", "column"])
+def test_stamps_have_a_table_of_positions(write, names, first, kind):
+    where = places(names, *(v + first for v in SPOTS))
+    if kind == "cube":
+        hdus = [fits.PrimaryHDU(), fits.ImageHDU(3e4 * stamps()), fits.BinTableHDU.from_columns(where)]
+    else:
+        column = fits.Column("VIGNET", "1681E", dim="(41,41)", array=stamps())
+        hdus = [fits.PrimaryHDU(), fits.BinTableHDU.from_columns([*where, column])]
+    psf = read_psf(write(hdus))
+    for x, y in zip(*SPOTS, strict=True):
+        same(psf, x, y)
+    same(psf, 300, 255, atol=2e-3)
+    assert psf.on(image_of()).varies
+
+
+def test_stamps_may_lie_on_the_sky(write):
+    wcs = WCS({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 601.0,
+               "CRPIX2": 501.0, "CDELT1": -1e-5, "CDELT2": 1e-5})  # fmt: skip
+    ra, dec = wcs.pixel_to_world_values(*SPOTS)
+    table = fits.BinTableHDU.from_columns(places(("RA", "DEC"), ra, dec))
+    psf = read_psf(write([fits.PrimaryHDU(), fits.ImageHDU(stamps()), table])).on(image_of(wcs))
+    for x, y in zip(*SPOTS, strict=True):
+        same(psf, x, y)
+
+
+def test_stamps_side_by_side_with_their_places_on_the_sky_are_those_of_euclid(write):
+    wcs = WCS({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 601.0,
+               "CRPIX2": 501.0, "CDELT1": -1e-5, "CDELT2": 1e-5})  # fmt: skip
+    ra, dec = wcs.pixel_to_world_values(*SPOTS)
+    side = 33
+    tiled = np.zeros((2 * side, 3 * side))
+    centres = [(i % 3, i // 3) for i in range(5)]
+    for (i, j), stamp in zip(centres, stamps(side), strict=True):
+        tiled[j * side : (j + 1) * side, i * side : (i + 1) * side] = stamp
+    x, y = (np.array([c[k] for c in centres]) * side + side // 2 + 1.0 for k in (0, 1))
+    table = fits.BinTableHDU.from_columns(
+        [*places(("Ra", "Dec"), ra, dec), *places(("x_center", "y_center"), x, y), fits.Column("FWHM", "E", array=x)]
+    )
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(tiled, fits.Header({"STMPSIZE": side})), table]
+    psf = read_psf(write(hdus)).on(image_of(wcs))
+    for x, y in zip(*SPOTS, strict=True):
+        same(psf, x, y)
+
+
+def test_stamps_that_are_no_psf_are_left_out_with_a_warning(write):
+    images = stamps()
+    images[3] = -1e30
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(images), fits.BinTableHDU.from_columns(places(("x", "y"), *SPOTS))]
+    with pytest.warns(SersicnetWarning, match="1 of 5 images of .* are left out: image 3 of .* no finite pixel"):
+        psf = read_psf(write(hdus))
+    assert len(psf.components) == 4
+    images[:] = np.nan
+    hdus[1].data = images
+    with pytest.raises(InputError, match="None of the 5 images of"):
+        read_psf(write(hdus, name="none.fits"))
+
+
+def test_stamps_without_positions_are_refused(write):
+    table = fits.BinTableHDU.from_columns(places(("a", "b"), *SPOTS))
+    with pytest.raises(InputError, match=r"columns x, y \(from 0\), .* has a, b"):
+        read_psf(write([fits.PrimaryHDU(), fits.ImageHDU(stamps()), table]))
+
+
+# --- Piff ---
+
+
+def piff_file(write):
+    one = fits.Column("type", "6A", array=["Simple"])
+    units = [fits.BinTableHDU.from_columns([one], name=name) for name in ("psf", "psf_stars", "psf_wcs")]
+    return write([fits.PrimaryHDU(), *units], name="a.piff")
+
+
+def test_a_psf_of_piff_needs_piff(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "piff", None)
+    with pytest.raises(InputError, match=re.escape("pip install 'sersicnet[piff]'")):
+        read_psf(piff_file(write))
+
+
+class Model:
+    """What is used of a PSF of Piff, with its conventions."""
+
+    interp_property_names = ("u", "v")
+
+    def __init__(self):
+        self.wcs = {0: None}
+        self.stars = [
+            types.SimpleNamespace(image_pos=galsim.PositionD(x + 1, y + 1)) for x, y in zip(*SPOTS, strict=True)
+        ]
+
+    def draw(self, x, y, center, offset, stamp_size):
+        assert center is True
+        return types.SimpleNamespace(array=drawn(x - 1, stamp_size, shift=offset))
+
+
+def test_a_psf_of_piff_is_drawn_on_a_grid(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "piff", types.SimpleNamespace(read=lambda path: Model()))
+    monkeypatch.setattr("sersicnet.image.psffile.PIFF_GRID", 3)
+    monkeypatch.setattr("sersicnet.image.psffile.PIFF_SIDE", 41)
+    psf = read_psf(piff_file(write))
+    assert psf.oversampling == 2
+    for x in (10, 600, 1190):
+        same(psf, x)
+    monkeypatch.setattr(Model, "interp_property_names", ("u", "v", "gi_color"))
+    path = piff_file(lambda hdus, name: write(hdus, name="b.piff"))
+    with pytest.raises(InputError, match=r"on the position only; that of .* also on gi_color"):
+        read_psf(path)
