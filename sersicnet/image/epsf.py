@@ -42,15 +42,15 @@ DEPARTURE, MOST_DEPARTURE = 6.0, 24.0
 STEP = 0.25
 """Spacing of the splines of the departure, FWHM."""
 
-_PRIOR, _PRIOR_VARIED = 0.5, 0.15  # standard deviation of the departure, as a fraction of the profile
-_ROUGH = 1.0  # standard deviation of the difference of neighbouring coefficients over that of a coefficient
-_MODEL_ERROR = 0.02  # of a pixel of a star, as a fraction of its value
+_PRIOR, _PRIOR_VARIED = 0.3, 0.15  # standard deviation of the departure, as a fraction of the profile
+_ROUGH = 0.4  # standard deviation of the difference of neighbouring coefficients over that of a coefficient
+_MODEL_ERROR = 0.01  # of a pixel of a star, as a fraction of its value
 _CLIP, _CLIP_MODEL, _CLIP_CENTRE = 5.0, 0.1, 0.1  # sigma, fraction of the value, pixels
 _SKY_ERROR = 0.03  # of the sky under a star, in units of the noise
 _MOVED = 2.0  # pixels that a centre may be from where it was expected
 _LEAST_WEIGHT = 0.7  # least share of a star's core that is used
 _MISFIT, _MISFIT_RATIO = 0.05, 2.5
-_WIDER, _WIDER_SIGMA = 0.02, 3.5
+_WIDER, _WIDER_SIGMA = 0.03, 3.5
 _WINGS = 2.5  # FWHM from which the slope of the log profile in log radius has a prior
 _WING_SLOPE, _WING_SLOPE_ERROR = -3.5, 4.0
 _BEND = 60.0  # standard deviation of the bend of the log profile in log radius, where rings are
@@ -137,10 +137,14 @@ class EffectivePsf:
         return np.asarray(image / image.sum())
 
 
+def powers(degree: int) -> tuple[tuple[int, int], ...]:
+    """Exponents of x and y in the terms of a polynomial: 1, x, y, x², xy, y²."""
+    return tuple((n - k, k) for n in range(degree + 1) for k in range(n + 1))
+
+
 def terms(x: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
-    """Terms of a polynomial in two variables, 1, x, y, x², xy, y², float64, (N, K)."""
-    powers = [x ** (n - k) * y**k for n in range(degree + 1) for k in range(n + 1)]
-    return np.stack(powers, axis=1).astype(float)
+    """Terms of a polynomial in two variables, see `powers`, float64, (N, K)."""
+    return np.stack([x**i * y**j for i, j in powers(degree)], axis=1).astype(float)
 
 
 # --- the model ----------------------------------------------------------------------------------------
@@ -331,15 +335,16 @@ class _Stars:
         with np.errstate(invalid="ignore", divide="ignore"):
             self.misfit = np.sqrt(np.maximum((rest**2).sum((1, 2)) - noise, 0) / (used * star**2).sum((1, 2)))
 
-    def drop(self) -> None:
+    def drop(self, tolerance: float) -> None:
         """Drop the stars that differ from the PSF: doubles, galaxies and clipped ones."""
         if self.kept.any():
-            self.kept &= self.misfit < max(_MISFIT, _MISFIT_RATIO * float(np.median(self.misfit[self.kept])))
+            usual = _MISFIT_RATIO * float(np.median(self.misfit[self.kept]))
+            self.kept &= self.misfit < tolerance * max(_MISFIT, usual)
 
     def drop_shapes(self, off: np.ndarray, errors: np.ndarray, model: _Model) -> None:
         """Drop the stars whose width or ellipticity is off by more than the others' scatter, their noise and a minimum."""
         if self.kept.any():
-            usual = _WIDER_SIGMA * _scatter(off[self.kept])
+            usual = _WIDER_SIGMA * scatter_of(off[self.kept])
             limit = np.maximum(np.maximum(usual, _WIDER * 2 * (model.scale / 2.3548) ** 2), 3 * errors)
             self.kept &= (np.abs(off) < limit).all(axis=1)
 
@@ -606,19 +611,20 @@ def measure_psf(
         return None
     model, degree, fitted = _Model.moffat(fwhm), 0, np.zeros((len(stars.x), 3))
     stars.begin(fwhm)
-    for turn in range(_MATCHES):
+    for _ in range(_MATCHES):
         stars.fit(model, 4.0)
         if stars.kept.any():
             model = model.wider(np.median(stars.shapes(model)[0][stars.kept], axis=0))
     for turn in range(_ROUNDS):
-        stars.fit(model, max(3 - turn, 1))
-        stars.fit(model, max(3 - turn, 1))
-        stars.drop()
-        if turn > 0:
+        tolerance = max(3 - turn, 1)
+        stars.fit(model, tolerance)
+        stars.fit(model, tolerance)
+        stars.drop(tolerance)
+        if tolerance == 1:
             shapes, errors = stars.shapes(model)
             degree, fitted = _variation(shapes, places, stars.kept)
             stars.drop_shapes(shapes - fitted, errors, model)
-        if stars.kept.sum() < LEAST_STARS:
+        if stars.kept.sum() < LEAST_STARS - (turn + 1 < _ROUNDS):
             return None
         model = _with_profile(model, stars) if turn < 2 else _with_departure(model, stars)
     return _finished(model, stars, degree, places)
@@ -634,7 +640,7 @@ def _variation(shapes: np.ndarray, places: np.ndarray | None, kept: np.ndarray) 
     possible = [
         degree for degree, least in enumerate(limits) if len(use) >= least and (not degree or _spread(places[use]))
     ]
-    scale, lowest, best, values = _scatter(shapes[use]), np.inf, 0, np.broadcast_to(middle, shapes.shape)
+    scale, lowest, best, values = scatter_of(shapes[use]), np.inf, 0, np.broadcast_to(middle, shapes.shape)
     near = use[(np.abs(shapes[use] - middle) < 6 * scale).all(axis=1)]
     for degree in possible:
         every = terms(*places.T, degree)
@@ -643,13 +649,13 @@ def _variation(shapes: np.ndarray, places: np.ndarray | None, kept: np.ndarray) 
         left_out = (shapes[near] - some @ (inverse @ shapes[near])) / (1 - np.einsum("sk,ks->s", some, inverse))[
             :, None
         ]
-        error = float((_scatter(left_out) / np.maximum(scale, 1e-30)).mean()) if len(near) else np.inf
+        error = float((scatter_of(left_out) / np.maximum(scale, 1e-30)).mean()) if len(near) else np.inf
         if error < _PAYS * lowest:
             lowest, best, values = error, degree, every @ (inverse @ shapes[near])
     return best, values
 
 
-def _scatter(values: np.ndarray) -> np.ndarray:
+def scatter_of(values: np.ndarray) -> np.ndarray:
     """Standard deviation of each column, from the median of the deviations."""
     return np.asarray(1.4826 * np.median(np.abs(values - np.median(values, axis=0)), axis=0))
 
@@ -702,7 +708,7 @@ def _finished(model: _Model, stars: _Stars, degree: int, places: np.ndarray | No
     # A Gaussian of a slightly larger second moment is so much wider.
     width = (shapes[stars.kept] - fitted)[:, 0] / (2 * (fwhm / 2.3548) ** 2)
     noise = float(np.median(errors[stars.kept, 0])) / (2 * (fwhm / 2.3548) ** 2)
-    scatter = float(_scatter(width[:, None])[0])
+    scatter = float(scatter_of(width[:, None])[0])
     known = [np.where(stars.kept, values, np.nan) for values in (stars.x, stars.y, stars.flux, stars.sky)]
     return EffectivePsf(
         images=images,

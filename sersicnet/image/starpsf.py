@@ -1,18 +1,22 @@
-"""The PSF of an image from its own stars: where they are looked for, which are taken, and how the PSF varies over the image."""
+"""The PSF of an image from its own stars: where they are looked for, which are taken, and how the PSF varies."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
-from sersicnet.image.detect import Detections, Detector
-from sersicnet.image.epsf import LEAST_STARS, EffectivePsf, StarStamps, measure_psf
-from sersicnet.image.pixels import Pixels, Sky, Source, Window
-from sersicnet.image.psf import full_width
+from sersicnet.errors import InputError
+from sersicnet.image.detect import DILATION, Detections, Detector
+from sersicnet.image.epsf import LEAST_STARS, EffectivePsf, StarStamps, measure_psf, powers, terms
+from sersicnet.image.pixels import Pixels, Sky, Source, Window, correlation
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffield import Polynomial
+from sersicnet.image.regions import grown_labels
 from sersicnet.image.sky import Map, Mesh
 from sersicnet.image.stamps import cut
 from sersicnet.image.stars import profiles, saturated, sizes, stellar_locus
@@ -20,14 +24,12 @@ from sersicnet.image.stars import profiles, saturated, sizes, stellar_locus
 WINDOW = 1024
 """Side of the windows in which stars are looked for, pixels."""
 
-WINDOWS = 4
-"""Windows along an axis of a large image, in one round; every pixel of a smaller image is searched."""
-
-ROUNDS = 2
-"""Rounds of windows in which stars are looked for, the second one between the windows of the first."""
+WINDOWS, MORE_WINDOWS = 16, 9
+"""Windows of a large image, and windows between them that are searched if the first ones have few stars. An image that has
+no more pixels than all of them is searched completely."""
 
 ENOUGH = 60
-"""Stars that make a second round of windows unnecessary."""
+"""Stars in the first windows that make more windows unnecessary."""
 
 MOST_STARS = 200
 """Stars that a PSF is measured from at most."""
@@ -36,39 +38,283 @@ MOST_IN_A_WINDOW = 128
 """Sources of a window whose stamps are kept at most, those of the highest surface brightness."""
 
 BROAD = 4.0
-"""FWHM above which stars are looked for in blocks of 2 x 2 pixels, too: the search in single pixels ends at 7 pixels."""
+"""FWHM from which stars are looked for in blocks of 2 x 2 pixels, pixels: in single pixels, a FWHM above 7 is not found."""
 
-GROWN = 3
-"""Pixels by which the masks of neighbours are dilated once more."""
+_GROWN = DILATION + 3  # pixels by which sources are dilated before they are masked in the stamps of stars
+_LOCAL = 30  # stars from which the locus may vary over the image
+_SAME_WIDTH, _SAME_LIGHT = 0.03, 0.04  # of stars about the local locus, in the log
+_FEW_SINGLE = 10  # stars that are not blended, from which blended ones are not needed
 
-_SAME_WIDTH = 0.05
-_LEAST_SNR = 50.0
+
+@dataclass(frozen=True, eq=False)
+class ImagePsf:
+    """The PSF of an image, or the reason why its stars do not give one.
+
+    Attributes
+    ----------
+    psf : Psf or None
+        Effective PSF, constant or varying over the image.
+    reason : str
+        Why there is none, in words; empty if there is one.
+    x, y : ndarray, float64, (S,)
+        Stars that the PSF was measured from, zero-based pixels of the image.
+    scatter : float
+        Relative scatter of the FWHM of the stars about the PSF at their place, beyond their noise; NaN without a PSF.
+    misfit : float
+        Median of the rms of the difference of a star from the PSF, over the rms of the star, see
+        `sersicnet.image.epsf.EffectivePsf`.
+    narrowest, widest : float
+        FWHM of the PSF over the image, pixels.
+    ellipticity : float
+        Largest ellipticity of the PSF over the image.
+    """
+
+    psf: Psf | None
+    reason: str = ""
+    x: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    y: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    scatter: float = float("nan")
+    misfit: float = float("nan")
+    narrowest: float = float("nan")
+    widest: float = float("nan")
+    ellipticity: float = float("nan")
+
+
+def find_psf(
+    source: Source,
+    mesh: Mesh,
+    detector: Detector | None = None,
+    saturation: float = np.inf,
+    apply: Map = map,
+) -> ImagePsf:
+    """Measure the PSF of an image from its stars.
+
+    Stars are looked for in windows of the image, and selected together by their widths and profiles, see
+    `sersicnet.image.stars.stellar_locus`. Where there are enough, the locus follows the PSF over the image. The brightest
+    ones that are single and not saturated are taken, evenly from all windows, and the PSF is measured by
+    `sersicnet.image.epsf.measure_psf`. The result does not depend on the number of workers.
+
+    Parameters
+    ----------
+    source : Source
+        The image.
+    mesh : Mesh
+        Its sky and noise.
+    detector : Detector, optional
+    saturation : float
+        Saturation level, image units; infinite if it is not known.
+    apply : callable
+        Applies a function to the windows, as `map` does.
+
+    Returns
+    -------
+    ImagePsf
+        Without a PSF if fewer than `sersicnet.image.epsf.LEAST_STARS` stars are usable.
+    """
+    search = partial(_search, source, mesh, detector or Detector(), saturation)
+    found: list[_Candidates] = []
+    for windows in _windows(source.shape):
+        found += apply(search, windows)
+        candidates = _joined(found)
+        fwhm, chosen = _stars(candidates, source.shape)
+        if len(chosen) >= ENOUGH:
+            break
+    if not len(chosen):
+        n = max(len(candidates.fine), len(candidates.coarse))
+        return ImagePsf(None, f"no stellar locus among {n} bright and round sources")
+    usable = chosen[~candidates.clipped[chosen]]
+    if len(usable) < LEAST_STARS:
+        clipped = len(chosen) - len(usable)
+        which = "all saturated" if not len(usable) else f"{clipped} of them saturated"
+        return ImagePsf(None, f"{len(chosen)} stars, {which}; {LEAST_STARS} others are needed")
+    single = usable[~candidates.blended[usable]]
+    usable = _best(candidates, single if len(single) >= _FEW_SINGLE else usable)
+    values = candidates.values[usable]
+    stamps = StarStamps(
+        values, np.broadcast_to(np.float32(1), values.shape), np.isnan(values), *candidates.in_stamp[usable].T
+    )
+    place = _normalised(candidates.x[usable], candidates.y[usable], source.shape)
+    measured = measure_psf(stamps, fwhm, correlation(mesh.autocorrelation), place)
+    if measured is None:
+        return ImagePsf(None, f"{len(usable)} stars, of which fewer than {LEAST_STARS} agree on a PSF")
+    try:
+        return _result(measured, candidates.x[usable], candidates.y[usable], source.shape)
+    except InputError as error:
+        return ImagePsf(None, f"{len(usable)} stars, whose stack is no PSF: {error}")
+
+
+# --- candidates ---------------------------------------------------------------------------------------
 
 
 class _Candidates(NamedTuple):
-    """Sources of a window that may be stars."""
+    """Sources that may be stars."""
 
-    fine: np.ndarray  # `profiles` whose last column is the row of the stamp, -1 for none
-    coarse: np.ndarray  # the same in blocks of 2 x 2 pixels
-    x: np.ndarray
+    fine: np.ndarray  # `profiles` of sources, whose last column is the row in the other arrays, -1 for none
+    coarse: np.ndarray  # the same in blocks of 2 x 2 pixels, with widths in pixels
+    x: np.ndarray  # in the image
     y: np.ndarray
+    in_stamp: np.ndarray  # x and y in the stamp, (C, 2)
     snr: np.ndarray
     clipped: np.ndarray
-    single: np.ndarray
-    stamps: StarStamps
-    data: float  # fraction of the window with data
-    correlation: float
+    blended: np.ndarray
+    values: np.ndarray  # stamps in units of the noise, NaN in pixels that are not usable, float32, (C, 128, 128)
+    window: np.ndarray  # number of the window
 
 
-def _blocks(pixels: Pixels, sky: Sky, found: Detections) -> tuple[np.ndarray, np.ndarray, Sky, Detections]:
-    """Image, mask, sky and detections in blocks of 2 x 2 pixels."""
+def _windows(shape: tuple[int, int]) -> Iterator[list[Window]]:
+    """Windows in which stars are looked for, one round after another."""
+    whole = [-(-n // WINDOW) for n in shape]
+    if whole[0] * whole[1] <= WINDOWS + MORE_WINDOWS:
+        edges = [np.linspace(0, n, k + 1).round().astype(int).tolist() for n, k in zip(shape, whole, strict=True)]
+        yield [
+            (slice(*rows), slice(*columns))
+            for rows in zip(edges[0], edges[0][1:], strict=False)
+            for columns in zip(edges[1], edges[1][1:], strict=False)
+        ]
+        return
+    across = min(max(round(math.sqrt(WINDOWS * shape[1] / shape[0])), 1), WINDOWS)
+    starts = [
+        np.linspace(0, max(n - WINDOW, 0), min(k, most))
+        for n, k, most in zip(shape, (WINDOWS // across, across), whole, strict=True)
+    ]
+    yield _at(starts, shape)
+    between = [(line[1:] + line[:-1]) / 2 if len(line) > 1 else line for line in starts]
+    yield _at(between, shape)[: MORE_WINDOWS * 2]
+
+
+def _at(starts: list[np.ndarray], shape: tuple[int, int]) -> list[Window]:
+    rows, columns = (
+        [slice(int(first), min(int(first) + WINDOW, n)) for first in line]
+        for line, n in zip(starts, shape, strict=True)
+    )
+    return [(row, column) for row in rows for column in columns]
+
+
+def _search(source: Source, mesh: Mesh, detector: Detector, saturation: float, window: Window) -> _Candidates:
+    """The sources of a window that may be stars."""
+    whole, pixels, sky, found = detector.around(source, mesh, window)
+    origin = whole[1].start, whole[0].start
+    own = (np.rint(found.y) >= window[0].start) & (np.rint(found.y) < window[0].stop)
+    own &= (np.rint(found.x) >= window[1].start) & (np.rint(found.x) < window[1].stop)
+    fine = profiles(pixels.data, pixels.bad, sky, found, own, origin)
+    data, bad, level, blocks = _in_blocks(pixels, sky, found, origin)
+    coarse = profiles(data, bad, level, blocks, own)
+    coarse[:, 0] *= 2
+    both = np.unique(np.concatenate([fine[:, 3], coarse[:, 3]]).astype(int))
+    brightness = found.flux[both] / found.area[both]
+    taken = np.sort(both[np.argsort(-brightness, kind="stable")[:MOST_IN_A_WINDOW]])
+    row = np.full(len(found) + 1, -1)
+    row[taken] = np.arange(len(taken))
+    for rows in (fine, coarse):
+        rows[:, 3] = row[rows[:, 3].astype(int)]
+    x, y = found.x[taken], found.y[taken]
+    labels = grown_labels(found.segmentation, _GROWN)
+    stamps = cut(pixels.data, pixels.bad, sky, x, y, labels, taken + 1, origin)
+    snr, clipped = (sizes(stamps)[1], saturated(stamps, saturation)) if len(taken) else (np.zeros(0), np.zeros(0, bool))
+    values = np.where(stamps.replaced | stamps.empty[:, None, None], np.float32(np.nan), stamps.pixels)
+    places = np.column_stack([stamps.x, stamps.y])
+    return _Candidates(fine, coarse, x, y, places, snr, clipped, found.blended[taken], values, np.zeros(len(x), int))
+
+
+def _in_blocks(
+    pixels: Pixels, sky: Sky, found: Detections, origin: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, Sky, Detections]:
+    """Image, mask, sky and detections in blocks of 2 x 2 pixels; positions are in blocks of the window."""
 
     def mean(values: np.ndarray) -> np.ndarray:
         height, width = (n // 2 * 2 for n in values.shape)
-        return values[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3), dtype=np.float32)
+        blocks = values[:height, :width].reshape(height // 2, 2, width // 2, 2)
+        return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float32))
 
     bad = mean(pixels.bad) > 0
-    data = mean(np.where(pixels.bad, sky.level, pixels.data))
-    noise = mean(sky.rms) * np.float32(min(sky.correlation, 2) / 2)
-    level = Sky(mean(sky.level), noise, sky.autocorrelation, sky.map_factor)
-    return data, bad, level, replace(found, area=found.area / 4)
+    middle = sky.autocorrelation.shape[0] // 2
+    near = sky.autocorrelation[middle : middle + 2, middle : middle + 2]
+    noise = float(np.sqrt(max(1 + near[0, 1] + near[1, 0] + near[1, 1], 1))) / 2
+    level = Sky(mean(sky.level), mean(sky.rms) * np.float32(noise), sky.autocorrelation, sky.map_factor)
+    x, y = ((values - first - 0.5) / 2 for values, first in zip((found.x, found.y), origin, strict=True))
+    return mean(np.where(pixels.bad, sky.level, pixels.data)), bad, level, replace(found, x=x, y=y)
+
+
+def _joined(parts: list[_Candidates]) -> _Candidates:
+    """The candidates of several windows."""
+    firsts = np.cumsum([0, *(len(part.x) for part in parts)])
+    shifted = []
+    for number, (part, first) in enumerate(zip(parts, firsts, strict=False)):
+        rows = [table + np.where(table[:, 3:] >= 0, [0, 0, 0, first], 0) for table in (part.fine, part.coarse)]
+        shifted.append(part._replace(fine=rows[0], coarse=rows[1], window=np.full(len(part.x), number)))
+    return _Candidates(*(np.concatenate(arrays) for arrays in zip(*shifted, strict=True)))
+
+
+def _stars(candidates: _Candidates, shape: tuple[int, int]) -> tuple[float, np.ndarray]:
+    """Rough FWHM and the numbers of the candidates that are stars; none if there is no stellar locus."""
+    fwhm, chosen = math.nan, np.zeros(0, int)
+    for table, least in ((candidates.fine, 0.0), (candidates.coarse, BROAD)):
+        locus = stellar_locus(table)
+        width = float(np.median(table[locus, 0])) if len(locus) else math.nan
+        if len(locus) > len(chosen) and width >= least:
+            grown = _local_locus(table, locus, candidates, shape)
+            fwhm, chosen = width, table[grown, 3].astype(int)
+    return fwhm, np.unique(chosen[chosen >= 0])
+
+
+def _local_locus(table: np.ndarray, locus: np.ndarray, candidates: _Candidates, shape: tuple[int, int]) -> np.ndarray:
+    """The stellar locus where the width of the PSF varies over the image: it grows from the stars that are alike."""
+    row = table[:, 3].astype(int)
+    if len(locus) < _LOCAL:
+        return locus
+    place = _normalised(candidates.x[row], candidates.y[row], shape)
+    width, light = np.log(table[:, :2]).T
+    known = row >= 0
+    chosen = locus[known[locus]]
+    for degree in (1, 1, 2, 2, 2):
+        if len(chosen) < _LOCAL:
+            return locus
+        every = terms(*place.T, degree)
+        fitted = every @ np.linalg.lstsq(every[chosen], width[chosen], rcond=None)[0]
+        alike = np.abs(width - fitted) < _SAME_WIDTH
+        alike &= np.abs(light - np.median(light[chosen])) < _SAME_LIGHT
+        chosen = np.flatnonzero(alike & known)
+    return np.union1d(chosen, locus)
+
+
+def _best(candidates: _Candidates, which: np.ndarray) -> np.ndarray:
+    """The brightest stars, evenly from all windows."""
+    snr = np.nan_to_num(candidates.snr[which])
+    rank = np.zeros(len(which), int)
+    for number in np.unique(candidates.window[which]):
+        inside = np.flatnonzero(candidates.window[which] == number)
+        rank[inside[np.argsort(-snr[inside], kind="stable")]] = np.arange(len(inside))
+    return np.sort(which[np.lexsort((-snr, rank))[:MOST_STARS]])
+
+
+# --- the result ---------------------------------------------------------------------------------------
+
+
+def _normalised(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Positions from -1 to 1 over the image, float64, (N, 2)."""
+    return np.column_stack([2 * (values + 0.5) / n - 1 for values, n in zip((x, y), shape[::-1], strict=True)])
+
+
+def _result(measured: EffectivePsf, x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> ImagePsf:
+    """What a catalogue needs of a measured PSF."""
+    n = int(measured.used.sum())
+    name, source = "the stars of the image", f"{n} stars"
+    height, width = shape
+    if measured.degree:
+        polynomial = Polynomial(((width - 1) / 2, (height - 1) / 2), (width / 2, height / 2), powers(measured.degree), shape)
+        psf = Psf.varying(measured.images, polynomial, name, measured.oversampling, source=source, error=measured.error)
+    else:
+        psf = Psf.of(measured.images[0], name, measured.oversampling, source=source, error=measured.error)
+    places = np.linspace(-0.9, 0.9, 5) if measured.degree else np.zeros(1)
+    here = [psf.at((1 + u) * width / 2 - 0.5, (1 + v) * height / 2 - 0.5) for v in places for u in places]
+    widths = [one.fwhm for one in here]
+    return ImagePsf(
+        psf,
+        x=x[measured.used],
+        y=y[measured.used],
+        scatter=measured.scatter,
+        misfit=measured.misfit,
+        narrowest=min(widths),
+        widest=max(widths),
+        ellipticity=max(one.ellipticity for one in here),
+    )
