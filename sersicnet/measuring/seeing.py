@@ -103,8 +103,9 @@ def seeing(
         return Seeing(stars.psf, stars=stars)
     assumed = _of_header(exposure) or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
     warn(
-        f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of {assumed.fwhm:.2f} "
-        f"pixels known to {assumed.error:.0%}. Errors include that, and all rows are flagged. Give `psf` or `psf_fwhm`."
+        f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of "
+        f"{assumed.fwhm:.2f} pixels known to {assumed.error:.0%}. Errors include that, and all rows are flagged. Give "
+        "`psf` or `psf_fwhm`."
     )
     return Seeing(assumed, assumed=True)
 

@@ -47,8 +47,8 @@ class Shown:
         found = find_psf(self.exposure, self._mesh, self._detector, self.exposure.saturation)
         if found.psf is None:
             raise DatasetError(
-                f"{self.exposure.name} shows no PSF ({found.reason}), which the network is shown: name a file of the PSF "
-                "in a column psf of the labels."
+                f"{self.exposure.name} shows no PSF ({found.reason}), which the network is shown: name a file of the "
+                "PSF in a column psf of the labels."
             )
         return found.psf
 
