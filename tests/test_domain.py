@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sersicnet import weights
-from sersicnet.domain import Domain, Seen
+from sersicnet.domain import Domain, Seen, WideDomain, read
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
@@ -95,9 +95,55 @@ def test_each_parameter_has_its_range(target, end):
     assert found.any(axis=1).tolist() == [False, True, False]
 
 
+WIDE = {
+    "name": "any",
+    "domain": {
+        "telescopes": "any", "correlation": [1.0, 2.8],
+        "psf": {"fwhm": [1.0, 8.0], "light_1": [0.4, 0.9], "light_2": [0.6, 1.0], "ellipticity": [0.0, 0.2]},
+        "ranges": {"mag": [-16, -3], "r_eff_pix": [0.2, 60], "sersic_n": [0.3, 6.2], "ellipticity": [0, 0.97]},
+    },
+}  # fmt: skip
+
+
+def seen(width=3.0, light=0.7, correlation=2.0, **options):
+    shape = np.array([light, 0.9, 0.05])
+    return Seen(Reading(25.0, "test"), Width(width, 0.0, "test"), RMS, correlation, shape, **options)
+
+
+def test_a_psf_and_noise_of_any_telescope_are_inside():
+    domain = read(WIDE)
+    assert isinstance(domain, WideDomain)
+    assert not domain.compare(seen()).rows.any()
+    assert not domain.compare(seen(width=8.5)).rows.any()  # within a tenth of the range
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "message"),
+    [
+        ({"width": 12.0}, "PSF", "a full width of 12 pixels, any was trained on 1 to 8"),
+        ({"light": 0.2}, "PSF", "0.2 of its light within one full width"),
+        ({"correlation": 5.0}, "noise correlation", "5.00 times that of independent pixels"),
+    ],
+)
+def test_a_psf_or_noise_of_no_telescope_is_flagged(change, reason, message):
+    with pytest.warns(SersicnetWarning, match=message):
+        verdict = read(WIDE).compare(seen(**change))
+    assert verdict.rows.all()
+    assert verdict.reasons == (reason,)
+
+
+@pytest.mark.parametrize("missing", ["psf", "correlation", "ranges"])
+def test_a_wide_domain_without_a_part_is_an_error(missing):
+    domain = {name: value for name, value in WIDE["domain"].items() if name != missing}
+    with pytest.raises(KeyError):
+        read({**WIDE, "domain": domain})
+
+
 @pytest.mark.parametrize("name", weights.shipped())
 def test_shipped_cards_tell_their_domain(name):
-    assert 0 < weights.load(name).domain.widths[0] <= weights.load(name).domain.widths[1]
+    domain = weights.load(name).domain
+    widths = domain.widths if isinstance(domain, Domain) else domain.psf["fwhm"]
+    assert 0 < widths[0] <= widths[1]
 
 
 @pytest.mark.parametrize(
