@@ -1,13 +1,13 @@
 """The effective PSF from stamps of stars, finer than their pixels.
 
-An effective PSF includes the pixel: a pixel of a star is its value at the pixel's centre, times the flux (Anderson & King
-2000, PASP 112, 1360). Stars at different places within their pixels therefore sample it between the pixels of the image.
+An effective PSF includes the pixel: a pixel of a star is its value at the centre of the pixel, times the flux (Anderson
+& King 2000, PASP 112, 1360). Stars at different places within their pixels therefore sample it between the pixels.
 
-The PSF is the sum of two parts. The first is a radial profile on ellipses, the exponential of a spline through the values
-of all stars; beyond the radius where the noise hides the wings it continues as a power law. The second part is the
-departure from that profile, cubic B-splines on a square grid of a quarter of the FWHM. Its coefficients have a Gaussian prior
-in proportion to the profile, so that the noise of the stars is not taken for structure of the PSF. Both are least squares,
-alternated with the centres, fluxes and skies of the stars.
+The model of `sersicnet.image.epsfmodel` is fitted to all stars by least squares. The radial profile is fitted to the
+means of rings, together with the skies under the stars. The departure from the profile is fitted to the pixels,
+together with the fluxes and centres of the stars; its coefficients have a Gaussian prior in proportion to the
+profile, so that noise is not taken for structure of the PSF. Where the noise hides the wings, the profile continues
+as a power law.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg, ndimage, sparse
+from scipy import linalg, sparse
 from scipy.interpolate import BSpline
 
+from sersicnet.image.epsfmodel import (
+    DEPARTURE,
+    MOST_DEPARTURE,
+    REACH,
+    TO_FWHM,
+    Model,
+    bumps,
+    log_radius,
+    prior_of,
+    roughness,
+    smoothness,
+)
 from sersicnet.image.psf import full_width
-
-REACH = 64
-"""Radius of a PSF that is measured, pixels of the image."""
 
 LEAST_STARS = 5
 """Stars that a PSF is measured from at least."""
@@ -36,32 +45,23 @@ FINE = ((1.3, 4), (2.0, 3), (np.inf, 2))
 CORE = 3.0
 """Radius within which stars are fitted, FWHM; where the PSF may vary over the field, too."""
 
-DEPARTURE, MOST_DEPARTURE = 6.0, 24.0
-"""Radius within which the PSF departs from its radial profile: FWHM, and pixels at most."""
-
-STEP = 0.25
-"""Spacing of the splines of the departure, FWHM."""
-
 _PRIOR, _PRIOR_VARIED = 0.3, 0.15  # standard deviation of the departure, as a fraction of the profile
-_ROUGH = 0.4  # standard deviation of the difference of neighbouring coefficients over that of a coefficient
 _MODEL_ERROR = 0.01  # of a pixel of a star, as a fraction of its value
 _CLIP, _CLIP_MODEL, _CLIP_CENTRE = 5.0, 0.1, 0.1  # sigma, fraction of the value, pixels
 _SKY_ERROR = 0.03  # of the sky under a star, in units of the noise
+_CLIP_WINGS, _CLIP_WING = 4.0, 0.5  # beyond the core: sigma, fraction of the value
+_HALO = 5e-6  # what wings of a star may have in a pixel far out, of its flux
+_SKY_CLEAR = 0.15  # from which the sky under a star differs from that of the image, in units of the noise
+_RING_ERROR = 0.1  # of the mean of a ring about a star, because of faint sources, in units of the noise of a pixel
+_SHARED_ERROR = 0.05  # of the mean of a ring, alike about all stars, in units of the noise of a pixel
+_REWEIGHTED, _TRUSTED = 3, 1.5  # rounds of weights; rings that are off by more sigma have less weight
+_FAINT = 1e-6  # flux of a star without light
 _MOVED = 2.0  # pixels that a centre may be from where it was expected
 _LEAST_WEIGHT = 0.7  # least share of a star's core that is used
 _MISFIT, _MISFIT_RATIO = 0.05, 2.5
 _WIDER, _WIDER_SIGMA = 0.03, 3.5
-_WINGS = 2.5  # FWHM from which the slope of the log profile in log radius has a prior
-_WING_SLOPE, _WING_SLOPE_ERROR = -3.5, 4.0
-_BEND = 60.0  # standard deviation of the bend of the log profile in log radius, where rings are
-_CORE_BEND = 5.0  # the same in the core
-_SOFT = 0.8  # radius within which the log profile bends in the square of the radius, FWHM
 _MATCHES, _ROUNDS = 4, 5
 _PAYS = 0.95  # scatter of the shapes of stars that are left out, over that with a lower degree
-_BETA = 3.0  # of the Moffat profile that the radial profile is a correction of
-_PIXEL = 0.78  # what a pixel adds to the square of the FWHM of a narrow PSF, pixels squared
-_LEAST_MOFFAT = 0.4  # FWHM of the Moffat profile, pixels
-_TO_FWHM = 2.3548
 
 
 class StarStamps(NamedTuple):
@@ -84,10 +84,6 @@ class StarStamps(NamedTuple):
     unusable: np.ndarray
     x: np.ndarray
     y: np.ndarray
-
-    def chosen(self, which: np.ndarray) -> StarStamps:
-        """The stamps of some stars."""
-        return StarStamps(*(array[which] for array in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,98 +143,6 @@ def terms(x: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
     return np.stack([x**i * y**j for i, j in powers(degree)], axis=1).astype(float)
 
 
-# --- the model ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Model:
-    """A Moffat profile integrated over the pixel, a radial correction of its log, and the departure from both."""
-
-    scale: float  # FWHM that knots and grids are spaced by, pixels
-    shape: np.ndarray  # second moments of the Gaussian of the Moffat profile's FWHM, without the pixel, pixels², (2, 2)
-    knots: np.ndarray
-    profile: np.ndarray  # coefficients of the log of the correction
-    departure: np.ndarray  # coefficients of B-splines on a grid, (m, m)
-
-    @classmethod
-    def moffat(cls, fwhm: float) -> _Model:
-        near = np.arange(0.3, 5, 0.2) * fwhm
-        far = np.geomspace(near[-1], 2 * REACH, max(3, int(np.log(2 * REACH / near[-1]) / 0.2) + 1))[1:]
-        inner = _log_radius(np.concatenate([[0], near, far]), fwhm)
-        knots = np.concatenate([[inner[0]] * 3, inner, [inner[-1]] * 3])
-        half = int(min(DEPARTURE * fwhm, MOST_DEPARTURE) / (STEP * fwhm)) + 3
-        variance = max(fwhm**2 - _PIXEL, _LEAST_MOFFAT**2) / _TO_FWHM**2
-        return cls(fwhm, variance * np.eye(2), knots, np.zeros(len(knots) - 4), np.zeros((2 * half + 1, 2 * half + 1)))
-
-    def wider(self, by: np.ndarray) -> _Model:
-        """The model with other second moments: trace, difference and mixed term change by so much, pixels squared."""
-        values, vectors = np.linalg.eigh(self.shape + np.array([[by[0] + by[1], by[2]], [by[2], by[0] - by[1]]]))
-        values = np.maximum(values, (_LEAST_MOFFAT / _TO_FWHM) ** 2)
-        return replace(self, shape=(vectors * values) @ vectors.T)
-
-    @property
-    def step(self) -> float:
-        return STEP * self.scale
-
-    def radius(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Elliptical radius at offsets, pixels."""
-        a, b, c = self.shape[0, 0], self.shape[0, 1], self.shape[1, 1]
-        return np.sqrt((c * u**2 - 2 * b * u * v + a * v**2) / np.sqrt(a * c - b * b))
-
-    def moffat_at(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The Moffat profile, integrated over the pixel, at offsets."""
-        area = np.pi * np.sqrt(np.linalg.det(self.shape)) * _TO_FWHM**2 / 4 / (2 ** (1 / _BETA) - 1)
-        out = np.zeros(u.shape)
-        near = np.hypot(u, v) < 3
-        for nodes, where in ((5, near), (2, ~near)):
-            node, weight = np.polynomial.legendre.leggauss(nodes)
-            there = np.zeros(int(where.sum()))
-            for i, j in np.ndindex(nodes, nodes):
-                r = self.radius(u[where] + node[i] / 2, v[where] + node[j] / 2)
-                there += weight[i] * weight[j] / 4 * (1 + np.pi * r**2 / area) ** -_BETA
-            out[where] = there
-        return out * (_BETA - 1) / area
-
-    def round(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The profile at offsets."""
-        table = np.linspace(self.knots[0], self.knots[-1], 4000)
-        log = BSpline(self.knots, self.profile, 3)(table)
-        return self.moffat_at(u, v) * np.exp(np.interp(_log_radius(self.radius(u, v), self.scale), table, log))
-
-    def rest(self, u: np.ndarray, v: np.ndarray, departure: np.ndarray | None = None) -> np.ndarray:
-        """The departure at offsets."""
-        coefficients = self.departure if departure is None else departure
-        middle = len(coefficients) // 2
-        places = np.array([v / self.step + middle, u / self.step + middle])
-        return ndimage.map_coordinates(coefficients, places, order=3, mode="grid-constant", prefilter=False)
-
-    def __call__(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """The PSF at offsets from its centre along x and y, per pixel of the image."""
-        return self.round(u, v) + self.rest(u, v)
-
-
-def _log_radius(r: np.ndarray, scale: float) -> np.ndarray:
-    """The radial coordinate of the profile: the log of the radius, softened in the core."""
-    return 0.5 * np.log(r**2 + (_SOFT * scale) ** 2)
-
-
-def _bumps(u: np.ndarray, v: np.ndarray, step: float, side: int) -> sparse.csr_matrix:
-    """Values of all cubic B-splines of a grid at offsets, (N, side²)."""
-    n, middle = len(u), side // 2
-    along = []
-    for offset in (v, u):
-        place = offset / step + middle
-        first = np.floor(place).astype(int)
-        t = place - first
-        weights = np.array([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
-        along.append((first - 1, weights.T))
-    (row, by_row), (column, by_column) = along
-    four = np.arange(4)
-    columns = (row[:, None, None] + four[:, None]) * side + column[:, None, None] + four
-    values = by_row[:, :, None] * by_column[:, None, :]
-    return sparse.csr_matrix((values.ravel(), columns.ravel(), np.arange(n + 1) * 16), shape=(n, side * side))
-
-
 # --- the stars ----------------------------------------------------------------------------------------
 
 
@@ -248,6 +152,7 @@ class _Stars:
 
     values: np.ndarray
     variance: np.ndarray  # infinite where a pixel is unusable
+    noise: np.ndarray  # of a blank pixel about each star, (S,)
     correlation: float
     x: np.ndarray
     y: np.ndarray
@@ -264,11 +169,22 @@ class _Stars:
         unusable = stamps.unusable | ~np.isfinite(stamps.values) | ~(stamps.noise > 0)
         variance = np.where(unusable, np.inf, np.where(unusable, 1, stamps.noise) ** 2)
         values = np.where(unusable, 0, stamps.values).astype(float)
-        none = np.full(n, np.nan)
+        known = [variance[i][~unusable[i]] for i in range(n)]
+        noise = np.sqrt([np.median(one) if len(one) else 1.0 for one in known])
         start = stamps.x.astype(float), stamps.y.astype(float)
-        x, y = start[0].copy(), start[1].copy()
         return cls(
-            values, variance, correlation, x, y, none.copy(), np.zeros(n), np.ones(n, bool), ~unusable, start, none
+            values=values,
+            variance=variance,
+            noise=noise,
+            correlation=correlation,
+            x=start[0].copy(),
+            y=start[1].copy(),
+            flux=np.ones(n),
+            sky=np.zeros(n),
+            kept=np.ones(n, bool),
+            good=~unusable,
+            start=start,
+            misfit=np.zeros(n),
         )
 
     def core(self, radius: float) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
@@ -297,10 +213,10 @@ class _Stars:
                 for centre, to in ((self.x, u), (self.y, v)):
                     centre += np.nan_to_num(np.clip(2 * (values * to).sum((1, 2)) / total, -0.5, 0.5))
         index, u, v = self.core(CORE * fwhm)
-        self.flux = total / (weight**2).sum((1, 2)) * fwhm**2 * np.pi / 4 / np.log(2)
-        self.kept &= np.isfinite(self.flux) & (self.flux > 0)
+        # The sum under the weight is half the flux of a Gaussian star.
+        self.flux = np.where(total > 0, 2 * total, _FAINT)
 
-    def evaluated(self, model: _Model) -> _Evaluated:
+    def evaluated(self, model: Model) -> _Evaluated:
         """The PSF and its slopes at the pixels of the cores of all stars, about their present centres."""
         index, u, v = self.core(CORE * model.scale)
         small = 0.05 * model.scale
@@ -308,26 +224,27 @@ class _Stars:
         along_y = (model(u, v + small) - model(u, v - small)) / (2 * small)
         return _Evaluated(index, u, v, model(u, v), along_x, along_y, np.hypot(u, v) < CORE * model.scale)
 
-    def fit(self, model: _Model, tolerance: float) -> None:
+    def fit(self, model: Model, tolerance: float) -> None:
         """Fit centre, flux and sky of each star, without the pixels that disagree, and measure its misfit."""
         at = self.evaluated(model)
-        values, variance = self.values[at.index], self.variance[at.index]
+        values, variance = self.values[at.pixels], self.variance[at.pixels]
         star = self.flux[:, None, None] * at.psf
         with np.errstate(invalid="ignore"):
             limit = variance + (tolerance * _CLIP_MODEL * star) ** 2
             limit += (tolerance * _CLIP_CENTRE * self.flux[:, None, None]) ** 2 * (at.along_x**2 + at.along_y**2)
             good = np.isfinite(variance) & (np.abs(values - star - self.sky[:, None, None]) < _CLIP * np.sqrt(limit))
-        self.good[at.index] = good
+        self.good[at.pixels] = good
         weight = at.inside * good / (variance * self.correlation**2 + (_MODEL_ERROR * star) ** 2)
         basis = np.stack([at.psf, -at.along_x, -at.along_y, np.ones_like(star)], axis=-1)
         found, _ = _amplitudes(basis, weight, values - self.sky[:, None, None], 0.5 * self.sky_error)
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = np.clip(np.nan_to_num(found[:, 1:3] / found[:, :1]), -0.5, 0.5)
-        self.flux = found[:, 0]
+        positive = found[:, 0] > 0
+        self.flux = np.where(positive, found[:, 0], _FAINT)
         self.x, self.y = self.x + moved[:, 0], self.y + moved[:, 1]
         seen = (good * at.psf**2).sum((1, 2)) / (at.psf**2).sum((1, 2))
         near = np.hypot(self.x - self.start[0], self.y - self.start[1]) < _MOVED
-        self.kept = np.isfinite(self.flux) & (self.flux > 0) & (seen > _LEAST_WEIGHT) & near
+        self.kept = positive & (seen > _LEAST_WEIGHT) & near
         used = good & (np.hypot(at.u, at.v) < 1.2 * model.scale)
         number = np.maximum(used.sum((1, 2)), 1)
         rest = np.where(used, values - self.sky[:, None, None] - np.einsum("snmk,sk->snm", basis, found), 0)
@@ -341,14 +258,14 @@ class _Stars:
             usual = _MISFIT_RATIO * float(np.median(self.misfit[self.kept]))
             self.kept &= self.misfit < tolerance * max(_MISFIT, usual)
 
-    def drop_shapes(self, off: np.ndarray, errors: np.ndarray, model: _Model) -> None:
-        """Drop the stars whose width or ellipticity is off by more than the others' scatter, their noise and a minimum."""
+    def drop_shapes(self, off: np.ndarray, errors: np.ndarray, model: Model) -> None:
+        """Drop the stars whose width or ellipticity is off by more than their scatter, noise and a minimum."""
         if self.kept.any():
             usual = _WIDER_SIGMA * scatter_of(off[self.kept])
-            limit = np.maximum(np.maximum(usual, _WIDER * 2 * (model.scale / 2.3548) ** 2), 3 * errors)
+            limit = np.maximum(np.maximum(usual, _WIDER * 2 * (model.scale / TO_FWHM) ** 2), 3 * errors)
             self.kept &= (np.abs(off) < limit).all(axis=1)
 
-    def shapes(self, model: _Model) -> tuple[np.ndarray, np.ndarray]:
+    def shapes(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
         """Width and two ellipticities of each star less those of the PSF, and their errors, float64, (S, 3).
 
         They are the amplitudes of second derivatives of the PSF, which a change of the second moments by so many
@@ -365,16 +282,26 @@ class _Stars:
         second = np.stack([0.5 * (in_x + in_y), 0.5 * (in_x - in_y), mixed], axis=-1) * flux[..., None]
         basis = np.concatenate([basis, second], axis=-1)
         star = flux * middle
-        variance = self.variance[at.index] * self.correlation**2 + (_MODEL_ERROR * star) ** 2
-        weight = at.inside * self.good[at.index] / variance
-        values = self.values[at.index] - self.sky[:, None, None]
+        variance = self.variance[at.pixels] * self.correlation**2 + (_MODEL_ERROR * star) ** 2
+        weight = at.inside * self.good[at.pixels] / variance
+        values = self.values[at.pixels] - self.sky[:, None, None]
         found, errors = _amplitudes(basis, weight, values, 0.5 * self.sky_error)
         return found[:, 4:], errors[:, 4:]
 
-    @property
-    def noise(self) -> np.ndarray:
-        """Noise of a blank pixel about each star, (S,)."""
-        return np.sqrt(np.nanmedian(np.where(np.isfinite(self.variance), self.variance, np.nan), axis=(1, 2)))
+    def estimate_sky(self, model: Model, which: np.ndarray) -> None:
+        """Measure the sky under some stars beyond their cores, and keep it where it is clearly not that of the image."""
+        rows, columns = np.indices(self.values.shape[1:])
+        self.sky[:] = 0
+        for s in which:
+            u, v = columns - self.x[s], rows - self.y[s]
+            used = np.isfinite(self.variance[s]) & (np.hypot(u, v) > min(2 * CORE * model.scale, 0.35 * len(u)))
+            if not used.any():
+                continue
+            left = self.values[s][used] - self.flux[s] * model.round(u[used], v[used])
+            level = float(np.median(left))
+            level = float(left[np.abs(left - level) < 2.5 * self.noise[s]].mean())
+            if abs(level) > _SKY_CLEAR * self.noise[s] + _HALO * self.flux[s]:
+                self.sky[s] = level
 
     @property
     def sky_error(self) -> np.ndarray:
@@ -382,7 +309,7 @@ class _Stars:
 
         It is a fraction of the noise under most stars; where it is more, the star itself shows it.
         """
-        return np.maximum(_SKY_ERROR * self.noise, np.abs(self.sky))
+        return np.maximum(_SKY_ERROR * self.noise, 0.3 * np.abs(self.sky))
 
 
 _CROSS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
@@ -391,7 +318,7 @@ _CROSS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
 class _Evaluated(NamedTuple):
     """A PSF at the pixels of the cores of stars, (S, m, m)."""
 
-    index: tuple[np.ndarray, ...]
+    pixels: tuple[np.ndarray, ...]  # their indices in the stamps
     u: np.ndarray
     v: np.ndarray
     psf: np.ndarray
@@ -416,104 +343,116 @@ def _amplitudes(
 # --- fitting the model --------------------------------------------------------------------------------
 
 
-def _with_profile(model: _Model, stars: _Stars) -> _Model:
-    """The model with the profile that fits the stars in all of their pixels; their skies are fitted with it."""
+def _with_profile(model: Model, stars: _Stars) -> Model:
+    """The model with the profile that fits the mean star in rings.
+
+    The means of rings about single stars scatter more than the noise of their pixels allows, because of faint sources:
+    those that differ from the profile by more than that have less weight. What all of them may share, such as an error of
+    the sky, limits how far out the profile is known.
+    """
     which = np.flatnonzero(stars.kept)
-    weight, value, radius, dark = _binned(model, stars, which)
-    total = weight.sum(axis=0)
-    some = total > 0
-    weight, value, dark, total = weight[:, some], value[:, some], dark[:, some], total[some]
-    t = np.clip(
-        _log_radius((weight * radius[:, some]).sum(axis=0) / total, model.scale), model.knots[0], model.knots[-1]
-    )
-    design = BSpline.design_matrix(t, model.knots, 3).toarray()
-    penalty, wanted = _smoothness(model)
-    # The sky of each star, in units of its flux, is another parameter, which is eliminated from the equations.
-    certain = 1 / (stars.sky_error[which] / stars.flux[which]) ** 2 + (weight * dark**2).sum(axis=1)
-
-    def off(profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is left of the values, and the skies."""
-        left = value - np.exp(design @ profile)
-        return left, (weight * dark * left).sum(axis=1) / certain
-
-    def cost(profile: np.ndarray) -> float:
-        left, sky = off(profile)
-        return float((weight * left**2).sum() - (certain * sky**2).sum() + ((wanted - penalty @ profile) ** 2).sum())
-
-    profile = model.profile
-    for _ in range(20):
-        jacobian = np.exp(design @ profile)[:, None] * design
-        left, sky = off(profile)
-        skies = (weight * dark) @ jacobian
-        normal = (jacobian.T * total) @ jacobian - (skies.T / certain) @ skies + penalty.T @ penalty
-        right = jacobian.T @ (weight * (left - dark * sky[:, None])).sum(axis=0) + penalty.T @ (
-            wanted - penalty @ profile
-        )
-        size = 1 / np.sqrt(np.diagonal(normal))
-        scaled = normal * size[:, None] * size + 1e-12 * np.eye(len(size))
-        change = size * linalg.solve(scaled, right * size, assume_a="sym")
-        change *= min(1, 1 / np.abs(change).max())
-        while cost(profile + change) > cost(profile) and np.abs(change).max() > 1e-5:
-            change /= 2
-        profile = profile + change
-        if np.abs(change).max() < 1e-4:
-            break
-    stars.sky[which] = off(profile)[1] * stars.flux[which]
+    stars.estimate_sky(model, which)
+    rings = _rings(model, stars, which)
+    off_sky = rings.dark * (stars.noise[which] / stars.flux[which])[:, None]
+    weight = rings.weight / (1 + rings.weight * (_RING_ERROR * off_sky) ** 2)
+    profile, trust = model.profile, np.ones_like(weight)
+    for _ in range(_REWEIGHTED):
+        trusted = weight * trust
+        total = np.maximum(trusted.sum(axis=0), 1e-300)
+        value, shared = ((trusted * of).sum(axis=0) / total for of in (rings.value, off_sky))
+        profile, now = _profile(model, rings.t, value, total, shared, profile)
+        off = np.abs(rings.value - now) * np.sqrt(weight)
+        trust = np.where(off > _TRUSTED, _TRUSTED / np.maximum(off, _TRUSTED), 1)
     return replace(model, profile=profile)
 
 
-def _binned(model: _Model, stars: _Stars, which: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Weights of the pixels of stars in rings, their mean ratios to the Moffat profile, radii, and its inverse, (S, R)."""
+def _profile(
+    model: Model, t: np.ndarray, value: np.ndarray, weight: np.ndarray, shared: np.ndarray, profile: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of the profile that fits the mean star, and the values of both the profile and a common sky, (R,).
+
+    `shared` is what a sky of one sigma of the noise adds.
+    """
+    design = BSpline.design_matrix(t, model.knots, 3).toarray()
+    penalty, wanted = smoothness(model)
+    # Rings between two knots share their error, and all of them share a common sky.
+    crowd = np.bincount(np.digitize(t, model.knots), minlength=len(model.knots) + 1)[np.digitize(t, model.knots)]
+    weight = weight / (1 + weight * crowd * (_SHARED_ERROR * shared) ** 2)
+    design = np.column_stack([design, np.zeros(len(t))])
+    penalty = linalg.block_diag(penalty, 1 / _SKY_ERROR)
+    wanted, found = np.append(wanted, 0), np.append(profile, 0)
+
+    def left(found: np.ndarray) -> np.ndarray:
+        return value - np.exp(design @ found) - found[-1] * shared
+
+    def cost(found: np.ndarray) -> float:
+        return float((weight * left(found) ** 2).sum() + ((wanted - penalty @ found) ** 2).sum())
+
+    for _ in range(20):
+        jacobian = np.exp(design @ found)[:, None] * design
+        jacobian[:, -1] = shared
+        normal = (jacobian.T * weight) @ jacobian + penalty.T @ penalty
+        right = jacobian.T @ (weight * left(found)) + penalty.T @ (wanted - penalty @ found)
+        size = 1 / np.sqrt(np.diagonal(normal))
+        scaled = normal * size[:, None] * size + 1e-12 * np.eye(len(size))
+        change = size * linalg.solve(scaled, right * size, assume_a="sym")
+        change *= min(1, 1 / np.abs(change[:-1]).max())
+        while cost(found + change) > cost(found) and np.abs(change[:-1]).max() > 1e-5:
+            change /= 2
+        found = found + change
+        if np.abs(change[:-1]).max() < 1e-4:
+            break
+    return found[:-1], value - left(found)
+
+
+class _Rings(NamedTuple):
+    """The pixels of stars in elliptical rings, relative to the Moffat profile, (S, R)."""
+
+    weight: np.ndarray
+    value: np.ndarray  # mean ratio to the Moffat profile times the flux
+    dark: np.ndarray  # mean of the inverse of the profile: what a sky of 1 adds
+    t: np.ndarray  # radial coordinate, (R,)
+
+
+def _rings(model: Model, stars: _Stars, which: np.ndarray) -> _Rings:
     edges = np.concatenate([np.arange(0, 4, 0.04), np.geomspace(4, 2 * REACH / model.scale, 120)]) * model.scale
-    weight, value, radius, sky = np.zeros((4, len(which), len(edges) + 1))
+    weight, value, radius, dark = np.zeros((4, len(which), len(edges) + 1))
     rows, columns = np.indices(stars.values.shape[1:])
     for k, s in enumerate(which):
         u, v, flux = columns - stars.x[s], rows - stars.y[s], stars.flux[s]
-        r, moffat = model.radius(u, v), model.moffat_at(u, v)
+        r, moffat, rest = model.radius(u, v), model.moffat_at(u, v), model.rest(u, v)
+        star = flux * (moffat * model.correction(r) + rest)
+        off = np.abs(stars.values[s] - stars.sky[s] - star)
         variance = stars.variance[s] * stars.correlation**2 + (_MODEL_ERROR * flux * moffat) ** 2
-        certain = stars.good[s] * flux**2 / variance
+        good = stars.good[s] & (off < _CLIP_WINGS * np.sqrt(stars.variance[s] + (_CLIP_WING * star) ** 2))
+        certain = good * flux**2 / variance
         ring = np.searchsorted(edges, r).ravel()
-        ratio = (stars.values[s] / flux - model.rest(u, v)) / moffat
-        for total, of in ((weight, 1), (value, ratio), (radius, r), (sky, 1 / moffat)):
+        ratio = ((stars.values[s] - stars.sky[s]) / flux - rest) / moffat
+        for total, of in ((weight, 1), (value, ratio), (radius, r), (dark, 1 / moffat)):
             total[k] = np.bincount(ring, (certain * moffat**2 * of).ravel(), weight.shape[1])
+    some = weight.sum(axis=0) > 0
+    weight, value, radius, dark = (array[:, some] for array in (weight, value, radius, dark))
+    t = log_radius(radius.sum(axis=0) / weight.sum(axis=0), model.scale)
     there = np.maximum(weight, 1e-300)
-    return weight, value / there, radius / there, sky / there
+    return _Rings(weight, value / there, dark / there, np.clip(t, model.knots[0], model.knots[-1]))
 
 
-def _smoothness(model: _Model) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a prior on the profile, and what they should give: little bend, and a usual slope at the end."""
-    inner = model.knots[3:-3]
-    middle, width = (inner[1:] + inner[:-1]) / 2, np.diff(inner)
-    second, first = (
-        np.stack([BSpline(model.knots, one, 3).derivative(order)(middle) for one in np.eye(len(model.profile))], axis=1)
-        for order in (2, 1)
-    )
-    r = np.sqrt(np.maximum(np.exp(2 * middle) / model.scale**2 - _SOFT**2, 0))
-    bend = np.clip(
-        _BEND * np.minimum((r / 1.5) ** 2, (4 / np.maximum(r, 1)) ** 6), np.where(r < 2, _CORE_BEND, 1), None
-    )
-    rows = second * (np.sqrt(width) / bend)[:, None]
-    far = first[middle > np.log(_WINGS * model.scale)]
-    steeper = (_WING_SLOPE + 2 * _BETA) / _WING_SLOPE_ERROR
-    return np.vstack([rows, far / _WING_SLOPE_ERROR]), np.append(np.zeros(len(rows)), np.full(len(far), steeper))
-
-
-def _with_departure(model: _Model, stars: _Stars) -> _Model:
+def _with_departure(model: Model, stars: _Stars) -> Model:
     """The model with the departure from its profile that the stars show.
 
-    Fluxes and centres of the stars are free, too, and eliminated from the equations: of an undersampled star they depend
-    on the PSF so much that fitting the two in turn hardly converges.
+    Fluxes and centres of the stars are free, too, and eliminated from the equations. For undersampled stars they depend
+    so much on the PSF that alternate fits hardly converge.
     """
     reach = min(DEPARTURE * model.scale, MOST_DEPARTURE)
     rows = _rows(model, stars, reach)
     side = len(model.departure)
-    prior = _prior(model, reach, _PRIOR)
+    prior = prior_of(model, reach, _PRIOR)
     free = np.flatnonzero(prior > 0)
     b = (rows.splines[:, free] @ sparse.diags_array(prior[free])).tocsr()
     before = np.divide(model.departure.ravel()[free], prior[free])
     rest = rows.left + b @ before
     weighted = b.multiply(rows.weight[:, None]).tocsr()
-    normal, right = (b.T @ weighted).toarray() + _roughness(side, free), weighted.T @ rest
+    normal, right = (b.T @ weighted).toarray() + roughness(side, free), weighted.T @ rest
     # Three more parameters of each star.
     n = len(rows.left)
     own = [sparse.csr_array((slope, (np.arange(n), rows.star)), (n, len(stars.x))) for slope in rows.slopes.T]
@@ -546,7 +485,7 @@ class _Rows(NamedTuple):
     star: np.ndarray
 
 
-def _rows(model: _Model, stars: _Stars, reach: float) -> _Rows:
+def _rows(model: Model, stars: _Stars, reach: float) -> _Rows:
     index, u, v = stars.core(reach)
     near = (np.hypot(u, v) < reach) & stars.good[index] & stars.kept[:, None, None]
     star = np.broadcast_to(np.arange(len(u))[:, None, None], u.shape)[near]
@@ -556,26 +495,8 @@ def _rows(model: _Model, stars: _Stars, reach: float) -> _Rows:
     along_y = (model(u, v + small) - model(u, v - small)) / (2 * small)
     weight = flux**2 / (stars.variance[index][near] * stars.correlation**2 + (_MODEL_ERROR * flux * psf) ** 2)
     left = (stars.values[index][near] - stars.sky[star]) / flux - psf
-    splines = _bumps(u, v, model.step, len(model.departure))
+    splines = bumps(u, v, model.step, len(model.departure))
     return _Rows(splines, weight, left, np.stack([psf, along_x, along_y], axis=1), star)
-
-
-def _prior(model: _Model, reach: float, fraction: float) -> np.ndarray:
-    """Standard deviation of each coefficient of the departure, (side²,); 0 beyond the reach."""
-    side = len(model.departure)
-    along = (np.arange(side) - side // 2) * model.step
-    u, v = np.meshgrid(along, along)
-    r = np.hypot(u, v)
-    fade = np.clip((reach - r) / (0.25 * reach), 0, 1)
-    return (fraction * model.round(u, v) * fade).ravel()
-
-
-def _roughness(side: int, free: np.ndarray) -> np.ndarray:
-    """Inverse covariance of the coefficients in units of their standard deviation, (F, F)."""
-    line = sparse.diags_array([-np.ones(side - 1), np.ones(side - 1)], offsets=[0, 1], shape=(side - 1, side))
-    eye = sparse.eye_array(side)
-    steps = sparse.vstack([sparse.kron(line, eye), sparse.kron(eye, line)]).tocsc()[:, free]
-    return np.asarray((steps.T @ steps / _ROUGH**2).toarray() + np.eye(len(free)))
 
 
 # --- the measurement ----------------------------------------------------------------------------------
@@ -598,8 +519,8 @@ def measure_psf(
         Noise in a large aperture over the noise for uncorrelated pixels.
     places : ndarray, float64, (S, 2), optional
         x and y of the stars in the field, from -1 to 1. The PSF may then vary over the field: linearly from
-        `LEAST_VARIED` stars and as a quadratic polynomial from `LEAST_CURVED`, if the widths and ellipticities of the stars
-        are predicted better by it when each is left out.
+        `LEAST_VARIED` stars and as a quadratic polynomial from `LEAST_CURVED`, if it predicts the widths and
+        ellipticities of stars better when each is left out.
 
     Returns
     -------
@@ -609,7 +530,7 @@ def measure_psf(
     stars = _Stars.of(stamps, correlation)
     if len(stars.x) < LEAST_STARS:
         return None
-    model, degree, fitted = _Model.moffat(fwhm), 0, np.zeros((len(stars.x), 3))
+    model, degree, fitted = Model.moffat(fwhm), 0, np.zeros((len(stars.x), 3))
     stars.begin(fwhm)
     for _ in range(_MATCHES):
         stars.fit(model, 4.0)
@@ -643,7 +564,7 @@ def _variation(shapes: np.ndarray, places: np.ndarray | None, kept: np.ndarray) 
     scale, lowest, best, values = scatter_of(shapes[use]), np.inf, 0, np.broadcast_to(middle, shapes.shape)
     near = use[(np.abs(shapes[use] - middle) < 6 * scale).all(axis=1)]
     for degree in possible:
-        every = terms(*places.T, degree)
+        every = terms(places[:, 0], places[:, 1], degree)
         some = every[near]
         inverse = np.linalg.pinv(some)
         left_out = (shapes[near] - some @ (inverse @ shapes[near])) / (1 - np.einsum("sk,ks->s", some, inverse))[
@@ -666,17 +587,17 @@ def _spread(places: np.ndarray) -> bool:
     return int((np.bincount(cell @ [1, 3], minlength=9) >= 2).sum()) >= 7
 
 
-def _components(model: _Model, stars: _Stars, places: np.ndarray, degree: int) -> np.ndarray:
+def _components(model: Model, stars: _Stars, places: np.ndarray, degree: int) -> np.ndarray:
     """Coefficients of departures from the model that are polynomials in position, float64, (K, m, m)."""
     b, weight, rest, _, star = _rows(model, stars, CORE * model.scale)
     side = len(model.departure)
-    prior = _prior(model, CORE * model.scale, _PRIOR_VARIED)
+    prior = prior_of(model, CORE * model.scale, _PRIOR_VARIED)
     free = np.flatnonzero(prior > 0)
     b = (b[:, free] @ sparse.diags_array(prior[free])).tocsr()
-    by = terms(*places.T, degree)[star]
+    by = terms(places[:, 0], places[:, 1], degree)[star]
     n, k = len(free), by.shape[1]
     normal, right = np.zeros((k, n, k, n)), np.zeros((k, n))
-    rough = _roughness(side, free)
+    rough = roughness(side, free)
     for i in range(k):
         for j in range(i + 1):
             block = (b.T @ b.multiply((weight * by[:, i] * by[:, j])[:, None]).tocsr()).toarray()
@@ -689,7 +610,7 @@ def _components(model: _Model, stars: _Stars, places: np.ndarray, degree: int) -
     return out.reshape(k, side, side)
 
 
-def _finished(model: _Model, stars: _Stars, degree: int, places: np.ndarray | None) -> EffectivePsf:
+def _finished(model: Model, stars: _Stars, degree: int, places: np.ndarray | None) -> EffectivePsf:
     """The PSF on its grid, centred and normalised, and what the stars say about it."""
     oversampling = next(fine for limit, fine in FINE if model.scale < limit)
     centre = _centre(model)
@@ -706,8 +627,8 @@ def _finished(model: _Model, stars: _Stars, degree: int, places: np.ndarray | No
     images /= images[0].sum()
     fwhm = full_width(images[0], oversampling)
     # A Gaussian of a slightly larger second moment is so much wider.
-    width = (shapes[stars.kept] - fitted)[:, 0] / (2 * (fwhm / 2.3548) ** 2)
-    noise = float(np.median(errors[stars.kept, 0])) / (2 * (fwhm / 2.3548) ** 2)
+    width = (shapes[stars.kept] - fitted)[:, 0] / (2 * (fwhm / TO_FWHM) ** 2)
+    noise = float(np.median(errors[stars.kept, 0])) / (2 * (fwhm / TO_FWHM) ** 2)
     scatter = float(scatter_of(width[:, None])[0])
     known = [np.where(stars.kept, values, np.nan) for values in (stars.x, stars.y, stars.flux, stars.sky)]
     return EffectivePsf(
@@ -726,7 +647,7 @@ def _finished(model: _Model, stars: _Stars, degree: int, places: np.ndarray | No
     )
 
 
-def _centre(model: _Model) -> tuple[float, float]:
+def _centre(model: Model) -> tuple[float, float]:
     """Centroid of the core under a Gaussian of its own width, pixels."""
     x = y = 0.0
     along = np.arange(-30, 31) * 0.07 * model.scale

@@ -25,7 +25,7 @@ WINDOW = 1024
 """Side of the windows in which stars are looked for, pixels."""
 
 WINDOWS, MORE_WINDOWS = 16, 9
-"""Windows of a large image, and windows between them that are searched if the first ones have few stars. An image that has
+"""Windows of a large image, and windows between them that are searched if the first ones have few stars. An image with
 no more pixels than all of them is searched completely."""
 
 ENOUGH = 60
@@ -38,7 +38,7 @@ MOST_IN_A_WINDOW = 128
 """Sources of a window whose stamps are kept at most, those of the highest surface brightness."""
 
 BROAD = 4.0
-"""FWHM from which stars are looked for in blocks of 2 x 2 pixels, pixels: in single pixels, a FWHM above 7 is not found."""
+"""FWHM from which stars are looked for in blocks of 2 x 2 pixels, too. In single pixels the search ends at 7 pixels."""
 
 _GROWN = DILATION + 3  # pixels by which sources are dilated before they are masked in the stamps of stars
 _LOCAL = 30  # stars from which the locus may vary over the image
@@ -90,9 +90,9 @@ def find_psf(
     """Measure the PSF of an image from its stars.
 
     Stars are looked for in windows of the image, and selected together by their widths and profiles, see
-    `sersicnet.image.stars.stellar_locus`. Where there are enough, the locus follows the PSF over the image. The brightest
-    ones that are single and not saturated are taken, evenly from all windows, and the PSF is measured by
-    `sersicnet.image.epsf.measure_psf`. The result does not depend on the number of workers.
+    `sersicnet.image.stars.stellar_locus`. Where there are enough, the locus follows the PSF over the image. The
+    brightest single and unsaturated ones are taken, evenly from all windows, and `sersicnet.image.epsf.measure_psf`
+    measures the PSF. The result does not depend on the number of workers.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def _windows(shape: tuple[int, int]) -> Iterator[list[Window]]:
             for columns in zip(edges[1], edges[1][1:], strict=False)
         ]
         return
-    across = min(max(round(math.sqrt(WINDOWS * shape[1] / shape[0])), 1), WINDOWS)
+    across = min(max(round(math.sqrt(WINDOWS * shape[1] / shape[0])), 2), WINDOWS // 2)
     starts = [
         np.linspace(0, max(n - WINDOW, 0), min(k, most))
         for n, k, most in zip(shape, (WINDOWS // across, across), whole, strict=True)
@@ -269,7 +269,7 @@ def _local_locus(table: np.ndarray, locus: np.ndarray, candidates: _Candidates, 
     for degree in (1, 1, 2, 2, 2):
         if len(chosen) < _LOCAL:
             return locus
-        every = terms(*place.T, degree)
+        every = terms(place[:, 0], place[:, 1], degree)
         fitted = every @ np.linalg.lstsq(every[chosen], width[chosen], rcond=None)[0]
         alike = np.abs(width - fitted) < _SAME_WIDTH
         alike &= np.abs(light - np.median(light[chosen])) < _SAME_LIGHT
@@ -301,7 +301,9 @@ def _result(measured: EffectivePsf, x: np.ndarray, y: np.ndarray, shape: tuple[i
     name, source = "the stars of the image", f"{n} stars"
     height, width = shape
     if measured.degree:
-        polynomial = Polynomial(((width - 1) / 2, (height - 1) / 2), (width / 2, height / 2), powers(measured.degree), shape)
+        polynomial = Polynomial(
+            ((width - 1) / 2, (height - 1) / 2), (width / 2, height / 2), powers(measured.degree), shape
+        )
         psf = Psf.varying(measured.images, polynomial, name, measured.oversampling, source=source, error=measured.error)
     else:
         psf = Psf.of(measured.images[0], name, measured.oversampling, source=source, error=measured.error)

@@ -1,0 +1,120 @@
+import galsim
+import numpy as np
+import pytest
+
+from sersicnet.image.epsf import LEAST_STARS, LEAST_VARIED, REACH, StarStamps, measure_psf
+from sersicnet.image.psf import Psf, core_of, full_width
+
+SIDE = 64
+
+
+def moffat(fwhm, shear=0.0, pixel=1.0):
+    """An effective PSF: a Moffat profile, and the pixel."""
+    profile = galsim.Moffat(beta=3, fwhm=fwhm).shear(g1=shear, g2=shear / 2)
+    return galsim.Convolve([profile, galsim.Pixel(pixel)])
+
+
+def drawn(profile, x, y, side=SIDE):
+    offset = x - (side - 1) / 2, y - (side - 1) / 2
+    return profile.drawImage(nx=side, ny=side, scale=1, method="no_pixel", offset=offset, dtype=float).array
+
+
+def truth(profile, oversampling):
+    side = 2 * REACH * oversampling + 1
+    image = profile.drawImage(nx=side, ny=side, scale=1 / oversampling, method="no_pixel", dtype=float).array
+    return Psf.of(image / image.sum(), "truth", oversampling)
+
+
+def stars_of(profiles, seed=0, flux=(2000, 20000), noise=1.0):
+    """Stamps of one star a profile, with a rough centre."""
+    rng = np.random.default_rng(seed)
+    n = len(profiles)
+    centres = 31.5 + rng.uniform(-0.5, 0.5, (n, 2))
+    light = np.exp(rng.uniform(*np.log(flux), n))
+    values = np.array([f * drawn(p, *c) for f, p, c in zip(light, profiles, centres, strict=True)])
+    values += rng.normal(0, noise, values.shape)
+    rough = centres + rng.uniform(-0.5, 0.5, (n, 2))
+    return StarStamps(values, np.full(values.shape, noise), np.zeros(values.shape, bool), *rough.T), centres
+
+
+def measured(stamps, fwhm, **options):
+    found = measure_psf(stamps, fwhm, **options)
+    assert found is not None
+    assert found.images.shape[1] == 2 * REACH * found.oversampling + 1
+    return found, Psf.of(found.images[0], "measured", found.oversampling)
+
+
+@pytest.mark.parametrize(("fwhm", "shear", "oversampling"), [(0.8, 0.0, 4), (1.5, 0.0, 3), (2.8, 0.1, 2)])
+def test_the_psf_is_measured_finer_than_the_pixels(fwhm, shear, oversampling):
+    profile = moffat(fwhm, shear)
+    stamps, centres = stars_of([profile] * 20)
+    true = truth(profile, oversampling)
+    found, psf = measured(stamps, 1.05 * true.fwhm)
+    assert found.oversampling == oversampling
+    assert found.used.all()
+    assert psf.fwhm == pytest.approx(true.fwhm, rel=0.012)
+    within = np.array([1, 2, 4]) * true.fwhm
+    assert psf.encircled(within) == pytest.approx(true.encircled(within), rel=0.01)
+    assert psf.ellipticity == pytest.approx(true.ellipticity, abs=0.01)
+    core = core_of(found.images[0])
+    assert np.hypot(core.row - len(found.images[0]) // 2, core.column - len(found.images[0]) // 2) < 0.01 * oversampling
+    assert np.abs(np.column_stack([found.x, found.y]) - centres).max() < 0.03
+
+
+def test_doubles_galaxies_and_clipped_stars_are_dropped():
+    profile = moffat(2.6)
+    stamps, centres = stars_of([profile] * 16, flux=(5000, 20000))
+    (x, y), values = centres[0], stamps.values
+    values[0] += 4000 * drawn(profile, x + 1.5, y)
+    values[1] = 8000 * drawn(galsim.Convolve([galsim.Exponential(half_light_radius=0.8), profile]), *centres[1])
+    values[2] = np.minimum(values[2], 0.6 * values[2].max())
+    found, psf = measured(stamps, 2.8)
+    assert list(np.flatnonzero(~found.used)) == [0, 1, 2]
+    assert psf.fwhm == pytest.approx(truth(profile, 2).fwhm, rel=0.01)
+
+
+def test_cosmic_rays_masks_and_offsets_of_the_sky_do_no_harm():
+    profile = moffat(2.6)
+    stamps, _ = stars_of([profile] * 12, flux=(5000, 20000))
+    rng = np.random.default_rng(1)
+    for star, values in enumerate(stamps.values):
+        values[tuple(rng.integers(0, SIDE, (2, 5)))] += 300
+        values[33, 30 + star % 4] += 500
+        values += 0.5 * (star % 3)
+    stamps.values[3, 10:20, 35:50] = np.nan
+    stamps.values[4, :, 45:] += 100
+    stamps.unusable[4, :, 45:] = True
+    found, psf = measured(stamps, 2.8)
+    true = truth(profile, 2)
+    assert found.used.sum() >= 10
+    assert psf.fwhm == pytest.approx(true.fwhm, rel=0.01)
+    within = np.array([1, 2, 4]) * true.fwhm
+    assert psf.encircled(within) == pytest.approx(true.encircled(within), rel=0.02)
+    assert found.sky[found.used] == pytest.approx((0.5 * (np.arange(12) % 3))[found.used], abs=0.2)
+
+
+def test_fewer_stars_than_needed_are_no_psf():
+    stamps, _ = stars_of([moffat(2.6)] * (LEAST_STARS - 1))
+    assert measure_psf(stamps, 2.8) is None
+    different, _ = stars_of([moffat(f) for f in (1.5, 2, 3, 4, 5, 6)])
+    assert measure_psf(different, 2.8) is None
+
+
+def test_noise_alone_is_no_psf():
+    values = np.random.default_rng(0).normal(0, 1, (8, SIDE, SIDE))
+    middle = np.full(8, 31.5)
+    assert measure_psf(StarStamps(values, np.ones_like(values), values > 9, middle, middle), 3.0) is None
+
+
+@pytest.mark.parametrize("change", [0.0, 0.08])
+def test_the_psf_varies_over_the_field_where_it_pays(change):
+    rng = np.random.default_rng(2)
+    places = rng.uniform(-1, 1, (LEAST_VARIED + 10, 2))
+    profiles = [moffat(2.6 * (1 + change * x)) for x, _ in places]
+    stamps, _ = stars_of(profiles, flux=(3000, 20000))
+    cropped = StarStamps(*(a[:, 8:-8, 8:-8] for a in stamps[:3]), stamps.x - 8, stamps.y - 8)
+    found, _ = measured(cropped, 2.8, places=places)
+    assert found.degree == (1 if change else 0)
+    for x in (-0.8, 0.0, 0.8):
+        expected = truth(moffat(2.6 * (1 + change * x)), 2).fwhm
+        assert full_width(found.at(x, 0.3), 2) == pytest.approx(expected, rel=0.012)
