@@ -383,8 +383,8 @@ NETWORKS = {
     "no network": (lambda: b"\x08\x08", "no network"),
     "bytes": (lambda: b"\xff" * 1000, "is no network"),
     "an unknown input": (
-        lambda: model(plain().graph.node, AXES, inputs=[STAMPS, helper.make_tensor_value_info("psf", 1, [9])]),
-        "input 'psf'",
+        lambda: model(plain().graph.node, AXES, inputs=[STAMPS, helper.make_tensor_value_info("weather", 1, [9])]),
+        "input 'weather'",
     ),
     "stamps of another shape": (lambda: model(plain().graph.node, AXES, inputs=[given(["N", 64, 64])]), "takes inputs"),
     "stamps of another type": (

@@ -192,8 +192,7 @@ def fit(
         disagrees with the scatter of the sky.
     """
     made = Plan.of(
-        exposure, network=None, psf=psf, psf_fwhm=None, gain=None, fitting=fitting or Fitting(prior="none"),
-        resample=False, positions=positions,
+        exposure, network=None, psf=psf, fitting=fitting or Fitting(prior="none"), resample=False, positions=positions,
         outputs=outputs or Outputs(), work=work or Work(), command=command, report=report,
     )  # fmt: skip
     return made.run(report)
