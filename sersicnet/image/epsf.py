@@ -289,7 +289,7 @@ class _Stars:
         return found[:, 4:], errors[:, 4:]
 
     def estimate_sky(self, model: Model, which: np.ndarray) -> None:
-        """Measure the sky under some stars beyond their cores, and keep it where it is clearly not that of the image."""
+        """Measure the sky under some stars far from their centres; it stays 0 unless it clearly is not."""
         rows, columns = np.indices(self.values.shape[1:])
         self.sky[:] = 0
         for s in which:

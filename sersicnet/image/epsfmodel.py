@@ -138,9 +138,7 @@ def smoothness(model: Model) -> tuple[np.ndarray, np.ndarray]:
         for order in (2, 1)
     )
     r = np.sqrt(np.maximum(np.exp(2 * middle) / model.scale**2 - _SOFT**2, 0))
-    bend = np.clip(
-        _BEND * np.minimum((r / 1.5) ** 2, (4 / np.maximum(r, 1)) ** 6), _CORE_BEND, None
-    )
+    bend = np.clip(_BEND * np.minimum((r / 1.5) ** 2, (4 / np.maximum(r, 1)) ** 6), _CORE_BEND, None)
     rows = second * (np.sqrt(width) / bend)[:, None]
     far = first[middle > np.log(_WINGS * model.scale)]
     steeper = (_WING_SLOPE + 2 * _BETA) / _WING_SLOPE_ERROR
