@@ -62,7 +62,7 @@ def test_broad_stars_are_found_in_blocks_of_pixels():
 
 def test_the_reason_for_no_psf_is_given_in_words():
     psf = effective_psf(F160W)
-    assert "no stellar locus among 0 bright" in found_in(field([], 0, psf)).reason
+    assert "no stellar locus among 0 bright sources" in found_in(field([], 0, psf)).reason
     few = found_in(field([100.0, 200.0, 300.0], 20, psf))
     assert few.psf is None
     assert few.reason.startswith("no stellar locus among ")

@@ -19,7 +19,7 @@ from sersicnet.image.psffield import Polynomial
 from sersicnet.image.regions import grown_labels
 from sersicnet.image.sky import Map, Mesh
 from sersicnet.image.stamps import cut
-from sersicnet.image.stars import profiles, saturated, sizes, stellar_locus
+from sersicnet.image.stars import ROUND, profiles, saturated, sizes, stellar_locus
 
 WINDOW = 1024
 """Side of the windows in which stars are looked for, pixels."""
@@ -40,6 +40,7 @@ MOST_IN_A_WINDOW = 128
 BROAD = 4.0
 """FWHM from which stars are looked for in blocks of 2 x 2 pixels, too. In single pixels the search ends at 7 pixels."""
 
+_ELONGATED = 0.4  # largest ellipticity of stars
 _GROWN = DILATION + 3  # pixels by which sources are dilated before they are masked in the stamps of stars
 _LOCAL = 30  # stars from which the locus may vary over the image
 _SAME_WIDTH, _SAME_LIGHT = 0.03, 0.04  # of stars about the local locus, in the log
@@ -120,8 +121,8 @@ def find_psf(
         if len(chosen) >= ENOUGH:
             break
     if not len(chosen):
-        n = max(len(candidates.fine), len(candidates.coarse))
-        return ImagePsf(None, f"no stellar locus among {n} bright and round sources")
+        n = max(len(candidates.fine) + len(candidates.elongated), len(candidates.coarse))
+        return ImagePsf(None, f"no stellar locus among {n} bright sources")
     usable = chosen[~candidates.clipped[chosen]]
     if len(usable) < LEAST_STARS:
         clipped = len(chosen) - len(usable)
@@ -149,12 +150,16 @@ def find_psf(
 class _Candidates(NamedTuple):
     """Sources that may be stars."""
 
-    fine: np.ndarray  # `profiles` of sources, whose last column is the row in the other arrays, -1 for none
-    coarse: np.ndarray  # the same in blocks of 2 x 2 pixels, with widths in pixels
+    fine: np.ndarray  # `profiles` of round sources, whose last column is the row in the other arrays, -1 for none
+    elongated: np.ndarray  # the same of elongated sources
+    coarse: np.ndarray  # the same two in blocks of 2 x 2 pixels, with widths in pixels
+    coarse_elongated: np.ndarray
     x: np.ndarray  # in the image
     y: np.ndarray
     in_stamp: np.ndarray  # x and y in the stamp, (C, 2)
-    snr: np.ndarray
+    brightness: (
+        np.ndarray
+    )  # signal to noise; of undersampled stars, for which it is not known, in proportion to the peak
     clipped: np.ndarray
     blended: np.ndarray
     values: np.ndarray  # stamps in units of the noise, NaN in pixels that are not usable, float32, (C, 128, 128)
@@ -196,16 +201,19 @@ def _search(source: Source, mesh: Mesh, detector: Detector, saturation: float, w
     origin = whole[1].start, whole[0].start
     own = (np.rint(found.y) >= window[0].start) & (np.rint(found.y) < window[0].stop)
     own &= (np.rint(found.x) >= window[1].start) & (np.rint(found.x) < window[1].stop)
-    fine = profiles(pixels.data, pixels.bad, sky, found, own, origin)
     data, bad, level, blocks = _in_blocks(pixels, sky, found, origin)
-    coarse = profiles(data, bad, level, blocks, own)
-    coarse[:, 0] *= 2
-    both = np.unique(np.concatenate([fine[:, 3], coarse[:, 3]]).astype(int))
+    tables = []
+    for within in ((0.0, ROUND), (ROUND, _ELONGATED)):
+        tables.append(profiles(pixels.data, pixels.bad, sky, found, own, origin, within))
+        tables.append(profiles(data, bad, level, blocks, own, ellipticity=within))
+        tables[-1][:, 0] *= 2
+    fine, coarse, elongated, coarse_elongated = tables
+    both = np.unique(np.concatenate([table[:, 3] for table in tables]).astype(int))
     brightness = found.flux[both] / found.area[both]
     taken = np.sort(both[np.argsort(-brightness, kind="stable")[:MOST_IN_A_WINDOW]])
     row = np.full(len(found) + 1, -1)
     row[taken] = np.arange(len(taken))
-    for rows in (fine, coarse):
+    for rows in tables:
         rows[:, 3] = row[rows[:, 3].astype(int)]
     x, y = found.x[taken], found.y[taken]
     labels = grown_labels(found.segmentation, _GROWN)
@@ -213,7 +221,21 @@ def _search(source: Source, mesh: Mesh, detector: Detector, saturation: float, w
     snr, clipped = (sizes(stamps)[1], saturated(stamps, saturation)) if len(taken) else (np.zeros(0), np.zeros(0, bool))
     values = np.where(stamps.replaced | stamps.empty[:, None, None], np.float32(np.nan), stamps.pixels)
     places = np.column_stack([stamps.x, stamps.y])
-    return _Candidates(fine, coarse, x, y, places, snr, clipped, found.blended[taken], values, np.zeros(len(x), int))
+    return _Candidates(
+        fine=fine,
+        elongated=elongated,
+        coarse=coarse,
+        coarse_elongated=coarse_elongated,
+        x=x,
+        y=y,
+        in_stamp=places,
+        brightness=np.where(snr > 0, snr, 0)
+        + 1e-3 * np.nan_to_num(np.nanmax(values[:, 61:67, 61:67], (1, 2), initial=0)),
+        clipped=clipped,
+        blended=found.blended[taken],
+        values=values,
+        window=np.zeros(len(x), int),
+    )
 
 
 def _in_blocks(
@@ -240,20 +262,33 @@ def _joined(parts: list[_Candidates]) -> _Candidates:
     firsts = np.cumsum([0, *(len(part.x) for part in parts)])
     shifted = []
     for number, (part, first) in enumerate(zip(parts, firsts, strict=False)):
-        rows = [table + np.where(table[:, 3:] >= 0, [0, 0, 0, first], 0) for table in (part.fine, part.coarse)]
-        shifted.append(part._replace(fine=rows[0], coarse=rows[1], window=np.full(len(part.x), number)))
+        tables = {
+            name: getattr(part, name) + np.where(getattr(part, name)[:, 3:] >= 0, [0, 0, 0, first], 0)
+            for name in ("fine", "elongated", "coarse", "coarse_elongated")
+        }
+        shifted.append(part._replace(**tables, window=np.full(len(part.x), number)))
     return _Candidates(*(np.concatenate(arrays) for arrays in zip(*shifted, strict=True)))
 
 
 def _stars(candidates: _Candidates, shape: tuple[int, int]) -> tuple[float, np.ndarray]:
     """Rough FWHM and the numbers of the candidates that are stars; none if there is no stellar locus."""
+    every = [
+        (np.concatenate([round_, elongated]), least, len(round_))
+        for round_, elongated, least in (
+            (candidates.fine, candidates.elongated, 0.0),
+            (candidates.coarse, candidates.coarse_elongated, BROAD),
+        )
+    ]
     fwhm, chosen = math.nan, np.zeros(0, int)
-    for table, least in ((candidates.fine, 0.0), (candidates.coarse, BROAD)):
-        locus = stellar_locus(table)
-        width = float(np.median(table[locus, 0])) if len(locus) else math.nan
-        if len(locus) > len(chosen) and width >= least:
-            grown = _local_locus(table, locus, candidates, shape)
-            fwhm, chosen = width, table[grown, 3].astype(int)
+    for only_round in (True, False):
+        for table, least, n in every:
+            locus = stellar_locus(table[:n] if only_round else table)
+            width = float(np.median(table[locus, 0])) if len(locus) else math.nan
+            if len(locus) > len(chosen) and width >= least:
+                grown = _local_locus(table, locus, candidates, shape)
+                fwhm, chosen = width, table[grown, 3].astype(int)
+        if len(chosen):
+            break
     return fwhm, np.unique(chosen[chosen >= 0])
 
 
@@ -279,7 +314,7 @@ def _local_locus(table: np.ndarray, locus: np.ndarray, candidates: _Candidates, 
 
 def _best(candidates: _Candidates, which: np.ndarray) -> np.ndarray:
     """The brightest stars, evenly from all windows."""
-    snr = np.nan_to_num(candidates.snr[which])
+    snr = candidates.brightness[which]
     rank = np.zeros(len(which), int)
     for number in np.unique(candidates.window[which]):
         inside = np.flatnonzero(candidates.window[which] == number)

@@ -43,12 +43,16 @@ MOST_SOURCES = 1000
 LEAST_PEAK = 50.0
 """Peak over noise that a profile needs: the width of a star is good to 2 % at this limit."""
 
-_ROUND = 0.1
+ROUND = 0.1
+"""Ellipticity below which the core of a source is round."""
+
 _APERTURE = 1.5  # radius in FWHM within which light is counted
 _SAME_WIDTH = 0.05  # width of the locus in log FWHM
 _SAME_LIGHT = 0.04
 _UNDERSAMPLED = 2.2
-_BY_PHASE = 0.12  # how much wider the locus is for each pixel that the FWHM is below 2.2
+_BY_PHASE = (
+    0.12  # how much wider the locus is for each pixel that the FWHM is below 2.2; below 1.7, three times as much
+)
 _NEARBY = 0.15
 _APART = 0.2
 _CONTRAST = 4.0
@@ -73,6 +77,7 @@ def profiles(
     found: Detections,
     which: np.ndarray | None = None,
     origin: tuple[int, int] = (0, 0),
+    ellipticity: tuple[float, float] = (0.0, ROUND),
 ) -> np.ndarray:
     """Measure how wide and how concentrated the bright and round sources of an image are.
 
@@ -91,6 +96,8 @@ def profiles(
         Which detections to measure; all by default.
     origin : (int, int)
         x and y of the first pixel of the arrays, in the pixels that the positions of `found` refer to.
+    ellipticity : (float, float)
+        Least and largest ellipticity of the cores of the sources.
 
     Returns
     -------
@@ -126,7 +133,9 @@ def profiles(
         if used.sum() < 9 or used[distance > REACH - 0.5].any():
             continue
         core = _gaussian(offset_x[used], offset_y[used], box[used] / peak)
-        if core is None or core.ellipticity >= _ROUND or _APERTURE * core.fwhm >= REACH - 1:
+        if core is None or not ellipticity[0] <= core.ellipticity < ellipticity[1]:
+            continue
+        if _APERTURE * core.fwhm >= REACH - 1:
             continue
         width, light = _width_and_light(box, core)
         if width > 0 and light > 0:
@@ -143,7 +152,7 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
     from the widths nearby by `MANY_STARS`, and few sources with the same concentration are
     narrower; or there are `LEAST_STARS`, and no other source is narrower or less than
     20 % wider. The FWHM of an undersampled star depends on its position in the pixel: below
-    2.2 pixels the tolerances grow.
+    2.2 pixels the tolerances grow, by up to 4 times at 1.2 pixels.
 
     Parameters
     ----------
@@ -157,7 +166,10 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
     """
     brightest = np.argsort(-found[:, 2], kind="stable")[:MOST_SOURCES]
     order = brightest[np.argsort(found[brightest, 0], kind="stable")]
-    tolerance = 1 + _BY_PHASE / _SAME_WIDTH * np.clip(_UNDERSAMPLED - found[order, 0], 0, 0.5)
+    below = np.clip(_UNDERSAMPLED - found[order, 0], 0, 0.5) + 2 * np.clip(
+        _UNDERSAMPLED - 0.5 - found[order, 0], 0, 0.5
+    )
+    tolerance = 1 + _BY_PHASE / _SAME_WIDTH * below
     width, light = np.log(found[order, :2]).T
     ends = np.searchsorted(width, width + _SAME_WIDTH * tolerance, side="right")
     best, chosen = 0.0, np.zeros(0, int)
