@@ -346,9 +346,9 @@ def _amplitudes(
 def _with_profile(model: Model, stars: _Stars) -> Model:
     """The model with the profile that fits the mean star in rings.
 
-    The means of rings about single stars scatter more than the noise of their pixels allows, because of faint sources:
-    those that differ from the profile by more than that have less weight. What all of them may share, such as an error of
-    the sky, limits how far out the profile is known.
+    The means of rings about single stars scatter more than the noise of their pixels allows, because of faint
+    sources: those that differ from the profile by more than that have less weight. What all of them may share, such
+    as an error of the sky, limits how far out the profile is known.
     """
     which = np.flatnonzero(stars.kept)
     stars.estimate_sky(model, which)
