@@ -22,6 +22,7 @@ from sersicnet.cli.shared import (
     say,
     stages,
 )
+from sersicnet.training import recipe
 
 
 def adapt(
@@ -45,15 +46,15 @@ def adapt(
             "uniform; or a table of galaxies."
         ),
     ] = "candels",
-    n: Annotated[int, typer.Option("--n", help="Number of simulated galaxies.", min=1)] = 20_000,
-    epochs: Annotated[int, typer.Option(help="Number of epochs.", min=1)] = 3,
+    n: Annotated[int, typer.Option("--n", help="Number of simulated galaxies.", min=1)] = recipe.SIMULATED,
+    epochs: Annotated[int, typer.Option(help="Number of epochs.", min=1)] = recipe.ADAPT_EPOCHS,
     adapt: Annotated[
         str,
         typer.Option(
             help="Also align the features of real and simulated galaxies: none, dann (domain-adversarial) or daregram "
             "(inverse Gram matrices)."
         ),
-    ] = "none",
+    ] = recipe.ALIGNMENT,
     zero_point: ZeroPoint = None,
     pixel_scale: PixelScale = None,
     hdu: Hdu = None,

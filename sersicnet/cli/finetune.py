@@ -20,6 +20,7 @@ from sersicnet.cli.shared import (
     say,
     training_progress,
 )
+from sersicnet.training import recipe as defaults
 
 
 def finetune(
@@ -43,10 +44,10 @@ def finetune(
             help="Layers to train: all; head-first, first those after the features and then all; or auto, which tries "
             "both and keeps the better weights."
         ),
-    ] = "auto",
+    ] = defaults.SCHEDULE,
     epochs: Annotated[
         int, typer.Option(help="Number of epochs; the weights with the lowest validation error are kept.", min=1)
-    ] = 15,
+    ] = defaults.FINETUNE_EPOCHS,
     test: TestSet = None,
     seed: Seed = 0,
     tensorboard: TensorBoard = None,

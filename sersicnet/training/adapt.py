@@ -43,12 +43,6 @@ from sersicnet.training.loop import Progress
 from sersicnet.training.losses import ALIGNMENTS
 from sersicnet.training.train import train
 
-HOW = "none"
-"""Besides matched simulations, whether features are aligned with the mosaic's own galaxies."""
-
-N = 20_000
-EPOCHS = 3
-
 PSF_TOLERANCE = 0.1
 """How far the width of point-like sources may be from that of the weights' PSF for it to be taken instead."""
 
@@ -71,9 +65,9 @@ def adapt(
     output: str | Path,
     *,
     base: str | Path = weights.BASE,
-    how: str = HOW,
-    n: int = N,
-    epochs: int = EPOCHS,
+    how: str = recipes.ALIGNMENT,
+    n: int = recipes.SIMULATED,
+    epochs: int = recipes.ADAPT_EPOCHS,
     prior: str | Path = "candels",
     psf: str | Path | None = None,
     gain: float | None = None,

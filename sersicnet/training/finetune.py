@@ -19,7 +19,7 @@ from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
 from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
 from sersicnet.training.loop import Report, Scaling, Task, fit, predict, silent
 from sersicnet.training.losses import Arguments, regression
-from sersicnet.training.recipe import FINETUNE, Recipe
+from sersicnet.training.recipe import FINETUNE, SCHEDULE, Recipe
 
 LAYERS = ("auto", "all", "head-first")
 
@@ -32,7 +32,7 @@ def finetune(
     output: str | Path,
     *,
     base: str | Path = weights.BASE,
-    layers: str = "auto",
+    layers: str = SCHEDULE,
     recipe: Recipe | None = None,
     seed: int = 0,
     test: str | Path | None = None,

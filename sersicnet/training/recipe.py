@@ -90,3 +90,19 @@ FINETUNE = {
     "dann": Recipe(epochs=15, batch=8, learning_rate=1e-4, anneal=False, patience=15, symmetries=False),
 }
 """For transfer learning; those of ``tl`` and ``dann`` are the study's, with the best validation error kept."""
+
+# Defaults of `adapt` and `finetune`, in Python and on the command line.
+
+ALIGNMENT = "none"
+"""Besides matched simulations, whether `adapt` aligns features with the mosaic's own galaxies."""
+
+SIMULATED = 20_000
+"""Galaxies that `adapt` simulates."""
+
+ADAPT_EPOCHS = 3
+
+SCHEDULE = "auto"
+"""Layers that `finetune` trains."""
+
+FINETUNE_EPOCHS = _FINETUNE_FOVEA.epochs
+"""Those of every network in `FINETUNE`."""
