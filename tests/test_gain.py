@@ -97,9 +97,10 @@ def noisy(field, psf_file, tmp_path_factory):
     return image, noise, gain
 
 
-def test_photon_noise_in_a_map_is_counted_once(noisy, psf_file):
+def test_photon_noise_in_a_map_is_counted_once(noisy, field, psf_file):
     image, noise, gain = noisy
-    options = {"refine": True, "psf": psf_file, "model_error": 0.0, "prior": "none"}
+    brightest = field[1][np.argsort(field[1]["mag"])[:7]]["x", "y"]
+    options = {"refine": True, "psf": psf_file, "model_error": 0.0, "prior": "none", "positions": brightest}
     without = measure(image, gain=gain, **options)
     total = measure(image, noise=noise, noise_includes="total", **options)
     with pytest.warns(SersicnetWarning, match=r"rises with the light of sources.*`noise_includes='total'`"):
