@@ -297,9 +297,10 @@ class _Stars:
             used = np.isfinite(self.variance[s]) & (np.hypot(u, v) > min(2 * CORE * model.scale, 0.35 * len(u)))
             if not used.any():
                 continue
-            left = self.values[s][used] - self.flux[s] * model.round(u[used], v[used])
-            level = float(np.median(left))
-            level = float(left[np.abs(left - level) < 2.5 * self.noise[s]].mean())
+            wings = self.flux[s] * model.round(u[used], v[used])
+            least, most = sorted(_level(self.values[s][used] - part, self.noise[s]) for part in (wings, 0))
+            # Wings that are not known yet are no reason for a sky that is not there.
+            level = max(least, 0) + min(most, 0)
             if abs(level) > _SKY_CLEAR * self.noise[s] + _HALO * self.flux[s]:
                 self.sky[s] = level
 
@@ -310,6 +311,11 @@ class _Stars:
         It is a fraction of the noise under most stars; where it is more, the star itself shows it.
         """
         return np.maximum(_SKY_ERROR * self.noise, 0.3 * np.abs(self.sky))
+
+
+def _level(values: np.ndarray, noise: float) -> float:
+    """Mean of values without outliers."""
+    return float(values[np.abs(values - np.median(values)) < 2.5 * noise].mean())
 
 
 _CROSS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))

@@ -24,7 +24,7 @@ STEP = 0.3
 """Spacing of the splines of the departure, FWHM."""
 
 _WINGS = 4.0  # FWHM from which the slope of the log profile in log radius has a prior
-_WING_SLOPE, _WING_SLOPE_ERROR = -3.3, 1.0
+_WING_SLOPE, _WING_SLOPE_ERROR = -3.1, 1.0
 _BEND = 60.0  # standard deviation of the bend of the log profile in log radius, where rings are
 _CORE_BEND = 5.0  # the same in the core
 _SOFT = 0.8  # radius within which the log profile bends in the square of the radius, FWHM
