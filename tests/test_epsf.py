@@ -5,7 +5,7 @@ import pytest
 from sersicnet.image.epsf import LEAST_STARS, LEAST_VARIED, REACH, StarStamps, measure_psf
 from sersicnet.image.psf import Psf, core_of, full_width
 
-SIDE = 64
+SIDE = 56
 
 
 def moffat(fwhm, shear=0.0, pixel=1.0):
@@ -29,7 +29,7 @@ def stars_of(profiles, seed=0, flux=(2000, 20000), noise=1.0):
     """Stamps of one star a profile, with a rough centre."""
     rng = np.random.default_rng(seed)
     n = len(profiles)
-    centres = 31.5 + rng.uniform(-0.5, 0.5, (n, 2))
+    centres = 27.5 + rng.uniform(-0.5, 0.5, (n, 2))
     light = np.exp(rng.uniform(*np.log(flux), n))
     values = np.array([f * drawn(p, *c) for f, p, c in zip(light, profiles, centres, strict=True)])
     values += rng.normal(0, noise, values.shape)
@@ -47,7 +47,7 @@ def measured(stamps, fwhm, **options):
 @pytest.mark.parametrize(("fwhm", "shear", "oversampling"), [(0.8, 0.0, 4), (1.5, 0.0, 3), (2.8, 0.1, 2)])
 def test_the_psf_is_measured_finer_than_the_pixels(fwhm, shear, oversampling):
     profile = moffat(fwhm, shear)
-    stamps, centres = stars_of([profile] * 20)
+    stamps, centres = stars_of([profile] * 14)
     true = truth(profile, oversampling)
     found, psf = measured(stamps, 1.05 * true.fwhm)
     assert found.oversampling == oversampling
@@ -79,11 +79,11 @@ def test_cosmic_rays_masks_and_offsets_of_the_sky_do_no_harm():
     rng = np.random.default_rng(1)
     for star, values in enumerate(stamps.values):
         values[tuple(rng.integers(0, SIDE, (2, 5)))] += 300
-        values[33, 30 + star % 4] += 500
+        values[29, 26 + star % 4] += 500
         values += 0.5 * (star % 3)
-    stamps.values[3, 10:20, 35:50] = np.nan
-    stamps.values[4, :, 45:] += 100
-    stamps.unusable[4, :, 45:] = True
+    stamps.values[3, 8:18, 32:46] = np.nan
+    stamps.values[4, :, 39:] += 100
+    stamps.unusable[4, :, 39:] = True
     found, psf = measured(stamps, 2.8)
     true = truth(profile, 2)
     assert found.used.sum() >= 10
@@ -102,7 +102,7 @@ def test_fewer_stars_than_needed_are_no_psf():
 
 def test_noise_alone_is_no_psf():
     values = np.random.default_rng(0).normal(0, 1, (8, SIDE, SIDE))
-    middle = np.full(8, 31.5)
+    middle = np.full(8, 27.5)
     assert measure_psf(StarStamps(values, np.ones_like(values), values > 9, middle, middle), 3.0) is None
 
 

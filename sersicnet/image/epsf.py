@@ -45,7 +45,7 @@ FINE = ((1.3, 4), (2.0, 3), (np.inf, 2))
 CORE = 3.0
 """Radius within which stars are fitted, FWHM; where the PSF may vary over the field, too."""
 
-_PRIOR, _PRIOR_VARIED = 0.3, 0.15  # standard deviation of the departure, as a fraction of the profile
+_PRIOR, _PRIOR_VARIED = 0.3, 0.3  # standard deviation of the departure, as a fraction of the profile
 _MODEL_ERROR = 0.01  # of a pixel of a star, as a fraction of its value
 _CLIP, _CLIP_MODEL, _CLIP_CENTRE = 5.0, 0.1, 0.1  # sigma, fraction of the value, pixels
 _SKY_ERROR = 0.03  # of the sky under a star, in units of the noise
@@ -60,7 +60,7 @@ _MOVED = 2.0  # pixels that a centre may be from where it was expected
 _LEAST_WEIGHT = 0.7  # least share of a star's core that is used
 _MISFIT, _MISFIT_RATIO = 0.05, 2.5
 _WIDER, _WIDER_SIGMA = 0.03, 3.5
-_MATCHES, _ROUNDS = 4, 5
+_MATCHES, _ROUNDS = 3, 5
 _PAYS = 0.95  # scatter of the shapes of stars that are left out, over that with a lower degree
 
 
@@ -288,18 +288,19 @@ class _Stars:
         found, errors = _amplitudes(basis, weight, values, 0.5 * self.sky_error)
         return found[:, 4:], errors[:, 4:]
 
-    def estimate_sky(self, model: Model, which: np.ndarray) -> None:
-        """Measure the sky under some stars far from their centres; it stays 0 unless it clearly is not."""
+    def estimate_sky(self, model: Model) -> None:
+        """Measure the sky under the stars far from their centres; it stays 0 unless it clearly is not."""
         rows, columns = np.indices(self.values.shape[1:])
         self.sky[:] = 0
-        for s in which:
+        for s in range(len(self.x)):
             u, v = columns - self.x[s], rows - self.y[s]
             used = np.isfinite(self.variance[s]) & (np.hypot(u, v) > min(2 * CORE * model.scale, 0.35 * len(u)))
             if not used.any():
                 continue
-            left = self.values[s][used] - self.flux[s] * model.round(u[used], v[used])
-            level = float(np.median(left))
-            level = float(left[np.abs(left - level) < 2.5 * self.noise[s]].mean())
+            wings = self.flux[s] * model.round(u[used], v[used])
+            least, most = sorted(_level(self.values[s][used] - part, self.noise[s]) for part in (wings, 0))
+            # Wings that are not known yet are no reason for a sky that is not there.
+            level = max(least, 0) + min(most, 0)
             if abs(level) > _SKY_CLEAR * self.noise[s] + _HALO * self.flux[s]:
                 self.sky[s] = level
 
@@ -310,6 +311,11 @@ class _Stars:
         It is a fraction of the noise under most stars; where it is more, the star itself shows it.
         """
         return np.maximum(_SKY_ERROR * self.noise, 0.3 * np.abs(self.sky))
+
+
+def _level(values: np.ndarray, noise: float) -> float:
+    """Mean of values without outliers."""
+    return float(values[np.abs(values - np.median(values)) < 2.5 * noise].mean())
 
 
 _CROSS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
@@ -346,12 +352,12 @@ def _amplitudes(
 def _with_profile(model: Model, stars: _Stars) -> Model:
     """The model with the profile that fits the mean star in rings.
 
-    The means of rings about single stars scatter more than the noise of their pixels allows, because of faint
-    sources: those that differ from the profile by more than that have less weight. What all of them may share, such
-    as an error of the sky, limits how far out the profile is known.
+    The means of rings about single stars scatter more than the noise of pixels allows, because of faint sources.
+    Rings that differ from the profile by more than that have less weight. An error of the sky, which all stars may
+    share, limits how far out the profile is known.
     """
     which = np.flatnonzero(stars.kept)
-    stars.estimate_sky(model, which)
+    stars.estimate_sky(model)
     rings = _rings(model, stars, which)
     off_sky = rings.dark * (stars.noise[which] / stars.flux[which])[:, None]
     weight = rings.weight / (1 + rings.weight * (_RING_ERROR * off_sky) ** 2)
@@ -612,8 +618,10 @@ def _components(model: Model, stars: _Stars, places: np.ndarray, degree: int) ->
 
 def _finished(model: Model, stars: _Stars, degree: int, places: np.ndarray | None) -> EffectivePsf:
     """The PSF on its grid, centred and normalised, and what the stars say about it."""
-    oversampling = next(fine for limit, fine in FINE if model.scale < limit)
-    centre = _centre(model)
+    centre, most = _centre(model), max(fine for _, fine in FINE)
+    core = np.arange(-8 * most, 8 * most + 1) / most
+    narrow = full_width(model(*np.meshgrid(core + centre[0], core + centre[1])), most)
+    oversampling = next(fine for limit, fine in FINE if min(narrow, model.scale) < limit)
     along = np.arange(-REACH * oversampling, REACH * oversampling + 1) / oversampling
     u, v = np.meshgrid(along + centre[0], along + centre[1])
     images = model(u, v)[None]

@@ -7,6 +7,7 @@ cubic B-splines on a square grid.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ STEP = 0.3
 """Spacing of the splines of the departure, FWHM."""
 
 _WINGS = 4.0  # FWHM from which the slope of the log profile in log radius has a prior
-_WING_SLOPE, _WING_SLOPE_ERROR = -3.3, 1.0
+_WING_SLOPE, _WING_SLOPE_ERROR = -3.1, 1.0
 _BEND = 60.0  # standard deviation of the bend of the log profile in log radius, where rings are
 _CORE_BEND = 5.0  # the same in the core
 _SOFT = 0.8  # radius within which the log profile bends in the square of the radius, FWHM
@@ -77,7 +78,7 @@ class Model:
         out = np.zeros(u.shape)
         near = np.hypot(u, v) < 3
         for nodes, where in ((4, near), (2, ~near)):
-            node, weight = np.polynomial.legendre.leggauss(nodes)
+            node, weight = _nodes(nodes)
             there = np.zeros(int(where.sum()))
             for i, j in np.ndindex(nodes, nodes):
                 r = self.radius(u[where] + node[i] / 2, v[where] + node[j] / 2)
@@ -87,9 +88,12 @@ class Model:
 
     def correction(self, radius: np.ndarray) -> np.ndarray:
         """Ratio of the profile to the Moffat profile at elliptical radii."""
-        table = np.linspace(self.knots[0], self.knots[-1], 4000)
-        log = BSpline(self.knots, self.profile, 3)(table)
-        return np.asarray(np.exp(np.interp(log_radius(radius, self.scale), table, log)))
+        steps = 4000
+        table = BSpline(self.knots, self.profile, 3)(np.linspace(self.knots[0], self.knots[-1], steps + 1))
+        place = (log_radius(radius, self.scale) - self.knots[0]) * (steps / (self.knots[-1] - self.knots[0]))
+        first = np.clip(place.astype(int), 0, steps - 1)
+        share = np.clip(place - first, 0, 1)
+        return np.asarray(np.exp(table[first] * (1 - share) + table[first + 1] * share))
 
     def round(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The profile at offsets."""
@@ -105,6 +109,13 @@ class Model:
     def __call__(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The PSF at offsets from its centre along x and y, per pixel of the image."""
         return self.round(u, v) + self.rest(u, v)
+
+
+@functools.cache
+def _nodes(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss and Legendre between -1 and 1."""
+    node, weight = np.polynomial.legendre.leggauss(n)
+    return node, weight
 
 
 def log_radius(r: np.ndarray, scale: float) -> np.ndarray:

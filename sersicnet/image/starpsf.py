@@ -42,6 +42,8 @@ BROAD = 4.0
 
 _ELONGATED = 0.4  # largest ellipticity of stars
 _GROWN = DILATION + 3  # pixels by which sources are dilated before they are masked in the stamps of stars
+_PARTS = (2, 3)  # parts along an axis of an image in which a stellar locus is looked for
+_WIDEST = 1.4  # largest ratio of the FWHM in two parts
 _LOCAL = 30  # stars from which the locus may vary over the image
 _SAME_WIDTH, _SAME_LIGHT = 0.03, 0.04  # of stars about the local locus, in the log
 _FEW_SINGLE = 10  # stars that are not blended, from which blended ones are not needed
@@ -282,7 +284,7 @@ def _stars(candidates: _Candidates, shape: tuple[int, int]) -> tuple[float, np.n
     fwhm, chosen = math.nan, np.zeros(0, int)
     for only_round in (True, False):
         for table, least, n in every:
-            locus = stellar_locus(table[:n] if only_round else table)
+            locus = _locus(table[:n] if only_round else table, candidates, shape)
             width = float(np.median(table[locus, 0])) if len(locus) else math.nan
             if len(locus) > len(chosen) and width >= least:
                 grown = _local_locus(table, locus, candidates, shape)
@@ -290,6 +292,26 @@ def _stars(candidates: _Candidates, shape: tuple[int, int]) -> tuple[float, np.n
         if len(chosen):
             break
     return fwhm, np.unique(chosen[chosen >= 0])
+
+
+def _locus(table: np.ndarray, candidates: _Candidates, shape: tuple[int, int]) -> np.ndarray:
+    """Rows of the stellar locus of an image; where the PSF varies too much for one, of the loci of its parts."""
+    whole = stellar_locus(table)
+    row = table[:, 3].astype(int)
+    if len(whole) or not (row >= 0).any():
+        return whole
+    place = _normalised(candidates.x[row], candidates.y[row], shape)
+    for parts in _PARTS:
+        cell = np.clip(((place + 1) / 2 * parts).astype(int), 0, parts - 1) @ [1, parts]
+        cell[row < 0] = -1
+        found = []
+        for number in range(parts**2):
+            inside = np.flatnonzero(cell == number)
+            found.append(inside[stellar_locus(table[inside])])
+        widths = [float(np.median(table[locus, 0])) for locus in found if len(locus)]
+        if len(widths) > parts**2 / 2 and max(widths) < _WIDEST * min(widths):
+            return np.sort(np.concatenate(found))
+    return whole
 
 
 def _local_locus(table: np.ndarray, locus: np.ndarray, candidates: _Candidates, shape: tuple[int, int]) -> np.ndarray:

@@ -130,7 +130,7 @@ def profiles(
         labels, _ = ndimage.label(box > peak / 4)
         inside = (labels == labels[REACH, REACH]) | (distance < 1.5)
         used = inside & (box > peak / 50)
-        if used.sum() < 9 or used[distance > REACH - 0.5].any():
+        if used.sum() < 7 or used[distance > REACH - 0.5].any():
             continue
         core = _gaussian(offset_x[used], offset_y[used], box[used] / peak)
         if core is None or not ellipticity[0] <= core.ellipticity < ellipticity[1]:
