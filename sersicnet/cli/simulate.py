@@ -100,7 +100,7 @@ def simulate(
         str,
         typer.Option(
             help="sersic, or real-like: bulges, discs, arms and clumps among neighbours, from the prior candels, "
-            "labelled by fits."
+            "labelled by fits. For --telescopes also both: a fifth of the images are real-like."
         ),
     ] = "sersic",
     noiseless_labels: Annotated[
@@ -181,13 +181,13 @@ def simulate(
     with progress_bar(quiet, "reading"):
         if telescopes:
             refuse(
-                "`telescopes` has PSFs, noise and galaxies of its own and takes `n`, `seed`, `neighbours`, `centring`",
+                "`telescopes` has PSFs, noise and galaxies of its own and takes `n`, `seed`, `neighbours`, "
+                "`centring`, `galaxies`",
                 prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
-                noise_from=noise_from, preview=preview, galaxies=galaxies != "sersic",
-                noiseless_labels=noiseless_labels,
+                noise_from=noise_from, preview=preview, noiseless_labels=noiseless_labels,
             )  # fmt: skip
         simulation = (
-            world.simulation(telescopes, n, seed, neighbours=neighbours, centring=centring)
+            world.simulation(telescopes, n, seed, neighbours=neighbours, centring=centring, galaxies=galaxies)
             if telescopes
             else Simulation.of_options(
                 n,

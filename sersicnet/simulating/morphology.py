@@ -210,12 +210,14 @@ class Painter:
         Effective PSF; see `sersicnet.engine.render.Renderer`.
     size : int
         Width and height of the images.
+    oversampling : int
+        Samples of the PSF per pixel of the images, along an axis: 1 or 2.
     """
 
-    def __init__(self, psf: np.ndarray, size: int) -> None:
-        self.size = size
-        self.render = Renderer(psf, size)
-        self._transforms = [_transform(psf, period) for period, _ in GRIDS]
+    def __init__(self, psf: np.ndarray, size: int, oversampling: int = 1) -> None:
+        self.size, self.oversampling = size, oversampling
+        self.render = Renderer(psf, size, oversampling)
+        self._transforms = [_transform(psf, period * oversampling) for period, _ in GRIDS]
 
     def __call__(self, galaxy: Galaxy) -> np.ndarray:
         """Draw a galaxy, float32, (size, size)."""
@@ -241,10 +243,12 @@ class Painter:
         for clump in galaxy.clumps:
             _add_clump(grid, clump, first, fine)
         spectrum = fft.rfft2(grid)
-        half = period // 2
-        # The PSF suppresses frequencies above the Nyquist frequency of the pixels.
+        side = period * self.oversampling
+        half = side // 2
+        # The PSF suppresses frequencies above the Nyquist frequency of its samples.
         coarse = np.concatenate([spectrum[:half], spectrum[-half:]])[:, : half + 1]
-        seen = fft.irfft2(coarse * self._transforms[which], (period, period)) / fine**2
+        seen = fft.irfft2(coarse * self._transforms[which], (side, side)) / fine**2
+        seen = seen[:: self.oversampling, :: self.oversampling] * self.oversampling**2
         inside = slice(max(0, first), min(self.size, first + period))
         shown = slice(inside.start - first, inside.stop - first)
         image[inside, inside] += seen[shown, shown]

@@ -26,6 +26,9 @@ MARGIN = 32
 SIZE = STAMP_SIZE + 2 * MARGIN
 
 _SMALL = 64
+_BRIGHT = 28_900.0
+"""A neighbour of more light than this, in units of the noise of a pixel, is drawn on the whole scene."""
+
 _MOST_ATTEMPTS = 8
 _WORST_CENTRING = 1.0
 
@@ -58,7 +61,7 @@ class Camera:
     def __init__(self, psf: np.ndarray, oversampling: int = 1) -> None:
         self.psf, self.oversampling = psf, oversampling
         self._renderers: dict[int, Renderer] = {}
-        self._painters: dict[tuple[int, int], reallike.Painter] = {}
+        self._painters: dict[tuple[int | None, int], reallike.Painter] = {}
 
     def render(self, galaxy: np.ndarray, size: int) -> np.ndarray:
         """Draw a Sersic profile, float32, (size, size)."""
@@ -66,11 +69,12 @@ class Camera:
             self._renderers[size] = Renderer(self.psf, size, self.oversampling)
         return self._renderers[size](galaxy)[0]
 
-    def paint(self, galaxy: reallike.Galaxy, variant: int, size: int) -> np.ndarray:
-        """Draw a galaxy of several parts through a variant of the PSF, float32, (size, size)."""
+    def paint(self, galaxy: reallike.Galaxy, variant: int | None, size: int) -> np.ndarray:
+        """Draw a galaxy of several parts through the PSF, or a variant of it, float32, (size, size)."""
         key = variant, size
         if key not in self._painters:
-            self._painters[key] = reallike.Painter(reallike.distorted(self.psf, variant), size)
+            psf = self.psf if variant is None else reallike.distorted(self.psf, variant)
+            self._painters[key] = reallike.Painter(psf, size, self.oversampling)
         return self._painters[key](galaxy)
 
 
@@ -158,6 +162,7 @@ def cut_among_neighbours(
     from sersicnet.image.stamps import cut
 
     bad = np.zeros(model.shape, bool)
+    bright = _BRIGHT * np.sqrt(instrument.rms_low * instrument.rms_high)
     x, y = float(galaxy[0]), float(galaxy[1])
     for attempt in range(_MOST_ATTEMPTS):
         around = draw_neighbours(rng, SIZE + 2 * MARGIN, instrument.pixel_scale, limit)
@@ -165,7 +170,7 @@ def cut_among_neighbours(
         scene = model.copy()
         for other in others:
             other[:2] -= MARGIN
-            _add(scene, other, camera)
+            _add(scene, other, camera, bright)
         observed = expose(scene)
         _, found = detect.Detector()(observed, bad)
         label = _own_label(found, galaxy, others)
@@ -187,10 +192,10 @@ def cut_among_neighbours(
     return stamp
 
 
-def _add(scene: np.ndarray, other: np.ndarray, camera: Camera) -> None:
-    """Add a neighbour to a scene in place; a small one is drawn on a small stamp."""
-    x, y, _, r_eff, *_ = other
-    if 8 * r_eff > _SMALL or other[2] > 100:
+def _add(scene: np.ndarray, other: np.ndarray, camera: Camera, bright: float) -> None:
+    """Add a neighbour to a scene in place; one that is small and not `bright` is drawn on a small stamp."""
+    x, y, flux, r_eff, *_ = other
+    if 8 * r_eff > _SMALL or flux > bright:
         scene += camera.render(other, SIZE)
         return
     corner = np.rint([x, y]).astype(int) - _SMALL // 2

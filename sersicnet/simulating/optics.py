@@ -8,7 +8,7 @@ thousandth of the peak; drawing one takes some 40 ms.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -350,18 +350,24 @@ def draw_optics(rng: np.random.Generator) -> Optics:
     Returns
     -------
     Optics
-        Of an FWHM that is about log-uniform from 1 to 8 pixels. Below 1.6 pixels the telescope is in space, above 5.5
-        pixels it is on the ground, and in between it is either.
+        Of an FWHM that is about log-uniform from 1 to 8 pixels. Below 1.6 pixels the telescope is in space, and above
+        it is either there or on the ground. One in ten has a sky that was taken too high around it: a wide profile
+        of negative light.
     """
     fwhm = float(np.exp(rng.uniform(np.log(1.0), np.log(7.8))))
-    space = rng.random() < np.interp(fwhm, [1.6, 2.0, 4.5, 5.5], [1, 0.6, 0.4, 0])
-    return _in_space(rng, fwhm) if space else _on_the_ground(rng, fwhm)
+    space = rng.random() < np.interp(fwhm, [1.6, 2.0, 4.5, 8.0], [1, 0.6, 0.4, 0.3])
+    drawn = _in_space(rng, fwhm) if space else _on_the_ground(rng, fwhm)
+    if rng.random() > 0.1:
+        return drawn
+    share, width = 0.15 * rng.random(), fwhm * rng.uniform(3, 8)
+    parts = [(part * (1 + share), *rest) for part, *rest in drawn.profiles]
+    return replace(drawn, profiles=(*parts, (-share, float(width), float(rng.uniform(2, 5)))))
 
 
 def _in_space(rng: np.random.Generator, fwhm: float) -> Optics:
     """Draw the PSF of a space telescope: diffraction, often a halo, and pixels."""
     resampling = "drizzle" if rng.random() < 0.65 and fwhm > 1.35 else "none"
-    pixel = float(rng.uniform(0.6, min(2.2, max(0.8 * fwhm, 0.8)))) if resampling == "drizzle" else 1.0
+    pixel = float(rng.uniform(0.6, min(4.0, max(0.7 * fwhm, 0.8)))) if resampling == "drizzle" else 1.0
     drop, band = float(rng.uniform(0.6, 1.0)), float(rng.uniform(0.05, 0.45))
     boxes = pixel**2 * (1 + drop**2) + 1 if resampling == "drizzle" else 1.0
     rest = fwhm**2 - 0.5 * boxes

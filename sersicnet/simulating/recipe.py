@@ -152,7 +152,8 @@ class Simulation:
     galaxies : str
         ``sersic``, or ``real-like``: galaxies of several parts among neighbours,
         through slightly distorted PSFs, see `sersicnet.simulating.morphology`. Their truth is what
-        a single Sersic fit finds in the stamp.
+        a single Sersic fit finds in the stamp. For many telescopes ``both``, too: see
+        `sersicnet.simulating.world`.
     noiseless_labels : bool
         Whether that fit is made to the galaxy alone and without noise instead. Noise misleads
         a fit to the stamp and a network that is shown the same stamp in the same direction: such
@@ -181,7 +182,7 @@ class Simulation:
     @property
     def real_like(self) -> bool:
         """Whether galaxies are more than one Sersic profile."""
-        return self.galaxies == "real-like"
+        return self.galaxies != "sersic"
 
     def record(self) -> dict[str, Any]:
         """Return all of it as plain values, for a dataset's configuration.

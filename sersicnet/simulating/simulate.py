@@ -21,6 +21,13 @@ from sersicnet.simulating.stamps import draw_stamps
 from sersicnet.workers import check_main, pools
 
 
+KINDS = {
+    "sersic": "single Sersic galaxies",
+    "real-like": "real-like galaxies",
+    "both": "single Sersic and real-like galaxies",
+}
+
+
 def _block(first: int) -> journal.Block:
     simulation = _work[0]
     indices = np.arange(first, min(first + dataset.BLOCK, simulation.n))
@@ -29,6 +36,8 @@ def _block(first: int) -> journal.Block:
     number = first // dataset.BLOCK
     piece = world.piece(simulation.telescopes, simulation.seed, number)
     images, truth = draw_stamps(piece.of(simulation), indices)
+    # A single profile without neighbours needs no fit and replaces no pixel.
+    truth = {name: truth.get(name, np.zeros(len(indices))) for name in simulation.columns}
     for name, value in (("psf", number), ("fwhm", piece.fwhm), ("correlation", piece.correlation)):
         truth[name] = np.full(len(indices), float(value))
     truth["electrons"] = np.full(len(indices), piece.electrons)
@@ -94,7 +103,7 @@ def simulate(
     check_room(output, simulation.n)
     config = {**simulation.record(), "command": command}
     attributes = {
-        "kind": "real-like galaxies" if simulation.real_like else "single Sersic galaxies",
+        "kind": KINDS[simulation.galaxies],
         "config": config,
         "versions": versions(),
         "zero_point": simulation.instrument.zero_point,

@@ -16,7 +16,7 @@ import numpy as np
 from sersicnet.engine.noise import photon_noise
 from sersicnet.image.psf import Psf
 from sersicnet.schema import STAMP_CENTRE, STAMP_SIZE, TARGETS
-from sersicnet.simulating import morphology, neighbours
+from sersicnet.simulating import morphology, neighbours, population
 from sersicnet.simulating.blank_sky import BlankSky
 from sersicnet.simulating.neighbours import camera
 from sersicnet.simulating.recipe import PSF_STRETCHES, Prior, Simulation
@@ -156,14 +156,17 @@ def draw_psf(simulation: Simulation, truth: dict[str, float], more: np.random.Ge
     return 0
 
 
-@functools.cache
+@functools.lru_cache(16)
 def _fitter(psf: Instrument | Psf, stretch: float, instrument: Instrument, sky: BlankSky | None, noise: bool) -> Fitter:
     """The fitter that makes labels; without noise, it knows the sky and iterates until chi-square hardly changes."""
     from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
 
     correlation = instrument.autocorrelation() if sky is None else sky.autocorrelation
     seen = Noise(correlation, instrument.exposure, SKY_LEFT if noise else 1e-3, MODEL_ERROR)
-    return Fitter(camera(psf, stretch).psf, seen, STAMP_SIZE, tolerance=2e-2 if noise else 1e-3)
+    through = camera(psf, stretch)
+    return Fitter(
+        through.psf, seen, STAMP_SIZE, psf_oversampling=through.oversampling, tolerance=2e-2 if noise else 1e-3
+    )
 
 
 def draw_stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -181,7 +184,7 @@ def draw_stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray
         In electrons/s.
     truth : dict of ndarray, float64, (N,)
         The columns of `sersicnet.dataset.TRUTH_COLUMNS`; with own PSFs ``psf``, the
-        number of the stamp's PSF; with neighbours ``neighbours``, the fraction of
+        number of the stamp's PSF among them; with neighbours ``neighbours``, the fraction of
         pixels that were replaced; with real-like galaxies
         `sersicnet.simulating.recipe.FIT_COLUMNS`.
     """
@@ -191,7 +194,8 @@ def draw_stamps(simulation: Simulation, indices: np.ndarray) -> tuple[np.ndarray
         truth, rng, more = draw_truth(simulation, int(index))
         image[:] = _stamp(simulation, truth, rng, more)
         truths.append(truth)
-    return images, {name: np.array([t[name] for t in truths], float) for name in simulation.columns}
+    names = [name for name in simulation.columns if name in truths[0]]
+    return images, {name: np.array([t[name] for t in truths], float) for name in names}
 
 
 def _stamp(
@@ -218,7 +222,8 @@ def _stamp(
         return expose(draw.render(galaxy, STAMP_SIZE))
     galaxy[:2] += neighbours.MARGIN
     if simulation.real_like:
-        variant = int(more.integers(morphology.PSF_VARIANTS))
+        # The PSFs of many telescopes differ anyhow, and networks are shown them.
+        variant = None if simulation.telescopes else int(more.integers(morphology.PSF_VARIANTS))
         model = draw.paint(morphology.invent(galaxy, more), variant, neighbours.SIZE)
     else:
         model = draw.render(galaxy, neighbours.SIZE)
@@ -231,9 +236,9 @@ def _stamp(
         if simulation.noiseless_labels:
             column, row = np.rint(galaxy[:2] - (stamp.x[0], stamp.y[0])).astype(int)
             alone = model[row : row + STAMP_SIZE, column : column + STAMP_SIZE]
-            _label(fitter, truth, instrument, alone)
+            _label(fitter, truth, simulation, alone)
         else:
-            _label(fitter, truth, instrument, image, stamp.replaced[0])
+            _label(fitter, truth, simulation, image, stamp.replaced[0])
     return image
 
 
@@ -248,9 +253,12 @@ def _observed(
 
 
 def _label(
-    fitter: Fitter, truth: dict[str, float], instrument: Instrument, image: np.ndarray, mask: np.ndarray | None = None
+    fitter: Fitter, truth: dict[str, float], simulation: Simulation, image: np.ndarray, mask: np.ndarray | None = None
 ) -> None:
     """Replace the truth by the result of a single Sersic fit, with its status and errors."""
+    instrument = simulation.instrument
+    # Images of many telescopes have ranges of their own: magnitudes have another zero point in each.
+    learned = simulation.prior.ranges if simulation.telescopes else population.FULL_RANGES
     start = np.array([neighbours.parameters(truth, instrument)])
     found = fitter(image[None], np.array([truth["rms"]]), start, None if mask is None else mask[None])
     truth["x"], truth["y"], flux, r_eff, n, q, truth["theta"] = (float(v) for v in found.parameters[0])
@@ -259,5 +267,6 @@ def _label(
     truth["status"] = int(found.status[0])
     for target, value, error in zip(TARGETS, values, errors, strict=True):
         truth[target.name], truth[f"{target.name}_err"] = float(value), float(error)
-        if truth["status"] == 0 and not target.low <= value <= target.high:
+        low, high = learned[target.name]
+        if truth["status"] == 0 and not low <= value <= high:
             truth["status"] = OUT_OF_RANGE

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sersicnet.errors import InputError
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.views import psf_views
 from sersicnet.schema import TARGETS
@@ -33,6 +34,18 @@ DEPTH = (24.0, 27.5)
 PIXELS = (0.03, 0.4)
 """Width of a pixel, arcsec, which sets the number of neighbours, too."""
 
+NEIGHBOURS = 3.0
+"""Least signal to noise of neighbours, as that of a star of their light: fainter ones cannot be seen."""
+
+NAMED = 1 / 3
+"""Fraction of the images of any telescope that are of one of `observatories`; the others have PSFs beyond theirs."""
+
+CROWDED = 0.35
+"""Fraction of the images whose galaxies have neighbours, in a simulation with neighbours: in others nothing is near."""
+
+REAL_LIKE = 0.2
+"""Fraction of the images with real-like galaxies, in a simulation of both kinds."""
+
 ELECTRONS = (1.0, 3000.0)
 """Electrons of a flux equal to the rms of a pixel: the photon noise of galaxies is large for few of them."""
 
@@ -42,7 +55,7 @@ TAPS = (0.0, 0.65)
 KNOWN_ELECTRONS = 0.75
 """Fraction of the images whose gain is known."""
 
-SNR = (5.0, 3000.0, 30_000.0)
+SNR = (3.0, 3000.0, 30_000.0)
 """Signal to noise of galaxies: nine in ten are below the second number."""
 
 RADII = (0.1, 64.0)
@@ -129,6 +142,9 @@ class Piece:
         Noise of a large aperture over that of uncorrelated pixels.
     electrons : float
         Of a flux equal to the rms of a pixel; NaN if the network is not shown it.
+    crowded, real_like : bool
+        Whether galaxies have neighbours, in a simulation with neighbours; and whether they are real-like, in one of
+        both kinds. Real-like galaxies always have neighbours.
     """
 
     instrument: Instrument
@@ -137,16 +153,22 @@ class Piece:
     fwhm: float
     correlation: float
     electrons: float
+    crowded: bool
+    real_like: bool
 
     def of(self, simulation: Simulation) -> Simulation:
         """The simulation of this piece alone."""
         rms, zero_point = self.instrument.rms_low, self.instrument.zero_point
         prior = replace(simulation.prior, joint=Galaxies(self.fwhm, zero_point, rms, self.correlation))
-        # A neighbour is seen if a star of its light has a signal to noise of at least 1.
-        faintest = rms * self.correlation * np.sqrt(4 * np.pi) * self.fwhm / 2.355
+        faintest = NEIGHBOURS * rms * self.correlation * np.sqrt(4 * np.pi) * self.fwhm / 2.355
         limit = float(zero_point - 2.5 * np.log10(faintest))
-        one = replace(simulation, telescopes="", instrument=self.instrument, psfs=(self.psf,))
-        return replace(one, prior=prior, neighbour_limit=limit)
+        galaxies = simulation.galaxies
+        if galaxies == "both":
+            galaxies = "real-like" if self.real_like else "sersic"
+        return replace(
+            simulation, prior=prior, instrument=self.instrument, psfs=(self.psf,), neighbour_limit=limit,
+            galaxies=galaxies, neighbours=simulation.neighbours and self.crowded,
+        )  # fmt: skip
 
 
 class _Exposed(NamedTuple):
@@ -196,7 +218,10 @@ def piece(telescopes: str, seed: int, number: int) -> Piece:
         If there is no such telescope, or it lacks the filter.
     """
     rng = np.random.default_rng([seed, number, 2])
-    exposed = _of_any(rng) if telescopes == ANYTHING else _of_telescope(telescopes, rng)
+    if telescopes == ANYTHING and rng.random() < NAMED:
+        exposed = _of_telescope(str(rng.choice(list(observatories.TELESCOPES))), rng)
+    else:
+        exposed = _of_any(rng) if telescopes == ANYTHING else _of_telescope(telescopes, rng)
     drawn, oversampling = exposed.optics.image(2), 2
     fwhm = full_width(drawn, 2)
     views = psf_views(optics.measured(drawn, 2, rng), 2)
@@ -210,11 +235,19 @@ def piece(telescopes: str, seed: int, number: int) -> Piece:
     )  # fmt: skip
     known = rng.random() < KNOWN_ELECTRONS
     psf = Psf(f"PSF {number}", "", drawn / drawn.sum(), oversampling)
-    return Piece(instrument, psf, views, fwhm, instrument.correlation, float(exposed.electrons) if known else np.nan)
+    electrons = float(exposed.electrons) if known else np.nan
+    crowded, real_like = rng.random() < CROWDED, rng.random() < REAL_LIKE
+    return Piece(instrument, psf, views, fwhm, instrument.correlation, electrons, crowded, real_like)
 
 
 def simulation(
-    telescopes: str, n: int, seed: int = 0, *, neighbours: bool = False, centring: bool = False
+    telescopes: str,
+    n: int,
+    seed: int = 0,
+    *,
+    neighbours: bool = False,
+    centring: bool = False,
+    galaxies: str = "sersic",
 ) -> Simulation:
     """A simulation of images of many telescopes.
 
@@ -225,16 +258,26 @@ def simulation(
         `sersicnet.simulating.observatories` such as ``hst``, one of its cameras, ``hst-ir``, or one of their filters,
         ``hst-ir/F160W``.
     n, seed : int
-    neighbours, centring : bool
+    neighbours : bool
+        Whether the galaxies of one image in three have neighbours.
+    centring : bool
         See `sersicnet.simulating.recipe.Simulation`.
+    galaxies : str
+        ``sersic``; ``real-like``, labelled by fits to the galaxy alone without noise; or ``both``, a fifth of the
+        images with real-like galaxies.
 
     Raises
     ------
     InputError
-        If there is no such telescope, or it lacks the filter.
+        If there is no such telescope, or it lacks the filter, or there is no such kind of galaxies.
     """
+    if galaxies not in (kinds := ("sersic", "real-like", "both")):
+        raise InputError(f"Galaxies of many telescopes are {', '.join(kinds)}; received {galaxies!r}.")
     if telescopes != ANYTHING:
         _of_telescope(telescopes, np.random.default_rng(0))
     unknown = Galaxies(1.0, ANY.zero_point, 1.0, 1.0)
     prior = Prior(mag=(0.0, 40.0), r_eff_pix=(RADII[0], RADII[1]), joint=unknown)
-    return Simulation(n, seed, prior, ANY, neighbours=neighbours, centring=centring, telescopes=telescopes)
+    return Simulation(
+        n, seed, prior, ANY, neighbours=neighbours, centring=centring, galaxies=galaxies,
+        noiseless_labels=galaxies != "sersic", telescopes=telescopes,
+    )  # fmt: skip
