@@ -128,6 +128,18 @@ def test_drawn_widths_are_those_of_real_telescopes():
     assert widths.max() > 2.5 * widths.min()
 
 
+def test_one_psf_in_ten_has_negative_surroundings():
+    drawn = [draw_optics(np.random.default_rng([7, seed])) for seed in range(200)]
+    negative = [o for o in drawn if o.profiles and o.profiles[-1][0] < 0]
+    assert 10 <= len(negative) <= 32
+    for one in negative:
+        if not one.diffraction:
+            assert sum(share for share, _, _ in one.profiles) == pytest.approx(1)
+    deepest = min(negative, key=lambda o: o.profiles[-1][0]).image()
+    assert deepest.sum() == pytest.approx(1)
+    assert deepest.max() == deepest[FIELD // 2, FIELD // 2]
+
+
 def test_a_stack_of_stars_is_about_the_psf_and_half_of_them_are_exact():
     image = GROUND.image(2)
     stacks = [measured(image, 2, np.random.default_rng(seed)) for seed in range(16)]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sersicnet.simulating import morphology as reallike
+from sersicnet.simulating import observatories
 from sersicnet.simulating.morphology import Arms, Galaxy, Painter
 from sersicnet.simulating.recipe import Prior
 from sersicnet.simulating.telescopes import F160W, effective_psf
@@ -78,6 +79,13 @@ def test_invented_galaxies_keep_about_their_light_and_size():
     assert np.median(ratios) == pytest.approx(1, abs=0.08)
     assert 0.6 < min(ratios) < max(ratios) < 1.8
     assert len(kinds) >= 4
+
+
+def test_a_psf_that_is_sampled_more_finely_gives_the_same_galaxy():
+    through = observatories.TELESCOPES["hst-ir"].typical("F160W", 0.06)
+    galaxy = reallike.invent(np.array([96.2, 95.7, 100.0, 6.0, 1.5, 0.6, 30.0]), np.random.default_rng(5))
+    once, twice = Painter(through.image(1), 192)(galaxy), Painter(through.image(2), 192, 2)(galaxy)
+    np.testing.assert_allclose(twice, once, atol=2e-4 * once.max())
 
 
 def test_distorted_psfs_are_slightly_distorted():

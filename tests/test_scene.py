@@ -18,7 +18,7 @@ def camera():
 def test_a_neighbour_lies_where_it_should(camera, radius, at):
     other = np.array([*at, 20.0, radius, 1.0, 0.7, 30.0])
     added = np.zeros((scene.SIZE, scene.SIZE), np.float32)
-    scene._add(added, other, camera)
+    scene._add(added, other, camera, 1000.0)
     whole = camera.render(other, scene.SIZE)
     y, x = np.indices(added.shape)
     near = np.maximum(abs(x - at[0]), abs(y - at[1])) < 30

@@ -70,10 +70,33 @@ def test_galaxies_are_of_every_size_and_signal_to_noise():
     mag, r_eff, e = (np.array([galaxy[name] for galaxy in drawn]) for name in ("mag", "r_eff_pix", "ellipticity"))
     area = 4 * np.pi * ((fwhm / 2.355) ** 2 + 0.5 * (1 - e) * r_eff**2)
     snr = 10 ** (-0.4 * (mag - 30.0)) / (rms * correlation * np.sqrt(area))
-    assert 5 <= snr.min() < 8
+    assert 3 <= snr.min() < 5
     assert 10_000 < snr.max() <= 30_000
     assert 0.1 * fwhm <= r_eff.min() < 0.2 * fwhm
     assert 50 < r_eff.max() <= 64
+
+
+def test_a_set_of_both_kinds_has_real_like_galaxies_and_neighbours_in_some_of_its_images(tmp_path):
+    numbers = range(12)
+    pieces = [world.piece("any", 5, number) for number in numbers]
+    alone = next(n for n in numbers if not (pieces[n].real_like or pieces[n].crowded))
+    real = next(n for n in numbers if pieces[n].real_like)
+    simulation = world.simulation("any", 12 * BLOCK, 5, neighbours=True, galaxies="both")
+    for number, real_like in ((alone, False), (real, True)):
+        one = pieces[number].of(simulation)
+        assert (one.real_like, one.neighbours) == (real_like, real_like and pieces[number].crowded)
+        stamps, truth = draw_stamps(one, np.arange(number * BLOCK, number * BLOCK + 4))
+        assert np.isfinite(stamps).all()
+        assert ("status" in truth) == real_like
+    path = simulate(tmp_path / "both.h5", world.simulation("sdss", BLOCK, 5, galaxies="both"))
+    with Dataset(path, every=True) as data:
+        assert "mag_err" in data.truth
+        assert np.isfinite(data.targets).all()
+
+
+def test_an_unknown_kind_of_galaxies_is_an_error():
+    with pytest.raises(InputError, match="received 'spiral'"):
+        world.simulation("any", 16, galaxies="spiral")
 
 
 def test_a_filter_of_a_telescope_has_its_psf():
