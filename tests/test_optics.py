@@ -7,7 +7,7 @@ from scipy import special
 
 from sersicnet.errors import InputError
 from sersicnet.image.psf import full_width
-from sersicnet.simulating.observatories import TELESCOPES, known_psf, telescopes
+from sersicnet.simulating.observatories import TELESCOPES, cameras, known_psf, read_telescope, telescopes
 from sersicnet.simulating.optics import FIELD, Optics, draw_optics, measured
 
 SPACE = Optics(
@@ -192,6 +192,55 @@ def test_telescopes_have_images_of_plausible_psfs():
         assert 1 < full_width(optics.image(2), 2) < 8
         assert telescope.depth[0] < telescope.depth[1]
         assert telescope.wavelengths.keys() == getattr(telescope.zero_points, "keys", telescope.wavelengths.keys)()
+
+
+MINE = """
+wavelengths = {g = 480, r = 620}
+pixel_scales = 0.45
+seeing = [1.2, 2.0]
+electrons = [20, 60]
+depth = 21.5
+"""
+
+
+def test_a_file_describes_a_telescope(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE)
+    mine = read_telescope(path)
+    assert (mine.title, mine.detector, mine.pixel_scales, mine.depth) == ("mine", 0.45, (0.45,), (21.5, 21.5))
+    (found,), band = cameras(f"{path}/r")
+    assert (found, band) == (mine, "r")
+    width = full_width(found.draw(np.random.default_rng(0), "r").image(2), 2) * 0.45
+    assert 1.0 < width < 2.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("colour = 3", "colour, which no telescope has"),
+        ("depth = [22, 21]", "depth = "),
+        ("depth = 'deep'", "depth = 'deep'"),
+        ("seeing = 0", "neither"),
+        ("pixel_scales = 0", "pixel_scales = 0"),
+        ("resampling = 'cubic'", "'cubic'"),
+        ("= 3", "cannot be read"),
+        ("wavelengths = 3", "wavelengths = 3"),
+    ],
+)
+def test_a_file_that_describes_no_telescope_is_an_error(tmp_path, change, message):
+    name = change.split(" ")[0]
+    lines = [line for line in MINE.splitlines() if not line.startswith(name or "=")]
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join([*lines, change]))
+    with pytest.raises(InputError, match=message):
+        read_telescope(path)
+
+
+def test_a_description_that_lacks_something_is_an_error(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("seeing = 1.0")
+    with pytest.raises(InputError, match="lacks wavelengths"):
+        cameras(str(path))
 
 
 def test_zero_points_are_those_of_the_images():

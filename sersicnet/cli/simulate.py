@@ -113,7 +113,9 @@ def simulate(
         str,
         typer.Option(
             help="Every 16 stamps are from another image, with its own PSF, noise and depth: of any telescope, of one "
-            "such as hst, jwst, euclid, rubin or sdss, or of a filter, hst-ir/F160W. HST F160W, one PSF, by default.",
+            "such as hst, jwst, euclid, rubin or sdss, of a filter, hst-ir/F160W, or of one that a TOML file "
+            "describes. "
+            "HST F160W, one PSF, by default.",
             show_default=False,
         ),
     ] = "",

@@ -360,7 +360,7 @@ def draw_optics(rng: np.random.Generator) -> Optics:
     if rng.random() > 0.1:
         return drawn
     share, width = 0.15 * rng.random(), fwhm * rng.uniform(3, 8)
-    parts = [(part * (1 + share), *rest) for part, *rest in drawn.profiles]
+    parts = [(part * (1 + share), wide, beta) for part, wide, beta in drawn.profiles]
     return replace(drawn, profiles=(*parts, (-share, float(width), float(rng.uniform(2, 5)))))
 
 

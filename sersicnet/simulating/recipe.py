@@ -14,7 +14,7 @@ from sersicnet import dataset
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.schema import TARGET_NAMES, TARGETS
-from sersicnet.simulating import population
+from sersicnet.simulating import observatories, population
 from sersicnet.simulating.blank_sky import BlankSky, blank_sky
 from sersicnet.simulating.neighbours import camera
 from sersicnet.simulating.population import FlatInMagnitude, Mixture
@@ -201,6 +201,11 @@ class Simulation:
         if self.telescopes:
             return out | {
                 "telescopes": self.telescopes,
+                **(
+                    {"described": asdict(observatories.cameras(self.telescopes)[0][0])}
+                    if ".toml" in self.telescopes
+                    else {}
+                ),
                 **{name: True for name in ("neighbours", "centring", "noiseless_labels") if getattr(self, name)},
                 **({"galaxies": self.galaxies} if self.real_like else {}),
             }

@@ -20,7 +20,6 @@ from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.stamps import draw_stamps
 from sersicnet.workers import check_main, pools
 
-
 KINDS = {
     "sersic": "single Sersic galaxies",
     "real-like": "real-like galaxies",

@@ -190,9 +190,8 @@ def _of_any(rng: np.random.Generator) -> _Exposed:
 
 
 def _of_telescope(name: str, rng: np.random.Generator) -> _Exposed:
-    """An image of a telescope, ``hst`` or ``hst-ir``, or of one of its filters, ``hst-ir/F160W``."""
-    name, _, band = name.partition("/")
-    cameras = observatories.telescopes(name)
+    """An image of a telescope, ``hst``, ``hst-ir`` or a file, or of one of its filters, ``hst-ir/F160W``."""
+    cameras, band = observatories.cameras(name)
     camera = cameras[int(rng.integers(len(cameras)))]
     pixel = float(rng.choice(camera.pixel_scales))
     depth = camera.rms_magnitude(rng.uniform(*camera.depth), pixel)
@@ -256,7 +255,7 @@ def simulation(
     telescopes : str
         ``any``, for PSFs and noise beyond those of today's telescopes; or a telescope of
         `sersicnet.simulating.observatories` such as ``hst``, one of its cameras, ``hst-ir``, or one of their filters,
-        ``hst-ir/F160W``.
+        ``hst-ir/F160W``; or a TOML file, see `sersicnet.simulating.observatories.read_telescope`.
     n, seed : int
     neighbours : bool
         Whether the galaxies of one image in three have neighbours.
