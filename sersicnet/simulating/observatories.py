@@ -601,7 +601,7 @@ def _numbers(value: Any, name: str, path: Path) -> Any:
         good = good and min(listed) > 0
     if not good:
         raise InputError(
-            "A telescope has positive wavelengths by filter, one or more positive pixel_scales, and one number or a range "
+            "A telescope has positive wavelengths by filter, positive pixel_scales, and one number or a range "
             f"from low to high of the others; {path} has {name} = {value!r}."
         )
     if by_filter:
