@@ -5,7 +5,8 @@ Example: python benchmarks/telescopes.py --weights fovea --n 800
 Each telescope's galaxies are drawn through new PSFs of its own (see `sersicnet simulate --telescopes`), every 16 of
 them through another one, and the network is shown that PSF, or in half of the cases the PSF that a few stars would
 give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000.
-Nothing is taken from a training set: the seeds differ. ``--save`` keeps the rows for `docs/draw.py`.
+With ``--width 1.05`` it is shown the true PSF made 5 % wider. Nothing is taken from a training set: the seeds differ.
+``--save`` keeps the rows for `docs/draw.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def seen(piece: world.Piece, stars: int, rng: np.random.Generator) -> np.ndarray
 
 
 def galaxies(
-    name: str, n: int, seed: int, *, stars: int = 0, neighbours: bool = False, kind: str = "sersic"
+    name: str, n: int, seed: int, *, stars: int = 0, width: float = 0.0, neighbours: bool = False, kind: str = "sersic"
 ) -> tuple[Inputs, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets, S/N, radius in FWHM and angle of galaxies of a telescope."""
     simulation, parts = world.simulation(name, n, seed, centring=True, neighbours=neighbours, galaxies=kind), []
@@ -64,6 +65,8 @@ def galaxies(
         piece = world.piece(name, seed, number)
         stamps, truth = draw_stamps(piece.of(simulation), np.arange(number * BLOCK, (number + 1) * BLOCK))
         shown = piece.views if not stars else seen(piece, stars, np.random.default_rng([seed, number, 3]))
+        if width:
+            shown = psf_views(piece.psf.image, piece.psf.oversampling / width)
         good = truth.get("status", np.zeros(BLOCK)) == 0
         if shown is None or not good.any():
             continue
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--telescopes", nargs="*", default=NAMES)
     parser.add_argument("--stars", type=int, default=0, help="stars that the PSF is found from")
+    parser.add_argument("--width", type=float, default=0.0, help="factor on the width of the true PSF, as shown")
     parser.add_argument("--neighbours", action="store_true", help="a third of the images with neighbours")
     parser.add_argument("--galaxies", default="sersic", help="sersic, real-like or both")
     parser.add_argument("--save", type=Path, help="JSON file of the rows")
@@ -120,8 +124,8 @@ def main() -> None:
 
     for name in arguments.telescopes:
         inputs, targets, snr, size, theta = galaxies(
-            name, arguments.n, arguments.seed, stars=arguments.stars, neighbours=arguments.neighbours,
-            kind=arguments.galaxies,
+            name, arguments.n, arguments.seed, stars=arguments.stars, width=arguments.width,
+            neighbours=arguments.neighbours, kind=arguments.galaxies,
         )  # fmt: skip
         found = network.predict(inputs.taken(slice(len(targets))))
         for low, high in pairwise(BINS):
