@@ -1,11 +1,11 @@
 """Our measurements of real CANDELS galaxies beside GALFIT's published ones.
 
-``python benchmarks/candels.py FOLDER PSF [--figure FIGURE]``
+``python benchmarks/candels.py FOLDER PSF [--weights NAME] [--weights NAME] [--figure FIGURE]``
 
 FOLDER holds F160W cut-outs with a ``labels.csv``: image, x, y, mag, r_eff_pix,
 sersic_n, ellipticity, and ``use`` (1 for fits of GALFIT that are unflagged, inside
 and off their bounds; van der Wel et al. 2012, ApJS 203, 24). PSF is the CANDELS
-hybrid PSF. Each galaxy is measured three ways: by the network, by the network
+hybrid PSF. Each galaxy is measured three ways: by each network, by the first network
 and a fit, and by a fit from moments alone (no prior). Printed are all galaxies,
 and median and 68 % scatter of the differences, ours minus GALFIT's.
 
@@ -25,6 +25,7 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 from matplotlib import pyplot as plt
 
+from sersicnet import weights
 from sersicnet.errors import SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image.exposure import Exposure
@@ -52,13 +53,22 @@ def summary(name, difference):
     return f"| {name} | {np.isfinite(difference).all(axis=1).sum()} | " + " | ".join(cells) + " |"
 
 
-def everything(folder, psf):
-    """Labels, and the three catalogues beside them, row by row."""
+def by_network(name, psf):
+    """What measures by a network, which is shown the PSF and the gain if it takes them."""
+    network = weights.load(name)
+    shown = {"psf": psf, "gain": GAIN} if "psf" in network.inputs else {}
+    return lambda exposure, rows: measure(exposure, weights=network, positions=rows, **shown)
+
+
+def everything(folder, psf, names):
+    """Labels, and the catalogues beside them, row by row."""
     labels = Table.read(folder / "labels.csv")
     labels = labels[labels["use"] == 1]
-    ways = {
-        "network": lambda exposure, rows: measure(exposure, positions=rows),
-        "network and fit": lambda exposure, rows: measure(exposure, positions=rows, refine=Fitting(gain=GAIN), psf=psf),
+    ways = {name: by_network(name, psf) for name in names}
+    ways |= {
+        "network and fit": lambda exposure, rows: measure(
+            exposure, weights=names[0], positions=rows, refine=Fitting(gain=GAIN), psf=psf
+        ),
         "fit from moments": lambda exposure, rows: fit(
             exposure, positions=rows["x", "y"], psf=psf, fitting=Fitting(gain=GAIN, prior="none")
         ),
@@ -66,13 +76,13 @@ def everything(folder, psf):
             exposure, positions=rows["x", "y"], psf=psf, fitting=Fitting(gain=GAIN, prior="none", model_error=0.0)
         ),
     }
-    names = list(dict.fromkeys(labels["image"]))
-    labels = vstack([labels[labels["image"] == name] for name in names])
+    images = list(dict.fromkeys(labels["image"]))
+    labels = vstack([labels[labels["image"] == name] for name in images])
     catalogues = {}
     for way, run in ways.items():
         tables = [
             Table(run(Exposure.open(folder / name, zero_point=ZERO_POINT), labels[labels["image"] == name]))
-            for name in names
+            for name in images
         ]
         for table in tables:
             table.meta.clear()
@@ -120,11 +130,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("psf", type=Path)
+    parser.add_argument("--weights", action="append", help="the default ones, if none are given")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore", SersicnetWarning)
-    labels, catalogues = everything(options.folder, options.psf)
-    isolated = (np.asarray(catalogues["network"]["flags"]) & (Flag.BLENDED | Flag.CROWDED)) == 0
+    names = options.weights or [weights.DEFAULT]
+    labels, catalogues = everything(options.folder, options.psf, names)
+    isolated = (np.asarray(catalogues[names[0]]["flags"]) & (Flag.BLENDED | Flag.CROWDED)) == 0
     print("| way | N | mag | R_e (relative) | n (relative) | ellipticity |\n|---|---|---|---|---|---|")
     for way, catalogue in catalogues.items():
         difference = compared(catalogue, labels)

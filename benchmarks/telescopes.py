@@ -1,24 +1,30 @@
-"""Errors of weights that know any telescope, on simulated galaxies of each: bias, scatter and coverage.
+"""Errors of weights for any telescope, on simulated galaxies of each: bias, scatter and coverage.
 
 Example: python benchmarks/telescopes.py --weights fovea --n 800
 
 Each telescope's galaxies are drawn through new PSFs of its own (see `sersicnet simulate --telescopes`), every 16 of
 them through another one, and the network is shown that PSF, or in half of the cases the PSF that a few stars would
-give. Nothing is taken from a training set: the seeds differ.
+give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000.
+Nothing is taken from a training set: the seeds differ. ``--save`` keeps the rows for `docs/draw.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from sersicnet import weights
 from sersicnet.dataset import BLOCK
-from sersicnet.schema import Inputs, noise_numbers, relative_magnitude
+from sersicnet.image.epsf import StarStamps, measure_psf
+from sersicnet.image.views import psf_views
+from sersicnet.schema import TARGET_NAMES, Inputs, noise_numbers, relative_magnitude
 from sersicnet.simulating import world
-from sersicnet.simulating.stamps import draw_stamps
+from sersicnet.simulating.neighbours import camera
+from sersicnet.simulating.stamps import draw_stamps, observe
 
 NAMES = (
     "any", "jwst-sw/F115W", "jwst-sw/F200W", "jwst-lw/F444W", "hst-acs/F814W", "hst-ir/F160W", "euclid-vis",
@@ -27,38 +33,65 @@ NAMES = (
 BINS = (5, 15, 50, 150, 3e4)
 SIZES = (0, 0.5, 1.5, np.inf)
 SEED = 77_000
+STAR_SNR = (100, 1000)
+STAR_SIDE = 81
 
 
-def galaxies(name: str, n: int, seed: int) -> tuple[Inputs, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def seen(piece: world.Piece, stars: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Views of the PSF that some stars of an image show; None if they show none."""
+    rms = piece.instrument.rms_low
+    snr = np.exp(rng.uniform(*np.log(STAR_SNR), stars))
+    flux = snr * rms * piece.correlation * np.sqrt(4 * np.pi) * piece.fwhm / 2.355
+    x, y = STAR_SIDE // 2 + rng.uniform(-0.5, 0.5, (2, stars))
+    values = np.array(
+        [
+            observe(camera(piece.psf).render(np.array([*at, f, 0.02, 1, 1, 0]), STAR_SIDE), rms, piece.instrument, rng)
+            for *at, f in zip(x, y, flux, strict=True)
+        ]
+    )
+    rough = np.array([x, y]) + rng.uniform(-0.3, 0.3, (2, stars))
+    stamps = StarStamps(values, np.full(values.shape, rms), np.zeros(values.shape, bool), *rough)
+    found = measure_psf(stamps, piece.fwhm * 1.03, piece.correlation)
+    return None if found is None else psf_views(found.images[0], found.oversampling)
+
+
+def galaxies(
+    name: str, n: int, seed: int, *, stars: int = 0, neighbours: bool = False, kind: str = "sersic"
+) -> tuple[Inputs, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets, S/N, radius in FWHM and angle of galaxies of a telescope."""
-    simulation, parts = world.simulation(name, n, seed, centring=True), []
+    simulation, parts = world.simulation(name, n, seed, centring=True, neighbours=neighbours, galaxies=kind), []
     for number in range(-(-n // BLOCK)):
         piece = world.piece(name, seed, number)
         stamps, truth = draw_stamps(piece.of(simulation), np.arange(number * BLOCK, (number + 1) * BLOCK))
+        shown = piece.views if not stars else seen(piece, stars, np.random.default_rng([seed, number, 3]))
+        good = truth.get("status", np.zeros(BLOCK)) == 0
+        if shown is None or not good.any():
+            continue
+        truth = {key: value[good] for key, value in truth.items()}
         rms = truth["rms"]
-        stamps /= rms[:, None, None].astype(np.float32)
+        stamps = stamps[good] / rms[:, None, None].astype(np.float32)
         mag = relative_magnitude(truth["mag"], world.ANY.zero_point, rms)
         targets = np.column_stack([mag, truth["r_eff_pix"], truth["sersic_n"], truth["ellipticity"]])
         area = 4 * np.pi * ((piece.fwhm / 2.355) ** 2 + 0.5 * (1 - targets[:, 3]) * targets[:, 1] ** 2)
         snr = 10 ** (-0.4 * mag) / (piece.correlation * np.sqrt(area))
-        noise = noise_numbers(np.full(BLOCK, piece.correlation), piece.electrons)
-        views = np.repeat(piece.views[None], BLOCK, axis=0)
+        noise = noise_numbers(np.full(len(rms), piece.correlation), piece.electrons)
+        views = np.repeat(shown[None], len(rms), axis=0)
         parts.append((Inputs(stamps, views, noise), targets, snr, targets[:, 1] / piece.fwhm, truth["theta"]))
     inputs, *rest = zip(*parts, strict=True)
     return (Inputs.concatenated(inputs), *(np.concatenate(part)[:n] for part in rest))  # type: ignore[return-value]
 
 
-def row(found: weights.Prediction, targets: np.ndarray, which: np.ndarray) -> str:
+def errors(found: weights.Prediction, targets: np.ndarray, which: np.ndarray) -> dict[str, list[float]]:
     """Median error, 68 % scatter and coverage of the four parameters of some galaxies."""
-    predicted, errors = found.targets[which], found.errors[which]
-    truth, out = targets[which], []
-    for i, logarithm in enumerate((False, True, True, False)):
+    predicted, sigmas = found.targets[which], found.errors[which]
+    truth, out = targets[which], {}
+    for i, (target, logarithm) in enumerate(zip(TARGET_NAMES, (False, True, True, False), strict=True)):
         off = np.log(predicted[:, i] / truth[:, i]) if logarithm else predicted[:, i] - truth[:, i]
-        sigma = errors[:, i] / predicted[:, i] if logarithm else errors[:, i]
+        sigma = sigmas[:, i] / predicted[:, i] if logarithm else sigmas[:, i]
         scatter = np.diff(np.quantile(off, [0.1587, 0.8413]))[0] / 2
-        inside = [np.mean(np.abs(off) < factor * sigma) for factor in (1, 1.96)]
-        out.append(f"{np.median(off):+.3f} ± {scatter:.3f} ({inside[0]:.2f} {inside[1]:.2f})")
-    return " | ".join(out)
+        inside = [float(np.mean(np.abs(off) < factor * sigma)) for factor in (1, 1.96)]
+        out[target] = [float(np.median(off)), float(scatter), *inside]
+    return out
 
 
 def main() -> None:
@@ -68,28 +101,45 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=800, help="galaxies of each telescope")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--telescopes", nargs="*", default=NAMES)
+    parser.add_argument("--stars", type=int, default=0, help="stars that the PSF is found from")
+    parser.add_argument("--neighbours", action="store_true", help="a third of the images with neighbours")
+    parser.add_argument("--galaxies", default="sersic", help="sersic, real-like or both")
+    parser.add_argument("--save", type=Path, help="JSON file of the rows")
     arguments = parser.parse_args()
-    network = weights.load(arguments.weights)
+    network, rows = weights.load(arguments.weights), []
     print(f"{network.name}: median error ± 68 % scatter (within 1 and 1.96 sigma)\n")
     print("| telescope | | N | mag | ln R_e | ln n | e |\n|---|---|---|---|---|---|---|")
+
+    def row(name: str, label: str, which: np.ndarray) -> None:
+        if which.sum() < 10:
+            return
+        values = errors(found, targets, which)
+        rows.append({"telescope": name, "bin": label, "n": int(which.sum()), **values})
+        cells = " | ".join(f"{m:+.3f} ± {s:.3f} ({one:.2f} {two:.2f})" for m, s, one, two in values.values())
+        print(f"| {name} | {label} | {which.sum()} | {cells} |", flush=True)
+
     for name in arguments.telescopes:
-        inputs, targets, snr, size, theta = galaxies(name, arguments.n, arguments.seed)
-        inputs = inputs.taken(slice(len(targets)))
-        found = network.predict(inputs)
+        inputs, targets, snr, size, theta = galaxies(
+            name, arguments.n, arguments.seed, stars=arguments.stars, neighbours=arguments.neighbours,
+            kind=arguments.galaxies,
+        )  # fmt: skip
+        found = network.predict(inputs.taken(slice(len(targets))))
         for low, high in pairwise(BINS):
-            which = (snr >= low) & (snr < high)
-            print(f"| {name} | S/N {low:g} to {high:g} | {which.sum()} | {row(found, targets, which)} |")
+            row(name, f"S/N {low:g} to {high:g}", (snr >= low) & (snr < high))
+        row(name, "S/N > 50", snr > 50)
         for low, high in pairwise(SIZES):
-            which = (size >= low) & (size < high) & (snr > 50)
-            print(f"| {name} | S/N > 50, R_e {low:g} to {high:g} FWHM | {which.sum()} | {row(found, targets, which)} |")
+            row(name, f"S/N > 50, R_e {low:g} to {high:g} FWHM", (size >= low) & (size < high) & (snr > 50))
         if found.theta is not None:
             long = (targets[:, 3] > 0.2) & (snr > 15)
             off = (found.theta - theta + 90) % 180 - 90
             pull = np.abs(off[long]) / found.theta_err[long]
             print(
                 f"| {name} | theta, e > 0.2, S/N > 15 | {long.sum()} | {np.median(off[long]):+.2f} ± "
-                f"{np.median(np.abs(off[long])) * 1.4826:.2f} deg, within 1 sigma {np.mean(pull < 1):.2f} | | | |"
+                f"{np.median(np.abs(off[long])) * 1.4826:.2f} deg, within 1 sigma {np.mean(pull < 1):.2f} | | | |",
+                flush=True,
             )
+    if arguments.save:
+        arguments.save.write_text(json.dumps({"weights": network.name, "stars": arguments.stars, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,13 @@ signal to noise.
 ``python docs/draw.py DATA FIGURE`` compares real galaxies with simulated ones of the
 same parameters, and prints how far each kind is from its Sersic fit. DATA holds
 ``candels/labels.csv`` with its images, and ``psf/hst-f160w.fits``.
+
+``python docs/draw.py ROWS.json FIGURE`` draws the errors of many telescopes that `benchmarks/telescopes.py` saved, and
+prints the tables of the accuracy pages.
 """
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -159,5 +163,77 @@ def departure(stamp, model, mask, rms, galaxy):
     return residual, best
 
 
+LABELS = {
+    "any": "any telescope", "jwst-sw/F115W": "JWST F115W", "jwst-sw/F200W": "JWST F200W",
+    "jwst-lw/F444W": "JWST F444W", "hst-acs/F814W": "HST ACS F814W", "hst-ir/F160W": "HST F160W",
+    "euclid-vis": "Euclid VIS", "roman/F158": "Roman F158", "rubin/i": "Rubin i", "hsc/i": "HSC i", "des/z": "DES z",
+    "kids/r": "KiDS r", "sdss/r": "SDSS r",
+}  # fmt: skip
+SHOWN = (("S/N 15 to 50", "tab:orange"), ("S/N 50 to 150", "tab:green"), ("S/N 150 to 30000", "tab:blue"))
+PANELS = (("mag", "magnitude", 0.32), ("r_eff_pix", "ln R$_e$", 0.42), ("sersic_n", "ln n", 0.55),
+          ("ellipticity", "ellipticity", 0.16))  # fmt: skip
+
+
+def telescopes(rows, figure):
+    """Write the figure of bias, scatter and coverage by telescope and signal to noise."""
+    rows = json.loads(Path(rows).read_text())["rows"]
+    names = [name for name in LABELS if any(row["telescope"] == name for row in rows)]
+    fig, axes = plt.subplots(1, 5, figsize=(11, 4.6), sharey=True, width_ratios=[1, 1, 1, 1, 0.8])
+    for axis, (target, title, limit) in zip(axes, PANELS, strict=False):
+        for k, (label, colour) in enumerate(SHOWN):
+            for y, name in enumerate(names):
+                row = next(r for r in rows if r["telescope"] == name and r["bin"] == label)
+                middle, scatter = row[target][:2]
+                at = y + 0.26 * (k - 1)
+                axis.plot([middle - scatter, middle + scatter], [at, at], color=colour, lw=2.2)
+                axis.plot(middle, at, "o", color=colour, ms=3.4, mec="white", mew=0.4)
+                axes[4].plot(100 * row[target][2], at, "|", color=colour, ms=6, mew=1.3)
+        axis.axvline(0, color="0.3", lw=0.6)
+        axis.set_xlim(-limit, limit)
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="x", color="0.9", lw=0.5)
+    axes[4].axvspan(64, 72, color="0.9")
+    axes[4].set_xlim(45, 90)
+    axes[4].set_title("within 1 sigma, %", fontsize=10)
+    axes[0].set_yticks(range(len(names)), [LABELS[name] for name in names])
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    for label, colour in SHOWN:
+        axes[0].plot([], [], color=colour, lw=2.2, label=label.replace("150 to 30000", "above 150"))
+    fig.legend(loc="lower center", ncols=3, frameon=False, fontsize=9)
+    for axis in axes:
+        axis.tick_params(labelsize=8, length=2)
+    fig.subplots_adjust(0.1, 0.12, 0.99, 0.93, 0.08)
+    fig.savefig(figure, dpi=90, pil_kwargs={"optimize": True})
+    print_tables(rows, names)
+
+
+def print_tables(rows, names):
+    """Print a short table, and one of all bins."""
+    found = {(row["telescope"], row["bin"]): row for row in rows}
+    faint, middle, bright = (label for label, _ in SHOWN)
+    print("| images of | R_e, S/N 15 to 50 | 50 to 150 | above 150 | n, above 150 | e, above 150 | mag, above 150 |")
+    print("|---|---|---|---|---|---|---|")
+    for name in names:
+        cells = [percent(found[name, label]["r_eff_pix"]) for label in (faint, middle, bright)]
+        row = found[name, bright]
+        cells += [percent(row["sersic_n"]), *(f"{row[t][0]:+.3f} ± {row[t][1]:.3f}" for t in ("ellipticity", "mag"))]
+        print(f"| {LABELS[name]} | {' | '.join(cells)} |")
+    print("\n| images of | | N | mag | ln R_e | ln n | e |\n|---|---|---|---|---|---|---|")
+    for name in names:
+        for row in (r for r in rows if r["telescope"] == name):
+            cells = (row[target] for target, _, _ in PANELS)
+            text = " | ".join(f"{m:+.3f} ± {s:.3f}; {one:.2f} {two:.2f}" for m, s, one, two in cells)
+            label = row["bin"].replace("150 to 30000", "above 150").replace("1.5 to inf FWHM", "above 1.5 FWHM")
+            print(f"| {LABELS[name]} | {label} | {row['n']} | {text} |")
+
+
+def percent(value):
+    """Bias and scatter of a logarithm in per cent."""
+    return f"{100 * value[0]:+.1f} ± {100 * value[1]:.1f} %"
+
+
 if __name__ == "__main__":
-    (compare if len(sys.argv) == 3 else draw)(*sys.argv[1:])
+    if sys.argv[1].endswith(".json"):
+        telescopes(*sys.argv[1:])
+    else:
+        (compare if len(sys.argv) == 3 else draw)(*sys.argv[1:])
