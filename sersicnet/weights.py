@@ -34,7 +34,7 @@ from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAM
 if TYPE_CHECKING:
     import keras
 
-DEFAULT, BASE = "fovea-sky", "fovea-sim"
+DEFAULT, BASE = "fovea", "fovea-sim"
 """The weights that measure by default, whose errors hold on mosaics; and those that training starts from."""
 
 KERAS, ONNX, CARD, README, SUMS = "network.keras", "network.onnx", "card.json", "README.md", "SHA256SUMS"

@@ -44,7 +44,7 @@ def mosaic(tmp_path_factory):
 @pytest.fixture
 def directory(tmp_path):
     """A copy of shipped weights."""
-    return shutil.copytree(weights.shipped_directory() / weights.DEFAULT, tmp_path / "w")
+    return shutil.copytree(weights.shipped_directory() / "fovea-sky", tmp_path / "w")
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def refused(tmp_path_factory, mosaic):
     folder = tmp_path_factory.mktemp("networks")
     names = {}
     for i, (kind, (make, _)) in enumerate(NETWORKS.items()):
-        w = shutil.copytree(weights.shipped_directory() / weights.DEFAULT, folder / f"w{i}")
+        w = shutil.copytree(weights.shipped_directory() / "fovea-sky", folder / f"w{i}")
         found = make()
         (w / "network.onnx").write_bytes(found if isinstance(found, bytes) else found.SerializeToString())
         np.full(8, 7.0, "f4").tofile(w / "other.bin")
@@ -462,7 +462,7 @@ def test_shipped_networks_ask_for_little(name):
 
 def test_shapes_are_those_of_onnx():
     """The shapes that are followed through a shipped network are those that its authors' package infers."""
-    path = weights.shipped_directory() / weights.DEFAULT / "network.onnx"
+    path = weights.shipped_directory() / "fovea-sky" / "network.onnx"
     found = onnx.load(path)
     found.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
     inferred = onnx.shape_inference.infer_shapes(found, data_prop=True)

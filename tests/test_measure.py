@@ -34,7 +34,10 @@ from sersicnet.simulating.telescopes import F160W, effective_psf
 
 measure = functools.partial(flat, module.measure)
 
-PLAIN = [column for column in COLUMNS if column.name not in ("image", "theta_err", "sky", "chi2", "fit_status")]
+FIXED = "fovea-sky"
+"""Weights of one PSF and pixel scale."""
+
+PLAIN = [column for column in COLUMNS if column.name not in ("image", "sky", "chi2", "fit_status")]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,8 @@ def matched(catalogue, truth):
 
 
 def write(path, data, header=None):
+    """Write an image of WFC3 in F160W, whose PSF is known."""
+    header = fits.Header({"INSTRUME": "WFC3", "FILTER": "F160W"}) + fits.Header(header or {})
     fits.PrimaryHDU(data, header).writeto(path, overwrite=True)
     return path
 
@@ -208,7 +213,7 @@ def test_an_empty_sky_gives_every_column_and_no_row(field, tmp_path, blank):
 def test_without_a_wcs_there_are_pixel_columns_only(field, tmp_path):
     path = write(tmp_path / "plain.fits", mosaic.read_image(field[0]).data)
     with pytest.warns(SersicnetWarning, match="no celestial WCS"):
-        table = measure(path, zero_point=25.9463)
+        table = measure(path, zero_point=25.9463, psf_fwhm=3.1)
     assert not {"ra", "dec", "r_eff", "r_eff_err"} & set(table.colnames)
     assert {"x", "y", "mag", "r_eff_pix"} <= set(table.colnames)
     with pytest.warns(SersicnetWarning, match="no celestial WCS"):
@@ -346,12 +351,12 @@ def test_flag_out_of_range_is_not_set_inside(field, isolated):
 
 def test_another_pixel_scale_is_refused(field):
     with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-sky was trained at 0\.06.*`resample`"):
-        measure(field[0], pixel_scale=0.1)
+        measure(field[0], pixel_scale=0.1, weights=FIXED)
 
 
 def test_flag_out_of_domain_by_depth(field, isolated):
     with pytest.warns(SersicnetWarning, match="The noise of the image"):
-        assert flags_at(field, *isolated, zero_point=30.0) & Flag.OUT_OF_DOMAIN
+        assert flags_at(field, *isolated, zero_point=30.0, weights=FIXED) & Flag.OUT_OF_DOMAIN
 
 
 def test_flag_out_of_domain_by_the_psf_of_a_file(field, tmp_path, isolated):
@@ -360,12 +365,12 @@ def test_flag_out_of_domain_by_the_psf_of_a_file(field, tmp_path, isolated):
     with pytest.warns(
         SersicnetWarning, match=r"full width of 4\.\d\d pixels \(wide.fits\), fovea-sky was trained at 2\.70 to 3\.66"
     ):
-        table = measure(field[0], positions=wanted, psf=wide)
+        table = measure(field[0], positions=wanted, psf=wide, weights=FIXED)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
     assert table.meta["OUTSIDE"] == "PSF"
     assert table.meta["PSFFWHM"] == pytest.approx(4.4, abs=0.1)
     fine = write(tmp_path / "fine.fits", effective_psf(replace(F160W, pixel_scale=0.02)))
-    table = measure(field[0], positions=wanted, psf=read_psf(fine, 3))
+    table = measure(field[0], positions=wanted, psf=read_psf(fine, 3), weights=FIXED)
     assert table.meta["OUTSIDE"] == "nothing"
     assert table.meta["PSFFWHM"] == pytest.approx(3.18, abs=0.05)
 
@@ -380,8 +385,9 @@ def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
             part = slice(row, row + 64), slice(column, column + 64)
             image[part] += star[: image[part].shape[0], : image[part].shape[1]]
     path = write(tmp_path / "stars.fits", image.astype(np.float32), fits.Header({"MAGZERO": 25.9463}))
+    wanted = Table({"x": [52.0], "y": [52.0]})
     with pytest.warns(SersicnetWarning) as caught:
-        table = measure(path, tmp_path / "cat.fits", pixel_scale=0.06, positions=Table({"x": [52.0], "y": [52.0]}))
+        table = measure(path, tmp_path / "cat.fits", pixel_scale=0.06, positions=wanted, weights=FIXED)
     assert len(caught) == 2  # no WCS
     assert "stars), fovea-sky was trained at 2.70 to 3.66" in str(caught[1].message)
     assert table["flags"][0] & Flag.OUT_OF_DOMAIN
@@ -440,7 +446,7 @@ def test_a_resampled_peak_is_not_saturated(tmp_path, scale):
         path = write(tmp_path / "ground.fits", values.astype(np.float32))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SersicnetWarning)
-            table = measure(path, resample=True, pixel_scale=scale, zero_point=25.0)
+            table = measure(path, resample=True, pixel_scale=scale, zero_point=25.0, weights=FIXED)
         brightest = np.nanargmin(table["mag_auto"].value)
         assert bool(table["flags"][brightest] & Flag.SATURATED) == expected
 
@@ -454,10 +460,13 @@ def test_coarse_steps_are_no_saturation():
     assert not saturated(stamps)[0]
 
 
-def test_an_image_without_point_sources_tells_no_psf(catalogue):
-    assert catalogue.meta["PSFSRC"] == "too few stars"
-    assert catalogue.meta["OUTSIDE"] == "nothing"
-    assert "PSFFWHM" not in catalogue.meta
+def test_an_image_without_point_sources_shows_no_psf(field, catalogue):
+    fixed = measure(field[0], weights=FIXED)
+    assert fixed.meta["PSFSRC"] == "too few stars"
+    assert fixed.meta["OUTSIDE"] == "nothing"
+    assert "PSFFWHM" not in fixed.meta
+    assert catalogue.meta["PSFSRC"] == "the usual PSF of WFC3 F160W"
+    assert not (catalogue["flags"] & Flag.PSF_ASSUMED).any()
 
 
 # --- refining -------------------------------------------------------------------------------
@@ -494,13 +503,14 @@ def test_a_fit_is_right_within_its_errors(refined, field):
 def test_fits_say_where_their_psf_is_from(refined, field):
     assert refined.meta["PSF"].endswith("psf.fits")
     with pytest.warns(SersicnetWarning, match="No `psf` was given"):
-        again = measure(field[0], refine=True, gain=3200.0)
+        again = measure(field[0], refine=True, gain=3200.0, weights=FIXED)
     assert "of the weights: HST WFC3/IR F160W" in again.meta["PSF"]
 
 
-def test_sources_that_are_not_fitted_keep_the_values_of_the_network(catalogue, field, psf_file, monkeypatch):
+def test_sources_that_are_not_fitted_keep_the_values_of_the_network(field, psf_file, monkeypatch):
     monkeypatch.setattr(fitting, "Fitter", functools.partial(Fitter, max_iterations=1))
     refined = measure(field[0], refine=True, psf=psf_file, gain=F160W.exposure)
+    catalogue = measure(field[0], psf=psf_file, gain=F160W.exposure)
     left = (refined["flags"] & Flag.NOT_REFINED) != 0
     assert left.sum() > 5
     assert np.isnan(refined["chi2"][left]).all()
@@ -511,7 +521,7 @@ def test_sources_that_are_not_fitted_keep_the_values_of_the_network(catalogue, f
 def test_flag_not_refined(field, isolated, monkeypatch):
     monkeypatch.setattr(fitting, "Fitter", functools.partial(Fitter, max_iterations=1))
     with pytest.warns(SersicnetWarning, match="No `psf`"):
-        assert flags_at(field, *isolated, refine=True, gain=3200.0) & Flag.NOT_REFINED
+        assert flags_at(field, *isolated, refine=True, gain=3200.0, weights=FIXED) & Flag.NOT_REFINED
 
 
 @pytest.mark.parametrize("psf", [np.ones((20, 20)), np.full((21, 21), np.nan), np.ones((21, 23)), -np.ones((21, 21))])
@@ -888,7 +898,8 @@ def test_what_is_foreseen_is_what_happens(field, catalogue):
     assert (outlook.shape, outlook.tiles) == ((512, 512), 4)
     assert 0.2 < outlook.memory < 3
     assert outlook.factor == 1
-    assert flat(module.plan, field[0], pixel_scale=0.03, resample=True).outlook().factor == pytest.approx(0.5)
+    coarser = flat(module.plan, field[0], pixel_scale=0.03, resample=True, weights=FIXED).outlook()
+    assert coarser.factor == pytest.approx(0.5)
 
 
 def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):
@@ -935,7 +946,7 @@ def finer(tmp_path_factory):
 
 
 def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
-    table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html")
+    table = measure(finer[0], tmp_path / "cat.fits", resample=True, page=tmp_path / "page.html", weights=FIXED)
     rows, found = matched(table, finer[1])
     good = (table["flags"][found] & ~(Flag.OUT_OF_DOMAIN | Flag.CROWDED)) == 0
     rows, found = rows[good], found[good]
@@ -951,12 +962,12 @@ def test_a_resampled_image_is_measured_in_its_own_pixels(finer, tmp_path):
 
 def test_resampling_needs_a_scale_and_no_fit(finer, blank):
     with pytest.raises(InputError, match="give `resample` without `refine`; or fit by `sersicnet fit`"):
-        measure(finer[0], resample=True, refine=True)
+        measure(finer[0], resample=True, refine=True, weights=FIXED)
     with (
         pytest.warns(SersicnetWarning, match="no celestial WCS"),
         pytest.raises(InputError, match="give `pixel_scale`"),
     ):
-        measure(blank(), resample=True)
+        measure(blank(), resample=True, weights=FIXED)
 
 
 @pytest.fixture(scope="module")

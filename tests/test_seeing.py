@@ -5,7 +5,6 @@ import pytest
 from astropy.io import fits
 from conftest import flat
 
-from sersicnet import weights
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
@@ -13,6 +12,7 @@ from sersicnet.image.psffile import read_psf
 from sersicnet.measuring import seeing
 from sersicnet.measuring.measure import measure
 from sersicnet.schema import Flag
+from sersicnet.simulating import observatories
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
 OURS = Psf.of(effective_psf(F160W), "f160w.fits")
@@ -75,7 +75,8 @@ def test_without_stars_and_header_a_width_is_guessed(psf_weights, blank):
 def test_the_instrument_of_the_header_is_known(blank):
     cards = {"MAGZERO": 25.0, "TELESCOP": "HST", "INSTRUME": "WFC3", "FILTER": "F160W"}
     exposure = Exposure.open(blank(cards=cards), pixel_scale=0.06)
-    psf = seeing._of_header(exposure)
+    psf, in_space = observatories.usual_psf(exposure.image.header, exposure.pixel_scale.value)
+    assert in_space
     assert psf.source == "the usual PSF of WFC3 F160W"
     assert psf.fwhm * 0.06 == pytest.approx(0.19, abs=0.02)
 
@@ -100,7 +101,7 @@ def test_options_that_exclude_each_other_are_refused(field, psf_weights, options
 
 def test_a_network_that_is_shown_no_psf_takes_no_width(field):
     with pytest.raises(InputError, match="`psf_fwhm` is for a network that is shown the PSF"):
-        measured(field, weights.DEFAULT, psf_fwhm=3.0)
+        measured(field, "fovea-sky", psf_fwhm=3.0)
 
 
 @QUIET

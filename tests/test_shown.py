@@ -50,12 +50,22 @@ def test_networks_that_are_shown_stamps_need_no_psf(labels):
     assert galaxies.inputs(0, 1).psf is None
 
 
-def test_an_image_without_stars_needs_a_psf(field, labels):
-    table = Table.read(labels[0])
+def test_an_image_without_stars_needs_a_psf(labels):
+    """One of an instrument in space has its usual one."""
+    path, _ = labels
+    table = Table.read(path)
     table.remove_column("psf")
-    table.write(labels[0], overwrite=True)
+    table.write(path, overwrite=True)
+    assert np.isfinite(real_galaxies(path, inputs=SHOWN).inputs(0, 1).psf).all()
+    image = str(table["image"][0])
+    plain = path.with_name("plain.fits")
+    with fits.open(image) as file:
+        del file[1].header["INSTRUME"]
+        file.writeto(plain)
+    table["image"] = plain.name
+    table.write(path, overwrite=True)
     with pytest.raises(DatasetError, match=r"shows no PSF .*name a file of the PSF in a column psf"):
-        real_galaxies(labels[0], inputs=SHOWN)
+        real_galaxies(path, inputs=SHOWN)
 
 
 def test_galaxies_of_a_mosaic_bring_the_psf_of_its_stars(tmp_path):

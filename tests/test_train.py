@@ -446,7 +446,7 @@ def test_fine_tuning_needs_some_galaxies(small_dataset, tiny_weights, tmp_path):
         ({"network": "resnet"}, "one of fovea, fovea-fixed, tl, dann; received resnet"),
         ({"adapt": "dann"}, "give both `adapt` and `real`"),
         ({"adapt": "mmd"}, "one of dann, daregram; received mmd"),
-        ({"start": weights.DEFAULT, "network": "tl"}, "is a network fovea-fixed: give `network` fovea-fixed"),
+        ({"start": "fovea-sky", "network": "tl"}, "is a network fovea-fixed: give `network` fovea-fixed"),
         ({"limit": 30}, "at least 32 stamps; received 30"),
         ({"recipe": quick("fovea", alpha=1.5)}, "weight of the regression is from 0 to 1; received 1.5"),
         ({"recipe": quick("fovea", learning_rate=0.0)}, "learning rate is positive; received 0.0"),

@@ -23,7 +23,7 @@ def evaluate(
         typer.Option(
             "--weights",
             "-w",
-            help="Name of shipped weights, or a weights directory; fovea-sky by default. Repeat it to compare several.",
+            help="Name of shipped weights, or a weights directory; fovea by default. Repeat it to compare several.",
             show_default=False,
         ),
     ] = None,
@@ -97,7 +97,7 @@ def evaluate(
         with progress_bar(quiet, "reading") as update:
             result = evaluation.evaluate(
                 data,
-                weights or ["fovea-sky"],
+                weights or ["fovea"],
                 output,
                 image=image,
                 zero_point=zero_point,

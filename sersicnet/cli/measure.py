@@ -70,7 +70,7 @@ def measure(
             show_default=False,
         ),
     ] = None,
-    weights: WeightsName = "fovea-sky",
+    weights: WeightsName = "fovea",
     zero_point: ZeroPoint = None,
     pixel_scale: PixelScale = None,
     hdu: Hdu = None,

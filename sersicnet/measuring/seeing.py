@@ -15,9 +15,8 @@ from sersicnet.image.views import psf_views, shape_of
 from sersicnet.measuring.tiles import DETECTOR
 from sersicnet.simulating import observatories
 
-KNOWN_ERROR, GIVEN_ERROR, GUESSED_ERROR = 0.05, 0.02, 0.2
-"""Relative 1 sigma error of the FWHM of a PSF that is assumed: that of the instrument, one of a given width, and one of
-the narrowest sources."""
+GIVEN_ERROR, GUESSED_ERROR = 0.02, 0.2
+"""Relative 1 sigma error of the FWHM of a PSF that is assumed: one of a given width, and a guess."""
 
 GUESS = 3.0
 """FWHM of the PSF that is assumed if nothing at all is known, pixels."""
@@ -37,7 +36,7 @@ class Seeing(NamedTuple):
     psf : Psf
         In the pixels of the exposure; its ``source`` states where it is from, its ``error`` how well it is known.
     assumed : bool
-        Whether it is neither a file nor of stars.
+        Whether it is neither a file, nor of stars, nor that of an instrument in space, which hardly changes.
     stars : ImagePsf or None
         What is known of the stars that it is from.
     """
@@ -92,7 +91,7 @@ def seeing(
     Warns
     -----
     SersicnetWarning
-        If a PSF is assumed.
+        If a PSF is assumed that may be far from the true one.
     """
     if psf is not None:
         return Seeing(psf)
@@ -101,7 +100,10 @@ def seeing(
     stars = find_psf(exposure, mesh, DETECTOR, saturation, apply)
     if stars.psf is not None:
         return Seeing(stars.psf, stars=stars)
-    assumed = _of_header(exposure) or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
+    assumed, in_space = observatories.usual_psf(exposure.image.header, exposure.pixel_scale.value)
+    if assumed is not None and in_space:
+        return Seeing(assumed)
+    assumed = assumed or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
     warn(
         f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of "
         f"{assumed.fwhm:.2f} pixels known to {assumed.error:.0%}. Errors include that, and all rows are flagged. Give "
@@ -133,16 +135,3 @@ def moffat(fwhm: float, source: str, error: float) -> Psf:
     scale = fwhm / 2 / np.sqrt(2 ** (1 / BETA) - 1)
     image = (1 + (line[:, None] ** 2 + line**2) / scale**2) ** -BETA
     return Psf.of(image / image.sum(), source, 2, source=source, error=error)
-
-
-def _of_header(exposure: Exposure) -> Psf | None:
-    """The usual PSF of the instrument and the filter that the header states."""
-    header, scale = exposure.image.header, exposure.pixel_scale.value
-    camera, band = (str(header.get(key, "")) for key in ("INSTRUME", "FILTER"))
-    if not (camera and np.isfinite(scale)):
-        return None
-    optics = observatories.known_psf(camera, band, scale)
-    if optics is None:
-        return None
-    source = f"the usual PSF of {camera} {band}"
-    return Psf.of(optics.image(2), source, 2, source=source, error=KNOWN_ERROR)

@@ -153,6 +153,8 @@ def simulate_field(
     header = wcs.to_header()
     header["BUNIT"] = "ELECTRONS/S"
     header["MAGZERO"] = (sky.instrument.zero_point, "AB magnitude of 1 electron/s")
+    if sky.instrument == F160W:
+        header["INSTRUME"], header["FILTER"] = "WFC3", "F160W"
     header["SEED"] = sky.seed
     if command:
         header.add_history(command)

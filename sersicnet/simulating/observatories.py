@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sersicnet.errors import InputError, first_line
+from sersicnet.image.psf import Psf
 from sersicnet.simulating.optics import RESAMPLINGS, Optics
 
 Range = tuple[float, float]
@@ -609,6 +610,34 @@ def _numbers(value: Any, name: str, path: Path) -> Any:
     if single:
         return int(value) if name == "struts" else float(value)
     return tuple(listed) if name == "pixel_scales" else (listed[0], listed[-1])
+
+
+USUAL_ERROR = 0.05
+"""Relative 1 sigma error of the FWHM of the usual PSF of an instrument."""
+
+
+def usual_psf(header: Mapping[str, Any], pixel_scale: float) -> tuple[Psf | None, bool]:
+    """The usual PSF of the instrument and the filter that a header states, and whether they are in space.
+
+    Parameters
+    ----------
+    header : mapping
+        With INSTRUME and FILTER.
+    pixel_scale : float
+        Arcsec; NaN if it is not known.
+
+    Returns
+    -------
+    psf : Psf or None
+        None if there is no such instrument or filter, see `known_psf`, or if the pixel scale is not known.
+    in_space : bool
+    """
+    camera, band = (str(header.get(key, "")) for key in ("INSTRUME", "FILTER"))
+    optics = known_psf(camera, band, pixel_scale) if camera and math.isfinite(pixel_scale) else None
+    if optics is None:
+        return None, False
+    source = f"the usual PSF of {camera} {band}"
+    return Psf.of(optics.image(2), source, 2, source=source, error=USUAL_ERROR), optics.diffraction > 0
 
 
 def known_psf(instrument: str, filter: str, pixel_scale: float) -> Optics | None:  # noqa: A002 - as the keyword

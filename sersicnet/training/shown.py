@@ -18,6 +18,7 @@ from sersicnet.image.sky import estimate_sky
 from sersicnet.image.starpsf import find_psf
 from sersicnet.image.views import psf_views
 from sersicnet.schema import noise_numbers
+from sersicnet.simulating.observatories import usual_psf
 
 
 class Shown:
@@ -46,6 +47,9 @@ class Shown:
     def _stars(self) -> Psf:
         found = find_psf(self.exposure, self._mesh, self._detector, self.exposure.saturation)
         if found.psf is None:
+            usual, in_space = usual_psf(self.exposure.image.header, self.exposure.pixel_scale.value)
+            if usual is not None and in_space:
+                return usual
             raise DatasetError(
                 f"{self.exposure.name} shows no PSF ({found.reason}), which the network is shown: name a file of the "
                 "PSF in a column psf of the labels."
@@ -60,7 +64,8 @@ class Shown:
         x, y : ndarray, float, (N,)
             Zero-based pixels.
         files : sequence of Path or None
-            A file of the PSF for each of them; without one, the PSF is that of the image's stars.
+            A file of the PSF for each of them; without one, the PSF is that of the image's stars, or of the
+            instrument in space that the header states.
 
         Returns
         -------
@@ -69,7 +74,7 @@ class Shown:
         Raises
         ------
         DatasetError
-            If there is no file and the image shows too few stars.
+            If there is no file, the image shows too few stars, and the header states no such instrument.
         InputError
             If a file is no PSF of the image.
         """
