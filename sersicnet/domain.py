@@ -228,6 +228,8 @@ class WideDomain:
         Range of the noise of a large aperture over that of uncorrelated pixels.
     low, high : ndarray, float, (4,)
         Ranges of the targets, the magnitude relative to the noise.
+    sizes : (float, float)
+        Range of the effective radius over the FWHM of the PSF.
     """
 
     name: str
@@ -235,29 +237,35 @@ class WideDomain:
     correlation: tuple[float, float]
     low: np.ndarray
     high: np.ndarray
+    sizes: tuple[float, float] = (0.0, np.inf)
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> WideDomain:
         """Read the domain of a card; the errors are those of `Domain.of`."""
         domain = card["domain"]
         given = [domain["psf"][name] for name in _WORDS] + [domain["correlation"]]
-        given += [domain["ranges"][name] for name in TARGET_NAMES]
+        given += [domain["ranges"][name] for name in TARGET_NAMES] + [domain.get("radius_over_fwhm", (0, 1e9))]
         pairs = np.array([[number(value) for value in pair] for pair in given])
         if pairs.shape != (len(given), 2) or not (pairs[:, 0] <= pairs[:, 1]).all():
             raise ValueError("its ranges are no pairs of a lower and an upper value")
         n = len(_WORDS)
         ranges = [(float(low), float(high)) for low, high in pairs[: n + 1]]
-        return cls(str(card["name"]), dict(zip(_WORDS, ranges, strict=False)), ranges[n], *pairs[n + 1 :].T)
+        low, high = pairs[n + 1 : -1].T
+        sizes = float(pairs[-1, 0]), float(pairs[-1, 1])
+        return cls(str(card["name"]), dict(zip(_WORDS, ranges, strict=False)), ranges[n], low, high, sizes)
 
-    def out_of_range(self, targets: np.ndarray) -> np.ndarray:
+    def out_of_range(self, targets: np.ndarray, fwhm: float = np.nan) -> np.ndarray:
         """Which parameters are outside of their range, bool, (N, 4); none of a galaxy with NaN.
 
         Parameters
         ----------
         targets : ndarray, float, (N, 4)
             With magnitudes relative to the noise.
+        fwhm : float
+            Of the PSF, pixels: radii are also compared in units of it, unless it is NaN.
         """
         outside = (targets < self.low) | (targets > self.high)
+        outside[:, 1] |= (targets[:, 1] < self.sizes[0] * fwhm) | (targets[:, 1] > self.sizes[1] * fwhm)
         return outside & np.isfinite(targets).all(axis=1, keepdims=True)
 
     def compare(self, seen: Seen) -> Verdict:

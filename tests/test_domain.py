@@ -105,6 +105,16 @@ WIDE = {
 }  # fmt: skip
 
 
+def test_radii_are_compared_in_units_of_the_psf_too():
+    card = {**WIDE, "domain": {**WIDE["domain"], "radius_over_fwhm": [0.1, 20.0]}}
+    targets = np.array([[-8.0, radius, 1.0, 0.3] for radius in (0.25, 0.5, 50.0)])
+    domain = read(card)
+    assert domain.out_of_range(targets, 3.0)[:, 1].tolist() == [True, False, False]
+    assert domain.out_of_range(targets, 2.0)[:, 1].tolist() == [False, False, True]
+    assert not domain.out_of_range(targets)[:, 1].any()
+    assert not read(WIDE).out_of_range(targets, 3.0).any()
+
+
 def seen(width=3.0, light=0.7, correlation=2.0, **options):
     shape = np.array([light, 0.9, 0.05])
     return Seen(Reading(25.0, "test"), Width(width, 0.0, "test"), RMS, correlation, shape, **options)
@@ -165,9 +175,9 @@ def test_training_writes_the_range_of_widths(options, widths):
 
 def test_fits_and_resampling_do_not_send_the_user_from_one_to_the_other(field):
     with pytest.raises(InputError, match=r"fit by `sersicnet fit`, which needs no network"):
-        plan(field[0], refine=Fitting(), resample=True)
+        plan(field[0], weights="fovea-sky", refine=Fitting(), resample=True)
     coarse = Exposure.open(field[0], pixel_scale=0.2)
     with pytest.raises(InputError, match=r"trained at 0\.06\. Give `resample`; or"):
-        plan(coarse)
+        plan(coarse, weights="fovea-sky")
     with pytest.raises(InputError, match=r"work at any pixel scale: `sersicnet fit`; or"):
-        plan(coarse, refine=Fitting())
+        plan(coarse, weights="fovea-sky", refine=Fitting())

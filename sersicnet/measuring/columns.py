@@ -53,11 +53,14 @@ def flag_domain(values: tiles.Values, network: Weights, seen: Seen, largest_star
     values.flags[look_like_stars(values.size, values.size_snr, largest_star)] |= Flag.POINT_LIKE
     verdict = network.domain.compare(seen)
     values.flags[verdict.rows] |= Flag.OUT_OF_DOMAIN
-    targets = values.targets.copy()
     if isinstance(network.domain, WideDomain):
+        targets = values.targets.copy()
         targets[:, 0] -= absolute_magnitude_of_rms(seen.zero_point.value, values.rms)
-    for flag, outside in zip(RANGE_FLAGS, network.domain.out_of_range(targets).T, strict=True):
-        values.flags[outside] |= flag
+        outside = network.domain.out_of_range(targets, seen.width.value)
+    else:
+        outside = network.domain.out_of_range(values.targets)
+    for flag, rows in zip(RANGE_FLAGS, outside.T, strict=True):
+        values.flags[rows] |= flag
     return ", ".join(verdict.reasons) or "nothing"
 
 
