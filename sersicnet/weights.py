@@ -227,10 +227,13 @@ class Weights:
         for first in range(0, inputs.n, BATCH):
             part = inputs.taken(slice(first, first + BATCH))
             good = np.flatnonzero(part.finite())
-            if len(good):
+            if not len(good):
+                continue
+            if len(good) < BATCH:
                 batch.put(slice(0, len(good)), part.taken(good))
-                given = {name: getattr(batch, name) for name in names}
-                out[first + good] = self._run(given)[: len(good)]
+                part = batch
+            given = {name: np.ascontiguousarray(getattr(part, name), np.float32) for name in names}
+            out[first + good] = self._run(given)[: len(good)]
         return Prediction.of(self.card, out)
 
     def _run(self, given: Mapping[str, np.ndarray]) -> Any:
@@ -275,25 +278,26 @@ class Weights:
         return model
 
     def core(self) -> keras.Model:
-        """The network without its physical units, built anew: layers in older files have other names.
+        """The network without its physical units, built anew: layers in older files have other names and fixed sums.
 
         Raises
         ------
         WeightsError
             If this version does not know the network, or the file holds another one.
         """
-        from sersicnet.networks import ARCHITECTURES
+        from sersicnet.networks import ARCHITECTURES, learned
 
         network = self.card["network"]
-        core = ARCHITECTURES[network].build() if network in ARCHITECTURES else None
-        values = self.keras_model().get_layer("core").get_weights()
-        assert core is not None  # `keras_model` refuses other networks
-        if [v.shape for v in values] != [v.shape for v in core.get_weights()]:
+        stored = learned(self.keras_model().get_layer("core"))  # which refuses networks that are not known
+        core = ARCHITECTURES[network].build()
+        variables = learned(core)
+        if [v.shape for v in stored] != [v.shape for v in variables]:
             raise WeightsError(
                 f"{self.path} holds a {network} of another version of sersicnet "
                 f"({self.card['versions']['sersicnet']}). Train it again."
             )
-        core.set_weights(values)
+        for variable, value in zip(variables, stored, strict=True):
+            variable.assign(value)
         return core
 
 

@@ -82,6 +82,16 @@ def test_keras_and_onnx_agree(name, stamps):
         assert (np.abs(errors - theirs[:, 4:8]) <= tolerance + 1e-4 * theirs[:, 4:8]).all()
 
 
+def test_weights_of_an_earlier_version_are_trained_on():
+    """Those of ``fovea-sky`` are: it summed stamps by other layers, and its learned weights are the same."""
+    found = weights.load("fovea-sky")
+    stored, built = found.keras_model().get_layer("core"), found.core()
+    assert [v.shape for v in stored.weights] != [v.shape for v in built.weights]
+    some = shown(np.random.default_rng(0).normal(1, 1, size=(4, 128, 128)).astype(np.float32))
+    old, new = (np.array(core(networks.shown(core, some))) for core in (stored, built))
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
+
+
 def test_a_card_tells_a_short_training_in_seconds():
     card = weights.load(weights.DEFAULT).card
     for seconds, words in ((51, "epochs, 51 s on"), (222, "epochs, 4 minutes on")):
