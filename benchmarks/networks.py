@@ -1,9 +1,10 @@
 """The networks: how fast they measure and train, and how large they are.
 
-``python benchmarks/networks.py [--train] [--stamps 64] [--rounds 9] [--options]``
+``python benchmarks/networks.py [--train] [--networks fovea fovea-fixed] [--stamps 64] [--rounds 9] [--options]``
 
 Stamps a second through ONNX Runtime, as `sersicnet measure` runs it, and through
-Keras, in batches of `sersicnet.weights.BATCH`; multiply-adds and weights. Networks
+Keras, in batches of `sersicnet.weights.BATCH` with one PSF; multiply-adds and weights. If ONNX
+Runtime has a GPU, the column of ONNX Runtime is that of the GPU, as the first line of the output states. Networks
 have weights that ship, else random ones, which are as fast. All take turns in each
 round, so that ratios do not depend on what else the machine does; printed are medians
 over the rounds. CPU time of one thread is what a core has to do: it tells most on a
@@ -24,8 +25,9 @@ import numpy as np
 import onnxruntime
 
 from sersicnet import networkfile, networks, weights
+from sersicnet.image.views import psf_views
 from sersicnet.networks import keras
-from sersicnet.schema import N_TARGETS, STAMP_SIZE
+from sersicnet.schema import N_TARGETS, STAMP_SIZE, Inputs, noise_numbers
 from sersicnet.training.device import device, jit
 from sersicnet.training.recipe import RECIPES
 
@@ -63,25 +65,39 @@ def built(name, folder):
     return model, path, "random weights"
 
 
-def session(path, **changes):
+def session(path, providers, **changes):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     for name, value in changes.items():
         setattr(options, name, value)
-    return onnxruntime.InferenceSession(str(path), options, providers=weights.providers())
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
-def runner(path, stamps, batch=weights.BATCH, **changes):
+def shown_inputs(n):
+    """Inputs of `n` stamps of noise, with one PSF of 3 pixels for all."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:65, :65] - 32
+    psf = psf_views(np.exp(-(x**2 + y**2) / (2 * 1.27**2)))[None]
+    noise = noise_numbers(np.full(n, 1.5), np.full(n, np.nan))
+    return Inputs(rng.normal(size=(n, STAMP_SIZE, STAMP_SIZE)).astype(np.float32), psf, noise)
+
+
+def runner(path, inputs, batch=weights.BATCH, providers=None, **changes):
     """A function that puts all stamps through an ONNX file."""
-    opened = session(path, **changes)
-    name = opened.get_inputs()[0].name
-    return lambda: [opened.run(None, {name: stamps[i : i + batch]}) for i in range(0, len(stamps), batch)]
+    opened = session(path, providers or weights.providers(), **changes)
+    names = [port.name for port in opened.get_inputs()]
+    parts = [inputs.taken(slice(i, i + batch)) for i in range(0, inputs.n, batch)]
+    return lambda: [opened.run(None, {name: getattr(part, name) for name in names}) for part in parts]
 
 
-def keras_runner(model, stamps):
+def keras_runner(model, inputs):
+    # Keras wants as many PSFs as stamps.
+    inputs = inputs._replace(psf=np.repeat(inputs.psf, inputs.n, axis=0))
+
     def work():
-        for i in range(0, len(stamps), weights.BATCH):
-            keras.ops.convert_to_numpy(model.predict_on_batch(stamps[i : i + weights.BATCH]))
+        for i in range(0, inputs.n, weights.BATCH):
+            part = inputs.taken(slice(i, i + weights.BATCH))
+            keras.ops.convert_to_numpy(model.predict_on_batch(networks.shown(model, part)))
 
     return work
 
@@ -101,14 +117,14 @@ def paired(works, rounds):
     return {n: float(np.median(wall[n])) for n in names}, {n: float(np.median(cpu[n])) for n in names}
 
 
-def inference(names, stamps, rounds):
+def inference(names, inputs, rounds):
     with tempfile.TemporaryDirectory() as folder:
         models = {name: built(name, folder) for name in names}
         works = {}
         for name, (model, path, _) in models.items():
-            works[name, "ONNX Runtime"] = runner(path, stamps)
-            works[name, "Keras"] = keras_runner(model, stamps)
-            works[name, "one thread"] = runner(path, stamps, intra_op_num_threads=1)
+            works[name, "ONNX Runtime"] = runner(path, inputs)
+            works[name, "Keras"] = keras_runner(model, inputs)
+            works[name, "one thread"] = runner(path, inputs, providers=["CPUExecutionProvider"], intra_op_num_threads=1)
         wall, cpu = paired(works, rounds)
         sizes = {name: (multiply_adds(model), model.count_params()) for name, (model, _, _) in models.items()}
     print("| network | M multiply-adds | weights | ONNX stamps/s | ms | Keras stamps/s | ms | CPU ms, one thread |")
@@ -116,9 +132,9 @@ def inference(names, stamps, rounds):
     for name in names:
         cells = [name, f"{sizes[name][0] / 1e6:.1f}", f"{sizes[name][1]:,}"]
         for way in ("ONNX Runtime", "Keras"):
-            seconds = wall[name, way] / len(stamps)
+            seconds = wall[name, way] / inputs.n
             cells += [f"{1 / seconds:.0f}", f"{1e3 * seconds:.2f}"]
-        cells.append(f"{1e3 * cpu[name, 'one thread'] / len(stamps):.2f}")
+        cells.append(f"{1e3 * cpu[name, 'one thread'] / inputs.n:.2f}")
         print("| " + " | ".join(cells) + " |")
     for name in names[1:]:
         ratios = [f"{way} {wall[name, way] / wall[names[0], way]:.2f}" for way in ("ONNX Runtime", "Keras")]
@@ -134,14 +150,15 @@ def training(names, steps):
     rng = np.random.default_rng(0)
     for name in names:
         core, batch = networks.ARCHITECTURES[name].build(), RECIPES[name].batch
-        stamps = rng.normal(size=(batch, STAMP_SIZE, STAMP_SIZE)).astype(np.float32)
+        inputs = shown_inputs(batch)
+        inputs = inputs._replace(psf=np.repeat(inputs.psf, batch, axis=0))
         targets = rng.normal(size=(batch, core.output_shape[1])).astype(np.float32)
-        arguments = (stamps, targets)
+        arguments = (networks.shown(core, inputs), targets)
         losses = "mse"
         if name == "dann":
             core = networks.with_adversary(core)
-            inputs = [stamps, np.ones((batch, 1), np.float32)]
-            arguments = (inputs, {"means": targets, "domain": rng.integers(2, size=batch)})
+            given = [inputs.stamps, np.ones((batch, 1), np.float32)]
+            arguments = (given, {"means": targets, "domain": rng.integers(2, size=batch)})
             losses = {"means": "mse", "domain": "sparse_categorical_crossentropy"}
         # As in training: XLA where there is an accelerator; TensorFlow on a CPU is slower with it.
         core.compile("adam", loss=losses, jit_compile=jit())
@@ -158,7 +175,7 @@ def training(names, steps):
         print(f"| {name} | {batches[name]} | {1e3 * wall[name]:.1f} | {n * wall[name]:.0f} | {n * cpu[name]:.0f} |")
 
 
-def compare_options(names, stamps, rounds):
+def compare_options(names, inputs, rounds):
     """ONNX Runtime's options, each beside what `sersicnet.weights` takes."""
     levels = onnxruntime.GraphOptimizationLevel
     ways = {
@@ -179,7 +196,7 @@ def compare_options(names, stamps, rounds):
         found = {}
         for name in names:
             _, path, _ = built(name, folder)
-            found[name] = paired({way: runner(path, stamps, **options) for way, options in ways.items()}, rounds)
+            found[name] = paired({way: runner(path, inputs, **options) for way, options in ways.items()}, rounds)
     for way in ways:
         cells = [f"{w[way] / w['as it is']:.2f} ({c[way] / c['as it is']:.2f})" for w, c in found.values()]
         print(f"| {way} | " + " | ".join(cells) + " |")
@@ -189,17 +206,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="seconds an epoch")
     parser.add_argument("--options", action="store_true", help="compare options of ONNX Runtime")
+    parser.add_argument("--networks", nargs="+", choices=networks.ARCHITECTURES, help="all by default")
     parser.add_argument("--stamps", type=int, default=2 * weights.BATCH)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=24, help="of --train")
     options = parser.parse_args()
-    names = list(networks.ARCHITECTURES)
-    stamps = np.random.default_rng(0).normal(size=(options.stamps, STAMP_SIZE, STAMP_SIZE)).astype(np.float32)
+    names = options.networks or list(networks.ARCHITECTURES)
+    inputs = shown_inputs(options.stamps)
     print(f"{device()}; ONNX Runtime {onnxruntime.__version__} with {', '.join(weights.providers())}; ", end="")
     print(f"keras {keras.__version__} on {keras.backend.backend()}; load {os.getloadavg()[0]:.1f} at the start")
-    inference(names, stamps, options.rounds)
+    inference(names, inputs, options.rounds)
     if options.options:
-        compare_options(names, stamps, options.rounds)
+        compare_options(names, inputs, options.rounds)
     if options.train:
         training(names, options.steps)
     print(f"load {os.getloadavg()[0]:.1f} at the end")

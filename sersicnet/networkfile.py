@@ -28,8 +28,8 @@ _CLASSES = {
     "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D", "Cropping2D", "Dense", "Dropout", "Flatten",
     "Functional", "InputLayer", "LayerNormalization", "MaxPooling2D", "Permute", "ReLU", "Rescaling", "Reshape",
     # operations
-    "Absolute", "Add", "Clip", "Exp", "ExpandDims", "GetItem", "Log", "Maximum", "Mean", "Multiply", "Sign", "Sqrt",
-    "Square", "Subtract", "TrueDivide",
+    "Absolute", "Add", "Clip", "Exp", "ExpandDims", "GetItem", "Log", "Matmul", "Maximum", "Mean", "Multiply", "Sign",
+    "Sqrt", "Square", "Stack", "Subtract", "Take", "TrueDivide",
     # parts of layers
     "DTypePolicy", "GlorotUniform", "HeNormal", "L2", "Ones", "Zeros", "__keras_tensor__", "__slice__",
 }  # fmt: skip

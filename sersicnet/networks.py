@@ -12,7 +12,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,8 @@ keras.config.set_floatx("float32")
 import numpy as np
 from keras import layers, ops
 
-from sersicnet.schema import INPUT_SHAPES, N_TARGETS, STAMP_SIZE, TARGETS, VIEW_SIZE, Inputs
+from sersicnet.image.views import BINNINGS
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, TARGETS, VIEW_SIZE, Inputs
 
 SPREAD_LIMITS = (-8.0, 3.0)
 """Bounds of the log standard deviation, in units of the standardised targets."""
@@ -133,15 +134,13 @@ def fovea() -> keras.Model:
     Residual blocks: He et al. 2016, arXiv:1512.03385. Scales and shifts: Perez et al. 2018, arXiv:1709.07871.
     """
     given = inputs()
-    image = ops.expand_dims(given.stamps, -1)
-    views = _views(image)
-    stamp_sums = _sums(image, views)
+    views = _views(given.stamps)
+    stamp_sums = _stamp_sums(views)
     psf, first, psf_sums = _seen_psf(given.psf)
     code = layers.Dense(128)(layers.Concatenate()([psf, psf_sums]))
     code = ops.maximum(code + layers.Dense(128, use_bias=False)(given.noise), 0.0)
     code = layers.Dense(128, activation="relu", name="code")(code)
-    x = layers.Concatenate()([_asinh(view) for view in views.values()])
-    x = layers.Conv2D(32, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+    x = layers.Conv2D(32, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(_shown_together(views))
     x = layers.ReLU()(layers.BatchNormalization()(x) + first)
     x = _convolved(x, 64, strides=2)
     x = _residual(x, 64, code)
@@ -194,33 +193,29 @@ def spreads(architecture: Architecture, out: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(np.linalg.inv(matrix)).sum(axis=2))
 
 
-def _views(image: keras.KerasTensor) -> dict[int, keras.KerasTensor]:
-    """Three views of a stamp, (N, 32, 32, 1), by the binning."""
-    middle = layers.Cropping2D(32)(image)
-    # A mean over b x b pixels has 1/b of their noise: back to units of noise.
+def _views(stamps: keras.KerasTensor) -> dict[float, keras.KerasTensor]:
+    """Three views of a stamp, (N, 32, 32, 1) in units of their noise, by the binning."""
+    image = ops.expand_dims(stamps, -1)
+    # A mean over b x b pixels has 1/b of their noise.
+    halved = 2.0 * layers.AveragePooling2D(2)(image)
     return {
-        4: 4.0 * layers.AveragePooling2D(4)(image),
-        2: 2.0 * layers.AveragePooling2D(2)(middle),
+        4: 2.0 * layers.AveragePooling2D(2)(halved),
+        2: layers.Cropping2D(16)(halved),
         1: layers.Cropping2D(48)(image),
     }
 
 
-def _sums(image: keras.KerasTensor, views: dict[int, keras.KerasTensor]) -> keras.KerasTensor:
-    """Fluxes of nested squares, and moments under Gaussian windows, of a stamp."""
-    squares = [4, 8, 16, 32, 64, STAMP_SIZE]
-    fluxes = [
-        layers.AveragePooling2D(side)(
-            layers.Cropping2D((STAMP_SIZE - side) // 2)(image) if side < STAMP_SIZE else image
-        )
-        * side
-        for side in squares
-    ]
-    flat = _asinh(layers.Flatten()(layers.Concatenate()(fluxes)))
-    return layers.Concatenate()([flat, *_all_moments(views)])
+def _shown_together(views: dict[float, keras.KerasTensor]) -> keras.KerasTensor:
+    """Views of a stamp as channels, stretched."""
+    return _asinh(layers.Concatenate()(list(views.values())))
 
 
-def _all_moments(views: dict[int, keras.KerasTensor]) -> list[keras.KerasTensor]:
-    return [_moments(views[width], width, [f * width for f in factors]) for width, factors in _WINDOWS.items()]
+def _stamp_sums(views: dict[float, keras.KerasTensor]) -> keras.KerasTensor:
+    """Fluxes of nested squares, in units of their noise and stretched, and moments, of a stamp."""
+    sides: dict[float, tuple[int, ...]] = {1: (4, 8, 16, 32), 2: (32,), 4: (32,)}
+    squares = {width: [_square(side) / side for side in sides[width]] for width in sides}
+    fluxes, moments = _sums(views, squares)
+    return layers.Concatenate()([_asinh(fluxes), moments])
 
 
 def _seen_psf(psf: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
@@ -232,15 +227,18 @@ def _seen_psf(psf: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTen
     y = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu")(x)
     y = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(y)
     y = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(y)
-    views = {width: star[:, :, :, i : i + 1] for width, i in ((1, 1), (2, 2), (4, 3))}
-    sides = {0: (2, 4, 8, 16), 1: (4, 8, 16, 32), 2: (16, 32), 3: (16, 32)}
-    fluxes = []
-    for i, squares in sides.items():
-        for side in squares:
-            inner = layers.Cropping2D((VIEW_SIZE - side) // 2)(star[:, :, :, i : i + 1])
-            fluxes.append(layers.AveragePooling2D(side)(inner) * (side**2 / STAR * (0.25, 1, 2, 4)[i]))
-    flat = layers.Flatten()(layers.Concatenate()(fluxes))
-    return layers.Flatten()(y), first, layers.Concatenate()([flat, *_all_moments(views)])
+    views = {width: star[:, :, :, i : i + 1] for i, width in enumerate(BINNINGS)}
+    sides = {0.5: (2, 4, 8, 16), 1: (4, 8, 16, 32), 2: (16, 32), 4: (16, 32)}
+    # The values of the finest view are at half pixels: there, a pixel of the view is a quarter of one of the stamp.
+    light = {0.5: 0.25, 1: 1.0, 2: 2.0, 4: 4.0}
+    squares = {width: [_square(side) * light[width] / STAR for side in sides[width]] for width in sides}
+    return layers.Flatten()(y), first, layers.Concatenate()(list(_sums(views, squares)))
+
+
+def _square(side: int) -> np.ndarray:
+    """The square of pixels in the middle of a view, 1 inside and 0 outside, (32, 32)."""
+    inside = np.abs(np.arange(VIEW_SIZE) - (VIEW_SIZE - 1) / 2) < side / 2
+    return np.outer(inside, inside).astype(float)
 
 
 def fovea_fixed() -> keras.Model:
@@ -254,10 +252,8 @@ def fovea_fixed() -> keras.Model:
         deviations, and with the fluxes and moments the means.
     """
     stamps = inputs().stamps
-    image = ops.expand_dims(stamps, -1)
-    views = _views(image)
-    x = layers.Concatenate()([_asinh(view) for view in views.values()])
-    x = _convolved(x, 32)
+    views = _views(stamps)
+    x = _convolved(_shown_together(views), 32)
     x = _convolved(x, 64, strides=2)
     x = _residual(x, 64)
     x = _residual(x, 64)
@@ -265,7 +261,7 @@ def fovea_fixed() -> keras.Model:
     x = _residual(x, 128)
     x = layers.Conv2D(48, 1, activation="relu")(x)
     x = layers.Flatten()(x)
-    sums = _sums(image, views)
+    sums = _stamp_sums(views)
     x = layers.Concatenate()([x, sums])
     x = layers.Dense(256, activation="relu")(x)
     x = layers.Dense(128, activation="relu", name="features")(x)
@@ -275,44 +271,65 @@ def fovea_fixed() -> keras.Model:
     return keras.Model(stamps, layers.Concatenate()([means, spreads]), name="fovea-fixed")
 
 
-_WINDOWS = {1: (1.5, 3.0, 6.0), 2: (3.0, 6.0), 4: (3.0, 6.0)}
-"""Gaussian windows of `_moments`: binning of a view, and the widths (sigma) in its pixels."""
+_WINDOWS: dict[float, tuple[float, ...]] = {1: (1.5, 3.0, 6.0), 2: (3.0, 6.0), 4: (3.0, 6.0)}
+"""Gaussian windows of `_sums`: binning of a view, and the widths (sigma) in its pixels."""
 
 
-def _moments(view: keras.KerasTensor, width: int, sigmas: list[float]) -> keras.KerasTensor:
-    """Moments of an image under Gaussian windows, four numbers a window.
+def _sums(
+    views: Mapping[float, keras.KerasTensor], squares: Mapping[float, list[np.ndarray]]
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """Sums over squares, and moments under Gaussian windows, of the views of an image.
 
-    Flux and radial second moment in units of their noise, stretched; and the
-    size and the elongation of the light, which no rotation changes: the radial
-    moment, and the length of the two quadrupole moments, over the flux.
+    All sums over a view are one product with a fixed matrix, and all windows go through the same steps
+    together: small steps cost ONNX Runtime more than their arithmetic.
 
     Parameters
     ----------
-    view : KerasTensor, (N, S, S, 1)
-        In units of the noise of its pixels.
-    width : int
-        Of a pixel of the view, in pixels of the stamp.
-    sigmas : list of float
-        Of the windows, in pixels of the stamp.
+    views : mapping of KerasTensor, (N, 32, 32, 1)
+        By the binning; in units of the noise of their pixels.
+    squares : mapping of lists of ndarray, (32, 32)
+        For each view, images that it is multiplied by and summed.
+
+    Returns
+    -------
+    squares : KerasTensor, (N, squares of all views)
+    moments : KerasTensor, (N, 28)
+        Four numbers a window. Flux and radial second moment in units of their noise, stretched; and the
+        size and the elongation of the light, which no rotation changes: the radial moment, and the length
+        of the two quadrupole moments, over the flux.
     """
-    side = view.shape[1]
-    x, y = np.meshgrid(*[(np.arange(side) - (side - 1) / 2) * width] * 2)
+    over_squares, under_windows = [], []
+    for width, images in squares.items():
+        sums = _products(views[width], [*images, *_window_kernels(width)])
+        over_squares.append(sums[:, : len(images)])
+        if width in _WINDOWS:
+            under_windows.append(sums[:, len(images) :])
+    windows = layers.Reshape((-1, 4))(layers.Concatenate()(under_windows))
+    flux, radial, plus, cross = (windows[:, :, i : i + 1] for i in range(4))
+    scale = ops.sqrt(ops.square(flux) + 4)
+    elongation = ops.sqrt(ops.square(plus) + ops.square(cross) + 1e-3)
+    moments = layers.Concatenate()([_asinh(windows[:, :, :2]), radial / scale, elongation / scale])
+    return layers.Concatenate()(over_squares), layers.Flatten()(moments)
+
+
+def _products(view: keras.KerasTensor, images: list[np.ndarray]) -> keras.KerasTensor:
+    """Sums of the products of a view, (N, 32, 32, 1), with each of some fixed images, (32, 32): (N, images)."""
+    dense = layers.Dense(len(images), use_bias=False, trainable=False)
+    dense.build((None, VIEW_SIZE**2))
+    dense.set_weights([np.array([image.ravel() for image in images], np.float32).T])
+    return dense(layers.Flatten()(view))
+
+
+def _window_kernels(width: float) -> list[np.ndarray]:
+    """Kernels of the moments under the Gaussian windows of a view, four a window, (32, 32); of unit noise."""
+    x, y = np.meshgrid(*[(np.arange(VIEW_SIZE) - (VIEW_SIZE - 1) / 2) * width] * 2)
     kernels = []
-    for sigma in sigmas:
-        window = np.exp(-(x**2 + y**2) / (2 * sigma**2))
+    for sigma in _WINDOWS.get(width, ()):
+        window = np.exp(-(x**2 + y**2) / (2 * (sigma * width) ** 2))
         for moment in (1, x**2 + y**2, x**2 - y**2, 2 * x * y):
             kernel = window * moment
-            kernels.append(kernel.ravel() / np.sqrt((kernel**2).sum()))
-    dense = layers.Dense(len(kernels), use_bias=False, trainable=False)
-    sums = dense(layers.Flatten()(view))
-    dense.set_weights([np.array(kernels, np.float32).T])
-    out = []
-    for i in range(0, len(kernels), 4):
-        flux, radial, plus, cross = (sums[:, j : j + 1] for j in range(i, i + 4))
-        scale = ops.sqrt(ops.square(flux) + 4)
-        elongation = ops.sqrt(ops.square(plus) + ops.square(cross) + 1e-3)
-        out += [_asinh(flux), _asinh(radial), radial / scale, elongation / scale]
-    return layers.Concatenate()(out)
+            kernels.append(kernel / np.sqrt((kernel**2).sum()))
+    return kernels
 
 
 def _convolved(x: keras.KerasTensor, filters: int, strides: int = 1) -> keras.KerasTensor:
@@ -477,6 +494,15 @@ def with_adversary(network: keras.Model) -> keras.Model:
     return keras.Model([network.input, strength], {"means": network.output, "domain": domain})
 
 
+def learned(core: keras.Model) -> list[keras.Variable]:
+    """The variables of a new network, or of one in a file, in a fixed order; without the fixed images of `_products`.
+
+    Versions of sersicnet that differ only in how they sum a stamp have the same ones.
+    """
+    fixed = {id(v) for layer in core.layers if isinstance(layer, layers.Dense) for v in layer.non_trainable_weights}
+    return [variable for variable in core.weights if id(variable) not in fixed]
+
+
 def freeze(core: keras.Model, *, body: bool) -> None:
     """Fix batch normalisations, which then run as in prediction; with `body` also all layers before the features."""
     features = core.layers.index(core.get_layer("features"))
@@ -537,7 +563,7 @@ def with_units(
         if architecture.oriented:
             factors, components = out[:, N_TARGETS : N_TARGETS + N_FACTORS], out[:, N_TARGETS + N_FACTORS :]
             spread, correlations = _covariance(factors)
-            more = [*correlations, components[:, :N_ORIENTATION], ops.exp(components[:, N_ORIENTATION:])]
+            more = [correlations, components[:, :N_ORIENTATION], ops.exp(components[:, N_ORIENTATION:])]
         spreads = layers.Rescaling([float(v) for v in np.asarray(std) * error_scale])(spread)
         for i, logarithmic in enumerate(is_log):
             sigma = spreads[:, i : i + 1]
@@ -546,32 +572,23 @@ def with_units(
     return keras.Model(given, layers.Concatenate()(columns), name="sersicnet")
 
 
-def _covariance(factors: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
-    """Standard deviations, (N, 4), and six correlations, (N, 1), of errors that `whitening` makes independent."""
-    n = N_TARGETS
-    diagonal = ops.exp(ops.clip(factors[:, :n], -SPREAD_LIMITS[1], -SPREAD_LIMITS[0]))
-    below = iter(factors[:, k : k + 1] for k in range(n, N_FACTORS))
-    matrix = [[next(below) for _ in range(i)] for i in range(n)]
-    inverse: list[list[Any]] = []
-    for i in range(n):
-        pivot = 1.0 / diagonal[:, i : i + 1]
-        row = []
-        for j in range(i):
-            total = matrix[i][j] * inverse[j][j]
-            for k in range(j + 1, i):
-                total = total + matrix[i][k] * inverse[k][j]
-            row.append(-1.0 * total * pivot)
-        inverse.append([*row, pivot])
-
-    def product(i: int, j: int) -> keras.KerasTensor:
-        total = inverse[i][0] * inverse[j][0]
-        for k in range(1, min(i, j) + 1):
-            total = total + inverse[i][k] * inverse[j][k]
-        return total
-
-    sigmas = [ops.sqrt(product(i, i)) for i in range(n)]
-    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    return layers.Concatenate()(sigmas), [product(i, j) / (sigmas[i] * sigmas[j]) for i, j in pairs]
+def _covariance(factors: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """Standard deviations, (N, 4), and six correlations, (N, 6), of errors that `whitening` makes independent."""
+    n, k = N_TARGETS, N_TARGETS
+    pivots = ops.exp(ops.clip(-1.0 * factors[:, :n], *SPREAD_LIMITS))
+    rows: list[keras.KerasTensor] = []  # of the inverse matrix, by forward substitution
+    for i, unit in enumerate(np.eye(n).tolist()):
+        row, pivot = layers.Rescaling(unit)(pivots), pivots[:, i : i + 1]
+        for known in rows:
+            row = row - factors[:, k : k + 1] * pivot * known
+            k += 1
+        rows.append(row)
+    inverse = ops.stack(rows, axis=1)
+    covariance = layers.Flatten()(ops.matmul(inverse, layers.Permute((2, 1))(inverse)))
+    sigmas = ops.sqrt(ops.take(covariance, [i * n + i for i in range(n)], axis=1))
+    first, second = zip(*[(i, j) for i in range(n) for j in range(i + 1, n)], strict=True)
+    pairs = ops.take(covariance, [i * n + j for i, j in zip(first, second, strict=True)], axis=1)
+    return sigmas, pairs / (ops.take(sigmas, list(first), axis=1) * ops.take(sigmas, list(second), axis=1))
 
 
 def multiply_adds(model: keras.Model) -> int:

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,11 +53,27 @@ def use_one_thread() -> None:
     _one_thread = True
 
 
+CPU, GPU = "cpu", "gpu"
+DEVICES = ("auto", CPU, GPU)
+"""Devices that a network can be asked to run on: `auto` is a GPU if ONNX Runtime has one, else the CPU."""
+
+_ON_CPU = "CPUExecutionProvider"
+_ON_GPU: dict[str, dict[str, str]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0"},  # which rounds to three digits
+    "MIGraphXExecutionProvider": {},
+    "ROCMExecutionProvider": {},
+    "DmlExecutionProvider": {},
+}
+"""The providers of ONNX Runtime for GPUs that compute in single precision, and their options. TensorRT is left out,
+since it compiles a network for minutes in each process, and CoreML, which may compute in half precision."""
+
+
 def providers() -> list[str]:
     """What ONNX Runtime may compute with on this machine, fastest first."""
     import onnxruntime
 
-    return [name for name in onnxruntime.get_available_providers() if not name.startswith("Azure")]
+    available = onnxruntime.get_available_providers()
+    return [*(name for name in _ON_GPU if name in available), _ON_CPU]
 
 
 def shipped_directory() -> Path:
@@ -128,11 +144,14 @@ class Weights:
     sha256 : str
         Of ``network.onnx``: it names the weights in a catalogue. Without that file, of
         ``network.keras``.
+    device : str
+        Where it predicts, one of `DEVICES`; see `on`.
     """
 
     path: Path
     card: dict[str, Any]
     sha256: str
+    device: str = "auto"
 
     @property
     def name(self) -> str:
@@ -148,6 +167,28 @@ class Weights:
     def inputs(self) -> frozenset[str]:
         """Which of the `sersicnet.schema.Inputs` the network is shown."""
         return frozenset(self.card.get("inputs", ("stamps",)))
+
+    def on(self, device: str) -> Weights:
+        """The same weights on a device: ``cpu``, ``gpu``, or with ``auto`` a GPU that works, else the CPU.
+
+        Raises
+        ------
+        InputError
+            If there is no such device here; a GPU is tried.
+        """
+        if device not in DEVICES:
+            raise InputError(f"`device` is one of {', '.join(DEVICES)}; received {device}.")
+        if device == "auto" and providers() == [_ON_CPU]:
+            device = CPU
+        found = replace(self, device=device)
+        if device == CPU:
+            return found
+        return replace(self, device=CPU if found.provider == _ON_CPU else GPU)
+
+    @property
+    def provider(self) -> str:
+        """The provider of ONNX Runtime that the network runs on, such as CUDAExecutionProvider."""
+        return _ON_CPU if self.device == CPU else str(self._session.get_providers()[0])
 
     @property
     def _width(self) -> int:
@@ -177,12 +218,32 @@ class Weights:
                 f"{path} returns values of shape {list(shape[1:])}, by its card {[self._width]}: "
                 "it belongs to other weights."
             )
+        wanted = [_ON_CPU] if self.device == CPU else providers()
+        if self.device == GPU and wanted == [_ON_CPU]:
+            raise InputError(
+                "`device` gpu needs an ONNX Runtime with a provider for GPUs, and the installed one computes on CPUs "
+                "only: run `pip uninstall onnxruntime` and `pip install onnxruntime-gpu` (NVIDIA), or choose cpu."
+            )
+        # DirectML does not work with memory that is planned ahead. A fallback would print lines on stdout.
+        options.enable_mem_pattern = wanted[0] != "DmlExecutionProvider"
+        named = [(name, _ON_GPU.get(name, {})) for name in wanted]
+        session, reason = None, ""
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=providers())
+            session = onnxruntime.InferenceSession(content, options, providers=named, enable_fallback=0)
         except Exception as error:  # ONNX Runtime raises several kinds of its own
-            raise WeightsError(
-                f"{path} cannot be opened by ONNX Runtime: {first_line(error)} Install or train the weights again."
-            ) from error
+            reason = first_line(error)
+            if wanted == [_ON_CPU]:
+                raise WeightsError(
+                    f"{path} cannot be opened by ONNX Runtime: {reason} Install or train the weights again."
+                ) from error
+        if self.device == GPU and (session is None or session.get_providers()[0] == _ON_CPU):
+            raise InputError(
+                f"`device` gpu needs a GPU that works, and {wanted[0]} of ONNX Runtime does not start here"
+                f"{f' ({reason})' * bool(reason)}: check the GPU's driver and libraries (with NVIDIA, `nvidia-smi` and "
+                "CUDA with cuDNN), or choose cpu."
+            )
+        if session is None:
+            return replace(self, device=CPU)._session
         taken = {port.name: tuple(port.shape[1:]) for port in session.get_inputs()}
         if not taken.items() <= known.items():
             raise WeightsError(
@@ -227,10 +288,13 @@ class Weights:
         for first in range(0, inputs.n, BATCH):
             part = inputs.taken(slice(first, first + BATCH))
             good = np.flatnonzero(part.finite())
-            if len(good):
+            if not len(good):
+                continue
+            if len(good) < BATCH:
                 batch.put(slice(0, len(good)), part.taken(good))
-                given = {name: getattr(batch, name) for name in names}
-                out[first + good] = self._run(given)[: len(good)]
+                part = batch
+            given = {name: np.ascontiguousarray(getattr(part, name), np.float32) for name in names}
+            out[first + good] = self._run(given)[: len(good)]
         return Prediction.of(self.card, out)
 
     def _run(self, given: Mapping[str, np.ndarray]) -> Any:
@@ -275,25 +339,26 @@ class Weights:
         return model
 
     def core(self) -> keras.Model:
-        """The network without its physical units, built anew: layers in older files have other names.
+        """The network without its physical units, built anew: layers in older files have other names and fixed sums.
 
         Raises
         ------
         WeightsError
             If this version does not know the network, or the file holds another one.
         """
-        from sersicnet.networks import ARCHITECTURES
+        from sersicnet.networks import ARCHITECTURES, learned
 
         network = self.card["network"]
-        core = ARCHITECTURES[network].build() if network in ARCHITECTURES else None
-        values = self.keras_model().get_layer("core").get_weights()
-        assert core is not None  # `keras_model` refuses other networks
-        if [v.shape for v in values] != [v.shape for v in core.get_weights()]:
+        stored = learned(self.keras_model().get_layer("core"))  # which refuses networks that are not known
+        core = ARCHITECTURES[network].build()
+        variables = learned(core)
+        if [v.shape for v in stored] != [v.shape for v in variables]:
             raise WeightsError(
                 f"{self.path} holds a {network} of another version of sersicnet "
                 f"({self.card['versions']['sersicnet']}). Train it again."
             )
-        core.set_weights(values)
+        for variable, value in zip(variables, stored, strict=True):
+            variable.assign(value)
         return core
 
 

@@ -116,6 +116,7 @@ def test_the_file_opens_with_units_and_descriptions(field, tmp_path):
     assert header["ZPSOURCE"] == "MAGZERO"
     assert header["PIXSRC"] == "WCS"
     assert header["WTSHA256"] == weights.load(weights.DEFAULT).sha256
+    assert header["DEVICE"] == "cpu"
     assert "sersicnet measure field.fits" in header["HISTORY"]
     fits.open(path, checksum=True).close()
 

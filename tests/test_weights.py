@@ -82,6 +82,16 @@ def test_keras_and_onnx_agree(name, stamps):
         assert (np.abs(errors - theirs[:, 4:8]) <= tolerance + 1e-4 * theirs[:, 4:8]).all()
 
 
+def test_weights_of_an_earlier_version_are_trained_on():
+    """Those of ``fovea-sky`` are: it summed stamps by other layers, and its learned weights are the same."""
+    found = weights.load("fovea-sky")
+    stored, built = found.keras_model().get_layer("core"), found.core()
+    assert [v.shape for v in stored.weights] != [v.shape for v in built.weights]
+    some = shown(np.random.default_rng(0).normal(1, 1, size=(4, 128, 128)).astype(np.float32))
+    old, new = (np.array(core(networks.shown(core, some))) for core in (stored, built))
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
+
+
 def test_a_card_tells_a_short_training_in_seconds():
     card = weights.load(weights.DEFAULT).card
     for seconds, words in ((51, "epochs, 51 s on"), (222, "epochs, 4 minutes on")):
@@ -267,3 +277,56 @@ def test_weights_without_tensorflow_are_exported_elsewhere(copy, monkeypatch):
     assert {file.name for file in copy.iterdir()} == {file.name for file in found.path.iterdir()}
     with pytest.raises(WeightsError, match="already"):
         weights.export(copy)
+
+
+class Gpu:
+    """Stands for ONNX Runtime with CUDA: lists a GPU, which works or does not, and computes on the CPU."""
+
+    def __init__(self, monkeypatch, works=True):
+        import onnxruntime
+
+        self.asked, real = [], onnxruntime.InferenceSession
+
+        def opened(content, options, providers, **kwargs):
+            self.asked.append(providers)
+            names = [name for name, _ in providers]
+            if works is None and len(names) > 1:
+                raise RuntimeError("CUDA failure 100: no CUDA-capable device")
+            session = real(content, options, providers=["CPUExecutionProvider"], **kwargs)
+            session.get_providers = lambda: names if works else names[-1:]
+            return session
+
+        listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+
+
+def test_a_gpu_is_used_by_default_in_single_precision(tiny_weights, monkeypatch):
+    gpu = Gpu(monkeypatch)
+    found = weights.load(tiny_weights).on("auto")
+    assert (found.device, found.provider) == ("gpu", "CUDAExecutionProvider")
+    assert gpu.asked[0] == [("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]
+
+
+def test_a_gpu_is_left_alone_if_told_so(tiny_weights, monkeypatch):
+    gpu = Gpu(monkeypatch)
+    found = weights.load(tiny_weights).on("cpu")
+    assert np.isfinite(found.predict(shown(np.zeros((1, 128, 128), np.float32))).targets).all()
+    assert gpu.asked == [[("CPUExecutionProvider", {})]]
+
+
+def test_without_a_gpu_the_cpu_is_used_or_the_command_says_what_to_install(tiny_weights):
+    found = weights.load(tiny_weights)
+    assert found.on("auto").device == "cpu"
+    with pytest.raises(InputError, match="pip install onnxruntime-gpu"):
+        found.on("gpu")
+    with pytest.raises(InputError, match="auto, cpu, gpu; received cuda"):
+        found.on("cuda")
+
+
+@pytest.mark.parametrize(("works", "reason"), [(False, ""), (None, r" \(CUDA failure 100: no CUDA-capable device\)")])
+def test_a_gpu_that_does_not_start_is_no_gpu(tiny_weights, monkeypatch, works, reason):
+    Gpu(monkeypatch, works)
+    assert weights.load(tiny_weights).on("auto").device == "cpu"
+    with pytest.raises(InputError, match=f"CUDAExecutionProvider of ONNX Runtime does not start here{reason}: check"):
+        weights.load(tiny_weights).on("gpu")

@@ -226,6 +226,7 @@ _CARD_COMMENTS = {
     "OUTSIDE": "what is outside the domain of the weights",
     "WEIGHTS": "network weights",
     "WTSHA256": "SHA-256 of the network",
+    "DEVICE": "where the network ran, cpu or gpu",
     "SNETVER": "version of sersicnet",
     "PHOTUTIL": "version of photutils",
     "ASTROPY": "version of astropy",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sersicnet.cli.shared import (
+    Device,
     Hdu,
     Json,
     Mask,
@@ -140,6 +141,7 @@ def measure(
     ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the inputs and print what would be done, without doing it.")
     ] = False,
@@ -153,6 +155,8 @@ def measure(
     Example: sersicnet measure mosaic.fits -o cat.fits
 
     Example: sersicnet measure 'field-*.fits' -o all.fits
+
+    Example: sersicnet measure mosaic.fits --device gpu -o cat.fits
 
     Example: sersicnet measure mosaic.fits --dry-run
     """
@@ -188,7 +192,7 @@ def measure(
         "gain": gain,
         "refine": fitting if refine else None,
         "resample": resample,
-        "work": Work(workers=cores(workers), scheduler=scheduler),
+        "work": Work(workers=cores(workers), scheduler=scheduler, device=device),
         "command": command_line(),
     }
     outputs = Outputs(catalogue=output, overwrite=overwrite, **products)
@@ -247,7 +251,7 @@ def _print_outlook(outlooks: list[Outlook], as_json: bool) -> None:
         typer.echo(f"  zero point   {outlook.zero_point.value:.4f} AB, from {outlook.zero_point.source}")
         typer.echo(f"  pixel scale  {outlook.pixel_scale.value:.4f} arcsec, from {outlook.pixel_scale.source}")
         to = f", resampled to {outlook.factor:.4f} pixels for each" if outlook.factor != 1 else ""
-        typer.echo(f"  weights      {outlook.weights}{to}")
+        typer.echo(f"  weights      {outlook.weights}{to}, on the {outlook.device.upper()}")
         typer.echo(
             f"  work         tiles {outlook.tiles}, processes {outlook.workers}, memory about {outlook.memory:.1f} GB"
         )

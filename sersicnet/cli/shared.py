@@ -104,6 +104,10 @@ Scheduler = Annotated[
     str | None,
     typer.Option(help="Address of a Dask scheduler, tcp://HOST:PORT, whose workers do the work.", show_default=False),
 ]
+Device = Annotated[
+    str,
+    typer.Option(help="Where the network runs: cpu, gpu, or auto, which is a GPU if ONNX Runtime has one that works."),
+]
 
 TestSet = Annotated[
     Path | None, typer.Option(help="Test set; the scores on it are listed on the card.", show_default=False)
@@ -309,6 +313,8 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
             grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB, from {header['ZPSOURCE']}")
         if "PIXSCALE" in header:
             grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec, from {header['PIXSRC']}")
+        if header.get("DEVICE") == "gpu":
+            grid.add_row("network", "ran on the GPU")
         if "PSFFWHM" in header:
             grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
         if "OUTSIDE" in header:

@@ -152,7 +152,7 @@ def provenance(
         **tables.origin(),
     }
     if network is not None:
-        meta.update(WEIGHTS=network.name, WTSHA256=network.sha256)
+        meta.update(WEIGHTS=network.name, WTSHA256=network.sha256, DEVICE=network.device)
     if np.isfinite(exposure.pixel_scale.value):
         meta["PIXSCALE"] = exposure.pixel_scale.value
     if grid.factor != 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,7 @@ def measure_many(
     for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
         prefixed = functools.partial(_prefixed, report, f"{number}/{len(images)} {path.name}: ")
         to = None if together else output / name
-        own = Work(
-            tile=work.tile, workers=work.workers, scheduler=work.scheduler, run=keep / name if together else None
-        )
+        own = replace(work, run=keep / name if together else None)
         try:
             exposure = Exposure.open(path, **(opening or {}))
             outputs = Outputs(catalogue=to, overwrite=overwrite)

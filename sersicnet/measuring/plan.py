@@ -57,7 +57,7 @@ MAP_LIMIT = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Tiles and processes of a run. The catalogue does not depend on them.
+    """Tiles, processes and device of a run. The catalogue does not depend on tiles and processes.
 
     Attributes
     ----------
@@ -67,6 +67,10 @@ class Work:
         Number of processes that measure tiles.
     scheduler : str, optional
         Address of a Dask scheduler; its workers then measure the tiles.
+    device : str
+        Where the network runs: ``cpu``, ``gpu``, or ``auto``, which is a GPU if ONNX Runtime has one that works. Every
+        process opens the network on the GPU for itself. The workers of a scheduler take a GPU only with ``gpu``. The
+        last digits of a catalogue depend on the device.
     run : Path, optional
         Directory that keeps the finished tiles, also after the run. By default, a run of several
         tiles keeps them in a directory beside the catalogue, and removes it at the end.
@@ -75,6 +79,7 @@ class Work:
     tile: int = TILE
     workers: int = 1
     scheduler: str | None = None
+    device: str = "auto"
     run: Path | None = None
 
 
@@ -91,6 +96,8 @@ class Outlook:
     factor : float
         Number of resampled pixels along a pixel of the image; 1 without resampling.
     weights : str
+    device : str
+        That the network runs on: ``cpu`` or ``gpu``.
     tiles, workers : int
     memory : float
         Approximate memory of all processes together, GB.
@@ -102,6 +109,7 @@ class Outlook:
     pixel_scale: Reading
     factor: float
     weights: str
+    device: str
     tiles: int
     workers: int
     memory: float
@@ -181,6 +189,8 @@ class Plan:
         files = outputs.checked(exposure.image.path)
         if network is not None and not isinstance(network, Weights):
             network = weights.load(network)
+        if network is not None:
+            network = _on(network, work)
         if psf is not None:
             psf = psf if isinstance(psf, Psf) else psffile.read_psf(psf)
             psf = psf.on(exposure.image, exposure.pixel_scale.value)
@@ -266,6 +276,7 @@ class Plan:
             pixel_scale=self.exposure.pixel_scale,
             factor=self.source.factor,
             weights="none" if self.network is None else self.network.name,
+            device=weights.CPU if self.network is None else self.network.device,
             tiles=len(self.cores),
             workers=n,
             memory=memory / 1e9,
@@ -298,7 +309,7 @@ class Plan:
                 mesh=mesh,
                 places=self.places,
                 starts=self.starts,
-                network=None if self.network is None else (self.network.path, self.network.sha256),
+                network=None if self.network is None else (self.network.path, self.network.sha256, self.network.device),
                 fitters=fitters,
                 psf=None if seen is None else seen.psf,
                 gain=self.gain,
@@ -382,6 +393,7 @@ class Plan:
         fits = {} if self.fitting is None else self.fitting.config
         config = {
             "weights": None if self.network is None else self.network.sha256,
+            "device": None if self.network is None else self.network.device,
             "psf given": None if self.psf is None else self.psf.sha256,
             "psf width": self.psf_fwhm,
             "gain": self.gain,
@@ -513,6 +525,17 @@ class Plan:
 
 def _tile_name(core: Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
+
+
+def _on(network: Weights, work: Work) -> Weights:
+    """The network on the device of a run; that of other machines is not tried here."""
+    if work.scheduler is None:
+        network = network.on(work.device)
+        _log.info("%s runs on %s", network.name, network.provider)
+        return network
+    if work.device == weights.GPU:
+        return replace(network, device=weights.GPU)
+    return network.on(weights.CPU if work.device == "auto" else work.device)
 
 
 def _at_scale_of(network: Weights, exposure: Exposure, resample: bool, *, refine: bool) -> Exposure | Resampled:

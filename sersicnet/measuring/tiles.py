@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -85,8 +85,8 @@ class Setting:
         Positions to measure; None to measure the detected sources.
     starts : dict
         Start parameters of the fits at the positions, by name.
-    network : (Path, str) or None
-        Weights directory, and the required SHA-256 of its network; None for fits without a network.
+    network : (Path, str, str) or None
+        Weights directory, the required SHA-256 of its network, and the device; None for fits without a network.
     fitters : Fitters or None
     psf : Psf or None
         In the pixels of the exposure, for a network that is shown it.
@@ -107,7 +107,7 @@ class Setting:
     mesh: Mesh
     places: np.ndarray | None
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
-    network: tuple[Path, str] | None = None
+    network: tuple[Path, str, str] | None = None
     fitters: Fitters | None
     psf: Psf | None = None
     gain: float | None = None
@@ -488,12 +488,12 @@ def _profiles(scene: _Scene, values: Values, which: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(1)
-def _network(path: Path, sha256: str) -> weights.Weights:
+def _network(path: Path, sha256: str, device: str) -> weights.Weights:
     """The network, loaded once per process; weights that were trained again have another SHA-256."""
     network = weights.load(path)
     if network.sha256 != sha256:
         raise WeightsError(f"{path} was replaced during the run. Repeat the command.")
-    return network
+    return replace(network, device=device)
 
 
 def _overlapping(scene: _Scene) -> list[np.ndarray]:
