@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime
 
 from sersicnet import networkfile, networks, weights
+from sersicnet import session as sessions
 from sersicnet.image.views import psf_views
 from sersicnet.networks import keras
 from sersicnet.schema import N_TARGETS, STAMP_SIZE, Inputs, noise_numbers
@@ -84,7 +85,7 @@ def shown_inputs(n):
 
 def runner(path, inputs, batch=weights.BATCH, providers=None, **changes):
     """A function that puts all stamps through an ONNX file."""
-    opened = session(path, providers or weights.providers(), **changes)
+    opened = session(path, providers or sessions.providers(), **changes)
     names = [port.name for port in opened.get_inputs()]
     parts = [inputs.taken(slice(i, i + batch)) for i in range(0, inputs.n, batch)]
     return lambda: [opened.run(None, {name: getattr(part, name) for name in names}) for part in parts]
@@ -213,7 +214,7 @@ def main():
     options = parser.parse_args()
     names = options.networks or list(networks.ARCHITECTURES)
     inputs = shown_inputs(options.stamps)
-    print(f"{device()}; ONNX Runtime {onnxruntime.__version__} with {', '.join(weights.providers())}; ", end="")
+    print(f"{device()}; ONNX Runtime {onnxruntime.__version__} with {', '.join(sessions.providers())}; ", end="")
     print(f"keras {keras.__version__} on {keras.backend.backend()}; load {os.getloadavg()[0]:.1f} at the start")
     inference(names, inputs, options.rounds)
     if options.options:

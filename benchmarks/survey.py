@@ -205,7 +205,7 @@ def print_sizes(rows):
 
 def stages(path, output):
     """CPU seconds of the stages of `sersicnet.measuring.measure.measure`, each without those that it calls; a dict."""
-    from sersicnet import weights
+    from sersicnet import session, weights
     from sersicnet.catalogue import table as catalogue
     from sersicnet.image import detect
     from sersicnet.image import stars as points
@@ -251,7 +251,7 @@ def stages(path, output):
     watch(points, "saturated", "sizes and point sources")
     watch(points, "profiles", "sizes and point sources")
     watch(catalogue, "write", "writing")
-    weights.use_one_thread()
+    session.use_one_thread()
     verb.measure(path, outputs=Outputs(catalogue=output, overwrite=True))
     switch()
     return spent

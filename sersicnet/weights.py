@@ -26,6 +26,7 @@ import numpy as np
 
 from sersicnet import domain as domains
 from sersicnet import graph
+from sersicnet import session as sessions
 from sersicnet.domain import Domain, WideDomain, number
 from sersicnet.errors import InputError, WeightsError, first_line, warn
 from sersicnet.output import whole_directory
@@ -42,38 +43,6 @@ MOST_BYTES = {KERAS: 2**28, ONNX: 2**28, CARD: 2**22, README: 2**22, SUMS: 2**16
 """Size up to which a file is read: tens of times that of the shipped ones."""
 BATCH = 64
 """Stamps a call of ONNX Runtime: larger is no faster on a CPU, and takes memory."""
-
-
-_one_thread = False
-
-
-def use_one_thread() -> None:
-    """Let networks of this process take one core: others work beside it."""
-    global _one_thread
-    _one_thread = True
-
-
-CPU, GPU = "cpu", "gpu"
-DEVICES = ("auto", CPU, GPU)
-"""Devices that a network can be asked to run on: `auto` is a GPU if ONNX Runtime has one, else the CPU."""
-
-_ON_CPU = "CPUExecutionProvider"
-_ON_GPU: dict[str, dict[str, str]] = {
-    "CUDAExecutionProvider": {"use_tf32": "0"},  # which rounds to three digits
-    "MIGraphXExecutionProvider": {},
-    "ROCMExecutionProvider": {},
-    "DmlExecutionProvider": {},
-}
-"""The providers of ONNX Runtime for GPUs that compute in single precision, and their options. TensorRT is left out,
-since it compiles a network for minutes in each process, and CoreML, which may compute in half precision."""
-
-
-def providers() -> list[str]:
-    """What ONNX Runtime may compute with on this machine, fastest first."""
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    return [*(name for name in _ON_GPU if name in available), _ON_CPU]
 
 
 def shipped_directory() -> Path:
@@ -145,7 +114,7 @@ class Weights:
         Of ``network.onnx``: it names the weights in a catalogue. Without that file, of
         ``network.keras``.
     device : str
-        Where it predicts, one of `DEVICES`; see `on`.
+        Where it predicts, one of `sersicnet.session.DEVICES`; see `on`.
     """
 
     path: Path
@@ -176,19 +145,17 @@ class Weights:
         InputError
             If there is no such device here; a GPU is tried.
         """
-        if device not in DEVICES:
-            raise InputError(f"`device` is one of {', '.join(DEVICES)}; received {device}.")
-        if device == "auto" and providers() == [_ON_CPU]:
-            device = CPU
+        if device not in sessions.DEVICES:
+            raise InputError(f"`device` is one of {', '.join(sessions.DEVICES)}; received {device}.")
+        if device == "auto" and sessions.providers() == [sessions.ON_CPU]:
+            device = sessions.CPU
         found = replace(self, device=device)
-        if device == CPU:
-            return found
-        return replace(self, device=CPU if found.provider == _ON_CPU else GPU)
+        return replace(found, device=sessions.CPU if found.provider == sessions.ON_CPU else sessions.GPU)
 
     @property
     def provider(self) -> str:
         """The provider of ONNX Runtime that the network runs on, such as CUDAExecutionProvider."""
-        return _ON_CPU if self.device == CPU else str(self._session.get_providers()[0])
+        return sessions.ON_CPU if self.device == sessions.CPU else str(self._session.get_providers()[0])
 
     @property
     def _width(self) -> int:
@@ -198,12 +165,6 @@ class Weights:
 
     @functools.cached_property
     def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is an exception: no lines on stderr beside it
-        if _one_thread:
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
         path, known = self.path / ONNX, INPUT_SHAPES._asdict()
         content = _content(path)
         try:
@@ -218,32 +179,14 @@ class Weights:
                 f"{path} returns values of shape {list(shape[1:])}, by its card {[self._width]}: "
                 "it belongs to other weights."
             )
-        wanted = [_ON_CPU] if self.device == CPU else providers()
-        if self.device == GPU and wanted == [_ON_CPU]:
-            raise InputError(
-                "`device` gpu needs an ONNX Runtime with a provider for GPUs, and the installed one computes on CPUs "
-                "only: run `pip uninstall onnxruntime` and `pip install onnxruntime-gpu` (NVIDIA), or choose cpu."
-            )
-        # DirectML does not work with memory that is planned ahead. A fallback would print lines on stdout.
-        options.enable_mem_pattern = wanted[0] != "DmlExecutionProvider"
-        named = [(name, _ON_GPU.get(name, {})) for name in wanted]
-        session, reason = None, ""
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=named, enable_fallback=0)
+            session = sessions.opened(content, self.device)
+        except InputError:
+            raise
         except Exception as error:  # ONNX Runtime raises several kinds of its own
-            reason = first_line(error)
-            if wanted == [_ON_CPU]:
-                raise WeightsError(
-                    f"{path} cannot be opened by ONNX Runtime: {reason} Install or train the weights again."
-                ) from error
-        if self.device == GPU and (session is None or session.get_providers()[0] == _ON_CPU):
-            raise InputError(
-                f"`device` gpu needs a GPU that works, and {wanted[0]} of ONNX Runtime does not start here"
-                f"{f' ({reason})' * bool(reason)}: check the GPU's driver and libraries (with NVIDIA, `nvidia-smi` and "
-                "CUDA with cuDNN), or choose cpu."
-            )
-        if session is None:
-            return replace(self, device=CPU)._session
+            raise WeightsError(
+                f"{path} cannot be opened by ONNX Runtime: {first_line(error)} Install or train the weights again."
+            ) from error
         taken = {port.name: tuple(port.shape[1:]) for port in session.get_inputs()}
         if not taken.items() <= known.items():
             raise WeightsError(

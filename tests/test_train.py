@@ -157,7 +157,7 @@ def test_weights_trained_anew_into_a_directory_are_those_that_measure(small_data
         done = train.train(
             small_dataset, tmp_path / "w", network=tiny_network, recipe=quick("dann"), seed=seed, overwrite=True
         )
-        of_tile = tiles._network(done.path, done.sha256).predict(inputs)[0]
+        of_tile = tiles._network(done.path, done.sha256, "cpu").predict(inputs)[0]
         np.testing.assert_array_equal(of_tile, weights.load(done.path).predict(inputs)[0])
         predicted.append(of_tile)
     assert not np.allclose(*predicted)

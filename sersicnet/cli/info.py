@@ -45,12 +45,12 @@ def describe() -> str:
         Markdown: versions, the devices of inference and of training, and the
         shipped weights with their domains and scores.
     """
-    from sersicnet import weights, workers
+    from sersicnet import session, weights, workers
 
     lines = [f"## sersicnet {sersicnet.__version__}", ""]
     lines += [f"- Python {platform.python_version()} on {platform.platform()}, {workers.cores()} cores"]
     lines += [f"- {package} {version}" for package in PACKAGES if (version := _version(package))]
-    lines += [f"- measuring runs on: {', '.join(weights.providers())}"]
+    lines += [f"- measuring runs on: {', '.join(session.providers())}"]
     lines += [f"- training runs on: {_training_device()}", "", "## Weights", ""]
     for name in weights.shipped():
         try:

@@ -16,7 +16,7 @@ import numpy as np
 from astropy.table import QTable, Table
 
 import sersicnet
-from sersicnet import weights, workers
+from sersicnet import session, weights, workers
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
@@ -276,7 +276,7 @@ class Plan:
             pixel_scale=self.exposure.pixel_scale,
             factor=self.source.factor,
             weights="none" if self.network is None else self.network.name,
-            device=weights.CPU if self.network is None else self.network.device,
+            device=session.CPU if self.network is None else self.network.device,
             tiles=len(self.cores),
             workers=n,
             memory=memory / 1e9,
@@ -430,7 +430,7 @@ class Plan:
             return
         if self._held is not None and min(self.work.workers, len(self.cores)) > 1:
             warn(f"{self._held.name} is held in memory as a whole: one process measures it.")
-        with workers.pools(self.processes, weights.use_one_thread) as apply:
+        with workers.pools(self.processes, session.use_one_thread) as apply:
             yield apply
 
     def _mesh(self, kept: Run, apply: workers.Apply, report: Report) -> Mesh:
@@ -533,9 +533,9 @@ def _on(network: Weights, work: Work) -> Weights:
         network = network.on(work.device)
         _log.info("%s runs on %s", network.name, network.provider)
         return network
-    if work.device == weights.GPU:
-        return replace(network, device=weights.GPU)
-    return network.on(weights.CPU if work.device == "auto" else work.device)
+    if work.device == session.GPU:
+        return replace(network, device=session.GPU)
+    return network.on(session.CPU if work.device == "auto" else work.device)
 
 
 def _at_scale_of(network: Weights, exposure: Exposure, resample: bool, *, refine: bool) -> Exposure | Resampled:
