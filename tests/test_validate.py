@@ -1,0 +1,334 @@
+"""Galaxies that are added to a mosaic, what is found of them, and the factors on errors that follow."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+from sersicnet.catalogue import validation
+from sersicnet.catalogue.validation import Curves, Factors, Found, Validation, distances
+from sersicnet.engine.render import Renderer
+from sersicnet.errors import InputError
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.injected import Galaxies, Injected, Negative, WithPhotonNoise, stretched
+from sersicnet.image.mosaic import HeldImage
+from sersicnet.image.psf import Psf
+from sersicnet.measuring import validate as validating
+from sersicnet.measuring.injecting import Injection, places
+from sersicnet.measuring.measure import measure
+from sersicnet.measuring.outputs import Outputs
+from sersicnet.measuring.plan import Work
+from sersicnet.measuring.validate import validate
+from sersicnet.simulating.telescopes import F160W, effective_psf
+
+PSF = Psf.of(effective_psf(F160W, 61), "f160w")
+QUIET = pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+
+
+def galaxies(n=5, side=300, gain=3200.0, psf=PSF):
+    rng = np.random.default_rng(1)
+    rows = np.column_stack([
+        rng.uniform(20, side - 20, n), rng.uniform(20, side - 20, n), rng.uniform(5, 50, n), rng.uniform(2, 6, n),
+        rng.uniform(0.5, 4, n), rng.uniform(0.3, 1, n), rng.uniform(-90, 90, n),
+    ])  # fmt: skip
+    return Galaxies(parameters=rows, numbers=np.arange(n) + 7, seed=3, psf=psf, gain=gain, tap=0.3, rms=0.0035)
+
+
+# --- adding galaxies -----------------------------------------------------------------------------------------
+
+
+def test_the_pixels_of_added_galaxies_do_not_depend_on_the_window():
+    image = Injected(HeldImage(np.random.default_rng(0).normal(0, 0.0035, (300, 300))), galaxies())
+    whole = image.read(image.whole)
+    for rows, columns in (
+        (slice(0, 120), slice(40, 300)),
+        (slice(120, 300), slice(0, 300)),
+        (slice(77, 78), slice(3, 9)),
+    ):
+        other = Injected(HeldImage(image.image.data), galaxies())
+        np.testing.assert_array_equal(other.read((rows, columns)), whole[rows, columns])
+
+
+def test_an_added_galaxy_is_the_engines_galaxy_with_its_photon_noise():
+    one = replace(galaxies(1, gain=np.inf))
+    added = Injected(HeldImage(np.full((300, 300), 1.0)), one).read((slice(0, 300), slice(0, 300))) - 1
+    drawn = Renderer(PSF.image, 300)(one.parameters)[0]
+    assert np.abs(added - drawn).max() < 1e-4 * drawn.max() + 0.02 * one.rms
+    noise = [replace(one, gain=100.0, seed=seed).stamp(0)[1].sum() for seed in range(200)]
+    expected = np.sqrt(one.stamp(0)[0].sum() / 100.0)
+    assert np.std(noise) == pytest.approx(expected, rel=0.15)
+
+
+def test_pixels_without_data_stay_without():
+    data = np.random.default_rng(0).normal(0, 1, (300, 300)).astype(np.float32)
+    data[:, :150], data[200, 200] = 0, np.nan
+    image = Injected(HeldImage(data), galaxies(20))
+    found = image.read(image.whole)
+    assert (found[:, :150] == 0).all()
+    assert np.isnan(found[200, 200])
+    assert (found[:, 150:] != data[:, 150:]).any()
+
+
+def test_a_psf_of_uncertain_width_is_as_uncertain_in_the_galaxies():
+    wide = galaxies(2000, psf=replace(PSF, error=0.05))
+    factors = np.array([wide.stretch(k) for k in range(len(wide))])
+    assert factors.mean() == pytest.approx(1, abs=0.005)
+    assert factors.std() == pytest.approx(0.05, rel=0.05)
+    assert stretched(PSF, 1.05).fwhm == pytest.approx(1.05 * PSF.fwhm, rel=0.005)
+
+
+@pytest.mark.parametrize("kind", ["rms", "var", "wht"])
+def test_a_noise_map_with_photon_noise_gets_that_of_the_galaxies(kind):
+    one = galaxies(3)
+    of_variance = {"rms": np.sqrt, "var": lambda v: v, "wht": lambda v: 1 / v}[kind]
+    noise = WithPhotonNoise(HeldImage(of_variance(np.full((300, 300), 4.0))), kind, 1.0, one)
+    light = np.zeros((300, 300))
+    for there, model, _ in one.drawn_in(noise.whole):
+        light[there] += np.maximum(model, 0)
+    share = (1 + 2 * 0.3**2) ** 2 / 1.6**4
+    expected = of_variance(4.0 + light * share / one.gain)
+    np.testing.assert_allclose(noise.read(noise.whole), expected, rtol=1e-5)
+
+
+def test_the_negative_has_the_same_coordinates():
+    image = HeldImage(np.arange(400.0).reshape(20, 20), name="it")
+    assert Negative(image).identity() != image.identity()
+    np.testing.assert_array_equal(Negative(image).read(image.whole), -image.data)
+
+
+# --- where and which -----------------------------------------------------------------------------------------
+
+
+def test_galaxies_of_a_pass_keep_their_distance_and_all_have_a_place():
+    data = np.random.default_rng(0).normal(0, 1, (400, 500))
+    data[:200] = np.nan
+    found = places(Exposure.of_arrays(data, zero_point=25.0), np.full(20, 3.0), seed=1, is_free=lambda x, y: x > 100)
+    assert sorted(np.concatenate([one.numbers for one in found]).tolist()) == list(range(20))
+    for one in found:
+        assert (one.y > 199).all()
+        assert (one.x > 100).all()
+        assert distances(one.x, one.y).min() >= 24
+    with pytest.raises(InputError, match="has no place for a galaxy"):
+        places(Exposure.of_arrays(data, zero_point=25.0), np.ones(1), 1, lambda x, y: False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "at least one galaxy"),
+        ({"mag": (25.0, 20.0)}, "from bright to faint"),
+        ({"avoid": np.nan}, "A magnitude is a number"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Injection(**options)
+
+
+# --- statistics and factors ----------------------------------------------------------------------------------
+
+
+def found_galaxies(n=4000, seed=0):
+    """Galaxies whose errors are half of what they should be where it is crowded, and biased where they are faint."""
+    rng = np.random.default_rng(seed)
+    mag, away = rng.uniform(20, 26, n), np.exp(rng.uniform(0, 4, n))
+    truth = np.column_stack([mag, np.exp(rng.normal(1.5, 0.4, n)), np.exp(rng.normal(0.7, 0.4, n)),
+                             rng.uniform(0.1, 0.8, n)])  # fmt: skip
+    sigma = 0.02 * 10 ** (0.15 * (mag - 22))
+    real = sigma * np.where(away < 8, 2.0, 1.0)
+    off = rng.standard_normal((n, 4)) * real[:, None] + 0.1 * (mag[:, None] - 20) / 6
+    logs = np.array([False, True, True, False])
+    predicted = np.where(logs, truth * np.exp(off), truth + off)
+    errors = np.where(logs, sigma[:, None] * predicted, sigma[:, None])
+    return Found(truth, predicted, errors, validation.quantities_of(predicted[:, 0], predicted[:, 1], 3 * away, 3.0))
+
+
+def edges_of(found, bins=4):
+    return tuple(np.quantile(where, np.linspace(0, 1, bins + 1)) for where in found.quantities.T)
+
+
+def test_factors_hold_for_other_galaxies_in_every_bin_with_and_without_the_bias():
+    found, other = found_galaxies(), found_galaxies(seed=1)
+    factors = Factors.fitted(found, edges_of(found), 3.0, {})
+    away = 3 * np.exp(other.quantities[:, 2])
+    for debias in (False, True):
+        values, errors = factors.applied(other.predicted, other.errors, away, debias=debias)
+        inside = np.abs(values - other.truth) <= errors
+        for where, edges in zip(other.quantities.T, edges_of(other), strict=True):
+            bins = np.searchsorted(edges[1:-1], where)
+            for k in range(4):
+                assert inside[bins == k].mean(axis=0) == pytest.approx(0.6827, abs=0.05)
+    assert np.abs(np.median(values - other.truth, axis=0)).max() < 0.02
+    assert np.median(other.predicted[:, 0] - other.truth[:, 0]) > 0.03
+
+
+def test_curves_are_constant_beyond_their_nodes_and_nan_without_a_value():
+    curves = Curves((np.array([1.0, 2.0]),) * 3, (np.arange(8.0).reshape(2, 4),) * 3)
+    at = curves.at(np.array([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0], [np.nan, 1.0, 1.0]]))
+    np.testing.assert_allclose(at[:2], [3 * np.arange(4.0), 3 * np.arange(4.0, 8.0)])
+    assert np.isnan(at[2]).all()
+
+
+def test_the_next_source_of_a_single_one_is_infinitely_far():
+    assert np.isinf(distances(np.array([1.0]), np.array([2.0])))[0]
+    np.testing.assert_allclose(distances(np.array([0.0, 3.0, np.nan]), np.array([0.0, 4.0, 1.0])), [5, 5, np.inf])
+
+
+# --- the whole of it -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """A small mosaic."""
+    from sersicnet.simulating.field import Field, simulate_field
+
+    path = tmp_path_factory.mktemp("validate") / "small.fits"
+    return simulate_field(path, Field(400, n=25, seed=4, mag=(19.0, 23.0)))[0]
+
+
+@pytest.fixture(scope="module")
+def done(image, psf_weights, tmp_path_factory):
+    """A validation with 120 galaxies, its file and its page."""
+    path = tmp_path_factory.mktemp("done") / "val.fits"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = run(image, psf_weights, path, n=120)
+    return found, path
+
+
+def run(image, weights, path=None, *, n=12, mag=(20.0, 24.0), **options):
+    return validate(
+        image, path, weights=weights, psf=PSF, gain=3200.0, injection=Injection(n=n, mag=mag, seed=2), **options
+    )
+
+
+@QUIET
+def test_truth_stands_beside_measurement_and_the_bright_are_found(done):
+    found, path = done
+    rows = found.rows
+    assert len(rows) == 120
+    assert path.with_suffix(".html").exists()
+    assert not path.with_name("val.fits.run").exists()
+    bright = rows["true_mag"].value < 22
+    assert np.mean(rows["found"][bright]) > 0.8
+    hit = rows[rows["found"]]
+    assert np.hypot(hit["x"].value - hit["true_x"].value, hit["y"].value - hit["true_y"].value).max() < 6
+    assert np.isnan(rows["mag"].value[~rows["found"]]).all()
+    assert np.median(np.abs(hit["mag_auto"].value - hit["true_mag"].value)) < 0.3
+    assert rows["true_r_eff"].unit == "arcsec"
+    with fits.open(path) as hdus:
+        assert [hdu.name for hdu in hdus[1:]] == ["GALAXIES", "STATISTICS", "SHARES", "FACTORS"]
+    again = Table.read(path, hdu="GALAXIES")
+    np.testing.assert_array_equal(again["true_mag"], rows["true_mag"].value)
+
+
+@QUIET
+def test_tiles_do_not_change_a_validation(image, psf_weights):
+    one, other = (run(image, psf_weights, work=Work(tile=tile)) for tile in (2048, 200))
+    for name in one.rows.colnames:
+        np.testing.assert_array_equal(one.rows[name], other.rows[name], err_msg=name)
+
+
+@QUIET
+def test_an_interrupted_validation_continues(image, psf_weights, tmp_path, monkeypatch, done):
+    measured = validating._matched
+    calls = []
+
+    def stop(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measured(*given)
+
+    monkeypatch.setattr(validating, "_matched", stop)
+    path = tmp_path / "v.fits"
+    with pytest.raises(KeyboardInterrupt):
+        run(image, psf_weights, path)
+    assert list(tmp_path.iterdir()) == [path.with_name("v.fits.run")]
+    run(image, psf_weights, path)
+    assert len(calls) == 3  # the first pass was kept
+    with pytest.raises(InputError, match="exists already"):
+        run(image, psf_weights, path)
+
+
+@QUIET
+def test_validated_errors_hold_and_are_recorded(image, psf_weights, done):
+    found, path = done
+    options = {"weights": psf_weights, "psf": PSF, "gain": 3200.0}
+    plain = measure(image, **options)
+    corrected = measure(image, validated=path, **options)
+    np.testing.assert_array_equal(plain["mag"], corrected["mag"])
+    assert corrected.meta["VALFILE"] == "val.fits"
+    assert corrected.meta["VALBIAS"] is False
+    factors = found.factors
+    away = distances(plain["x"].value, plain["y"].value)
+    where = validation.quantities_of(plain["mag"].value, plain["r_eff_pix"].value, away, PSF.fwhm)
+    ratio = corrected["mag_err"].value / plain["mag_err"].value
+    np.testing.assert_allclose(ratio, np.exp(factors.errors.at(where))[:, 0], rtol=1e-4)
+    freed = measure(image, validated=path, debias=True, **options)
+    np.testing.assert_allclose(freed["mag"].value, plain["mag"].value - factors.bias.at(where)[:, 0], atol=1e-3)
+    assert freed.meta["VALBIAS"]
+
+
+@QUIET
+def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image, psf_weights, done, tmp_path, blank):
+    _, path = done
+    output = Outputs(catalogue=tmp_path / "cat.fits")
+    with pytest.raises(InputError, match="is of another mosaic"):
+        measure(
+            Exposure.open(blank(), pixel_scale=0.06),
+            weights=psf_weights,
+            psf=PSF,
+            gain=3200.0,
+            validated=path,
+            outputs=output,
+        )
+    with pytest.raises(InputError, match="other options: gain was 3200, and is 100 now"):
+        measure(image, weights=psf_weights, psf=PSF, gain=100.0, validated=path, outputs=output)
+    with pytest.raises(InputError, match="is not a file that `sersicnet validate` writes"):
+        measure(image, weights=psf_weights, psf=PSF, validated=image, outputs=output)
+    with pytest.raises(InputError, match="there is none at"):
+        measure(image, weights=psf_weights, psf=PSF, validated=tmp_path / "none.fits", outputs=output)
+    with pytest.raises(InputError, match="give `validated` with it"):
+        measure(image, weights=psf_weights, psf=PSF, debias=True, outputs=output)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "blank.fits"] == []
+
+
+@QUIET
+def test_the_mosaic_with_galaxies_is_written_if_asked(image, psf_weights, tmp_path):
+    run(image, psf_weights, tmp_path / "v.fits", n=3, injected=tmp_path / "with.fits")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.fits", "v.html", "with.fits"]
+    difference = fits.getdata(tmp_path / "with.fits") - fits.getdata(image)
+    rows = Table.read(tmp_path / "v.fits", hdu="GALAXIES")
+    flux = 10 ** (-0.4 * (rows["true_mag"] - F160W.zero_point))
+    assert difference.sum() == pytest.approx(np.sum(flux), rel=0.05)
+
+
+def test_the_page_needs_no_network(done):
+    text = done[1].with_suffix(".html").read_text("utf-8")
+    assert text.count("<img") >= 6
+    for forbidden in ("http://", "https://", "<script", 'src="/', "@import"):
+        assert forbidden not in text
+    assert "most wrong" in text
+
+
+@QUIET
+def test_too_few_galaxies_give_no_factors(image, psf_weights, tmp_path):
+    run(image, psf_weights, tmp_path / "v.fits", n=3)
+    with pytest.raises(InputError, match="has no factors on errors"):
+        Factors.read(tmp_path / "v.fits")
+
+
+def test_a_galaxy_in_a_brighter_source_is_lost(done):
+    table = QTable({"x": [100.0, 50.0], "y": [100.0, 50.0], "flags": [0, 0]})
+    scene = validating._Scene(None, None, PSF, 1.0, 0.0, 1.0, np.array([100.0]), np.array([100.0]), np.array([19.0]))
+    drawn = {"mag": np.array([22.0, 22.0, 23.0]), "r_eff_pix": np.array([3.0, 3.0, 3.0])}
+    where = validating.Places(np.arange(3), np.array([101.0, 51.0, 200.0]), np.array([100.0, 50.0, 200.0]))
+    found = validating._matched(scene, drawn, where, table)
+    assert found["found"].tolist() == [False, True, False]
+    assert found["merged"].tolist() == [True, False, False]
+    assert found["distance"][1] == pytest.approx(np.hypot(50, 50))
