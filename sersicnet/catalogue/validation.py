@@ -27,7 +27,7 @@ from sersicnet.schema import TARGET_NAMES, TARGETS, Flag, decode, encode
 ONE_SIGMA = 0.6827
 """Fraction of a normal distribution within 1 sigma."""
 
-PER_BIN, MOST_BINS = 250, 8
+PER_BIN, MOST_BINS = 300, 8
 """Galaxies of a bin, at least, and bins of a quantity, at most; all bins of a quantity have as many galaxies."""
 
 LEAST = 100
@@ -49,7 +49,7 @@ QUANTITIES = {
 }
 """What bins are of."""
 
-_ROUNDS, _STEP = 60, 0.5
+_ROUNDS, _STEP = 30, 0.7
 
 
 # --- functions of the three quantities -------------------------------------------------------------------------

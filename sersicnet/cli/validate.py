@@ -64,7 +64,7 @@ def validate(
             show_default=False,
         ),
     ] = None,
-    n: Annotated[int, typer.Option(help="Number of galaxies that are added.", min=1)] = 1000,
+    n: Annotated[int, typer.Option(help="Number of galaxies that are added.", min=1)] = 2000,
     galaxies: Annotated[
         str,
         typer.Option(

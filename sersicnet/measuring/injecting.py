@@ -64,7 +64,7 @@ class Injection:
         If a number makes no sense.
     """
 
-    n: int = 1000
+    n: int = 2000
     galaxies: str | Path = "candels"
     evenly: bool = False
     mag: tuple[float, float] | None = None
