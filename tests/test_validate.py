@@ -234,8 +234,14 @@ def test_tiles_do_not_change_a_validation(image, psf_weights):
         np.testing.assert_array_equal(one.rows[name], other.rows[name], err_msg=name)
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Leave out the page, which takes longer than the measurement."""
+    monkeypatch.setattr(validating.validationpage, "write", lambda path, *rest: path.touch())
+
+
 @QUIET
-def test_an_interrupted_validation_continues(image, psf_weights, tmp_path, monkeypatch, done):
+def test_an_interrupted_validation_continues(image, psf_weights, tmp_path, monkeypatch, no_page):
     measured = validating._matched
     calls = []
 
@@ -300,8 +306,10 @@ def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image,
 
 
 @QUIET
-def test_the_mosaic_with_galaxies_is_written_if_asked_and_few_galaxies_give_no_factors(image, psf_weights, tmp_path):
-    run(image, psf_weights, tmp_path / "v.fits", n=3, injected=tmp_path / "with.fits")
+def test_the_mosaic_with_galaxies_is_written_if_asked_and_few_galaxies_give_no_factors(
+    image, psf_weights, tmp_path, no_page
+):
+    run(image, psf_weights, tmp_path / "v.fits", n=2, injected=tmp_path / "with.fits")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.fits", "v.html", "with.fits"]
     difference = fits.getdata(tmp_path / "with.fits") - fits.getdata(image)
     rows = Table.read(tmp_path / "v.fits", hdu="GALAXIES")

@@ -113,18 +113,23 @@ def _cells(one: Statistic) -> tuple[str, ...]:
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.6, 3.4)) -> tuple[Figure, Any]:
+    """A figure and its axes; the margins are fixed, which takes a third of the time of a layout engine."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    width, height = size[0] * columns, size[1] * rows
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(
+        left=0.65 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.25, hspace=0.35
+    )
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _log_axis(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _selection(found: Validation, shares: list[Share]) -> str:
@@ -224,6 +229,8 @@ def _errors(found: Validation, statistics: list[Statistic]) -> str:
             axis.plot(middle, real, "o-", ms=3, lw=1, color=colour, label=what)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        _log_axis(axis.xaxis)
+        _log_axis(axis.yaxis)
         axis.axline((1, 1), (10, 10), color="black", lw=0.6)
         axis.set_title(TARGETS[i].name, fontsize=10)
         axis.set_xlabel("error")
