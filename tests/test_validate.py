@@ -110,7 +110,7 @@ def test_galaxies_of_a_pass_keep_their_distance_and_all_have_a_place():
     for one in found:
         assert (one.y > 199).all()
         assert (one.x > 100).all()
-        assert distances(one.x, one.y).min() >= 24
+        assert distances(one.x, one.y).min() >= 88
     with pytest.raises(InputError, match="has no place for a galaxy"):
         places(Exposure.of_arrays(data, zero_point=25.0), np.ones(1), 1, lambda x, y: False)
 
