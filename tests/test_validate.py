@@ -1,5 +1,6 @@
 """Galaxies that are added to a mosaic, what is found of them, and the factors on errors that follow."""
 
+import pickle
 import warnings
 from dataclasses import replace
 
@@ -42,6 +43,7 @@ def galaxies(n=5, side=300, gain=3200.0, psf=PSF):
 
 def test_the_pixels_of_added_galaxies_do_not_depend_on_the_window():
     image = Injected(HeldImage(np.random.default_rng(0).normal(0, 0.0035, (300, 300))), galaxies())
+    image = pickle.loads(pickle.dumps(image))  # as another process gets it
     whole = image.read(image.whole)
     for rows, columns in (
         (slice(0, 120), slice(40, 300)),
@@ -126,6 +128,32 @@ def test_galaxies_of_a_pass_keep_their_distance_and_all_have_a_place():
 def test_numbers_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Injection(**options)
+
+
+@pytest.mark.parametrize("evenly", [False, True])
+def test_galaxies_are_drawn_from_a_table_or_evenly_over_its_range(tmp_path, evenly):
+    table = Table({"mag": np.linspace(18, 26, 50), "r_eff_pix": np.geomspace(20, 2, 50), "n": np.geomspace(0.2, 7, 50),
+                   "q": np.linspace(0.2, 1, 50)})  # fmt: skip
+    table.write(tmp_path / "t.ecsv")
+    injection = Injection(n=400, galaxies=tmp_path / "t.ecsv", evenly=evenly, mag=(20, 25))
+    found = injection.drawn(injection.known(np.nan), QTable())
+    assert 20 <= found["mag"].min() < 20.3
+    assert 24.7 < found["mag"].max() <= 25
+    assert np.corrcoef(found["mag"], np.log(found["r_eff_pix"]))[0, 1] == pytest.approx(0 if evenly else -1, abs=0.15)
+    assert found["sersic_n"].min() >= 0.3
+    with pytest.raises(InputError, match="none of the 50"):
+        Injection(galaxies=tmp_path / "t.ecsv", mag=(10, 12)).known(np.nan)
+
+
+def test_galaxies_of_candels_need_a_pixel_scale_and_a_range():
+    with pytest.raises(InputError, match="has no pixel scale"):
+        Injection().known(np.nan)
+    few = QTable({name: np.ones(3) for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")})
+    with pytest.raises(InputError, match="at least 20 are needed; 3 were found"):
+        Injection().drawn(Injection().known(0.06), few)
+    drawn = Injection(n=50, mag=(20, 22)).drawn(Injection().known(0.06), few)
+    assert drawn["mag"].min() >= 20
+    assert drawn["mag"].max() <= 22
 
 
 # --- statistics and factors ----------------------------------------------------------------------------------

@@ -231,7 +231,8 @@ def _errors(found: Validation, statistics: list[Statistic]) -> str:
         axis.set_yscale("log")
         _log_axis(axis.xaxis)
         _log_axis(axis.yaxis)
-        axis.axline((1, 1), (10, 10), color="black", lw=0.6)
+        usual = float(np.median(own.errors[:, i]))
+        axis.axline((usual, usual), (2 * usual, 2 * usual), color="black", lw=0.6)
         axis.set_title(TARGETS[i].name, fontsize=10)
         axis.set_xlabel("error")
         axis = axes[1, i]
@@ -273,7 +274,7 @@ def _blends(found: Validation, statistics: list[Statistic]) -> str:
         _log_axis(axes[0, 0].xaxis)
         axes[0, 0].legend(fontsize=8)
     axes[0, 0].set_ylim(-0.03, 1.03)
-    axes[0, 0].set_xlabel("distance of the next source of the mosaic [FWHM of the PSF]")
+    axes[0, 0].set_xlabel("distance of the next source of the mosaic [FWHM]")
     axes[0, 0].set_ylabel("fraction")
     return (
         f'<div class="grid">{page.picture(figure_link(figure), "fractions by distance of the next source")}</div>\n'

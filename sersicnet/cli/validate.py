@@ -69,7 +69,7 @@ def validate(
         str,
         typer.Option(
             help="Which galaxies: candels, its radii, indices and axis ratios at each magnitude; or a table, such as "
-            "a catalogue of the image, whose joint distribution is drawn from.",
+            "a catalogue of the image, whose rows are drawn at random.",
         ),
     ] = "candels",
     evenly: Annotated[

@@ -12,9 +12,11 @@ import numpy as np
 from astropy.table import QTable
 
 from sersicnet.catalogue.columns import column, flags_of
+from sersicnet.catalogue.parameters import Galaxies
+from sersicnet.engine.render import N_RANGE
 from sersicnet.errors import InputError
 from sersicnet.image.exposure import Exposure
-from sersicnet.schema import TARGET_NAMES, TARGETS, Flag
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, TARGETS, Flag
 from sersicnet.simulating import population
 from sersicnet.simulating.population import Mixture, Ranges
 
@@ -30,6 +32,9 @@ AVOIDED = 5.0
 
 FAINTER = 1.0
 """The range of magnitudes ends this much fainter than the mosaic's own galaxies, so that completeness falls in it."""
+
+LEAST_RADIUS = 0.3
+"""Least effective radius of galaxies that are drawn evenly, pixels."""
 
 LEAST_OWN = 20
 """Galaxies of the mosaic that are needed for a range."""
@@ -47,8 +52,8 @@ class Injection:
         Number of galaxies.
     galaxies : str or Path
         "candels": radii, indices and axis ratios are those of CANDELS at each magnitude, and magnitudes are even over
-        the range of the mosaic's own galaxies and 1 mag fainter. Or a table of galaxies, whose joint distribution is
-        drawn from, see `sersicnet.simulating.population.from_catalogue`.
+        the range of the mosaic's own galaxies and 1 mag fainter. Or a table of galaxies, see
+        `sersicnet.catalogue.parameters.Galaxies`: each galaxy has the parameters of a row drawn at random.
     evenly : bool
         Whether magnitude, log radius and log index are even over the range of the table, or without one of the
         mosaic's own galaxies and 1 mag fainter.
@@ -88,8 +93,13 @@ class Injection:
             "avoid": self.avoid, "seed": self.seed,
         }  # fmt: skip
 
-    def known(self, pixel_scale: float) -> Population:
+    def known(self, pixel_scale: float) -> np.ndarray | Mixture | None:
         """The distribution of the galaxies, as far as it does not depend on the mosaic.
+
+        Returns
+        -------
+        ndarray, float64, (K, 4), or Mixture or None
+            The targets of the table's rows; or the galaxies of CANDELS; or None for the range of the mosaic's own.
 
         Raises
         ------
@@ -97,23 +107,39 @@ class Injection:
             If the table cannot be used, or radii of CANDELS need a pixel scale.
         """
         if str(self.galaxies) != "candels":
-            mixture, ranges = population.from_catalogue(self.galaxies, pixel_scale)
-            return Population(mixture, ranges)
+            return self._rows(pixel_scale)
         if self.evenly:
-            return Population(None, None)
+            return None
         if not np.isfinite(pixel_scale):
             raise InputError(
                 "The image has no pixel scale, which the radii of CANDELS need: give `pixel_scale`, a table of "
                 "`galaxies`, or `evenly`."
             )
-        return Population(population.candels_mixture(pixel_scale), None)
+        return population.candels_mixture(pixel_scale)
 
-    def drawn(self, known: Population, catalogue: QTable) -> dict[str, np.ndarray]:
+    def _rows(self, pixel_scale: float) -> np.ndarray:
+        """The targets of the rows that can be drawn, and are in the range of magnitudes."""
+        values = Galaxies.read(self.galaxies).targets(pixel_scale, "give `pixel_scale`, or r_eff_pix.")
+        mag, r_eff, n, e = values.T
+        with np.errstate(invalid="ignore"):
+            good = (r_eff > 0) & (r_eff <= STAMP_SIZE) & (n >= N_RANGE[0]) & (n <= N_RANGE[1]) & (e >= 0) & (e < 1)
+            good &= np.isfinite(mag) & (np.abs(mag) < 50)
+            if self.mag is not None:
+                good &= (mag >= self.mag[0]) & (mag <= self.mag[1])
+        if not good.any():
+            raise InputError(
+                f"A table of galaxies has rows that can be drawn, with an index from {N_RANGE[0]:g} to {N_RANGE[1]:g}, "
+                f"within `mag`; none of the {len(values)} of {self.galaxies} is one."
+            )
+        return values[good]
+
+    def drawn(self, known: np.ndarray | Mixture | None, catalogue: QTable) -> dict[str, np.ndarray]:
         """Draw the galaxies: the targets and ``theta`` by name, float64, (N,).
 
         Parameters
         ----------
-        known : Population
+        known : ndarray or Mixture or None
+            See `known`.
         catalogue : QTable
             Of the mosaic without added galaxies.
 
@@ -122,31 +148,25 @@ class Injection:
         InputError
             If the mosaic has too few galaxies for a range.
         """
-        own = known.ranges
-        if own is None:
-            own = _ranges(catalogue) if self.evenly or self.mag is None else dict(population.FULL_RANGES)
-        ranges = {**own, **({} if self.mag is None else {"mag": self.mag})}
+        table = known if isinstance(known, np.ndarray) else None
+        ranges: Ranges = {}
+        if self.evenly or (table is None and self.mag is None):
+            ranges = _ranges(catalogue) if table is None else _limits(table)
+        if self.mag is not None:
+            ranges["mag"] = self.mag
         rows = []
         for k in range(self.n):
             rng = np.random.default_rng([self.seed, k, 0])
             if self.evenly:
                 shape = [_even(rng, *ranges[target.name], log=target.log) for target in TARGETS]
-            elif known.mixture is not None and known.ranges is not None:
-                galaxy = known.mixture.draw(rng, ranges)
-                shape = [galaxy[name] for name in TARGET_NAMES]
+            elif table is not None:
+                shape = table[rng.integers(len(table))].tolist()
             else:
-                assert known.mixture is not None
+                assert isinstance(known, Mixture)
                 mag = float(rng.uniform(*ranges["mag"]))
-                shape = [mag, *known.mixture.at_magnitude(float(np.clip(mag, *population.CANDELS_MAG)), rng)]
+                shape = [mag, *known.at_magnitude(float(np.clip(mag, *population.CANDELS_MAG)), rng)]
             rows.append([*shape, rng.uniform(-90, 90)])
         return dict(zip((*TARGET_NAMES, "theta"), np.array(rows).T, strict=True))
-
-
-class Population(NamedTuple):
-    """A distribution of galaxies, and the ranges of its parameters; None where the mosaic's own galaxies give them."""
-
-    mixture: Mixture | None
-    ranges: Ranges | None
 
 
 def _even(rng: np.random.Generator, low: float, high: float, *, log: bool) -> float:
@@ -163,12 +183,17 @@ def _ranges(catalogue: QTable) -> Ranges:
             f"The range of the added galaxies is that of the mosaic's own, of which at least {LEAST_OWN} are needed; "
             f"{len(values)} were found. Give `mag`, and a table of `galaxies` with `evenly`."
         )
+    ranges = _limits(values)
+    ranges["mag"] = ranges["mag"][0], ranges["mag"][1] + FAINTER
+    return ranges
+
+
+def _limits(values: np.ndarray) -> Ranges:
+    """From the 1st to the 99th percentile of targets, within what can be drawn."""
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
-    high[0] += FAINTER
-    limits = [(max(a, t.low) if i else a, min(b, t.high) if i else b)
-              for i, (a, b, t) in enumerate(zip(low, high, TARGETS, strict=True))]  # fmt: skip
-    limits[1] = (max(low[1], 0.3), min(high[1], TARGETS[1].high))
-    return {name: (float(a), float(max(b, a))) for name, (a, b) in zip(TARGET_NAMES, limits, strict=True)}
+    low = np.maximum(low, [-np.inf, LEAST_RADIUS, N_RANGE[0], 0])
+    high = np.maximum(np.minimum(high, [np.inf, TARGETS[1].high, N_RANGE[1], 0.95]), low)
+    return {name: (float(a), float(b)) for name, a, b in zip(TARGET_NAMES, low, high, strict=True)}
 
 
 class Places(NamedTuple):
