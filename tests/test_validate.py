@@ -1,5 +1,6 @@
 """Galaxies that are added to a mosaic, what is found of them, and the factors on errors that follow."""
 
+import json
 import pickle
 import warnings
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import QTable, Table
 
+from sersicnet import cli, weights
 from sersicnet.catalogue import validation
 from sersicnet.catalogue.validation import Curves, Factors, Found, distances
 from sersicnet.engine.render import Renderer
@@ -218,20 +220,24 @@ def image(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(image, psf_weights, tmp_path_factory):
+def done(image, tmp_path_factory):
     """A validation with 27 galaxies, which are enough for factors here, its file and its page."""
     path = tmp_path_factory.mktemp("done") / "val.fits"
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         patch.setattr(validation, "LEAST", 10)
-        found = run(image, psf_weights, path, n=27)
+        found = run(image, path, n=27)
     return found, path
 
 
-def run(image, weights, path=None, *, n=12, mag=(20.0, 24.0), **options):
-    return validate(
-        image, path, weights=weights, psf=PSF, gain=3200.0, injection=Injection(n=n, mag=mag, seed=2), **options
-    )
+def run(image, path=None, *, n=12, mag=(20.0, 24.0), **options):
+    return validate(image, path, psf=PSF, gain=3200.0, injection=Injection(n=n, mag=mag, seed=2), **options)
+
+
+def measured(image, **options):
+    """Measure with the options of `run`; the gain is one where the network is shown the photon noise."""
+    gain = 3200.0 if "psf" in weights.load(weights.DEFAULT).inputs else None
+    return measure(image, psf=PSF, gain=gain, **options)
 
 
 @QUIET
@@ -256,8 +262,8 @@ def test_truth_stands_beside_measurement_and_the_bright_are_found(done):
 
 
 @QUIET
-def test_tiles_do_not_change_a_validation(image, psf_weights):
-    one, other = (run(image, psf_weights, work=Work(tile=tile)) for tile in (2048, 200))
+def test_tiles_do_not_change_a_validation(image):
+    one, other = (run(image, n=5, work=Work(tile=tile)) for tile in (2048, 200))
     for name in one.rows.colnames:
         np.testing.assert_array_equal(one.rows[name], other.rows[name], err_msg=name)
 
@@ -269,7 +275,7 @@ def no_page(monkeypatch):
 
 
 @QUIET
-def test_an_interrupted_validation_continues(image, psf_weights, tmp_path, monkeypatch, no_page):
+def test_an_interrupted_validation_continues(image, tmp_path, monkeypatch, no_page):
     measured = validating._matched
     calls = []
 
@@ -282,20 +288,19 @@ def test_an_interrupted_validation_continues(image, psf_weights, tmp_path, monke
     monkeypatch.setattr(validating, "_matched", stop)
     path = tmp_path / "v.fits"
     with pytest.raises(KeyboardInterrupt):
-        run(image, psf_weights, path)
+        run(image, path)
     assert list(tmp_path.iterdir()) == [path.with_name("v.fits.run")]
-    run(image, psf_weights, path)
+    run(image, path)
     assert len(calls) == 3  # the first pass was kept
     with pytest.raises(InputError, match="exists already"):
-        run(image, psf_weights, path)
+        run(image, path)
 
 
 @QUIET
-def test_validated_errors_hold_and_are_recorded(image, psf_weights, done):
+def test_validated_errors_hold_and_are_recorded(image, done):
     found, path = done
-    options = {"weights": psf_weights, "psf": PSF, "gain": 3200.0}
-    plain = measure(image, **options)
-    corrected = measure(image, validated=path, **options)
+    plain = measured(image)
+    corrected = measured(image, validated=path)
     np.testing.assert_array_equal(plain["mag"], corrected["mag"])
     assert corrected.meta["VALFILE"] == "val.fits"
     assert corrected.meta["VALBIAS"] is False
@@ -304,47 +309,74 @@ def test_validated_errors_hold_and_are_recorded(image, psf_weights, done):
     where = validation.quantities_of(plain["mag"].value, plain["r_eff_pix"].value, away, PSF.fwhm)
     ratio = corrected["mag_err"].value / plain["mag_err"].value
     np.testing.assert_allclose(ratio, np.exp(factors.errors.at(where))[:, 0], rtol=1e-4)
-    freed = measure(image, validated=path, debias=True, **options)
+    freed = measured(image, validated=path, debias=True)
     np.testing.assert_allclose(freed["mag"].value, plain["mag"].value - factors.bias.at(where)[:, 0], atol=1e-3)
     assert freed.meta["VALBIAS"]
 
 
 @QUIET
-def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image, psf_weights, done, tmp_path, blank):
+def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image, done, tmp_path, blank):
     _, path = done
     output = Outputs(catalogue=tmp_path / "cat.fits")
     with pytest.raises(InputError, match="is of another mosaic"):
-        measure(
-            Exposure.open(blank(), pixel_scale=0.06),
-            weights=psf_weights,
-            psf=PSF,
-            gain=3200.0,
-            validated=path,
-            outputs=output,
-        )
-    with pytest.raises(InputError, match="other options: gain was 3200, and is 100 now"):
-        measure(image, weights=psf_weights, psf=PSF, gain=100.0, validated=path, outputs=output)
+        measured(Exposure.open(blank(), pixel_scale=0.06), validated=path, outputs=output)
+    with pytest.raises(InputError, match=r"other options: zero point was 25.9463, and is 26 now. Validate this one."):
+        measured(Exposure.open(image, zero_point=26.0), validated=path, outputs=output)
     with pytest.raises(InputError, match="is not a file that `sersicnet validate` writes"):
-        measure(image, weights=psf_weights, psf=PSF, validated=image, outputs=output)
+        measured(image, validated=image, outputs=output)
     with pytest.raises(InputError, match="there is none at"):
-        measure(image, weights=psf_weights, psf=PSF, validated=tmp_path / "none.fits", outputs=output)
+        measured(image, validated=tmp_path / "none.fits", outputs=output)
     with pytest.raises(InputError, match="give `validated` with it"):
-        measure(image, weights=psf_weights, psf=PSF, debias=True, outputs=output)
+        measured(image, debias=True, outputs=output)
     assert [entry.name for entry in tmp_path.iterdir() if entry.name != "blank.fits"] == []
 
 
-@QUIET
-def test_the_mosaic_with_galaxies_is_written_if_asked_and_few_galaxies_give_no_factors(
-    image, psf_weights, tmp_path, no_page
+def command(capsys, *arguments):
+    """Exit code, stdout and stderr of `sersicnet validate`."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(["validate", *map(str, arguments)])
+    out = capsys.readouterr()
+    return left.value.code or 0, out.out, out.err
+
+
+def test_the_command_writes_the_mosaic_with_galaxies_if_asked_and_few_galaxies_give_no_factors(
+    image, tmp_path, no_page, capsys
 ):
-    run(image, psf_weights, tmp_path / "v.fits", n=2, injected=tmp_path / "with.fits")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.fits", "v.html", "with.fits"]
-    difference = fits.getdata(tmp_path / "with.fits") - fits.getdata(image)
-    rows = Table.read(tmp_path / "v.fits", hdu="GALAXIES")
+    fits.writeto(tmp_path / "psf.fits", PSF.image)
+    output, added = tmp_path / "v.fits", tmp_path / "with.fits"
+    code, out, err = command(
+        capsys, image, "-o", output, "--psf", tmp_path / "psf.fits", "--gain", 3200, "--n", 2,
+        "--mag", 20, 22, "--injected", added, "--workers", 1, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["galaxies"] == 2
+    assert f"wrote {output} and {output.with_suffix('.html')}" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["psf.fits", "v.fits", "v.html", "with.fits"]
+    difference = fits.getdata(added) - fits.getdata(image)
+    rows = Table.read(output, hdu="GALAXIES")
     flux = 10 ** (-0.4 * (rows["true_mag"] - F160W.zero_point))
     assert difference.sum() == pytest.approx(np.sum(flux), rel=0.05)
     with pytest.raises(InputError, match="has no factors on errors"):
-        Factors.read(tmp_path / "v.fits")
+        Factors.read(output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "v.txt"), "A validation is a file that ends in .fits; received v.txt"),
+        (("-o", "v.fits", "--injected", "v.fits"), "Each output needs a name of its own"),
+        (("--mag", 25, 20), "A range of magnitudes is from bright to faint; received --mag (25.0, 20.0)"),
+        (("--galaxies", "none.csv"), "there is none at none.csv"),
+        (("--weights", "nothing"), "nothing"),
+        (("--gain", 0), "A gain is a positive number"),
+    ],
+)
+def test_a_bad_input_is_one_line_and_nothing_is_written(image, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(capsys, image, *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_needs_no_network(done):

@@ -78,8 +78,11 @@ def validate(
         `sersicnet.measuring.measure.measure`; a page of figures is written beside it. None writes nothing.
     injection : Injection, optional
         Which galaxies are added, and where.
-    weights, psf, psf_fwhm, gain, refine, resample, work, command, report
-        As for `sersicnet.measuring.measure.measure`. The gain also sets the photon noise of the galaxies.
+    weights, psf, psf_fwhm, refine, resample, work, command, report
+        As for `sersicnet.measuring.measure.measure`.
+    gain : float, optional
+        Electrons per image unit, which the photon noise of the galaxies follows from; where `measure` takes a gain, it
+        also gets this one.
     injected : str or Path, optional
         FITS image to write: the mosaic with the galaxies; ``NAME-1.fits`` and so on for several passes.
     overwrite : bool
@@ -103,19 +106,23 @@ def validate(
     """
     injection, work = injection or Injection(), work or Work()
     files = _Files.checked(output, injected, overwrite)
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
+    network = weights if isinstance(weights, Weights) else trained.load(weights)
+    taken = gain if "psf" in network.inputs or refine is not None else None
     made = measuring.plan(
-        exposure, weights=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, refine=refine, resample=resample,
+        exposure, weights=network, psf=psf, psf_fwhm=psf_fwhm, gain=taken, refine=refine, resample=resample,
         outputs=Outputs(overwrite=overwrite), work=work, command=command, report=report,
     )  # fmt: skip
     files.check_image(made.exposure.image.path)
     known = injection.known(made.exposure.pixel_scale.value)
     options = made.options()
-    config = {"options": options, "injection": injection.config(), "tile": work.tile}
+    config = {"options": options, "injection": injection.config(), "gain": gain, "tile": work.tile}
     with Run(files.run, config, overwrite) as kept:
         kept.keep("command", command)
         run = _Run(made, kept, report)
         base = run.result("the mosaic", made)
-        scene = _Scene.of(made, base)
+        scene = _Scene.of(made, base, gain)
         drawn = injection.drawn(known, base.table)
         avoid = None if injection.avoid is None else scene.bright(injection.avoid)
         passes = places(made.exposure, drawn["r_eff_pix"], injection.seed, _away_from(avoid))
@@ -227,15 +234,25 @@ class _Scene(NamedTuple):
     mag: np.ndarray
 
     @classmethod
-    def of(cls, plan: Plan, result: Result) -> _Scene:
-        """From the measurement of the mosaic."""
+    def of(cls, plan: Plan, result: Result, gain: float | None) -> _Scene:
+        """From the measurement of the mosaic; the gain is the user's."""
         mesh = result.mesh_of_image()
         psf = _psf(plan, result)
         side = mesh.autocorrelation.shape[0] // 2
         rho = float(np.clip(mesh.autocorrelation[side, side + 1] + mesh.autocorrelation[side + 1, side], 0, 1.4)) / 2
         tap = (1 - np.sqrt(1 - 2 * rho**2)) / (2 * rho) if rho > 0 else 0.0
         x, y, mag = (column(result.table, name) for name in ("x", "y", "mag_auto"))
-        return cls(plan, result, psf, _gain(plan, result), float(tap), float(np.median(mesh.rms)), x, y, mag)
+        return cls(
+            plan,
+            result,
+            psf,
+            _gain(plan, result) if gain is None else gain,
+            float(tap),
+            float(np.median(mesh.rms)),
+            x,
+            y,
+            mag,
+        )
 
     def bright(self, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions of the sources brighter than a magnitude, and the radius around them that is avoided, pixels."""
@@ -280,9 +297,7 @@ def _psf(plan: Plan, result: Result) -> Psf:
 
 def _gain(plan: Plan, result: Result) -> float:
     """Electrons per image unit; infinite, with a warning, if it is not known."""
-    known = plan.gain or result.table.meta.get("GAIN")
-    if known is None and plan.refine is not None:
-        known = plan.refine.gain
+    known = result.table.meta.get("GAIN") if plan.refine is None or plan.refine.gain is None else plan.refine.gain
     if known is None and plan.network is not None and isinstance(plan.network.domain, Domain):
         known = gain_of_weights(plan.network, plan.exposure)
     if known is None:
