@@ -388,11 +388,14 @@ def test_the_page_needs_no_network(done):
 
 
 def test_a_galaxy_in_a_brighter_source_is_lost(done):
-    table = QTable({"x": [100.0, 50.0], "y": [100.0, 50.0], "flags": [0, 0]})
-    scene = validating._Scene(None, None, PSF, 1.0, 0.0, 1.0, np.array([100.0]), np.array([100.0]), np.array([19.0]))
-    drawn = {"mag": np.array([22.0, 22.0, 23.0]), "r_eff_pix": np.array([3.0, 3.0, 3.0])}
-    where = validating.Places(np.arange(3), np.array([101.0, 51.0, 200.0]), np.array([100.0, 50.0, 200.0]))
-    found = validating._matched(scene, drawn, where, table)
-    assert found["found"].tolist() == [False, True, False]
-    assert found["merged"].tolist() == [True, False, False]
+    """And a fainter source is a galaxy only if the galaxy's light is added to it."""
+    at = np.array([100.0, 50.0, 300.0, 400.0])
+    table = QTable({"x": at, "y": at, "flags": np.zeros(4, int), "mag_auto": [19.0, 22.0, 24.0, 21.9]})
+    old = np.array([100.0, 300.0, 400.0])
+    scene = validating._Scene(None, None, PSF, 1.0, 0.0, 1.0, old, old, np.array([19.0, 24.0, 24.0]))
+    drawn = {"mag": np.array([22.0, 22.0, 23.0, 22.0, 22.0]), "r_eff_pix": np.full(5, 3.0)}
+    x = np.array([101.0, 51.0, 200.0, 301.0, 401.0])
+    found = validating._matched(scene, drawn, validating.Places(np.arange(5), x, np.floor(x / 50) * 50), table)
+    assert found["found"].tolist() == [False, True, False, False, True]
+    assert found["merged"].tolist() == [True, False, False, False, False]
     assert found["distance"][1] == pytest.approx(np.hypot(50, 50))

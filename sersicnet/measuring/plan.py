@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,7 @@ class Plan:
             "mosaic": [_digest(image) for image in self.exposure.images],
             **self._described(),
             "positions": self.places is not None,
-            "refine": None if refine is None else {"prior": str(refine.prior), **_plain(refine)},
+            "refine": None if refine is None else {**asdict(refine), "prior": str(refine.prior)},
         }
         self.exposure.close()
         return out
@@ -578,10 +578,6 @@ def _digest(image: Image) -> str:
     for row in np.unique(np.linspace(0, image.shape[0] - 1, _DIGEST_ROWS).astype(int)).tolist():
         seen.update(np.ascontiguousarray(image.read((slice(row, row + 1), slice(0, image.shape[1])))).tobytes())
     return seen.hexdigest()
-
-
-def _plain(refine: Fitting) -> dict[str, Any]:
-    return {"gain": refine.gain, "model error": refine.model_error, "robust": refine.robust}
 
 
 def _tile_name(core: Window) -> str:

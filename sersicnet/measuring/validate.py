@@ -45,6 +45,9 @@ REACH = 2.0
 """Distance at which a detection may be an added galaxy, pixels, at least; it is the FWHM of the PSF or half of the
 effective radius, if these are larger."""
 
+GAINED = 0.5
+"""Part of the light of an added galaxy by which a source of the mosaic is brighter if the galaxy is found in it."""
+
 
 def validate(
     exposure: Any,
@@ -379,9 +382,10 @@ _LEFT_OUT = ("id", "image", "parent")
 def _matched(scene: _Scene, drawn: dict[str, np.ndarray], where: Places, table: QTable) -> dict[str, np.ndarray]:
     """The rows of a catalogue that are the added galaxies.
 
-    A galaxy is found if a detection and it are each other's nearest within `REACH`, unless the detection is nearer to
-    a brighter source of the mosaic: then the galaxy is merged with it. A galaxy that is not found is merged, too,
-    where a brighter source of the mosaic is within its reach.
+    A galaxy is found if a detection and it are each other's nearest within `REACH`. A detection that is nearer to a
+    source of the mosaic is that source: the galaxy is merged with it if the source is brighter, and otherwise found
+    only if `GAINED` of its light is added to that of the source. A galaxy that is not found is merged, too, where a
+    brighter source of the mosaic is within its reach.
     """
     true = np.column_stack([where.x, where.y])
     seen = np.column_stack([column(table, "x"), column(table, "y")])
@@ -391,10 +395,13 @@ def _matched(scene: _Scene, drawn: dict[str, np.ndarray], where: Places, table: 
     i, j, off = (values[off <= reach[j]] for values in (i, j, off))
     old = np.column_stack([scene.x, scene.y])
     found, merged = np.zeros(len(true), bool), np.zeros(len(true), bool)
+    light, kron = (10 ** (-0.4 * mag) for mag in (drawn["mag"], column(table, "mag_auto")))
+    before = 10 ** (-0.4 * scene.mag)
     for detection, galaxy, distance in zip(i.tolist(), j.tolist(), off.tolist(), strict=True):
-        nearer = np.hypot(*(old - seen[detection]).T) <= distance
-        merged[galaxy] = (nearer & (scene.mag < drawn["mag"][galaxy])).any()
-        found[galaxy] = not merged[galaxy]
+        nearer = np.flatnonzero(np.hypot(*(old - seen[detection]).T) < distance)
+        merged[galaxy] = (before[nearer] > light[galaxy]).any()
+        added = kron[detection] - before[nearer].sum() > GAINED * light[galaxy]
+        found[galaxy] = not merged[galaxy] and (not len(nearer) or bool(added))
     away = np.full(len(true), np.inf)
     near_mag = np.full(len(true), np.nan)
     for galaxy, place in enumerate(true):
