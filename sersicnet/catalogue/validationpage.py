@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,15 +39,15 @@ _NAMES = {"mag": "mag", "r_eff_pix": "ln R_e", "sersic_n": "ln n", "ellipticity"
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#888888"
 
 
-def write(path: Path, found: Validation, exposures: Sequence[Exposure], mesh: Mesh, psf: Psf) -> None:
+def write(path: Path, found: Validation, added: Callable[[int], Exposure], mesh: Mesh, psf: Psf) -> None:
     """Write the page.
 
     Parameters
     ----------
     path : Path
     found : Validation
-    exposures : sequence of Exposure
-        The mosaic with the galaxies of each pass.
+    added : callable
+        Gives the mosaic with the galaxies of a pass, numbered from 1.
     mesh : Mesh
         Sky and noise of the mosaic.
     psf : Psf
@@ -59,14 +59,14 @@ def write(path: Path, found: Validation, exposures: Sequence[Exposure], mesh: Me
         If it cannot be written.
     """
     statistics, shares = found.statistics(), found.shares()
-    name = printable(str(found.rows.meta.get("IMAGE", exposures[0].name)))
+    name = printable(str(found.rows.meta.get("IMAGE", "")))
     sections = [
         page.section("", _head(found, name, statistics)),
         page.section("The selection function", _selection(found, shares)),
         page.section("Bias and scatter", _by(statistics, "mag", "measured mag", log=False)),
         page.section("Errors and claimed errors", _errors(found, statistics)),
         page.section("What blends do", _blends(found, statistics)),
-        page.section("Galaxies that went most wrong", _worst(found, exposures, mesh, psf)),
+        page.section("Galaxies that went most wrong", _worst(found, added, mesh, psf)),
         page.section("Statistics", _tables(statistics, shares)),
     ]
     page.write(path, f"sersicnet validate: {name}", sections)
@@ -285,7 +285,7 @@ def _blends(found: Validation, statistics: list[Statistic]) -> str:
 # --- what went wrong -------------------------------------------------------------------------------------------
 
 
-def _worst(found: Validation, exposures: Sequence[Exposure], mesh: Mesh, psf: Psf) -> str:
+def _worst(found: Validation, added: Callable[[int], Exposure], mesh: Mesh, psf: Psf) -> str:
     own = found.found
     if not len(own.truth):
         return "<p>There are none to show.</p>"
@@ -295,7 +295,7 @@ def _worst(found: Validation, exposures: Sequence[Exposure], mesh: Mesh, psf: Ps
     rows = np.flatnonzero(found.counted)[worst]
     cells = []
     for row, pull in zip(rows.tolist(), wrong[worst], strict=True):
-        exposure = exposures[int(found.rows["pass"][row]) - 1]
+        exposure = added(int(found.rows["pass"][row]))
         cells.append(_galaxy(found, row, pull, exposure, mesh, psf))
         exposure.close()
     return (

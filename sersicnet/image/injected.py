@@ -31,7 +31,7 @@ STRETCHES = (-1.48, -0.56, 0.0, 0.56, 1.48)
 """Errors of the width of the PSF, in units of its 1 sigma error; each galaxy has one of them, with equal probability.
 Their variance is 1."""
 
-KEPT, MOST_RENDERERS = 2**24, 24
+KEPT, MOST_RENDERERS = 2**22, 8
 """Pixels of stamps, and renderers, that a process keeps."""
 
 

@@ -131,21 +131,25 @@ def validate(
         passes = places(made.exposure, drawn["r_eff_pix"], injection.seed, _away_from(avoid))
         images = files.images(len(passes), overwrite)
         _log.info("%d galaxies in %d passes", injection.n, len(passes))
-        exposures = [scene.exposure(drawn, one, injection.seed) for one in passes]
         negative = run.negative(base)
+
+        def added(k: int) -> Exposure:
+            """The mosaic with the galaxies of pass k, from 1; a new one each time, for it keeps what it draws."""
+            return scene.exposure(drawn, passes[k - 1], injection.seed)
+
         measured = [
-            run.measured(f"pass {k}/{len(passes)}", scene, drawn, one, own)
-            for k, (one, own) in enumerate(zip(passes, exposures, strict=True), start=1)
+            run.measured(f"pass {k}/{len(passes)}", scene, drawn, one, added(k))
+            for k, one in enumerate(passes, start=1)
         ]
         rows = _rows(made.exposure, drawn, passes, measured)
         rows.meta.update(base.table.meta)
         rows.meta.update(tables.origin())
         found = Validation(rows, _mag_and_size(base.table), negative, scene.psf.fwhm, options)
-        for one, path in zip(exposures, images, strict=False):
-            _write_image(one, path, work.tile)
+        for k, path in enumerate(images, start=1):
+            _write_image(added(k), path, work.tile)
         if files.output is not None and files.page is not None:
             found.write(files.output)
-            validationpage.write(files.page, found, exposures, base.mesh_of_image(), scene.psf)
+            validationpage.write(files.page, found, added, base.mesh_of_image(), scene.psf)
         if files.run is not None:
             kept.remove()
     return found
