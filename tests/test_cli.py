@@ -25,7 +25,7 @@ from sersicnet.measuring import measure as measuring
 from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.training.labels import real_galaxies
 
-COMMANDS = ["measure", "fit", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]
+COMMANDS = ["measure", "fit", "validate", "simulate", "train", "finetune", "export", "adapt", "evaluate", "info"]
 COMMAND = typer.main.get_command(cli.app).commands
 OPTIONS = [(name, parameter) for name, command in COMMAND.items() for parameter in command.params]
 HEAVY = {

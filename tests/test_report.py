@@ -148,8 +148,8 @@ def test_a_large_image_is_averaged_without_its_bad_pixels(tmp_path, monkeypatch)
     assert np.isnan(view.signal[:2, :2]).all()
     assert np.isnan(view.signal).sum() == 4
     assert view.usable == 203 * 310 - 401
-    signal, bad = report._signal(holes, mesh, (slice(100, 110), slice(100, 110)))
-    other, _ = report._signal(holes, mesh, (slice(50, 60), slice(200, 210)))
+    signal, bad = report.signal_of(holes, mesh, (slice(100, 110), slice(100, 110)))
+    other, _ = report.signal_of(holes, mesh, (slice(50, 60), slice(200, 210)))
     assert view.signal[10, 10] / view.signal[5, 20] == pytest.approx(signal[~bad].mean() / other.mean(), rel=1e-3)
     assert 0.9 < np.nanstd(view.signal) < 1.1
     holes.close()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from astropy.table import QTable
 
 import sersicnet
+from sersicnet.catalogue import page
 from sersicnet.catalogue.columns import CLASSES, Draw, Measurement, column
 from sersicnet.catalogue.depth import depth, half_magnitudes, turnover
 from sersicnet.catalogue.figures import (
-    GAP,
     SIDE,
     ellipses,
     figure_link,
@@ -29,7 +27,6 @@ from sersicnet.catalogue.figures import (
 )
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
-from sersicnet.output import whole
 from sersicnet.schema import FLAG_MEANING, TARGETS
 
 if TYPE_CHECKING:
@@ -82,26 +79,24 @@ def write_report(
         If the page cannot be written.
     """
     try:
-        page = _page(Measurement(table, exposure, mesh, draw), comparison)
+        run = Measurement(table, exposure, mesh, draw)
+        sections = _sections(run, comparison)
     finally:
         exposure.close()
-    with whole(Path(path)) as partial:
-        partial.write_text(page, "utf-8", errors="backslashreplace")
+    page.write(Path(path), f"sersicnet: {run.name}", sections)
 
 
-def _page(run: Measurement, comparison: Comparison | None) -> str:
+def _sections(run: Measurement, comparison: Comparison | None) -> list[str]:
     view = _averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
-    template = resources.files("sersicnet.catalogue").joinpath("report.html").read_text("utf-8")
-    return Template(template).substitute(
-        title=escape(f"sersicnet: {run.name}"),
-        summary=_head(run, view.usable),
-        detections=_detections(run, view),
-        parameters=_parameters(run),
-        counts=_counts(run, view.usable),
-        galaxies=_gallery(run),
-        flags=_flag_table(run),
-        comparison="" if comparison is None else _compared(comparison),
-    )
+    return [
+        page.section("", _head(run, view.usable)),
+        page.section("Detections", _detections(run, view)),
+        page.section("Parameters", _parameters(run)),
+        page.section("Counts and depth", _counts(run, view.usable)),
+        page.section("Galaxies", _gallery(run)),
+        page.section("Flags", _flag_table(run)),
+        *([] if comparison is None else [page.section(f"Beside {comparison.other}", _compared(comparison))]),
+    ]
 
 
 # --- what was read ---
@@ -139,7 +134,7 @@ def _head(run: Measurement, usable: int) -> str:
     return (
         f"<h1>{escape(Path(run.name).name)}</h1>\n"
         f"<p><b>{n:,}</b> source{'' if n == 1 else 's'}, <b>{clean:,}</b>{share} without flags.</p>\n"
-        f"{_numbers(run)}\n<h2>What was read and used</h2>\n{_table([row for row in rows if row[1]], prose=True)}"
+        f"{_numbers(run)}\n<h2>What was read and used</h2>\n{page.table([row for row in rows if row[1]], prose=True)}"
     )
 
 
@@ -160,7 +155,7 @@ def _numbers(run: Measurement) -> str:
         low, middle, high = (_short(value) for value in _quantiles(column(run.table, name)[run.clean]))
         error = _short(_quantiles(column(run.table, f"{name}_err")[run.clean])[1])
         rows.append((f"{name} [{unit}]" if unit else name, middle, f"{low} to {high}", error))
-    return _table(rows, ("without flags", "median", "16 to 84 %", "median error"))
+    return page.table(rows, ("without flags", "median", "16 to 84 %", "median error"))
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
@@ -203,7 +198,7 @@ def _averaged(exposure: Exposure, mesh: Mesh, window: Window, block: int) -> _Vi
     step = block * max(1, STRIP // (block * (columns.stop - columns.start)))
     sums, counts = [], []
     for top in range(rows.start, rows.stop, step):
-        signal, bad = _signal(exposure, mesh, (slice(top, min(top + step, rows.stop)), columns))
+        signal, bad = signal_of(exposure, mesh, (slice(top, min(top + step, rows.stop)), columns))
         sums.append(_blocks(signal, block))
         counts.append(_blocks((~bad).astype(np.float32), block))
     total, count = np.concatenate(sums), np.concatenate(counts)
@@ -216,7 +211,7 @@ def _averaged(exposure: Exposure, mesh: Mesh, window: Window, block: int) -> _Vi
     return _View(window, mean, block, int(count.sum(dtype=float)))
 
 
-def _signal(exposure: Exposure, mesh: Mesh, window: Window) -> tuple[np.ndarray, np.ndarray]:
+def signal_of(exposure: Exposure, mesh: Mesh, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """A window without its sky in units of its noise, 0 where it has no data; and where it has none, bool."""
     pixels = exposure.read(window)
     sky = mesh.at(window, pixels)
@@ -302,7 +297,7 @@ def _parameters(run: Measurement) -> str:
     ]
     return (
         "<p>Grey: all sources. Blue: those without flags.</p>\n"
-        f'<div class="grid">{"".join(_picture(link, alt) for link, alt in figures)}</div>'
+        f'<div class="grid">{"".join(page.picture(link, alt) for link, alt in figures)}</div>'
     )
 
 
@@ -334,7 +329,7 @@ def _counts(run: Measurement, usable: int) -> str:
         lines.append("The counts do not turn over, or sources are too few to tell.")
     if drawn:
         lines.append("Bars are the square root of the number. Nothing is corrected for sources that were not found.")
-    return f'<p>{" ".join(lines)}</p>\n<div class="grid">{_picture(figure, "number counts")}</div>'
+    return f'<p>{" ".join(lines)}</p>\n<div class="grid">{page.picture(figure, "number counts")}</div>'
 
 
 # --- the gallery ---
@@ -376,26 +371,14 @@ def _galaxy(run: Measurement, row: int) -> str:
     half = int(np.clip(np.ceil(4 * r_eff), 24, 100)) if np.isfinite(r_eff) else 32
     side = 2 * half + 1
     corner = round(float(x)) - half, round(float(y)) - half
-    height, width = run.exposure.shape
-    window = (
-        slice(max(corner[1], 0), min(corner[1] + side, height)),
-        slice(max(corner[0], 0), min(corner[0] + side, width)),
-    )
-    inner = (
-        slice(window[0].start - corner[1], window[0].stop - corner[1]),
-        slice(window[1].start - corner[0], window[1].stop - corner[0]),
-    )
-    signal, bad = _signal(run.exposure, run.mesh, window)
+    window, inner = cut(corner, side, run.exposure.shape)
+    signal, bad = signal_of(run.exposure, run.mesh, window)
     signal[bad] = np.nan
-    planes = [grey(_placed(signal, inner, side))]
+    planes = [grey(placed(signal, inner, side))]
     if run.draw is not None:
         pixels = run.exposure.read(window)
         model = run.draw(window) / run.mesh.at(window, pixels).rms
-        planes += [grey(_placed(model, inner, side)), red_and_blue(_placed(signal - model, inner, side))]
-    gap = np.full((side, max(side // 40, 1)), GAP, np.uint8)
-    strip = planes[0]
-    for plane in planes[1:]:
-        strip = np.concatenate([strip, gap, plane], axis=1)
+        planes += [grey(placed(model, inner, side)), red_and_blue(placed(signal - model, inner, side))]
     name = column(run.table, "id")[row]
     ellipse = ""
     if 0 < r_eff < np.inf and 1 - e > 0:
@@ -408,14 +391,31 @@ def _galaxy(run: Measurement, row: int) -> str:
             f'transform="translate({at[0]:.2f} {at[1]:.2f}) rotate({turn:.1f})"/></svg>'
         )
     text = f"source {name:.0f}: {run.mag[row]:.2f} mag"
-    return (
-        f'<figure class="stamp"><svg viewBox="0 0 {strip.shape[1]} {side}" role="img" aria-label="{escape(text)}">'
-        f'<image width="{strip.shape[1]}" height="{side}" href="{png_link(strip)}"/>{ellipse}</svg>'
-        f"<figcaption>{_caption(run, row, side)}</figcaption></figure>"
+    return page.stamp(planes, text, _caption(run, row, side), ellipse)
+
+
+def cut(corner: tuple[int, int], side: int, shape: tuple[int, int]) -> tuple[Window, Window]:
+    """The part of a square that is in the image, in pixels of the image and of the square.
+
+    Parameters
+    ----------
+    corner : (int, int)
+        Column and row of the first pixel of the square.
+    side : int
+    shape : (int, int)
+        Height and width of the image.
+    """
+    (rows, row), (columns, column) = (
+        (slice(max(first, 0), min(first + side, n)), first) for first, n in zip(corner[::-1], shape, strict=True)
+    )
+    return (rows, columns), (
+        slice(rows.start - row, rows.stop - row),
+        slice(columns.start - column, columns.stop - column),
     )
 
 
-def _placed(values: np.ndarray, inner: Window, side: int) -> np.ndarray:
+def placed(values: np.ndarray, inner: Window, side: int) -> np.ndarray:
+    """The part of a square that is in the image, in the square, float32, (side, side); NaN elsewhere."""
     out = np.full((side, side), np.nan, np.float32)
     out[inner] = values
     return out
@@ -447,25 +447,13 @@ def _flag_table(run: Measurement) -> str:
         share = f"{count / n:.1%}" if n else ""
         rows.append((str(flag.value), flag.name or "", f"{count:,}", share, meaning))
     rows.append(("0", "", f"{int(run.clean.sum()):,}", f"{run.clean.mean():.1%}" if n else "", "none of them"))
-    return _table(rows, ("bit", "flag", "sources", "", "meaning"), prose=True)
+    return page.table(rows, ("bit", "flag", "sources", "", "meaning"), prose=True)
 
 
 def _compared(comparison: Comparison) -> str:
-    parts = [f"<section><h2>{escape(f'Beside {comparison.other}')}</h2>"]
-    parts += [f"<p>{escape(line)}</p>" for line in comparison.sentences()]
+    parts = [f"<p>{escape(line)}</p>" for line in comparison.sentences()]
     for title, head, rows in comparison.tables():
-        parts.append(f"<p>{escape(title)}</p>\n{_table(rows, head)}")
+        parts.append(f"<p>{escape(title)}</p>\n{page.table(rows, head)}")
     link = figure_link(comparison.figure(), dpi=110)
-    parts.append(f'<div class="wide">{_picture(link, "differences against magnitude")}</div>\n</section>\n')
+    parts.append(f'<div class="wide">{page.picture(link, "differences against magnitude")}</div>')
     return "\n".join(parts)
-
-
-def _picture(link: str, alt: str) -> str:
-    return f'<div><img alt="{escape(alt)}" src="{link}"></div>'
-
-
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] | None = None, *, prose: bool = False) -> str:
-    """A table; cells with `prose` break into lines."""
-    top = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" if head else ""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table class="{"prose" if prose else "numbers"}">{top}\n{body}</table></div>'

@@ -236,6 +236,9 @@ _CARD_COMMENTS = {
     "GAIN": "electrons per image unit, in the fits",
     "MODELERR": "scatter of galaxies about a profile, in fits",
     "PRIOR": "what the fits assume of galaxies",
+    "VALFILE": "validation whose factors the errors have",
+    "VALSHA": "SHA-256 of VALFILE",
+    "VALBIAS": "whether its biases were taken out, too",
 }
 
 

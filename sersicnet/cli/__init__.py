@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import sersicnet
-from sersicnet.cli import adapt, evaluate, export, finetune, fit, info, measure, shared, simulate, train
+from sersicnet.cli import adapt, evaluate, export, finetune, fit, info, measure, shared, simulate, train, validate
 
 app = typer.Typer(
     name="sersicnet",
@@ -28,6 +28,7 @@ app = typer.Typer(
 for _command in (
     measure.measure,
     fit.fit,
+    validate.validate,
     simulate.simulate,
     train.train,
     finetune.finetune,

@@ -12,6 +12,8 @@ import typer
 
 from sersicnet.cli.shared import (
     Device,
+    FitPrior,
+    Gain,
     Hdu,
     Json,
     Mask,
@@ -22,7 +24,11 @@ from sersicnet.cli.shared import (
     Oversampling,
     Overwrite,
     PixelScale,
+    PsfFile,
+    PsfFwhm,
     Quiet,
+    Refine,
+    Resample,
     Residual,
     Rms,
     Robust,
@@ -88,40 +94,25 @@ def measure(
     noise_includes: NoiseIncludes = None,
     noise_as_given: NoiseAsGiven = False,
     mask: Mask = None,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="First resample the image to the pixel scale of the weights.")
-    ] = False,
-    refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Fit a Sersic profile to each source, starting from the network's parameters."),
-    ] = False,
-    psf: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of the PSF: an image, PSFEx, a grid of PSFs or stamps of stars with positions. By default the "
-            "PSF is measured from the stars of the image; with weights of one telescope, --refine takes theirs.",
-            show_default=False,
-        ),
-    ] = None,
+    resample: Resample = False,
+    refine: Refine = False,
+    psf: PsfFile = None,
     psf_oversampling: Oversampling = None,
-    psf_fwhm: Annotated[
-        float | None,
-        typer.Option(
-            help="Full width of the PSF in pixels, if this is all that is known; by default the PSF is measured from "
-            "the stars of the image. For weights that are shown the PSF.",
-            show_default=False,
-        ),
-    ] = None,
-    gain: Annotated[
-        float | None,
-        typer.Option(
-            help="Electrons per image unit, for --refine and for weights that are shown the photon noise of galaxies.",
-            show_default=False,
-        ),
-    ] = None,
-    prior: Annotated[str, typer.Option(help="Prior of --refine: candels, none, or a table of galaxies.")] = "candels",
+    psf_fwhm: PsfFwhm = None,
+    gain: Gain = None,
+    prior: FitPrior = "candels",
     model_error: ModelError = 0.05,
     robust: Robust = False,
+    validated: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of `sersicnet validate` for the same image and options, whose factors the errors get.",
+            show_default=False,
+        ),
+    ] = None,
+    debias: Annotated[
+        bool, typer.Option("--debias", help="Take the biases that --validated found out of the values, too.")
+    ] = False,
     psf_out: Annotated[
         Path | None,
         typer.Option(help="FITS file to write with the PSF that was used, which --psf reads.", show_default=False),
@@ -180,7 +171,7 @@ def measure(
         "model": model, "residual": residual, "regions": regions, "report": report, "match": match, "psf_out": psf_out
     }  # fmt: skip
     if len(paths) > 1:
-        _check_several(output, positions=positions, **maps, **products)
+        _check_several(output, positions=positions, validated=validated, **maps, **products)
     output = output or Path(stem(paths[0]) + "_cat.fits")
     described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
     opened = opening(**maps, **described, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale)
@@ -192,6 +183,8 @@ def measure(
         "gain": gain,
         "refine": fitting if refine else None,
         "resample": resample,
+        "validated": validated,
+        "debias": debias,
         "work": Work(workers=cores(workers), scheduler=scheduler, device=device),
         "command": command_line(),
     }

@@ -94,6 +94,37 @@ Residual = Annotated[
     typer.Option(help="FITS image to write: the image minus its sky and the fitted galaxies.", show_default=False),
 ]
 
+Resample = Annotated[
+    bool, typer.Option("--resample", help="First resample the image to the pixel scale of the weights.")
+]
+Refine = Annotated[
+    bool,
+    typer.Option("--refine", help="Fit a Sersic profile to each source, starting from the network's parameters."),
+]
+PsfFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of the PSF: an image, PSFEx, a grid of PSFs or stamps of stars with positions. By default the "
+        "PSF is measured from the stars of the image; with weights of one telescope, --refine takes theirs.",
+        show_default=False,
+    ),
+]
+PsfFwhm = Annotated[
+    float | None,
+    typer.Option(
+        help="Full width of the PSF in pixels, if this is all that is known; by default the PSF is measured from "
+        "the stars of the image. For weights that are shown the PSF.",
+        show_default=False,
+    ),
+]
+Gain = Annotated[
+    float | None,
+    typer.Option(
+        help="Electrons per image unit, for --refine and for weights that are shown the photon noise of galaxies.",
+        show_default=False,
+    ),
+]
+FitPrior = Annotated[str, typer.Option(help="Prior of --refine: candels, none, or a table of galaxies.")]
 
 Workers = Annotated[
     int | None, typer.Option(help="Number of processes; all cores by default.", min=1, show_default=False)

@@ -426,7 +426,7 @@ def core_of(image: np.ndarray) -> Core:
     part = image[low[0] : int(peak[0]) + reach + 1, low[1] : int(peak[1]) + reach + 1]
     step = 1.0 if area > _COARSE else 0.25
     y, x = (np.arange(0, n - 1 + step / 2, step) for n in part.shape)
-    fine = part if step == 1 else _interpolated(part, *np.meshgrid(y, x, indexing="ij"))
+    fine = part if step == 1 else between(part, *np.meshgrid(y, x, indexing="ij"))
     centre = np.array([peak[0] - low[0], peak[1] - low[1]], float)
     first, far = centre, 1 + np.sqrt(area / np.pi)
     start = max(area / np.pi / (2 * np.log(2)), 0.3)  # sigma squared: the area is that above half of the maximum
@@ -594,15 +594,15 @@ def _about(image: np.ndarray, place: np.ndarray, half: int, width: float) -> np.
     if width >= UNDERSAMPLED:
         out[np.ix_(*inside)] = resampled(image, rows, columns)
     else:
-        out[np.ix_(*inside)] = _interpolated(image, *np.meshgrid(rows, columns, indexing="ij"))
+        out[np.ix_(*inside)] = between(image, *np.meshgrid(rows, columns, indexing="ij"))
     return out
 
 
-def _interpolated(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def between(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Values between pixels, of a spline through the pixels in a power of their value."""
     powers = np.sign(image) * np.abs(image) ** _POWER
-    between = ndimage.map_coordinates(powers, [rows, columns], order=_SPLINE, mode="mirror")
-    return np.sign(between) * np.abs(between) ** (1 / _POWER)
+    values = ndimage.map_coordinates(powers, [rows, columns], order=_SPLINE, mode="mirror")
+    return np.sign(values) * np.abs(values) ** (1 / _POWER)
 
 
 def _finite(values: ArrayLike) -> np.ndarray:
@@ -675,7 +675,7 @@ def radial_profile(image: np.ndarray, centre: tuple[float, float], radii: np.nda
     rows, columns = (
         c + radii[:, None] * turn for c, turn in zip(centre, (np.sin(angles), np.cos(angles)), strict=True)
     )
-    return _interpolated(image, rows, columns).mean(axis=1)
+    return between(image, rows, columns).mean(axis=1)
 
 
 def half_width(radii: np.ndarray, profile: np.ndarray) -> float:

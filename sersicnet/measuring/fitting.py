@@ -100,7 +100,7 @@ class Fitting:
         if psf is None:
             if network is None:
                 raise InputError("Fits need the effective PSF of the image: give `psf`.")
-            psf = _psf_of_weights(network)
+            psf = psf_of_weights(network)
         return ImageFitting(psf, self._gain(exposure, network), _prior(self.prior, exposure), self)
 
     def _gain(self, exposure: Exposure, network: Weights | None) -> float | None:
@@ -112,7 +112,7 @@ class Fitting:
         if self.gain is not None:
             return self.gain
         if network is not None:
-            return _gain_of_weights(network, exposure)
+            return gain_of_weights(network, exposure)
         is_open = exposure.noise is not None and exposure.noise_includes is None
         warn(
             "No `gain` was given: fits ignore the Poisson noise of galaxies; errors of bright ones are too small"
@@ -238,7 +238,7 @@ def _trained_on(network: Weights, missing: str) -> dict[str, Any]:
     return trained_on  # type: ignore[no-any-return]
 
 
-def _gain_of_weights(network: Weights, exposure: Exposure) -> float:
+def gain_of_weights(network: Weights, exposure: Exposure) -> float:
     """Gain, in electrons per unit of this image, with which it is as deep as the training images.
 
     A warning is issued unless the image's header states their instrument, or the image is the one that
@@ -280,7 +280,7 @@ def holds_photon_noise(exposure: Exposure, mesh: Mesh) -> bool:
     return bool(rises and np.corrcoef(lights, variances)[0, 1] > LEAST_CORRELATION)
 
 
-def _psf_of_weights(network: Weights) -> Psf:
+def psf_of_weights(network: Weights) -> Psf:
     """The effective PSF of the instrument that the training images simulate."""
     trained_on = _trained_on(network, "PSF")
     if network.card["data"]["config"].get("psfs"):

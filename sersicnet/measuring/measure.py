@@ -38,6 +38,8 @@ def plan(
     refine: Fitting | None = None,
     resample: bool = False,
     positions: str | Path | Table | None = None,
+    validated: str | Path | None = None,
+    debias: bool = False,
     outputs: Outputs | None = None,
     work: Work | None = None,
     command: str = "",
@@ -60,7 +62,7 @@ def plan(
         )
     return Plan.of(
         exposure, network=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, fitting=refine, resample=resample,
-        positions=positions, outputs=outputs,
+        positions=positions, validated=validated, debias=debias, outputs=outputs,
         work=work or Work(), command=command, report=report,
     )  # fmt: skip
 
@@ -75,6 +77,8 @@ def measure(
     refine: Fitting | None = None,
     resample: bool = False,
     positions: str | Path | Table | None = None,
+    validated: str | Path | None = None,
+    debias: bool = False,
     outputs: Outputs | None = None,
     work: Work | None = None,
     command: str = "",
@@ -109,6 +113,11 @@ def measure(
         Table with positions, see `sersicnet.catalogue.parameters`: these are measured instead of detected
         sources, one row each, in the order of the table. If the table has both pixel and sky positions,
         the sky positions are used, provided that the image has a WCS.
+    validated : str or Path, optional
+        File of `sersicnet.measuring.validate.validate` for the same mosaic and options: its factors are applied to
+        the errors.
+    debias : bool
+        Whether to take out the biases that the validation found, too.
     outputs : Outputs, optional
         Files to write; none by default.
     work : Work, optional
@@ -139,7 +148,7 @@ def measure(
     """
     made = plan(
         exposure, weights=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, refine=refine, resample=resample,
-        positions=positions, outputs=outputs,
+        positions=positions, validated=validated, debias=debias, outputs=outputs,
         work=work, command=command, report=report,
     )  # fmt: skip
     return made.run(report)

@@ -23,6 +23,7 @@ from sersicnet.image.psffile import write_psf
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
 from sersicnet.measuring.fitting import Fitters
+from sersicnet.measuring.seeing import Seeing
 
 _IMAGES = (".fits", ".fit", ".fits.gz")
 _ENDINGS = {"model": _IMAGES, "residual": _IMAGES, "regions": (".reg",), "report": (".html",), "psf_out": _IMAGES}
@@ -124,6 +125,8 @@ class Result:
         The PSF that was used, in pixels of the exposure.
     tile : int
         Side of the tiles that images are written in, pixels.
+    seen : Seeing or None
+        The PSF that the network was shown.
     """
 
     table: QTable
@@ -134,6 +137,7 @@ class Result:
     fitters: Fitters | None
     psf: Psf | None
     tile: int
+    seen: Seeing | None = None
 
     @property
     def draw(self) -> Draw | None:

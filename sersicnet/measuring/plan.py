@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from astropy.table import QTable, Table
 import sersicnet
 from sersicnet import session, weights, workers
 from sersicnet.catalogue.parameters import Galaxies
+from sersicnet.catalogue.validation import Factors, distances
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
 from sersicnet.image import psffile, stars
@@ -147,6 +148,14 @@ class Plan:
     work : Work
     command : str
         The command line, for the catalogue's header.
+    factors : Factors or None
+        Of a validation, for the errors.
+    debias : bool
+        Whether to take out the biases that the validation found, too.
+    seen : Seeing or None
+        The PSF, if it is known from a measurement of the same image.
+    mesh : Mesh or None
+        Sky and noise, if they are known from a measurement of the same image.
     """
 
     exposure: Exposure
@@ -163,6 +172,10 @@ class Plan:
     overwrite: bool
     work: Work
     command: str
+    factors: Factors | None = None
+    debias: bool = False
+    seen: Seeing | None = None
+    mesh: Mesh | None = None
 
     @classmethod
     def of(
@@ -179,6 +192,8 @@ class Plan:
         outputs: Outputs,
         work: Work,
         command: str,
+        validated: str | Path | None = None,
+        debias: bool = False,
         report: Report = silent,
     ) -> Plan:
         """Check all inputs before the pixels are read; for the parameters see `sersicnet.measuring.measure.measure`."""
@@ -203,6 +218,9 @@ class Plan:
             raise InputError("`gain` belongs to fits: give `refine` with it.")
         if files.psf_out is not None and not shown and fitting is None:
             raise InputError("`psf_out` is written by a network that is shown the PSF, or by fits.")
+        if debias and validated is None:
+            raise InputError("`debias` takes out the biases that a validation found: give `validated` with it.")
+        factors = None if validated is None else Factors.read(validated)
         later = shown and psf is None  # the fits get the PSF that the image shows
         galaxies, places = _places(positions, exposure)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
@@ -216,7 +234,7 @@ class Plan:
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
         if places is not None:
             places = source.to_grid(places)
-        return cls(
+        plan = cls(
             exposure=exposure,
             source=source,
             network=network,
@@ -231,7 +249,12 @@ class Plan:
             overwrite=outputs.overwrite,
             work=work,
             command=command,
+            factors=factors,
+            debias=debias,
         )
+        if factors is not None:
+            factors.check(plan.options())
+        return plan
 
     # --- conversions between the image and the source ---
 
@@ -282,6 +305,33 @@ class Plan:
             memory=memory / 1e9,
         )
 
+    def options(self) -> dict[str, Any]:
+        """All that the values of a catalogue depend on, with a digest of the mosaic; can be written as JSON."""
+        refine = self.refine
+        out: dict[str, Any] = {
+            "mosaic": [_digest(image) for image in self.exposure.images],
+            **self._described(),
+            "positions": self.places is not None,
+            "refine": None if refine is None else {**asdict(refine), "prior": str(refine.prior)},
+        }
+        self.exposure.close()
+        return out
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "weights": None if self.network is None else self.network.sha256,
+            "psf given": None if self.psf is None else self.psf.sha256,
+            "psf width": self.psf_fwhm,
+            "gain": self.gain,
+            "factor": self.source.factor,
+            "noise kind": self.exposure.noise_kind,
+            "noise as given": self.exposure.noise_as_given,
+            "noise includes": self.exposure.noise_includes,
+            "zero point": self.exposure.zero_point.value,
+            "pixel scale": self.exposure.pixel_scale.value,
+            "version": sersicnet.__version__,
+        }
+
     def run(self, report: Report = silent) -> QTable:
         """Measure the image, and write the requested files.
 
@@ -295,6 +345,10 @@ class Plan:
         QTable
             The catalogue, see `sersicnet.measuring.measure.measure`.
         """
+        return self.result(report).table
+
+    def result(self, report: Report = silent) -> Result:
+        """Do what `run` does; returns the catalogue with all that was measured for it."""
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
             saturation = self._saturation(mesh)
@@ -337,6 +391,9 @@ class Plan:
                 if seen is not None:
                     meta.update(seen.meta())
                     values.flags[:] |= Flag.PSF_ASSUMED * seen.assumed
+            if self.factors is not None:
+                self._correct(values, self.factors)
+                meta.update(VALFILE=self.factors.name, VALSHA=self.factors.sha256, VALBIAS=self.debias)
             fitted = fitting is not None
             table = columns.catalogue(
                 self.exposure,
@@ -351,13 +408,23 @@ class Plan:
             if fitting is not None:
                 table.meta.update(fitting.meta)
             used = seen.psf if seen is not None else None if fitting is None else fitting.psf
-            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile))
-        return table
+            found = Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen)
+            self.files.write(found)
+        return found
+
+    def _correct(self, values: tiles.Values, factors: Factors) -> None:
+        """Apply the factors of a validation to errors and values, in place."""
+        unit = np.array([1.0, 1 / self.source.factor, 1.0, 1.0])
+        away = distances(values.x, values.y) / self.source.factor
+        predicted, errors = factors.applied(values.targets * unit, values.errors * unit, away, debias=self.debias)
+        values.targets[:], values.errors[:] = predicted / unit, errors / unit
 
     def _seeing(self, mesh: Mesh, saturation: float, apply: workers.Apply, report: Report) -> Seeing | None:
         """The PSF that the network is shown; None if it is shown none."""
         if self.network is None or "psf" not in self.network.inputs:
             return None
+        if self.seen is not None:
+            return self.seen
         report("measuring the PSF", 0, 0)
         seen = seeing(self.exposure, mesh, self.psf, self.psf_fwhm, saturation, workers.in_order(apply))
         _log.info("PSF: FWHM %.3f pixels, from %s", seen.psf.fwhm, seen.psf.source)
@@ -392,21 +459,11 @@ class Plan:
         images = {image.name: image.identity() for image in self.exposure.images} if path is not None else {}
         fits = {} if self.fitting is None else self.fitting.config
         config = {
-            "weights": None if self.network is None else self.network.sha256,
+            **self._described(),
             "device": None if self.network is None else self.network.device,
-            "psf given": None if self.psf is None else self.psf.sha256,
-            "psf width": self.psf_fwhm,
-            "gain": self.gain,
-            "factor": self.source.factor,
             "images": images,
-            "noise kind": self.exposure.noise_kind,
-            "noise as given": self.exposure.noise_as_given,
-            "noise includes": self.exposure.noise_includes,
-            "zero point": self.exposure.zero_point.value,
-            "pixel scale": self.exposure.pixel_scale.value,
             "positions": None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest(),
             "tile": self.work.tile,
-            "version": sersicnet.__version__,
             **fits,
         }
         with Run(path, config, self.overwrite) as kept:
@@ -435,7 +492,7 @@ class Plan:
 
     def _mesh(self, kept: Run, apply: workers.Apply, report: Report) -> Mesh:
         """Sky and noise of the source, or those that an unfinished run kept."""
-        found = kept.arrays("mesh")
+        found = kept.arrays("mesh") if self.mesh is None else self.mesh.arrays()
         if found is None:
             report("measuring the sky", 0, 0)
             mesh = estimate_sky(self.source, tiles.DETECTOR.threshold, workers.in_order(apply))
@@ -521,6 +578,18 @@ class Plan:
         else:
             order = np.argsort(joined["place"])
         return tiles.Values(**{name: values[order] for name, values in joined.items()}), profiles
+
+
+_DIGEST_ROWS = 64
+"""Rows of an image that tell it from another one."""
+
+
+def _digest(image: Image) -> str:
+    """SHA-256 of the shape and of some rows of an image, which a copy of the file has, too."""
+    seen = hashlib.sha256(repr(image.shape).encode())
+    for row in np.unique(np.linspace(0, image.shape[0] - 1, _DIGEST_ROWS).astype(int)).tolist():
+        seen.update(np.ascontiguousarray(image.read((slice(row, row + 1), slice(0, image.shape[1])))).tobytes())
+    return seen.hexdigest()
 
 
 def _tile_name(core: Window) -> str:

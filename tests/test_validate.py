@@ -1,0 +1,401 @@
+"""Galaxies that are added to a mosaic, what is found of them, and the factors on errors that follow."""
+
+import json
+import pickle
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+from sersicnet import cli, weights
+from sersicnet.catalogue import validation
+from sersicnet.catalogue.validation import Curves, Factors, Found, distances
+from sersicnet.engine.render import Renderer
+from sersicnet.errors import InputError
+from sersicnet.image.exposure import Exposure
+from sersicnet.image.injected import Galaxies, Injected, Negative, WithPhotonNoise, stretched
+from sersicnet.image.mosaic import HeldImage
+from sersicnet.image.psf import Psf
+from sersicnet.measuring import validate as validating
+from sersicnet.measuring.injecting import Injection, places
+from sersicnet.measuring.measure import measure
+from sersicnet.measuring.outputs import Outputs
+from sersicnet.measuring.plan import Work
+from sersicnet.measuring.validate import validate
+from sersicnet.simulating.telescopes import F160W, effective_psf
+
+PSF = Psf.of(effective_psf(F160W, 61), "f160w")
+QUIET = pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+
+
+def galaxies(n=5, side=300, gain=3200.0, psf=PSF):
+    rng = np.random.default_rng(1)
+    rows = np.column_stack([
+        rng.uniform(20, side - 20, n), rng.uniform(20, side - 20, n), rng.uniform(5, 50, n), rng.uniform(2, 6, n),
+        rng.uniform(0.5, 4, n), rng.uniform(0.3, 1, n), rng.uniform(-90, 90, n),
+    ])  # fmt: skip
+    return Galaxies(parameters=rows, numbers=np.arange(n) + 7, seed=3, psf=psf, gain=gain, tap=0.3, rms=0.0035)
+
+
+# --- adding galaxies -----------------------------------------------------------------------------------------
+
+
+def test_the_pixels_of_added_galaxies_do_not_depend_on_the_window():
+    image = Injected(HeldImage(np.random.default_rng(0).normal(0, 0.0035, (300, 300))), galaxies())
+    image = pickle.loads(pickle.dumps(image))  # as another process gets it
+    whole = image.read(image.whole)
+    for rows, columns in (
+        (slice(0, 120), slice(40, 300)),
+        (slice(120, 300), slice(0, 300)),
+        (slice(77, 78), slice(3, 9)),
+    ):
+        other = Injected(HeldImage(image.image.data), galaxies())
+        np.testing.assert_array_equal(other.read((rows, columns)), whole[rows, columns])
+
+
+def test_an_added_galaxy_is_the_engines_galaxy_with_its_photon_noise():
+    one = replace(galaxies(1, gain=np.inf))
+    added = Injected(HeldImage(np.full((300, 300), 1.0)), one).read((slice(0, 300), slice(0, 300))) - 1
+    drawn = Renderer(PSF.image, 300)(one.parameters)[0]
+    assert np.abs(added - drawn).max() < 1e-4 * drawn.max() + 0.02 * one.rms
+    noise = [replace(one, gain=100.0, seed=seed).stamp(0)[1].sum() for seed in range(200)]
+    expected = np.sqrt(one.stamp(0)[0].sum() / 100.0)
+    assert np.std(noise) == pytest.approx(expected, rel=0.15)
+
+
+def test_pixels_without_data_stay_without():
+    data = np.random.default_rng(0).normal(0, 1, (300, 300)).astype(np.float32)
+    data[:, :150], data[200, 200] = 0, np.nan
+    image = Injected(HeldImage(data), galaxies(20))
+    found = image.read(image.whole)
+    assert (found[:, :150] == 0).all()
+    assert np.isnan(found[200, 200])
+    assert (found[:, 150:] != data[:, 150:]).any()
+
+
+def test_a_psf_of_uncertain_width_is_as_uncertain_in_the_galaxies():
+    wide = galaxies(2000, psf=replace(PSF, error=0.05))
+    factors = np.array([wide.stretch(k) for k in range(len(wide))])
+    assert factors.mean() == pytest.approx(1, abs=0.005)
+    assert factors.std() == pytest.approx(0.05, rel=0.05)
+    assert stretched(PSF, 1.05).fwhm == pytest.approx(1.05 * PSF.fwhm, rel=0.005)
+
+
+@pytest.mark.parametrize("kind", ["rms", "var", "wht"])
+def test_a_noise_map_with_photon_noise_gets_that_of_the_galaxies(kind):
+    one = galaxies(3)
+    of_variance = {"rms": np.sqrt, "var": lambda v: v, "wht": lambda v: 1 / v}[kind]
+    noise = WithPhotonNoise(HeldImage(of_variance(np.full((300, 300), 4.0))), kind, 1.0, one)
+    light = np.zeros((300, 300))
+    for there, model, _ in one.drawn_in(noise.whole):
+        light[there] += np.maximum(model, 0)
+    share = (1 + 2 * 0.3**2) ** 2 / 1.6**4
+    expected = of_variance(4.0 + light * share / one.gain)
+    np.testing.assert_allclose(noise.read(noise.whole), expected, rtol=1e-5)
+
+
+def test_the_negative_has_the_same_coordinates():
+    image = HeldImage(np.arange(400.0).reshape(20, 20), name="it")
+    assert Negative(image).identity() != image.identity()
+    np.testing.assert_array_equal(Negative(image).read(image.whole), -image.data)
+
+
+# --- where and which -----------------------------------------------------------------------------------------
+
+
+def test_galaxies_of_a_pass_keep_their_distance_and_all_have_a_place():
+    data = np.random.default_rng(0).normal(0, 1, (400, 500))
+    data[:200] = np.nan
+    found = places(Exposure.of_arrays(data, zero_point=25.0), np.full(20, 3.0), seed=1, is_free=lambda x, y: x > 100)
+    assert sorted(np.concatenate([one.numbers for one in found]).tolist()) == list(range(20))
+    for one in found:
+        assert (one.y > 199).all()
+        assert (one.x > 100).all()
+        assert distances(one.x, one.y).min() >= 88
+    with pytest.raises(InputError, match="has no place for a galaxy"):
+        places(Exposure.of_arrays(data, zero_point=25.0), np.ones(1), 1, lambda x, y: False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "at least one galaxy"),
+        ({"mag": (25.0, 20.0)}, "from bright to faint"),
+        ({"avoid": np.nan}, "A magnitude is a number"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Injection(**options)
+
+
+@pytest.mark.parametrize("evenly", [False, True])
+def test_galaxies_are_drawn_from_a_table_or_evenly_over_its_range(tmp_path, evenly):
+    table = Table({"mag": np.linspace(18, 26, 50), "r_eff_pix": np.geomspace(20, 2, 50), "n": np.geomspace(0.2, 7, 50),
+                   "q": np.linspace(0.2, 1, 50)})  # fmt: skip
+    table.write(tmp_path / "t.ecsv")
+    injection = Injection(n=400, galaxies=tmp_path / "t.ecsv", evenly=evenly, mag=(20, 25))
+    found = injection.drawn(injection.known(np.nan), QTable())
+    assert 20 <= found["mag"].min() < 20.3
+    assert 24.7 < found["mag"].max() <= 25
+    assert np.corrcoef(found["mag"], np.log(found["r_eff_pix"]))[0, 1] == pytest.approx(0 if evenly else -1, abs=0.15)
+    assert found["sersic_n"].min() >= 0.3
+    with pytest.raises(InputError, match="none of the 50"):
+        Injection(galaxies=tmp_path / "t.ecsv", mag=(10, 12)).known(np.nan)
+
+
+def test_galaxies_of_candels_need_a_pixel_scale_and_a_range():
+    with pytest.raises(InputError, match="has no pixel scale"):
+        Injection().known(np.nan)
+    few = QTable({name: np.ones(3) for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity")})
+    with pytest.raises(InputError, match="at least 20 are needed; 3 were found"):
+        Injection().drawn(Injection().known(0.06), few)
+    drawn = Injection(n=50, mag=(20, 22)).drawn(Injection().known(0.06), few)
+    assert drawn["mag"].min() >= 20
+    assert drawn["mag"].max() <= 22
+
+
+# --- statistics and factors ----------------------------------------------------------------------------------
+
+
+def found_galaxies(n=4000, seed=0):
+    """Galaxies whose errors are half of what they should be where it is crowded, and biased where they are faint."""
+    rng = np.random.default_rng(seed)
+    mag, away = rng.uniform(20, 26, n), np.exp(rng.uniform(0, 4, n))
+    truth = np.column_stack([mag, np.exp(rng.normal(1.5, 0.4, n)), np.exp(rng.normal(0.7, 0.4, n)),
+                             rng.uniform(0.1, 0.8, n)])  # fmt: skip
+    sigma = 0.02 * 10 ** (0.15 * (mag - 22))
+    real = sigma * np.where(away < 8, 2.0, 1.0)
+    off = rng.standard_normal((n, 4)) * real[:, None] + 0.1 * (mag[:, None] - 20) / 6
+    logs = np.array([False, True, True, False])
+    predicted = np.where(logs, truth * np.exp(off), truth + off)
+    errors = np.where(logs, sigma[:, None] * predicted, sigma[:, None])
+    return Found(truth, predicted, errors, validation.quantities_of(predicted[:, 0], predicted[:, 1], 3 * away, 3.0))
+
+
+def edges_of(found, bins=4):
+    return tuple(np.quantile(where, np.linspace(0, 1, bins + 1)) for where in found.quantities.T)
+
+
+def test_factors_hold_for_other_galaxies_in_every_bin_with_and_without_the_bias():
+    found, other = found_galaxies(), found_galaxies(seed=1)
+    factors = Factors.fitted(found, edges_of(found), 3.0, {})
+    away = 3 * np.exp(other.quantities[:, 2])
+    for debias in (False, True):
+        values, errors = factors.applied(other.predicted, other.errors, away, debias=debias)
+        inside = np.abs(values - other.truth) <= errors
+        for where, edges in zip(other.quantities.T, edges_of(other), strict=True):
+            bins = np.searchsorted(edges[1:-1], where)
+            for k in range(4):
+                assert inside[bins == k].mean(axis=0) == pytest.approx(0.6827, abs=0.07)
+    assert np.abs(np.median(values - other.truth, axis=0)).max() < 0.02
+    assert np.median(other.predicted[:, 0] - other.truth[:, 0]) > 0.03
+
+
+def test_curves_are_constant_beyond_their_nodes_and_nan_without_a_value():
+    curves = Curves((np.array([1.0, 2.0]),) * 3, (np.arange(8.0).reshape(2, 4),) * 3)
+    at = curves.at(np.array([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0], [np.nan, 1.0, 1.0]]))
+    np.testing.assert_allclose(at[:2], [3 * np.arange(4.0), 3 * np.arange(4.0, 8.0)])
+    assert np.isnan(at[2]).all()
+
+
+def test_the_next_source_of_a_single_one_is_infinitely_far():
+    assert np.isinf(distances(np.array([1.0]), np.array([2.0])))[0]
+    np.testing.assert_allclose(distances(np.array([0.0, 3.0, np.nan]), np.array([0.0, 4.0, 1.0])), [5, 5, np.inf])
+
+
+# --- the whole of it -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """A small mosaic."""
+    from sersicnet.simulating.field import Field, simulate_field
+
+    path = tmp_path_factory.mktemp("validate") / "small.fits"
+    return simulate_field(path, Field(400, n=25, seed=4, mag=(19.0, 23.0)))[0]
+
+
+@pytest.fixture(scope="module")
+def done(image, tmp_path_factory):
+    """A validation with 27 galaxies, which are enough for factors here, its file and its page."""
+    path = tmp_path_factory.mktemp("done") / "val.fits"
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(validation, "LEAST", 10)
+        found = run(image, path, n=27)
+    return found, path
+
+
+def run(image, path=None, *, n=12, mag=(20.0, 24.0), **options):
+    return validate(image, path, psf=PSF, gain=3200.0, injection=Injection(n=n, mag=mag, seed=2), **options)
+
+
+def measured(image, **options):
+    """Measure with the options of `run`; the gain is one where the network is shown the photon noise."""
+    gain = 3200.0 if "psf" in weights.load(weights.DEFAULT).inputs else None
+    return measure(image, psf=PSF, gain=gain, **options)
+
+
+@QUIET
+def test_truth_stands_beside_measurement_and_the_bright_are_found(done):
+    found, path = done
+    rows = found.rows
+    assert len(rows) == 27
+    assert path.with_suffix(".html").exists()
+    assert not path.with_name("val.fits.run").exists()
+    bright = rows["true_mag"].value < 22
+    assert np.mean(rows["found"][bright]) > 0.8
+    hit = rows[rows["found"]]
+    off = np.hypot(hit["x"].value - hit["true_x"].value, hit["y"].value - hit["true_y"].value)
+    assert (off <= np.maximum(hit["true_r_eff_pix"].value / 2, PSF.fwhm)).all()
+    assert np.isnan(rows["mag"].value[~rows["found"]]).all()
+    assert np.median(np.abs(hit["mag_auto"].value - hit["true_mag"].value)) < 0.3
+    assert rows["true_r_eff"].unit == "arcsec"
+    with fits.open(path) as hdus:
+        assert [hdu.name for hdu in hdus[1:]] == ["GALAXIES", "STATISTICS", "SHARES", "FACTORS"]
+    again = Table.read(path, hdu="GALAXIES")
+    np.testing.assert_array_equal(again["true_mag"], rows["true_mag"].value)
+
+
+@QUIET
+def test_tiles_do_not_change_a_validation(image):
+    one, other = (run(image, n=5, work=Work(tile=tile)) for tile in (2048, 200))
+    for name in one.rows.colnames:
+        np.testing.assert_array_equal(one.rows[name], other.rows[name], err_msg=name)
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Leave out the page, which takes longer than the measurement."""
+    monkeypatch.setattr(validating.validationpage, "write", lambda path, *rest: path.touch())
+
+
+@QUIET
+def test_an_interrupted_validation_continues(image, tmp_path, monkeypatch, no_page):
+    measured = validating._matched
+    calls = []
+
+    def stop(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measured(*given)
+
+    monkeypatch.setattr(validating, "_matched", stop)
+    path = tmp_path / "v.fits"
+    with pytest.raises(KeyboardInterrupt):
+        run(image, path)
+    assert list(tmp_path.iterdir()) == [path.with_name("v.fits.run")]
+    run(image, path)
+    assert len(calls) == 3  # the first pass was kept
+    with pytest.raises(InputError, match="exists already"):
+        run(image, path)
+
+
+@QUIET
+def test_validated_errors_hold_and_are_recorded(image, done):
+    found, path = done
+    plain = measured(image)
+    corrected = measured(image, validated=path)
+    np.testing.assert_array_equal(plain["mag"], corrected["mag"])
+    assert corrected.meta["VALFILE"] == "val.fits"
+    assert corrected.meta["VALBIAS"] is False
+    factors = found.factors
+    away = distances(plain["x"].value, plain["y"].value)
+    where = validation.quantities_of(plain["mag"].value, plain["r_eff_pix"].value, away, PSF.fwhm)
+    ratio = corrected["mag_err"].value / plain["mag_err"].value
+    np.testing.assert_allclose(ratio, np.exp(factors.errors.at(where))[:, 0], rtol=1e-4)
+    freed = measured(image, validated=path, debias=True)
+    np.testing.assert_allclose(freed["mag"].value, plain["mag"].value - factors.bias.at(where)[:, 0], atol=1e-3)
+    assert freed.meta["VALBIAS"]
+
+
+@QUIET
+def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image, done, tmp_path, blank):
+    _, path = done
+    output = Outputs(catalogue=tmp_path / "cat.fits")
+    with pytest.raises(InputError, match="is of another mosaic"):
+        measured(Exposure.open(blank(), pixel_scale=0.06), validated=path, outputs=output)
+    with pytest.raises(InputError, match=r"other options: zero point was 25.9463, and is 26 now. Validate this one."):
+        measured(Exposure.open(image, zero_point=26.0), validated=path, outputs=output)
+    with pytest.raises(InputError, match="is not a file that `sersicnet validate` writes"):
+        measured(image, validated=image, outputs=output)
+    with pytest.raises(InputError, match="there is none at"):
+        measured(image, validated=tmp_path / "none.fits", outputs=output)
+    with pytest.raises(InputError, match="give `validated` with it"):
+        measured(image, debias=True, outputs=output)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "blank.fits"] == []
+
+
+def command(capsys, *arguments):
+    """Exit code, stdout and stderr of `sersicnet validate`."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(["validate", *map(str, arguments)])
+    out = capsys.readouterr()
+    return left.value.code or 0, out.out, out.err
+
+
+def test_the_command_writes_the_mosaic_with_galaxies_if_asked_and_few_galaxies_give_no_factors(
+    image, tmp_path, no_page, capsys
+):
+    fits.writeto(tmp_path / "psf.fits", PSF.image)
+    output, added = tmp_path / "v.fits", tmp_path / "with.fits"
+    code, out, err = command(
+        capsys, image, "-o", output, "--psf", tmp_path / "psf.fits", "--gain", 3200, "--n", 2,
+        "--mag", 20, 22, "--injected", added, "--workers", 1, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["galaxies"] == 2
+    assert f"wrote {output} and {output.with_suffix('.html')}" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["psf.fits", "v.fits", "v.html", "with.fits"]
+    difference = fits.getdata(added) - fits.getdata(image)
+    rows = Table.read(output, hdu="GALAXIES")
+    flux = 10 ** (-0.4 * (rows["true_mag"] - F160W.zero_point))
+    assert difference.sum() == pytest.approx(np.sum(flux), rel=0.05)
+    with pytest.raises(InputError, match="has no factors on errors"):
+        Factors.read(output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "v.txt"), "A validation is a file that ends in .fits; received v.txt"),
+        (("-o", "v.fits", "--injected", "v.fits"), "Each output needs a name of its own"),
+        (("--mag", 25, 20), "A range of magnitudes is from bright to faint; received --mag (25.0, 20.0)"),
+        (("--galaxies", "none.csv"), "there is none at none.csv"),
+        (("--weights", "nothing"), "nothing"),
+        (("--gain", 0), "A gain is a positive number"),
+    ],
+)
+def test_a_bad_input_is_one_line_and_nothing_is_written(image, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(capsys, image, *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_needs_no_network(done):
+    text = done[1].with_suffix(".html").read_text("utf-8")
+    assert text.count("<img") >= 6
+    for forbidden in ("http://", "https://", "<script", 'src="/', "@import"):
+        assert forbidden not in text
+    assert "most wrong" in text
+
+
+def test_a_galaxy_in_a_brighter_source_is_lost(done):
+    """And a fainter source is a galaxy only if the galaxy's light is added to it."""
+    at = np.array([100.0, 50.0, 300.0, 400.0])
+    table = QTable({"x": at, "y": at, "flags": np.zeros(4, int), "mag_auto": [19.0, 22.0, 24.0, 21.9]})
+    old = np.array([100.0, 300.0, 400.0])
+    scene = validating._Scene(None, None, PSF, 1.0, 0.0, 1.0, old, old, np.array([19.0, 24.0, 24.0]))
+    drawn = {"mag": np.array([22.0, 22.0, 23.0, 22.0, 22.0]), "r_eff_pix": np.full(5, 3.0)}
+    x = np.array([101.0, 51.0, 200.0, 301.0, 401.0])
+    found = validating._matched(scene, drawn, validating.Places(np.arange(5), x, np.floor(x / 50) * 50), table)
+    assert found["found"].tolist() == [False, True, False, False, True]
+    assert found["merged"].tolist() == [True, False, False, False, False]
+    assert found["distance"][1] == pytest.approx(np.hypot(50, 50))
