@@ -23,6 +23,9 @@ from sersicnet.schema import (
 )
 from sersicnet.weights import Weights
 
+ZERO_POINT_OF_UJY = 23.9
+"""AB magnitude of a microjansky."""
+
 Grid = Exposure | Resampled
 """The image that is measured: the exposure, or the exposure resampled."""
 
@@ -69,6 +72,7 @@ def catalogue(
     errors: bool,
     fitted: bool,
     angles: bool,
+    fluxes: bool,
     parents: bool,
 ) -> QTable:
     """The catalogue of an image, with units and descriptions.
@@ -86,6 +90,8 @@ def catalogue(
         Whether profiles were fitted.
     angles : bool
         Whether the angle has an error.
+    fluxes : bool
+        Whether fluxes are listed beside magnitudes.
     parents : bool
         Whether the rows are all detections, so that each parent has a row.
     """
@@ -107,6 +113,10 @@ def catalogue(
             pixels = columns.get(name.replace("r_eff", "r_eff_pix").replace("r_circ", "r_circ_pix"))
             if pixels is not None:
                 columns[name] = pixels * exposure.pixel_scale.value
+    if fluxes:
+        ujy = 10 ** (-0.4 * (exposure.zero_point.value - ZERO_POINT_OF_UJY))
+        columns.update(flux=values.flux, flux_err=values.flux_err)
+        columns.update(flux_ujy=values.flux * ujy, flux_ujy_err=values.flux_err * ujy)
     if angles:
         columns["theta_err"] = values.theta_err
     columns.update(theta=values.theta, snr=values.snr, flags=values.flags)

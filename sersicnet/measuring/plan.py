@@ -6,7 +6,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,6 +204,9 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
+        starts = {} if galaxies is None or network is not None else _starts(galaxies, exposure, places)
+        if fitting is not None and fitting.fix:
+            _check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
         if places is not None:
             places = source.to_grid(places)
         return cls(
@@ -216,7 +219,7 @@ class Plan:
             refine=fitting,
             fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
             places=places,
-            starts={} if galaxies is None or network is not None else _starts(galaxies, exposure.pixel_scale),
+            starts=starts,
             files=files,
             overwrite=outputs.overwrite,
             work=work,
@@ -302,6 +305,8 @@ class Plan:
                 fitters=fitters,
                 psf=None if seen is None else seen.psf,
                 gain=self.gain,
+                fix=() if self.refine is None else tuple(self.refine.fix),
+                forced=self.refine is not None and self.refine.forced,
                 psf_width=0.0 if fitting is None else fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
                 saturation=saturation,
@@ -334,6 +339,7 @@ class Plan:
                 errors=fitted or bool(self.network is not None and self.network.card["errors"]),
                 fitted=fitted,
                 angles=fitted or bool(self.network is not None and self.network.card.get("orientation")),
+                fluxes=bool(self.refine is not None and self.refine.fix),
                 parents=self.places is None,
             )
             table.meta.update(meta)
@@ -551,12 +557,35 @@ def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[G
     raise InputError(f"A table of positions has columns x and y, or ra and dec; received {galaxies.columns}.")
 
 
-def _starts(galaxies: Galaxies, scale: Reading) -> dict[str, np.ndarray]:
+def _starts(galaxies: Galaxies, exposure: Exposure, places: np.ndarray | None) -> dict[str, np.ndarray]:
     """Targets and theta of galaxies, from the columns that their table has.
 
+    With positions on the sky, radii in arcsec and position angles come first: the table may be of another image.
     A radius in an unknown unit is not used.
     """
     found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
-    if galaxies.radii().keys() & {"pix", "arcsec"}:
-        found["r_eff_pix"] = galaxies.radius_in_pixels(scale.value, "give `pixel_scale`, or r_eff_pix.")
+    scale, radii = exposure.pixel_scale.value, galaxies.radii()
+    on_sky = exposure.wcs is not None and galaxies.sky() is not None
+    if on_sky and "arcsec" in radii and np.isfinite(scale):
+        found["r_eff_pix"] = radii["arcsec"] / scale
+    elif radii.keys() & {"pix", "arcsec"}:
+        found["r_eff_pix"] = galaxies.radius_in_pixels(scale, "give `pixel_scale`, or r_eff_pix.")
+    if on_sky and places is not None and galaxies.has("pa"):
+        found["theta"] = exposure.image.direction(places[:, 0], places[:, 1], galaxies.column("pa", "deg"))
     return {name: values for name, values in found.items() if values is not None}
+
+
+def _check_fixed(
+    fix: Sequence[str], starts: dict[str, np.ndarray], galaxies: Galaxies | None, *, with_network: bool
+) -> None:
+    """Refuse to fix what no table gives."""
+    if galaxies is None or with_network:
+        raise InputError(
+            "`fix` keeps values of a table in fits without a network: give `positions` to `sersicnet fit`."
+        )
+    names = {"r_eff": "r_eff_pix"}
+    missing = [name for name in fix if name != "position" and names.get(name, name) not in starts]
+    if missing:
+        raise InputError(
+            f"`fix` keeps columns of {galaxies.name}: it has no {', '.join(missing)}. It has {galaxies.columns}."
+        )
