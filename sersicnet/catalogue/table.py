@@ -235,7 +235,7 @@ _CARD_COMMENTS = {
     "GAIN": "electrons per image unit, in the fits",
     "MODELERR": "scatter of galaxies about a profile, in fits",
     "PRIOR": "what the fits assume of galaxies",
-    "FIXED": "what fits keep of the table of positions",
+    "FIXED": "fixed in the fits",
 }
 
 

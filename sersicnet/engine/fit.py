@@ -404,8 +404,9 @@ class _Fit:
         sky: tuple[float, float],
     ) -> None:
         self.fitter, self.window, self.galaxy, self.sky = fitter, window, galaxy, sky
-        self.count, self.start, self.fixed = len(start), start, fixed
-        self.held = np.append(fixed.ravel(), False)
+        self.count, self.start, self.fixed = len(start), start, fixed.copy()
+        self.fixed[:, 6] |= fixed[:, 5] & (start[:, 5] >= 1)  # a round galaxy has no angle
+        self.held = np.append(self.fixed.ravel(), False)
         self.scales = self._scales(start)
         self.free = np.zeros(N_PARAMETERS * self.count + 1)
         rows = self._rows(self.free)

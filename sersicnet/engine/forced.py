@@ -136,7 +136,8 @@ def fluxes(
     Fluxes
     """
     n = len(stamps)
-    out = Fluxes(*np.full((4, n), np.nan), np.full(n, int(Status.NO_DATA)))
+    nothing = np.full((4, n), np.nan)
+    out = Fluxes(nothing[0], nothing[1], nothing[2], nothing[3], np.full(n, int(Status.NO_DATA)))
 
     good = drawable(galaxies)
 

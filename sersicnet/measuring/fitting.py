@@ -189,7 +189,7 @@ class ImageFitting:
         if self.gain is not None:
             out["GAIN"] = self.gain
         if self.options.fix:
-            out["FIXED"] = ", ".join(name for name in FIXABLE if name in self.options.fix)
+            out["FIXED"] = ",".join(name for name in FIXABLE if name in self.options.fix)
         return {**out, "PRIOR": str(self.options.prior), "MODELERR": self.options.model_error}
 
     @property

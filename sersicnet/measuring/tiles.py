@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -619,7 +619,7 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, repor
                 workers=scene.setting.threads,
                 report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
             )
-            _take(values, here, fits, shifts, zero_point, keep=keep, fixed=fitter.fixed)
+            _take(values, here, fits, shifts, zero_point, keep=keep)
             first += len(group)
 
 
@@ -645,16 +645,7 @@ def _neighbours(
     return out
 
 
-def _take(
-    values: Values,
-    rows: np.ndarray,
-    fits: Fits,
-    to_stamp: np.ndarray,
-    zero_point: float,
-    *,
-    keep: bool,
-    fixed: Sequence[int],
-) -> None:
+def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool) -> None:
     """Write the results of fits into their rows of `values`; errors of fixed parameters are NaN."""
     # A reduced chi-square above 1 is treated as an underestimated noise: the errors are scaled up.
     worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
@@ -670,7 +661,7 @@ def _take(
     at = rows[taken]
     x, y, flux, r_eff, n, q, theta = (fits.parameters - to_stamp)[taken].T
     errors = errors[taken]
-    errors[:, list(fixed)] = np.nan
+    errors[errors == 0] = np.nan
     values.flux[at], values.flux_err[at] = flux, errors[:, 2]
     values.x[at], values.y[at], values.theta[at] = x, y, theta
     values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
