@@ -7,6 +7,7 @@ from astropy.table import QTable
 
 from sersicnet.catalogue import table as tables
 from sersicnet.domain import Seen, WideDomain
+from sersicnet.errors import warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import correlation
 from sersicnet.image.resample import Resampled
@@ -140,6 +141,41 @@ def _detected(exposure: Exposure, grid: Grid, values: tiles.Values, *, parents: 
         row = {place: i for i, place in enumerate(zip(values.x0.tolist(), values.y0.tolist(), strict=True), start=1)}
         brightest = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
         out["parent"] = np.array([row.get(place, 0) for place in brightest], int)
+    return out
+
+
+OFFSET_SNR, LEAST_OFFSETS, OFFSET_LIMIT = 20.0, 5, 0.2
+"""Signal to noise of the sources that an offset between images is measured on, their minimum number, and the offset in
+pixels that a warning is issued for if it is above three times its error."""
+
+NO_CENTROID = Flag.NO_DATA | Flag.EDGE | Flag.MASKED | Flag.SATURATED
+
+
+def offset(name: str, detected: str, values: tiles.Values) -> dict[str, str | float]:
+    """The offset of an image from the positions of the image that was detected on, as FITS cards.
+
+    It is the median over bright sources, and is not corrected.
+
+    Warns
+    -----
+    SersicnetWarning
+        If it is large enough to matter.
+    """
+    out: dict[str, str | float] = {"DETECTON": detected}
+    good = (values.snr >= OFFSET_SNR) & (values.flags & NO_CENTROID == 0) & np.isfinite(values.offset).all(axis=1)
+    n = int(np.count_nonzero(good))
+    if n < LEAST_OFFSETS:
+        return out
+    away = values.offset[good]
+    middle = np.median(away, axis=0)
+    error = 1.2533 * 1.4826 * np.median(np.abs(away - middle), axis=0) / np.sqrt(n)
+    x, y = middle.tolist()
+    out |= {"XOFFSET": x, "YOFFSET": y, "OFFSETER": float(error.max()), "OFFSETN": n}
+    if np.hypot(x, y) > max(OFFSET_LIMIT, 3 * float(np.hypot(*error))):
+        warn(
+            f"{n} bright sources of {name} lie ({x:.2f}, {y:.2f}) pixels, +- {error.max():.2f}, from where the WCS of "
+            f"{detected} puts them, and are cut there all the same. Correct one WCS: add the offset to CRPIX of {name}."
+        )
     return out
 
 

@@ -21,6 +21,8 @@ from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
 from sersicnet.image import psffile, stars
+from sersicnet.image.carried import Carried
+from sersicnet.image.detect import Detector
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
 from sersicnet.image.mosaic import Image
@@ -133,6 +135,8 @@ class Plan:
         Positions to measure, x and y in pixels of `source`; None to measure the detected sources.
     starts : dict
         Start parameters of the fits at the positions, by name.
+    detector : Detector or Carried
+        What detects: on the source, or on another image.
     files : Files
     overwrite : bool
         Whether to drop an unfinished run with other options.
@@ -151,6 +155,7 @@ class Plan:
     fitting: ImageFitting | None
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
+    detector: Detector | Carried = tiles.DETECTOR
     files: Files
     overwrite: bool
     work: Work
@@ -260,7 +265,8 @@ class Plan:
         n = self.processes
         largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
         held = sum(image.shape[0] * image.shape[1] * 4 for image in self.exposure.images if image.is_held)
-        memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY + held
+        images = 2 if isinstance(self.detector, Carried) else 1
+        memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY * images + held
         self.exposure.close()
         return Outlook(
             image=self.exposure.name,
@@ -275,6 +281,16 @@ class Plan:
         )
 
     def run(self, report: Report = silent) -> QTable:
+        """Measure the image, write the requested files, and return the catalogue; see `result`."""
+        return self.result(report).table
+
+    def sky(self, report: Report = silent) -> Mesh:
+        """Sky and noise of the source, without measuring anything else."""
+        report("measuring the sky", 0, 0)
+        with self._workers() as apply:
+            return estimate_sky(self.source, tiles.DETECTOR.threshold, workers.in_order(apply))
+
+    def result(self, report: Report = silent) -> Result:
         """Measure the image, and write the requested files.
 
         Parameters
@@ -284,8 +300,8 @@ class Plan:
 
         Returns
         -------
-        QTable
-            The catalogue, see `sersicnet.measuring.measure.measure`.
+        Result
+            With the catalogue, see `sersicnet.measuring.measure.measure`.
         """
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
@@ -299,6 +315,7 @@ class Plan:
                 exposure=self.source,
                 zero_point=self.exposure.zero_point.value,
                 mesh=mesh,
+                detector=self.detector,
                 places=self.places,
                 starts=self.starts,
                 network=None if self.network is None else (self.network.path, self.network.sha256),
@@ -346,8 +363,11 @@ class Plan:
             if fitting is not None:
                 table.meta.update(fitting.meta)
             used = seen.psf if seen is not None else None if fitting is None else fitting.psf
-            self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile))
-        return table
+            if isinstance(self.detector, Carried):
+                table.meta.update(columns.offset(self.exposure.name, self.detector.exposure.name, values))
+            result = Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile)
+            self.files.write(result)
+        return result
 
     def _seeing(self, mesh: Mesh, saturation: float, apply: workers.Apply, report: Report) -> Seeing | None:
         """The PSF that the network is shown; None if it is shown none."""
@@ -398,6 +418,7 @@ class Plan:
             "noise includes": self.exposure.noise_includes,
             "zero point": self.exposure.zero_point.value,
             "pixel scale": self.exposure.pixel_scale.value,
+            "detected on": self._detected_on(path is not None),
             "positions": None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest(),
             "tile": self.work.tile,
             "version": sersicnet.__version__,
@@ -414,6 +435,12 @@ class Plan:
                 self.exposure.close()
             if self.work.run is None:
                 kept.remove()
+
+    def _detected_on(self, kept: bool) -> list[Any] | None:
+        """The images that the sources are from, if it is not the source."""
+        if not kept or not isinstance(self.detector, Carried):
+            return None
+        return [[image.name, image.identity()] for image in self.detector.exposure.images]
 
     @contextmanager
     def _workers(self) -> Iterator[workers.Apply]:

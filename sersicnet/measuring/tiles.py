@@ -19,6 +19,7 @@ from sersicnet.engine.fit import Fits, Status
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry, pixels, stars
+from sersicnet.image.carried import Carried
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.psf import Psf
@@ -46,7 +47,7 @@ STAMPS_AT_ONCE = 512
 
 
 DETECTOR = detect.Detector()
-"""The detection, the same for every image that is measured."""
+"""The detection, the same for every image that is measured; with several bands, that of the detection image."""
 
 
 MOST_NEIGHBOURS = 3
@@ -82,6 +83,7 @@ class Setting:
     exposure : Exposure or Resampled
     zero_point : float
     mesh : Mesh
+    detector : Detector or Carried
     places : ndarray, float64, (N, 2) or None
         Positions to measure; None to measure the detected sources.
     starts : dict
@@ -110,6 +112,7 @@ class Setting:
     exposure: Exposure | Resampled
     zero_point: float
     mesh: Mesh
+    detector: detect.Detector | Carried = DETECTOR
     places: np.ndarray | None
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     fix: tuple[str, ...] = ()
@@ -194,13 +197,16 @@ class _Scene(NamedTuple):
             place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
             if not len(place):
                 zone = slice(0, 0), slice(0, 0)
-        window, pixels, sky, found = DETECTOR.around(setting.exposure, setting.mesh, zone)
+        window, pixels, sky, found = setting.detector.around(setting.exposure, setting.mesh, zone)
         if setting.places is None:
             chosen = np.flatnonzero(_inside(found.x, found.y, near, shape))
             x, y, source, place = found.x[chosen], found.y[chosen], chosen, np.full(len(chosen), -1)
         else:
             x, y = setting.places[place].T
-            source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
+            if isinstance(setting.detector, Carried):
+                source = setting.detector.source_at(found, x, y)
+            else:
+                source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
         scene = cls(setting, zone, window, pixels, sky, found, x.copy(), y.copy(), source, place)
         return scene, _inside(x, y, core, shape)
 
@@ -266,7 +272,7 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
         x, y = found.x[which[k]], found.y[which[k]]
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
         around = grown(middle, int(half[k]), setting.exposure.shape)
-        near = DETECTOR.around(setting.exposure, setting.mesh, around).detections
+        near = setting.detector.around(setting.exposure, setting.mesh, around).detections
         same = np.flatnonzero((near.x == x) & (near.y == y))
         light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
     parent = found.parent[which]
@@ -297,6 +303,7 @@ class Values(NamedTuple):
     size: np.ndarray  # sigma of the best Gaussian match, pixels; NaN if it is unreliable
     size_snr: np.ndarray
     flags: np.ndarray
+    offset: np.ndarray  # of the light from a position of another image, x and y; NaN otherwise
     detected: np.ndarray  # the quantities of `DETECTED`
 
     @classmethod
@@ -324,6 +331,7 @@ class Values(NamedTuple):
             size_snr=np.full(n, np.nan),
             snr=signal / scene.sky.correlation,
             flags=np.zeros(n, int),
+            offset=np.full((n, 2), np.nan),
             detected=_detected(scene, own),
         )
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
@@ -336,6 +344,8 @@ class Values(NamedTuple):
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
         flags |= Flag.SATURATED * stars.saturated(stamps, scene.setting.saturation)
         self.snr[rows] /= stamps.rms
+        if isinstance(scene.setting.detector, Carried):
+            self.offset[rows] = stamps.offsets()
         flags |= Flag.NO_DATA * stamps.empty
         if stamps.unusable.any():
             found = scene.found
