@@ -17,7 +17,7 @@ from sersicnet.measuring.measure import fit, measure
 from sersicnet.simulating.stamps import observe
 from sersicnet.simulating.telescopes import F160W
 
-FORCED = "r_eff,sersic_n,ellipticity,theta".split(",")
+FORCED = ["r_eff", "sersic_n", "ellipticity", "theta"]
 
 
 def of_flux(flux, **where):
@@ -173,7 +173,7 @@ def test_a_direction_is_the_inverse_of_a_position_angle(tmp_path, parity, angle)
 
 def test_what_cannot_be_fixed_is_refused(band):
     image, psf, table = band
-    with pytest.raises(InputError, match="`fix` names some of position, r_eff, .*; received 'radius'"):
+    with pytest.raises(InputError, match=r"`fix` names some of position, r_eff, .*; received 'radius'"):
         Fitting(fix=["radius"])
     with pytest.raises(InputError, match="`fix` keeps values of a table"):
         flat(fit, image, psf=psf, fix=FORCED)

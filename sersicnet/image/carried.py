@@ -13,7 +13,7 @@ from sersicnet.errors import InputError
 from sersicnet.image import photometry
 from sersicnet.image.detect import USUAL_GROWTH, Detections, Detector, Found, without_hot_pixels
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.mosaic import Image
+from sersicnet.image.mosaic import FARTHEST, Image
 from sersicnet.image.pixels import Pixels, Sky, Source, Window, grown
 from sersicnet.image.sky import Mesh
 
@@ -98,12 +98,12 @@ class Carried:
     def source_at(self, found: Detections, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Index of the detection that has each position, -1 for none."""
         out = np.full(len(x), -1)
-        known, asked = np.flatnonzero(np.isfinite(found.x + found.y)), np.flatnonzero(np.isfinite(x + y))
-        if len(known) and len(asked):
-            tree = KDTree(np.column_stack([found.x[known], found.y[known]]))
+        asked = np.flatnonzero(np.isfinite(x + y))
+        if len(found) and len(asked):
+            tree = KDTree(np.column_stack([found.x, found.y]))
             distance, nearest = tree.query(np.column_stack([x[asked], y[asked]]))
             near = distance < _SAME_PLACE
-            out[asked[near]] = known[nearest[near]]
+            out[asked[near]] = nearest[near]
         return out
 
     def around(self, source: Source, mesh: Mesh, zone: Window) -> Found:
@@ -164,15 +164,16 @@ class Carried:
                 segmentation[row, column] = dilated[row, column] = k + 1
         used = (segmentation > 0) & ~pixels.bad
         label = segmentation[used]
+        area = np.bincount(label, minlength=n + 1)[1:].astype(float)
         out = Detections(
             segmentation=segmentation,
-            x=place[:, 0],
-            y=place[:, 1],
+            x=np.nan_to_num(place[:, 0], nan=-FARTHEST),
+            y=np.nan_to_num(place[:, 1], nan=-FARTHEST),
             a=a,
             b=b,
             theta=theta,
             flux=np.bincount(label, clean[used], n + 1)[1:],
-            area=np.bincount(label, minlength=n + 1)[1:].astype(float),
+            area=np.where(area > 0, area, np.nan),  # nothing is known of a source without pixels
             blended=found.blended,
             parent=found.parent,
             _scene=photometry.Scene(clean, pixels.bad, sky.rms, segmentation),
