@@ -141,7 +141,7 @@ def test_a_catalogue_for_each_band_has_the_same_rows(scene, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*spreads:sersicnet.errors.SersicnetWarning")
 def test_an_offset_is_measured_and_reported(scene, tmp_path):
-    (detected, psf, _), _ = scene
+    (detected, _, _), _ = scene
     moved, own, _ = band(tmp_path / "moved.fits", shift=(0.6, -0.3), fwhm=2.2, seed=5)
     plan = plan_bands([Band(exposure=moved, psf=own, name="a")], [detected], weights="fovea", output=tmp_path)
     with pytest.warns(SersicnetWarning, match=r"bright sources of .*moved.fits.* lie \(0.\d+, -0.\d+\) pixels"):
@@ -153,7 +153,7 @@ def test_an_offset_is_measured_and_reported(scene, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
 def test_sources_outside_a_band_have_rows_without_values(scene, tmp_path):
-    (detected, psf, _), _ = scene
+    (detected, _, _), _ = scene
     small, own, _ = band(tmp_path / "small.fits", size=170, name="F606W")
     table = measure_bands([Band(exposure=small, psf=own)], [detected], weights="fovea")
     outside = (np.abs(table["x_F606W"].value - 85) > 90) | (np.abs(table["y_F606W"].value - 85) > 90)
@@ -165,7 +165,7 @@ def test_sources_outside_a_band_have_rows_without_values(scene, tmp_path):
 
 def test_images_are_combined_by_their_noise(tmp_path):
     rng = np.random.default_rng(0)
-    _, _, _ = band(tmp_path / "a.fits", rms=0.0)
+    band(tmp_path / "a.fits", rms=0.0)
     header = fits.getheader(tmp_path / "a.fits")
     light, exposures = 30 * fits.getdata(tmp_path / "a.fits"), []
     for rms, zero_point, sky in ((0.05, 25.0, 3.0), (0.2, 26.5, -1.0)):
@@ -210,7 +210,7 @@ def test_an_interrupted_run_continues(scene, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_measured_together_is_refused(scene, blank, tmp_path):
-    (detected, psf, _), (fine, fine_psf, _) = scene
+    (detected, _, _), (fine, _, _) = scene
     options = {"weights": "fovea", "output": tmp_path / "x.fits"}
     far = fits.getheader(detected.image.path)
     far["CRVAL1"] += 1
@@ -223,6 +223,6 @@ def test_what_cannot_be_measured_together_is_refused(scene, blank, tmp_path):
         plan_bands([Band(exposure=detected)], [detected, fine], **options)
     with pytest.raises(InputError, match="Each band needs a name of its own"):
         plan_bands([Band(exposure=detected), Band(exposure=detected)], [detected], **options)
-    with pytest.raises(InputError, match="the effective PSF|exists|no such"):
+    with pytest.raises(InputError, match=r"PSF.*none\.fits|none\.fits.*no such"):
         plan_bands([Band(exposure=detected, psf=Path("none.fits"))], [detected], **options)
     assert not list(tmp_path.glob("x.fits*"))
