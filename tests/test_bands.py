@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 
+from sersicnet import cli
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.carried import Carried, combined
@@ -207,6 +209,35 @@ def test_an_interrupted_run_continues(scene, tmp_path, monkeypatch):
         table = measure_bands(only, [detected], **options)
     assert len(table) >= N
     assert (kept / "band-F160W" / "tile-0-0.npz").stat().st_mtime_ns == written
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_bands_without_a_source_have_empty_catalogues(scene, tmp_path):
+    header = fits.getheader(scene[0][0].image.path)
+    noise = np.random.default_rng(0).normal(0, 1, (200, 200)).astype(np.float32)
+    fits.PrimaryHDU(noise, header).writeto(tmp_path / "noise.fits")
+    empty = Exposure.open(tmp_path / "noise.fits")
+    table = measure_bands([Band(exposure=scene[0][0])], [empty], weights="fovea", output=tmp_path / "empty.fits")
+    assert len(table) == len(QTable.read(tmp_path / "empty.fits")) == 0
+    assert "mag_F160W" in table.colnames
+
+
+def test_options_of_bands_are_given_once_for_each(scene, tmp_path, capsys):
+    (detected, _, _), (fine, _, _) = scene
+    one, two = (str(exposure.image.path) for exposure in (detected, fine))
+    for options, rule in (
+        (["--rms", one], r"--rms is given once for each band, 2 in all; received 1\."),
+        (["--positions", one], r"Several bands take no option that belongs to one image; received --positions"),
+        (["--detect-on", two], r"have the same pixels"),
+    ):
+        arguments = ["measure", one, two, "--detect-on", one, "-w", "fovea", "-o", str(tmp_path / "x.fits"), *options]
+        with pytest.raises(SystemExit) as done:
+            cli.main(arguments)
+        error = capsys.readouterr().err
+        assert done.value.code == 1
+        assert re.search(rule, error)
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_measured_together_is_refused(scene, blank, tmp_path):

@@ -34,7 +34,8 @@ from sersicnet.simulating.telescopes import F160W, effective_psf
 
 measure = functools.partial(flat, module.measure)
 
-PLAIN = [column for column in COLUMNS if column.name not in ("image", "theta_err", "sky", "chi2", "fit_status")]
+OF_FITS = ("sky", "chi2", "fit_status", "flux", "flux_err", "flux_ujy", "flux_ujy_err")
+PLAIN = [column for column in COLUMNS if column.name not in ("image", "theta_err", *OF_FITS)]
 
 
 @pytest.fixture(scope="module")

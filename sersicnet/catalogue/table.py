@@ -327,11 +327,6 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     QTable
         ``flags`` are the flags of all bands together. Cards that differ between the bands go into the history, one
         line for each band.
-
-    Raises
-    ------
-    InputError
-        If the name of a band makes a column that has another meaning.
     """
     out = detections.copy()
     out.meta.clear()
@@ -343,10 +338,6 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
             if name in _OF_SOURCE:
                 continue
             own = f"{name}_{band}"
-            if own in COLUMN:
-                raise InputError(
-                    f"The band {band} would make a column {own}, which has another meaning. Rename its file."
-                )
             out[own] = table[name]
             out[own].info.description = f"{COLUMN[name].description}; {band}"
     keys = dict.fromkeys(key for table in bands.values() for key in table.meta if key not in ("DATE", "COMMAND"))

@@ -56,8 +56,7 @@ Mask = Annotated[
 ZeroPoint = Annotated[
     list[float] | None,
     typer.Option(
-        help="AB magnitude of one image unit; read from the header by default. One for all images, or repeated like "
-        "--rms.",
+        help="AB magnitude of one image unit; read from the header by default. With --detect-on, repeated like --rms.",
         show_default=False,
     ),
 ]
@@ -288,13 +287,13 @@ def _bands(
     images = list(dict.fromkeys([*paths, *detect_on]))
     if len(set(paths)) < len(paths):
         raise InputError("Each band is given once.")
-    each = {name: _shared(name, values, len(paths), len(images), 0) for name, values in maps.items()}
-    each["zero_point"] = _shared("zero_point", zero_points, len(paths), len(images), 1)
+    given = {**maps, "zero_point": zero_points}
+    each = {name: _each(name, values, len(paths), len(images)) for name, values in given.items()}
     exposures = {}
     for k, path in enumerate(images):
         options = {name: values[k] for name, values in each.items()}
         exposures[path] = Exposure.open(path, **opening(**options, **described))
-    of_band = {name: _shared(name, values, len(paths), len(paths), 1) for name, values in own.items()}
+    of_band = {name: _each(name, values, len(paths), len(paths)) for name, values in own.items()}
     bands = [
         Band(exposure=exposures[path], **{name: values[k] for name, values in of_band.items()})
         for k, path in enumerate(paths)
@@ -302,14 +301,12 @@ def _bands(
     return bands, [exposures[path] for path in detect_on]
 
 
-def _shared(name: str, values: list[Any] | None, bands: int, images: int, for_all: int) -> list[Any]:
-    """Return the values of an option that is given for each band or each image; with `for_all`, one may be for all."""
+def _each(name: str, values: list[Any] | None, bands: int, images: int) -> list[Any]:
+    """Return the value of an option for each image; it is given for none, for each band, or for each image."""
     values = list(values or ())
-    if for_all and len(values) == 1:
-        return values * images
     if len(values) not in (0, bands, images):
-        more = f", or {images} with the other images to detect on" if images > bands else ""
-        raise InputError(f"`{name}` is given once for each band, {bands} times{more}; received {len(values)}.")
+        more = f", or {images} with those of other images to detect on" if images > bands else ""
+        raise InputError(f"`{name}` is given once for each band, {bands} in all{more}; received {len(values)}.")
     return values + [None] * (images - len(values))
 
 

@@ -11,6 +11,7 @@ import functools
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.output import Report, check_output, silent
-from sersicnet.schema import STAMP_SIZE
+from sersicnet.schema import COLUMN, STAMP_SIZE
 from sersicnet.weights import Weights
 
 DETECTION = (
@@ -96,6 +97,14 @@ class BandsPlan:
         """
         if self.keep is not None:
             self.keep.mkdir(exist_ok=True)
+        try:
+            return self._run(report)
+        finally:
+            if self.keep is not None:
+                with suppress(OSError):  # what is unfinished stays
+                    self.keep.rmdir()
+
+    def _run(self, report: Report) -> list[tuple[QTable, Path | None]]:
         inner = functools.partial(_prefixed, report, "detection: ")
         found = self._detection(inner).result(inner)
         x, y = found.values.x0, found.values.y0
@@ -236,6 +245,8 @@ def _names(bands: Sequence[Band]) -> list[str]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Each band needs a name of its own; two would be {twice}. Rename a file.")
+    if taken := [f"{column}_{name}" for name in names for column in COLUMN if f"{column}_{name}" in COLUMN]:
+        raise InputError(f"The name of a band makes columns of its own; it would make {taken[0]}. Rename its file.")
     return names
 
 
