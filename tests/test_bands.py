@@ -62,7 +62,7 @@ def scene(tmp_path_factory):
     """The detection image, and a band of half its pixel scale that is turned."""
     path = tmp_path_factory.mktemp("bands")
     return band(path / "coarse.fits"), band(
-        path / "fine.fits", size=700, scale=0.03, angle=35, fwhm=4.0, rms=0.0012, name="F814W", seed=2
+        path / "fine.fits", size=620, scale=0.03, angle=35, fwhm=4.0, rms=0.0012, name="F814W", seed=2
     )
 
 
@@ -85,7 +85,7 @@ def test_sources_keep_their_places_shapes_and_pixels(scene):
     labels = there.segmentation[np.rint(there.y).astype(int), np.rint(there.x).astype(int)]
     np.testing.assert_array_equal(labels, np.arange(1, len(there) + 1))
     # A source is the same from every window.
-    zone = grown((slice(300, 360), slice(300, 360)), 0, fine.shape)
+    zone = grown((slice(260, 320), slice(260, 320)), 0, fine.shape)
     part = carried.around(fine, own_mesh, zone)
     np.testing.assert_array_equal(
         part.detections.segmentation > 0, (there.segmentation > 0)[part.window] & (part.detections.segmentation > 0)
@@ -135,10 +135,10 @@ def test_a_catalogue_for_each_band_has_the_same_rows(scene, tmp_path):
     np.testing.assert_array_equal(one["id"], other["id"])
     np.testing.assert_allclose(one["ra"], other["ra"], rtol=0, atol=1e-9 * one["ra"].unit)
     assert abs(other.meta["XOFFSET"]) < 4 * other.meta["OFFSETER"]
-    tiled = measure_bands(both, [detected], weights="fovea", work=Work(tile=350))
+    tiled = measure_bands(both[1:], [detected], weights="fovea", work=Work(tile=310))
     np.testing.assert_allclose(tiled["mag_F814W"], other["mag"], rtol=1e-4)
     np.testing.assert_allclose(tiled["mag_auto_F814W"], other["mag_auto"], rtol=1e-4)
-    assert (tiled["flags"] == (one["flags"] | other["flags"])).all()
+    np.testing.assert_array_equal(tiled["flags"], other["flags"])
 
 
 @pytest.mark.filterwarnings("ignore:.*spreads:sersicnet.errors.SersicnetWarning")

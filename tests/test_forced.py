@@ -41,7 +41,7 @@ def solved(rows, n, gain=F160W.exposure, seed=1):
 )
 def test_fluxes_are_unbiased_within_their_errors(rows):
     """Without light, of a faint galaxy 3 pixels from a bright one, and with much photon noise."""
-    n = 200
+    n = 120
     found = solved(rows, n, gain=100.0)
     pull = (found.flux - rows[0][2]) / found.error
     assert (found.status == Status.CONVERGED).all()

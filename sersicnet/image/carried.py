@@ -11,10 +11,11 @@ from scipy.spatial import KDTree
 
 from sersicnet.errors import InputError
 from sersicnet.image import photometry
-from sersicnet.image.detect import USUAL_GROWTH, Detections, Detector, Found, without_hot_pixels
+from sersicnet.image.detect import DILATION, USUAL_GROWTH, Detections, Detector, Found, without_hot_pixels
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.mosaic import FARTHEST, Image
 from sersicnet.image.pixels import Pixels, Sky, Source, Window, grown
+from sersicnet.image.regions import grown_labels
 from sersicnet.image.sky import Mesh
 
 SAME_GRID = 0.05
@@ -161,7 +162,9 @@ class Carried:
         ):  # smaller than a pixel of this image
             row, column = round(inner.y[k]), round(inner.x[k])
             if 0 <= row < shape[0] and 0 <= column < shape[1] and segmentation[row, column] == 0:
-                segmentation[row, column] = dilated[row, column] = k + 1
+                segmentation[row, column] = k + 1
+        # A source is dilated by as many pixels of the image with the larger ones: its PSF may be wider.
+        dilated = np.where(dilated > 0, dilated, grown_labels(segmentation, DILATION))
         used = (segmentation > 0) & ~pixels.bad
         label = segmentation[used]
         area = np.bincount(label, minlength=n + 1)[1:].astype(float)
