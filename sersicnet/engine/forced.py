@@ -17,9 +17,10 @@ from scipy import linalg
 from scipy.spatial import KDTree
 from threadpoolctl import threadpool_limits
 
-from sersicnet.engine.fit import Fitter, Noise, Status
+from sersicnet.engine.fit import WINDOWS, Fitter, Noise, Status
 from sersicnet.engine.render import N_RANGE
 from sersicnet.engine.whitening import Cutout, Frame
+from sersicnet.schema import STAMP_SIZE
 
 LEAST_WINDOW = 64
 """Minimum side of a window, pixels: a smaller one constrains the sky too weakly."""
@@ -63,9 +64,10 @@ class Fluxes(NamedTuple):
     status: np.ndarray
 
 
-def window_side(r_eff: np.ndarray) -> np.ndarray:
-    """Side of the window that a galaxy needs, pixels."""
-    return np.maximum(LEAST_WINDOW, 2 * (RADII * np.asarray(r_eff) + MARGIN) + 1)
+def window_side(r_eff: float) -> int:
+    """Side of the window in which a galaxy is solved for: the smallest one that contains it, pixels."""
+    needed = max(LEAST_WINDOW, 2 * (RADII * r_eff + MARGIN) + 1)
+    return next((side for side in WINDOWS if side >= needed), STAMP_SIZE)
 
 
 def reaching(x: np.ndarray, y: np.ndarray, r_eff: np.ndarray, side: float) -> np.ndarray:
@@ -101,8 +103,7 @@ def neighbours(galaxies: np.ndarray, which: np.ndarray, reach: float) -> list[np
         found = good[tree.query_ball_point(galaxies[i, :2], reach)]
         found = np.sort(found[found != i])
         away = galaxies[found] - galaxies[i]
-        side = window_side(galaxies[i, 3])
-        out.append(found[reaching(away[:, 0], away[:, 1], galaxies[found, 3], float(side))])
+        out.append(found[reaching(away[:, 0], away[:, 1], galaxies[found, 3], window_side(galaxies[i, 3]))])
     return out
 
 
@@ -145,7 +146,7 @@ def fluxes(
         if not good[i]:
             out.status[i] = Status.BAD_START
             return
-        side = float(window_side(galaxies[i, 3]))
+        side = window_side(galaxies[i, 3])
         frame = next((f for f in fitter.frames if f.size >= side), fitter.frames[-1])
         inner = slice((fitter.size - frame.size) // 2, (fitter.size + frame.size) // 2)
         noise = rms[i][inner, inner] if np.ndim(rms[i]) else rms[i]
