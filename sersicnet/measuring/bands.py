@@ -2,7 +2,9 @@
 
 The sources of the detection image are the places of each band, and their positions, ellipses and pixels are carried
 over through both WCS, see `sersicnet.image.carried`. Apart from that a band is measured as any image is, with its own
-PSF, zero point, pixel scale and noise, in tiles that an interrupted run keeps. The catalogues are joined at the end.
+PSF, zero point, pixel scale and noise, in tiles that an interrupted run keeps. A tile detects again on the part of the
+detection image that it needs, with the same result, so that no segmentation of a whole mosaic is kept. The catalogues
+are joined at the end.
 """
 
 from __future__ import annotations

@@ -253,7 +253,8 @@ class Plan:
     @property
     def _held(self) -> Image | None:
         """An image or map that is in memory, if there is one: other processes would need copies of it."""
-        return next((image for image in self.exposure.images if image.is_held), None)
+        others = self.detector.exposure.images if isinstance(self.detector, Carried) else []
+        return next((image for image in (*self.exposure.images, *others) if image.is_held), None)
 
     @property
     def processes(self) -> int:
