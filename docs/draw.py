@@ -11,6 +11,8 @@ same parameters, and prints how far each kind is from its Sersic fit. DATA holds
 
 ``python docs/draw.py ROWS.json FIGURE`` draws the errors of many telescopes that `benchmarks/telescopes.py` saved, and
 prints the tables of the accuracy pages.
+
+``python docs/draw.py bands CATALOGUE FIGURE`` draws radii and indices of two bands of a catalogue beside each other.
 """
 
 import csv
@@ -232,8 +234,54 @@ def percent(value):
     return f"{100 * value[0]:+.1f} ± {100 * value[1]:.1f} %"
 
 
+def bands(catalogue, figure):
+    """Write the figure of radii, indices and colours of two bands, where both fits converged without doubts."""
+    table = QTable.read(catalogue)
+    one, other = table.meta["BANDS"].split(",")[:2]
+
+    def column(name, band):
+        return np.array(getattr(table[f"{name}_{band}"], "value", table[f"{name}_{band}"]))
+
+    doubt = Flag.EDGE | Flag.LARGE | Flag.SATURATED | Flag.POINT_LIKE
+    good = np.logical_and.reduce(
+        [
+            (column("fit_status", band) == 0) & (column("flags", band) & doubt == 0) & (column("snr", band) > 10)
+            for band in (one, other)
+        ]
+    )
+    mag = column("mag", one)[good]
+    panel, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+    for axis, name, label in zip(
+        axes, ("r_eff", "sersic_n"), ("effective radius [arcsec]", "Sérsic index"), strict=False
+    ):
+        x, y = (column(name, band)[good] for band in (one, other))
+        errors = {"xerr": column(f"{name}_err", one)[good], "yerr": column(f"{name}_err", other)[good]}
+        axis.errorbar(x, y, **errors, fmt="none", ecolor="0.8", lw=0.8)
+        axis.scatter(x, y, c=mag, cmap="viridis_r", s=18, zorder=2)
+        ends = [0.8 * min(x.min(), y.min()), 1.25 * max(x.max(), y.max())]
+        axis.plot(ends, ends, color="0.4", lw=0.8)
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=label, xlabel=one, ylabel=other)
+        axis.minorticks_off()
+        ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8) if ends[0] < tick < ends[1]]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        print(f"{label}: ln {other}/{one} {np.median(np.log(y / x)):.2f}, scatter {spread(np.log(y / x)):.2f}")
+    points = axes[2].scatter(mag, column("mag", other)[good] - mag, c=mag, cmap="viridis_r", s=18)
+    axes[2].set(title="colour", xlabel=f"mag, {one}", ylabel=f"mag, {other} - {one}")
+    panel.colorbar(points, label=f"mag, {one}")
+    panel.savefig(figure, dpi=100)
+    print(f"{good.sum()} of {len(table)} sources")
+
+
+def spread(values):
+    """Scatter about the median, from the median absolute deviation."""
+    return 1.4826 * np.median(np.abs(values - np.median(values)))
+
+
 if __name__ == "__main__":
-    if sys.argv[1].endswith(".json"):
+    if sys.argv[1] == "bands":
+        bands(*sys.argv[2:])
+    elif sys.argv[1].endswith(".json"):
         telescopes(*sys.argv[1:])
     else:
         (compare if len(sys.argv) == 3 else draw)(*sys.argv[1:])

@@ -37,7 +37,8 @@ measure = functools.partial(flat, module.measure)
 FIXED = "fovea-sky"
 """Weights of one PSF and pixel scale."""
 
-PLAIN = [column for column in COLUMNS if column.name not in ("image", "sky", "chi2", "fit_status")]
+OF_FITS = ("sky", "chi2", "fit_status", "flux", "flux_err", "flux_ujy", "flux_ujy_err")
+PLAIN = [column for column in COLUMNS if column.name not in ("image", *OF_FITS)]
 
 
 @pytest.fixture(scope="module")

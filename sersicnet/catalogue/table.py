@@ -27,7 +27,7 @@ from sersicnet.errors import InputError, first_line, printable, warn
 from sersicnet.image import header as instrument
 from sersicnet.image import mosaic
 from sersicnet.output import whole
-from sersicnet.schema import COLUMN
+from sersicnet.schema import COLUMN, Column
 
 FORMATS = {
     ".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".parquet": "parquet",
@@ -239,6 +239,13 @@ _CARD_COMMENTS = {
     "VALFILE": "validation whose factors the errors have",
     "VALSHA": "SHA-256 of VALFILE",
     "VALBIAS": "whether its biases were taken out, too",
+    "DETECTON": "image that the sources are from",
+    "BANDS": "bands of the columns",
+    "XOFFSET": "median offset along x, pixels",
+    "YOFFSET": "median offset along y, pixels",
+    "OFFSETER": "error of the offset, pixels",
+    "OFFSETN": "sources that the offset is from",
+    "FIXED": "fixed in the fits",
 }
 
 
@@ -309,6 +316,61 @@ def joined(tables: Sequence[QTable]) -> QTable:
     return out
 
 
+def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
+    """One catalogue of several bands with the same rows.
+
+    Parameters
+    ----------
+    detections : QTable
+        Columns of the sources, under their own names.
+    bands : mapping of QTable
+        The catalogue of each band by its name, which is added to the names of its columns, as in ``mag_F125W``.
+
+    Returns
+    -------
+    QTable
+        ``flags`` are the flags of all bands together. Cards that differ between the bands go into the history, one
+        line for each band.
+    """
+    out = detections.copy()
+    out.meta.clear()
+    out["flags"] = np.zeros(len(out), COLUMN["flags"].dtype)
+    out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
+    for band, table in bands.items():
+        out["flags"] |= table["flags"]
+        for name in table.colnames:
+            if name in _OF_SOURCE:
+                continue
+            own = f"{name}_{band}"
+            out[own] = table[name]
+            out[own].info.description = f"{COLUMN[name].description}; {band}"
+    keys = dict.fromkeys(key for table in bands.values() for key in table.meta if key not in ("DATE", "COMMAND"))
+    shared = {key for key in keys if len({str(table.meta.get(key)) for table in bands.values()}) == 1}
+    first = next(iter(bands.values()))
+    out.meta.update({key: first.meta[key] for key in keys if key in shared})
+    out.meta.update(origin())
+    out.meta["BANDS"] = ",".join(bands)
+    if "COMMAND" in first.meta:
+        out.meta["COMMAND"] = first.meta["COMMAND"]
+    out.meta["HISTORY"] = [
+        f"{band}: " + "; ".join(f"{key} {table.meta[key]}" for key in keys if key not in shared and key in table.meta)
+        for band, table in bands.items()
+    ]
+    return out
+
+
+_OF_SOURCE = ("id", "ra", "dec", "a_image", "b_image", "parent")
+"""Columns of a band that are those of the detection."""
+
+
+def _column(name: str) -> Column:
+    """What a column holds; one of a band, such as ``mag_err_F125W``, holds what the same without its name does."""
+    if name in COLUMN:
+        return COLUMN[name]
+    base = max((known for known in COLUMN if name.startswith(f"{known}_")), key=len)
+    return COLUMN[base]
+
+
 @contextmanager
 def writing_image(frame: mosaic.Image, path: Path | None) -> Iterator[np.ndarray | None]:
     """An image on the grid of another one, to be filled part by part; it appears whole or not at all.
@@ -377,7 +439,7 @@ def _votable(table: QTable) -> VOTableFile:
     for key, value in table.meta.items():
         resource.infos.append(Info(name=key, value=str(value)))
     for field in resource.tables[0].fields:
-        field.ucd = COLUMN[field.name].ucd
+        field.ucd = _column(field.name).ucd
     return file
 
 
@@ -390,8 +452,8 @@ def _hdu(table: QTable) -> fits.HDUList:
     unit = fits.table_to_hdu(bare)
     unit.name = "CATALOG"
     for i, name in enumerate(table.colnames, start=1):
-        unit.header.set(f"TCOMM{i}", COLUMN[name].description, after=f"TFORM{i}")
-        unit.header.set(f"TUCD{i}", COLUMN[name].ucd, after=f"TCOMM{i}")
+        unit.header.set(f"TCOMM{i}", table[name].info.description or _column(name).description, after=f"TFORM{i}")
+        unit.header.set(f"TUCD{i}", _column(name).ucd, after=f"TCOMM{i}")
     for key, value in table.meta.items():
         if key in ("COMMAND", "HISTORY"):
             for line in value if isinstance(value, list) else [value]:

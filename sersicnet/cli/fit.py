@@ -79,6 +79,15 @@ def fit(
     prior: Annotated[str, typer.Option(help="Prior of the fits: candels, none, or a table of galaxies.")] = "none",
     model_error: ModelError = 0.05,
     robust: Robust = False,
+    fix: Annotated[
+        str | None,
+        typer.Option(
+            help="What keeps the values of --positions: position, r_eff, sersic_n, ellipticity, theta, with commas "
+            "between. The last four together fix the position, too: forced photometry, fluxes with their sign.",
+            metavar="NAME,...",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     residual: Residual = None,
     workers: Workers = None,
@@ -91,6 +100,9 @@ def fit(
     """Fit Sersic profiles without a network, as labels for `finetune` or as a check.
 
     Example: sersicnet fit mosaic.fits --psf psf.fits --gain 3200 --positions targets.csv -o labels.csv
+
+    Example: sersicnet fit f814w.fits --psf f814w_psf.fits --positions f160w_cat.fits
+    --fix r_eff,sersic_n,ellipticity,theta -o f814w_fluxes.fits
     """
     # long: the options.
     with importing():
@@ -105,13 +117,14 @@ def fit(
     started = time.monotonic()
     log_to_stderr(verbose)
     output = output or Path(stem(image) + "_fit.fits")
+    names = () if fix is None else tuple(name.strip() for name in fix.split(","))
     described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
     opened = opening(rms, wht, var, mask=mask, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale, **described)
     with progress_bar(quiet, "reading") as update:
         table = measuring.fit(
             Exposure.open(image, **opened),
             psf=read_psf(psf, psf_oversampling),
-            fitting=Fitting(gain=gain, prior=prior, model_error=model_error, robust=robust),
+            fitting=Fitting(gain=gain, prior=prior, model_error=model_error, robust=robust, fix=names),
             positions=positions,
             outputs=Outputs(catalogue=output, model=model, residual=residual, overwrite=overwrite),
             work=Work(workers=cores(workers), scheduler=scheduler),

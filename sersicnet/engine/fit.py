@@ -28,11 +28,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft, linalg, ndimage, special
+from scipy import linalg, special
 from threadpoolctl import threadpool_limits
 
 from sersicnet.engine.prior import N_BOUNDS, Q_BOUNDS, Prior, Scale
 from sersicnet.engine.render import N_PARAMETERS, Renderer, log_norm, sersic_b
+from sersicnet.engine.whitening import Cutout, Frame
 from sersicnet.errors import InputError
 from sersicnet.schema import STAMP_SIZE
 
@@ -80,9 +81,6 @@ _ROUNDEST = 0.9
 
 _SHORTEST_PACE = 0.25
 """Minimum length of a step, as a fraction of the step of the linear model."""
-
-_WHITENING_WIDTH = 5
-"""Width of the square of pixels that whitening noticeably mixes."""
 
 
 class Status(enum.IntEnum):
@@ -166,6 +164,8 @@ class Fitter:
         masked nor in the model, by a Cauchy loss; errors are still formal ones.
     psf_oversampling : int
         Number of pixels of `psf` along a pixel of the image.
+    fixed : sequence of int
+        Indices of the parameters that keep their start values exactly; not the flux. Their variances are 0.
     max_iterations : int
         Maximum number of iterations in a window.
     tolerance : float
@@ -189,6 +189,7 @@ class Fitter:
         prior: Prior | None = None,
         robust: bool = False,
         psf_oversampling: int = 1,
+        fixed: Sequence[int] = (),
         max_iterations: int = 60,
         tolerance: float = 2e-2,
         unit: float = 1.0,
@@ -209,9 +210,9 @@ class Fitter:
         self.unit = unit
         if unit != 1:
             self.noise, self.prior = replace(noise, gain=noise.gain * unit), self.prior.in_units(unit)
-        self.max_iterations, self.tolerance = max_iterations, tolerance
-        self._windows = [
-            _Window(psf, correlation, side, psf_oversampling) for side in (*(w for w in WINDOWS if w < size), size)
+        self.fixed, self.max_iterations, self.tolerance = list(fixed), max_iterations, tolerance
+        self.frames = [
+            Frame(psf, correlation, side, psf_oversampling) for side in (*(w for w in WINDOWS if w < size), size)
         ]
 
     def draw(self, parameters: np.ndarray, size: int) -> np.ndarray:
@@ -227,6 +228,7 @@ class Fitter:
         start: np.ndarray,
         masks: np.ndarray | None = None,
         neighbours: Sequence[np.ndarray] | None = None,
+        listed: Sequence[np.ndarray] | None = None,
         *,
         workers: int = 1,
         report: Callable[[int], None] = lambda done: None,
@@ -248,6 +250,8 @@ class Fitter:
         neighbours : sequence of ndarray, float, (M, 7), optional
             Start parameters of the neighbours of each galaxy. Neighbours are fitted
             simultaneously with the galaxy, and their results are discarded.
+        listed : sequence of ndarray, bool, (M,), optional
+            Neighbours whose parameters `fixed` are fixed, too; none by default.
         workers : int
             Number of threads. Threads are efficient here because Fourier transforms and
             array arithmetic release the interpreter lock.
@@ -269,20 +273,18 @@ class Fitter:
         )
 
         def fit(i: int) -> None:
-            noise = np.broadcast_to(np.asarray(rms[i], dtype=float), stamps[i].shape)
-            used = np.isfinite(stamps[i]) & np.isfinite(noise) & (noise > 0)
-            if masks is not None:
-                used &= ~masks[i]
             near = start[i : i + 1] if neighbours is None else np.vstack([start[i : i + 1], neighbours[i]])
-            near = near[[True, *(_sensible(row) for row in near[1:])]]
-            data, noise = np.where(used, stamps[i], 0), np.where(used, noise, 1)
-            if self.unit != 1:
-                data, noise = data / self.unit, np.where(used, noise / self.unit, 1)
-                near = near / np.array([1, 1, self.unit, 1, 1, 1, 1])
+            fixed = np.zeros(near.shape, bool)
+            fixed[0, self.fixed] = True
+            if listed is not None:
+                fixed[1:, self.fixed] = listed[i][:, None]
+            sensible = [True, *(_sensible(row) for row in near[1:])]
+            data, noise, used = self.prepared(stamps[i], rms[i], None if masks is None else masks[i])
+            near = near[sensible] / np.array([1, 1, self.unit, 1, 1, 1, 1])
             with np.errstate(
                 over="ignore", invalid="ignore"
             ):  # steps that overflow are rejected by their sum of squares
-                self._fit(out, i, data, noise, used, near)
+                self._fit(out, i, data, noise, used, near, fixed[sensible])
 
         # BLAS uses one thread in each of the threads: more would only wait for each other.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(1, workers)) as pool:
@@ -295,14 +297,36 @@ class Fitter:
             out.covariance[:] *= np.outer(units, units)
         return out
 
-    def _fit(self, out: Fits, i: int, data: np.ndarray, rms: np.ndarray, used: np.ndarray, start: np.ndarray) -> None:
+    def prepared(
+        self, stamp: np.ndarray, rms: np.ndarray, mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels and noise of a stamp in `unit`, with 0 and 1 where they are not used, and the pixels that are."""
+        noise = np.broadcast_to(np.asarray(rms, dtype=float), stamp.shape)
+        used = np.isfinite(stamp) & np.isfinite(noise) & (noise > 0)
+        if mask is not None:
+            used &= ~mask
+        data, noise = np.where(used, stamp, 0), np.where(used, noise, 1)
+        if self.unit != 1:
+            data, noise = data / self.unit, np.where(used, noise / self.unit, 1)
+        return data, noise, used
+
+    def _fit(
+        self,
+        out: Fits,
+        i: int,
+        data: np.ndarray,
+        rms: np.ndarray,
+        used: np.ndarray,
+        start: np.ndarray,
+        fixed: np.ndarray,
+    ) -> None:
         """Fit a galaxy in the smallest window that contains it, and write the result into row `i`."""
         if not used.any():
             return
         unit = float(np.median(rms[used]))
         needed = self._needed(start, unit)
-        for window in self._windows:
-            last = window is self._windows[-1]
+        for window in self.frames:
+            last = window is self.frames[-1]
             if window.size < needed and not last:
                 continue
             inner = slice((self.size - window.size) // 2, (self.size + window.size) // 2)
@@ -314,9 +338,10 @@ class Fitter:
                 return
             moved = start - np.array([inner.start, inner.start, 0, 0, 0, 0, 0])
             inside = (moved[:, :2] > -POSITION_REACH) & (moved[:, :2] < window.size - 1 + POSITION_REACH)
-            moved = moved[[True, *inside[1:].all(axis=1)]]
-            galaxy = _Galaxy.of(data[inner, inner], rms[inner, inner], here, unit, self.noise.correlation.size > 1)
-            fit = _Fit(self, window, galaxy, moved, self._sky(inner, data, rms, used, start, unit))
+            near = [True, *inside[1:].all(axis=1)]
+            galaxy = Cutout.of(data[inner, inner], rms[inner, inner], here, unit, self.noise.correlation.size > 1)
+            sky = self._sky(inner, data, rms, used, start, unit)
+            fit = _Fit(self, window, galaxy, moved[near], fixed[near], sky)
             if not fit.run():
                 out.status[i] = Status.BAD_START
                 return
@@ -348,7 +373,7 @@ class Fitter:
         if not total > 0:
             return 0.0, precision
         weight /= total * unit
-        light = np.nansum(self._windows[-1].render(start), axis=0, dtype=float)
+        light = np.nansum(self.frames[-1].render(start), axis=0, dtype=float)
         level, doubt = float(np.sum(weight * (data - light))), _DOUBT * float(np.sum(weight * light))
         seen = 1 / (float(np.sum(self.noise.correlation)) / total + doubt**2)
         return level * seen / (precision + seen), precision + seen
@@ -366,49 +391,22 @@ def _sensible(start: np.ndarray) -> bool:
     return bool(np.isfinite(start).all() and start[2] > 0 and start[3] > 0)
 
 
-class _Window:
-    """A window size with its renderer and its whitening filter."""
-
-    def __init__(self, psf: np.ndarray, correlation: np.ndarray, size: int, oversampling: int) -> None:
-        self.size = size
-        self.render = Renderer(psf, size, oversampling)
-        # The padding keeps the whitening filter from wrapping around the edges of the window.
-        self.period = fft.next_fast_len(size + 16, real=True)
-        middle = correlation.shape[0] // 2
-        padded = np.zeros((self.period, self.period))
-        padded[: 2 * middle + 1, : 2 * middle + 1] = correlation
-        power = fft.rfft2(np.roll(padded, (-middle, -middle), axis=(0, 1))).real
-        self.whitener = (1 / np.sqrt(np.maximum(power, 1e-3 * power.max()))).astype(np.float32)
-
-
-class _Galaxy(NamedTuple):
-    """The data of one galaxy.
-
-    `counted` is 1 for pixels that the fit uses. It excludes pixels next to masked ones and to the
-    edge, because whitening mixes neighbouring pixels.
-    """
-
-    data: np.ndarray
-    rms: np.ndarray
-    inverse_rms: np.ndarray  # 0 where masked
-    counted: np.ndarray
-    unit: float  # median rms, the unit of the sky
-
-    @classmethod
-    def of(cls, data: np.ndarray, rms: np.ndarray, used: np.ndarray, unit: float, correlated: bool) -> _Galaxy:
-        counted = ndimage.binary_erosion(used, np.ones((_WHITENING_WIDTH,) * 2)) if correlated else used
-        inverse_rms = np.where(used, 1 / rms, 0).astype(np.float32)
-        return cls(data.astype(np.float32), rms.astype(np.float32), inverse_rms, counted.astype(np.float32), unit)
-
-
 class _Fit:
     """A fit of a galaxy and its neighbours in one window."""
 
     def __init__(
-        self, fitter: Fitter, window: _Window, galaxy: _Galaxy, start: np.ndarray, sky: tuple[float, float]
+        self,
+        fitter: Fitter,
+        window: Frame,
+        galaxy: Cutout,
+        start: np.ndarray,
+        fixed: np.ndarray,
+        sky: tuple[float, float],
     ) -> None:
         self.fitter, self.window, self.galaxy, self.sky = fitter, window, galaxy, sky
-        self.count = len(start)
+        self.count, self.start, self.fixed = len(start), start, fixed.copy()
+        self.fixed[:, 6] |= fixed[:, 5] & (start[:, 5] >= 1)  # a round galaxy has no angle
+        self.held = np.append(self.fixed.ravel(), False)
         self.scales = self._scales(start)
         self.free = np.zeros(N_PARAMETERS * self.count + 1)
         rows = self._rows(self.free)
@@ -416,7 +414,7 @@ class _Fit:
         rows[:, 5] = np.minimum(rows[:, 5], fitter.prior.scales[3].to_free(_ROUNDEST))
         self.status, self.iterations = Status.NOT_CONVERGED, 0
         self.white_variance = np.float32(np.sum(fitter.noise.correlation)) * galaxy.rms**2  # before the kernel
-        self.white_sky = self._whitened(np.full((1, window.size, window.size), galaxy.unit, np.float32))[0]
+        self.white_sky = galaxy.whitened(window, np.full((1, window.size, window.size), galaxy.unit, np.float32))[0]
 
     def _scales(self, start: np.ndarray) -> Scale:
         """Scales of the first six parameters of each galaxy, (M, 6)."""
@@ -435,7 +433,7 @@ class _Fit:
         """Parameters for the renderer, (M, 7)."""
         out = self._rows(free).copy()
         out[:, :6] = self.scales.from_free(out[:, :6])
-        return out
+        return np.where(self.fixed, self.start, out)
 
     def slopes(self, free: np.ndarray) -> np.ndarray:
         """Derivatives of parameters and sky with respect to the fitted variables, (7 M + 1,)."""
@@ -487,11 +485,12 @@ class _Fit:
             self.iterations += 1
             cost, weight = self._loss(residual)
             penalty, slope, curvature = self.prior_terms(here.free)
-            normal = _products(jacobian, weight) + curvature
+            normal = self._varied(_products(jacobian, weight) + curvature)
             scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
             damped = normal / scale / scale[:, None]
             damped[np.diag_indices_from(damped)] += damping
             downhill = jacobian @ (residual if weight is None else weight * residual).astype(np.float32) - slope
+            downhill[self.held] = 0
             step = linalg.lstsq(damped, downhill / scale, check_finite=False)[0] / scale
             longest = self.longest_step(here)
             move = pace * np.minimum(np.maximum(step, -longest), longest)
@@ -526,18 +525,25 @@ class _Fit:
         out.parameters[i], out.sky[i] = self.parameters(self.free)[0], self.free[-1] * self.galaxy.unit
         out.parameters[i, 6] = (out.parameters[i, 6] + 90) % 180 - 90
         pixels = float(self.galaxy.counted.sum())
-        out.chi2[i] = float(self.residual @ self.residual) / max(1.0, pixels - len(self.free))
+        out.chi2[i] = float(self.residual @ self.residual) / max(1.0, pixels - np.count_nonzero(~self.held))
         out.iterations[i] += self.iterations
         out.status[i] = self.status
         normal = _products(self.jacobian.astype(float), self._loss(self.residual)[1]) + self.prior_terms(self.free)[2]
+        normal = self._varied(normal)
         scale = np.sqrt(np.maximum(np.diag(normal), 1e-30))
         normal /= scale * scale[:, None]
         if np.linalg.cond(normal) < 1e12:
             mine = [*range(N_PARAMETERS), len(self.free) - 1]
-            slopes = (self.slopes(self.free) / scale)[mine]
+            slopes = np.where(self.held, 0, self.slopes(self.free) / scale)[mine]
             out.covariance[i] = linalg.inv(normal)[np.ix_(mine, mine)] * slopes[:, None] * slopes
-            if self.fitter.prior.precision[3, 3] > 0:
+            if self.fitter.prior.precision[3, 3] > 0 and not self.fixed[0, 5]:
                 out.parameters[i, 5] = self._without_angle(out.parameters[i, 5], np.sqrt(out.covariance[i, 5, 5]))
+
+    def _varied(self, normal: np.ndarray) -> np.ndarray:
+        """Normal equations in which fixed parameters do not move, nor bind the others; in place."""
+        normal[self.held], normal[:, self.held] = 0, 0
+        normal[self.held, self.held] = 1
+        return normal
 
     def _without_angle(self, q: float, error: float) -> float:
         """The most probable axis ratio after marginalising over the angle.
@@ -558,7 +564,7 @@ class _Fit:
     def _at_bound(self) -> bool:
         """Whether a position, radius, index or the lower axis ratio reached its bound; q = 1 is a valid result."""
         row = self._rows(self.free)[0, :6]
-        x, y, _, r_eff, n, q = self.scales.at_bound(row[None])[0]
+        x, y, _, r_eff, n, q = self.scales.at_bound(row[None])[0] & ~self.fixed[0, :6]
         return bool(x or y or r_eff or n or (q and row[5] < 0))
 
     def _loss(self, residual: np.ndarray) -> tuple[float, np.ndarray | None]:
@@ -575,22 +581,12 @@ class _Fit:
         models, derivatives = self.window.render.with_derivatives(parameters)
         model = models.sum(axis=0)
         images = np.concatenate([(galaxy.data - model)[None], derivatives.reshape(-1, size, size)])
-        white = self._whitened(images)
+        white = galaxy.whitened(self.window, images)
         noise, light = self.fitter.noise, np.maximum(model, 0)
         added = light * (np.float32(1 / noise.gain) + np.float32(noise.model_error**2) * light) / self.white_variance
         residual = white[0].astype(float) - free[-1] * self.white_sky
         jacobian = np.concatenate([white[1:] * slopes[:-1, None].astype(np.float32), self.white_sky[None]])
         return _Evaluation(free, parameters, slopes, residual, jacobian, np.sqrt(1 + added).ravel())
-
-    def _whitened(self, images: np.ndarray) -> np.ndarray:
-        """Whitened images in units of the sky's noise, (n, P); masked pixels and their neighbours are 0."""
-        galaxy, window = self.galaxy, self.window
-        padded = (window.period, window.period)
-        # Division by the rms makes noise that varies over the stamp stationary, as whitening assumes.
-        spectra = fft.rfft2(images * galaxy.inverse_rms, padded)
-        spectra *= window.whitener
-        white = fft.irfft2(spectra, padded)[:, : window.size, : window.size] * galaxy.counted
-        return white.reshape(len(images), -1)
 
 
 def _products(jacobian: np.ndarray, weight: np.ndarray | None) -> np.ndarray:

@@ -159,7 +159,7 @@ class Detector:
         """
         source = Held(Pixels(data, bad, noise_map))
         mesh = estimate_sky(source, self.threshold)
-        source = Held(_without_hot_pixels(source.pixels, mesh))
+        source = Held(without_hot_pixels(source.pixels, mesh))
         window = slice(0, data.shape[0]), slice(0, data.shape[1])
         sky = mesh.at(window, source.pixels)
         return sky, self.find(source.pixels, sky, mesh)
@@ -215,7 +215,7 @@ class Detector:
                 slice(max(reach[0].start - more[0], 0), min(reach[0].stop + more[1], shape[0])),
                 slice(max(reach[1].start - more[2], 0), min(reach[1].stop + more[3], shape[1])),
             )
-            pixels = _without_hot_pixels(source.read(window), mesh)
+            pixels = without_hot_pixels(source.read(window), mesh)
             sky = mesh.at(window, pixels)
             clean = pixels.data - sky.level
             smooth = threshold.smooth(clean, pixels.bad)
@@ -335,7 +335,7 @@ class Detector:
         return flux, flux / np.sqrt(np.maximum(variance, sys.float_info.min)) / sky.correlation
 
 
-def _without_hot_pixels(pixels: Pixels, mesh: Mesh) -> Pixels:
+def without_hot_pixels(pixels: Pixels, mesh: Mesh) -> Pixels:
     """The pixels of a window, with hot and dead ones added to `bad`."""
     data, (height, width) = pixels.data, pixels.data.shape
     level, limit = float(np.median(mesh.level)), HOT * float(np.median(mesh.rms))

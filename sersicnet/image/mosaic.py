@@ -37,6 +37,9 @@ LEAST_SIDE = 16
 MOST_COMPRESSION = 10_000
 """Pixels of a tile-compressed image for each byte of its file; masks of one value have up to 4,000."""
 
+_STEP = 2.0
+"""Distance on either side of a position between which a direction is measured, pixels."""
+
 FARTHEST = 1e9
 """Pixels that are farther from the middle of an image have no coordinates on the sky."""
 
@@ -201,6 +204,32 @@ class Image:
         north = dz * np.cos(dec) - (dx * np.cos(ra) + dy * np.sin(ra)) * np.sin(dec)
         angle = np.degrees(np.arctan2(east, north)) % 180
         return np.where(angle < 180, angle, np.where(np.isnan(angle), np.nan, 0.0))
+
+    def direction(self, x: np.ndarray, y: np.ndarray, position_angle: np.ndarray) -> np.ndarray:
+        """Position angles on the sky as directions in the image, the inverse of `position_angle`.
+
+        Parameters
+        ----------
+        x, y : ndarray, float, (N,)
+            Zero-based pixels.
+        position_angle : ndarray, float, (N,)
+            Degrees east of north (ICRS).
+
+        Returns
+        -------
+        ndarray, float64, (N,)
+            Degrees from +x towards +y, from -90 to below 90; NaN where an input is NaN.
+        """
+        assert self.scales is not None
+        ra, dec = np.radians(self.sky(x, y))
+        angle, step = np.radians(np.asarray(position_angle, dtype=float)), np.radians(_STEP * self.scales.mean() / 3600)
+        ends = []
+        for ahead in (angle, angle + np.pi):  # along the great circle through the position
+            there = np.arcsin(np.sin(dec) * np.cos(step) + np.cos(dec) * np.sin(step) * np.cos(ahead))
+            east = np.sin(ahead) * np.sin(step) * np.cos(dec), np.cos(step) - np.sin(dec) * np.sin(there)
+            ends.append(self.pixels(np.degrees(ra + np.arctan2(*east)), np.degrees(there)))
+        (x1, y1), (x0, y0) = ends
+        return (np.degrees(np.arctan2(y1 - y0, x1 - x0)) + 90) % 180 - 90
 
     def pixels(self, ra: ArrayLike, dec: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Zero-based pixels of ICRS coordinates in degrees; NaN where the WCS does not lead there and back."""

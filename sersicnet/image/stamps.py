@@ -75,6 +75,32 @@ class Stamps:
             out[i] = min(float(np.exp(-radius).sum()) / (2 * math.pi * scales[0] * scales[1]), 1.0)
         return out
 
+    def offsets(self) -> np.ndarray:
+        """Centroids of the light near the positions, minus the positions, float64, (N, 2) pixels.
+
+        The centroid is that of the light times a Gaussian of `CENTROID_SIGMA`, which is moved until its centre is the
+        centroid. NaN where it leaves the middle of the stamp.
+        """
+        half = round(4 * CENTROID_SIGMA)
+        middle = slice(STAMP_SIZE // 2 - half, STAMP_SIZE // 2 + half)
+        light, axis = self.pixels[:, middle, middle], np.arange(middle.start, middle.stop)
+        x, y = self.x.copy(), self.y.copy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for _ in range(_CENTROID_STEPS):
+                along, across = axis - y[:, None], axis - x[:, None]
+                weights = [np.exp(-0.5 * (away / CENTROID_SIGMA) ** 2) for away in (along, across)]
+                total = np.einsum("nij,ni,nj->n", light, *weights)
+                x = x + 2 * np.einsum("nij,ni,nj->n", light, weights[0], weights[1] * across) / total
+                y = y + 2 * np.einsum("nij,ni,nj->n", light, weights[0] * along, weights[1]) / total
+            out = np.column_stack([x - self.x, y - self.y])
+            out[~((total > 0) & (np.abs(out) < half / 2).all(axis=1))] = np.nan
+        return out
+
+
+CENTROID_SIGMA = 2.0
+"""Width (1 sigma) of the window of `Stamps.offsets`, pixels."""
+
+_CENTROID_STEPS = 12
 
 SIGMA = 3**0.5
 """Root of the second moment of an exponential disc along an axis, in scale lengths."""

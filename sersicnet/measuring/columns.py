@@ -7,6 +7,7 @@ from astropy.table import QTable
 
 from sersicnet.catalogue import table as tables
 from sersicnet.domain import Seen, WideDomain
+from sersicnet.errors import warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import correlation
 from sersicnet.image.resample import Resampled
@@ -22,6 +23,9 @@ from sersicnet.schema import (
     absolute_magnitude_of_rms,
 )
 from sersicnet.weights import Weights
+
+ZERO_POINT_OF_UJY = 23.9
+"""AB magnitude of a microjansky."""
 
 Grid = Exposure | Resampled
 """The image that is measured: the exposure, or the exposure resampled."""
@@ -72,6 +76,7 @@ def catalogue(
     errors: bool,
     fitted: bool,
     angles: bool,
+    fluxes: bool,
     parents: bool,
 ) -> QTable:
     """The catalogue of an image, with units and descriptions.
@@ -89,6 +94,8 @@ def catalogue(
         Whether profiles were fitted.
     angles : bool
         Whether the angle has an error.
+    fluxes : bool
+        Whether fluxes are listed beside magnitudes.
     parents : bool
         Whether the rows are all detections, so that each parent has a row.
     """
@@ -110,6 +117,10 @@ def catalogue(
             pixels = columns.get(name.replace("r_eff", "r_eff_pix").replace("r_circ", "r_circ_pix"))
             if pixels is not None:
                 columns[name] = pixels * exposure.pixel_scale.value
+    if fluxes:
+        ujy = 10 ** (-0.4 * (exposure.zero_point.value - ZERO_POINT_OF_UJY))
+        columns.update(flux=values.flux, flux_err=values.flux_err)
+        columns.update(flux_ujy=values.flux * ujy, flux_ujy_err=values.flux_err * ujy)
     if angles:
         columns["theta_err"] = values.theta_err
     columns.update(theta=values.theta, snr=values.snr, flags=values.flags)
@@ -133,6 +144,41 @@ def _detected(exposure: Exposure, grid: Grid, values: tiles.Values, *, parents: 
         row = {place: i for i, place in enumerate(zip(values.x0.tolist(), values.y0.tolist(), strict=True), start=1)}
         brightest = zip(found["parent_x"].tolist(), found["parent_y"].tolist(), strict=True)
         out["parent"] = np.array([row.get(place, 0) for place in brightest], int)
+    return out
+
+
+OFFSET_SNR, LEAST_OFFSETS, OFFSET_LIMIT = 20.0, 5, 0.2
+"""Signal to noise of the sources that an offset between images is measured on, their minimum number, and the offset in
+pixels that a warning is issued for if it is above three times its error."""
+
+NO_CENTROID = Flag.NO_DATA | Flag.EDGE | Flag.MASKED | Flag.SATURATED
+
+
+def offset(name: str, detected: str, values: tiles.Values) -> dict[str, str | float]:
+    """The offset of an image from the positions of the image that was detected on, as FITS cards.
+
+    It is the median over bright sources, and is not corrected.
+
+    Warns
+    -----
+    SersicnetWarning
+        If it is large enough to matter.
+    """
+    out: dict[str, str | float] = {"DETECTON": detected}
+    good = (values.snr >= OFFSET_SNR) & (values.flags & NO_CENTROID == 0) & np.isfinite(values.offset).all(axis=1)
+    n = int(np.count_nonzero(good))
+    if n < LEAST_OFFSETS:
+        return out
+    away = values.offset[good]
+    middle = np.median(away, axis=0)
+    error = 1.2533 * 1.4826 * np.median(np.abs(away - middle), axis=0) / np.sqrt(n)
+    x, y = middle.tolist()
+    out |= {"XOFFSET": x, "YOFFSET": y, "OFFSETER": float(error.max()), "OFFSETN": n}
+    if np.hypot(x, y) > max(OFFSET_LIMIT, 3 * float(np.hypot(*error))):
+        warn(
+            f"{n} bright sources of {name} lie ({x:.2f}, {y:.2f}) pixels, +- {error.max():.2f}, from where the WCS of "
+            f"{detected} puts them, and are cut there all the same. Correct one WCS: add the offset to CRPIX of {name}."
+        )
     return out
 
 

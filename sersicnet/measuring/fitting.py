@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sersicnet.catalogue.parameters import Galaxies, possible
 from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
 from sersicnet.engine.prior import Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.pixels import Pixels
+from sersicnet.image.pixels import Pixels, Window
 from sersicnet.image.psf import Psf
 from sersicnet.image.sky import Mesh
-from sersicnet.schema import TARGET_NAMES
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES
 from sersicnet.simulating import population
 from sersicnet.simulating.telescopes import training_psf
 from sersicnet.weights import Weights
@@ -40,6 +41,13 @@ their variance; and its correlation with their light. Of real maps that include 
 from 0.75 to 1, of others below 0.1."""
 
 
+FIXABLE = {"position": (0, 1), "r_eff": (3,), "sersic_n": (4,), "ellipticity": (5,), "theta": (6,)}
+"""What fits can keep, and its indices among the parameters of `sersicnet.engine.render.Renderer`."""
+
+SHAPE = ("r_eff", "sersic_n", "ellipticity", "theta")
+"""If all of these are kept, so is the position, and only fluxes are measured."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
     """Options of fits.
@@ -58,23 +66,40 @@ class Fitting:
         brightness. It is added to the noise of the fits.
     robust : bool
         Whether to limit the influence of pixels far from the model.
+    fix : sequence of str
+        What keeps the values of the table of positions, of `FIXABLE`. All of `SHAPE` together fix the position,
+        too: fluxes are then measured by a linear solve, see `sersicnet.engine.forced`.
 
     Raises
     ------
     InputError
-        If `gain` or `model_error` is out of range.
+        If `gain` or `model_error` is out of range, or `fix` holds another name.
     """
 
     gain: float | None = None
     prior: str | Path = "candels"
     model_error: float = MODEL_ERROR
     robust: bool = False
+    fix: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.model_error < 1:
             raise InputError(f"`model_error` is a fraction from 0 to below 1; received {self.model_error}.")
         if self.gain is not None and not (np.isfinite(self.gain) and self.gain > 0):
             raise InputError(f"A gain is a positive number of electrons per image unit; received {self.gain}.")
+        if unknown := [name for name in self.fix if name not in FIXABLE]:
+            raise InputError(f"`fix` names some of {', '.join(FIXABLE)}; received {unknown[0]!r}.")
+
+    @property
+    def forced(self) -> bool:
+        """Whether only fluxes are measured."""
+        return all(name in self.fix for name in SHAPE)
+
+    @property
+    def fixed(self) -> list[int]:
+        """Indices of the parameters that are kept."""
+        names = FIXABLE if self.forced else self.fix
+        return sorted({k for name in names for k in FIXABLE[name]})
 
     def of_image(self, exposure: Exposure, psf: Psf | None, network: Weights | None) -> ImageFitting:
         """The fits of one image.
@@ -153,6 +178,7 @@ class ImageFitting:
             "fits": {
                 "psf and prior": seen.hexdigest(), "psf oversampling": self.psf.oversampling, "gain": self.gain,
                 "prior": str(own.prior), "model error": own.model_error, "robust": own.robust,
+                "fix": sorted(own.fix),
             }
         }  # fmt: skip
 
@@ -162,6 +188,8 @@ class ImageFitting:
         out: dict[str, str | float] = {"PSF": self.psf.name}
         if self.gain is not None:
             out["GAIN"] = self.gain
+        if self.options.fix:
+            out["FIXED"] = ",".join(name for name in FIXABLE if name in self.options.fix)
         return {**out, "PRIOR": str(self.options.prior), "MODELERR": self.options.model_error}
 
     @property
@@ -177,6 +205,7 @@ class ImageFitting:
             Noise(mesh.autocorrelation, gain, SKY_LEFT, self.options.model_error),
             prior=self.assumed,
             robust=self.options.robust,
+            fixed=self.options.fixed,
             unit=_unit(float(np.median(mesh.rms))),
         )
 
@@ -222,8 +251,54 @@ class Fitters:
                 self._made[psf.sha256] = self._fitter(psf)
             yield np.flatnonzero(labels == label), self._made[psf.sha256]
 
+    def drawn(self, core: Window, parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Models of all fitted galaxies in a window, convolved with the PSF of their cell, float32, (H, W).
+
+        Parameters
+        ----------
+        core : Window
+        parameters : ndarray, float, (N, 7)
+            As for `sersicnet.engine.render.Renderer`, in pixels of the image; rows that are not finite are not drawn.
+        x, y : ndarray, float, (N,)
+            Positions that decide the cell.
+        """
+        canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
+        fitted = np.isfinite(parameters).all(axis=1)
+        parameters, x, y = parameters[fitted], x[fitted], y[fitted]
+        sizes = np.select([16 * parameters[:, 3] < STAMP_SIZE, 16 * parameters[:, 3] < 2 * STAMP_SIZE], [1, 2], 4)
+        sizes *= STAMP_SIZE
+        corners = np.rint(parameters[:, :2]).astype(int) - sizes[:, None] // 2
+        low = np.maximum(corners, (core[1].start, core[0].start))
+        high = np.minimum(corners + sizes[:, None], (core[1].stop, core[0].stop))
+        touching = np.flatnonzero((high > low).all(axis=1))
+        for group, fitter in self.groups(x[touching], y[touching]):
+            for k in touching[group]:
+                corner, (x0, y0), (x1, y1) = corners[k], low[k], high[k]
+                stamp = fitter.draw(parameters[k] - np.array([*corner, 0, 0, 0, 0, 0]), int(sizes[k]))
+                inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
+                canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+        return canvas
+
     def _fitter(self, psf: Psf) -> Fitter:
         return Fitter(psf.image, self._noise, psf_oversampling=psf.oversampling, **self._options)
+
+
+def known_galaxies(places: np.ndarray | None, starts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Parameters of all galaxies of the user's table, float64, (N, 7), with a flux of 1; NaN where they are not known.
+
+    Parameters
+    ----------
+    places : ndarray, float, (N, 2)
+        Zero-based pixels.
+    starts : mapping of ndarray, float, (N,)
+        Columns of the table. A galaxy that is round needs no angle.
+    """
+    assert places is not None
+    n = len(places)
+    given = {name: starts.get(name, np.full(n, np.nan)) for name in (*TARGET_NAMES[1:], "theta")}
+    r_eff, index, e = (np.where(possible(name, given[name]), given[name], np.nan) for name in TARGET_NAMES[1:])
+    theta = np.where(np.isnan(given["theta"]) & (e == 0), 0.0, given["theta"])
+    return np.column_stack([places, np.ones(n), r_eff, index, 1 - e, theta])
 
 
 def _unit(rms: float) -> float:
@@ -310,3 +385,19 @@ def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:
     mag, r_eff, n, e = (np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES)
     flux = 10 ** (-0.4 * (mag - exposure.zero_point.value))
     return Prior.of(np.column_stack([flux, r_eff * scale_of_prior / scale, n, 1 - e]))
+
+
+def check_fixed(
+    fix: Sequence[str], starts: dict[str, np.ndarray], galaxies: Galaxies | None, *, with_network: bool
+) -> None:
+    """Refuse to fix what no table gives."""
+    if galaxies is None or with_network:
+        raise InputError(
+            "`fix` keeps values of a table in fits without a network: give `positions` to `sersicnet fit`."
+        )
+    names = {"r_eff": "r_eff_pix"}
+    missing = [name for name in fix if name != "position" and names.get(name, name) not in starts]
+    if missing:
+        raise InputError(
+            f"`fix` keeps columns of {galaxies.name}: it has no {', '.join(missing)}. It has {galaxies.columns}."
+        )

@@ -144,8 +144,8 @@ class Result:
         """A function that draws the models of all fitted galaxies in a window; None without fits."""
         if self.fitters is None:
             return None
-        zero_point = self.exposure.zero_point.value
-        return functools.partial(tiles.drawn, values=self.values, zero_point=zero_point, fitters=self.fitters)
+        parameters = self.values.parameters(self.exposure.zero_point.value)
+        return functools.partial(self.fitters.drawn, parameters=parameters, x=self.values.x0, y=self.values.y0)
 
     def mesh_of_image(self) -> Mesh:
         """Sky and noise of the original image."""

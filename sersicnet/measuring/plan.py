@@ -22,6 +22,8 @@ from sersicnet.catalogue.validation import Factors, distances
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
 from sersicnet.image import psffile, stars
+from sersicnet.image.carried import Carried
+from sersicnet.image.detect import Detector
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.header import Reading
 from sersicnet.image.mosaic import Image
@@ -30,7 +32,7 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
+from sersicnet.measuring.fitting import Fitting, ImageFitting, check_fixed, holds_photon_noise
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.seeing import Seeing, seeing
 from sersicnet.output import Report, Run, silent
@@ -142,6 +144,8 @@ class Plan:
         Positions to measure, x and y in pixels of `source`; None to measure the detected sources.
     starts : dict
         Start parameters of the fits at the positions, by name.
+    detector : Detector or Carried
+        What detects: on the source, or on another image.
     files : Files
     overwrite : bool
         Whether to drop an unfinished run with other options.
@@ -168,6 +172,7 @@ class Plan:
     fitting: ImageFitting | None
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
+    detector: Detector | Carried = tiles.DETECTOR
     files: Files
     overwrite: bool
     work: Work
@@ -232,6 +237,9 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
+        starts = {} if galaxies is None or network is not None else _starts(galaxies, exposure, places)
+        if fitting is not None and fitting.fix:
+            check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
         if places is not None:
             places = source.to_grid(places)
         plan = cls(
@@ -244,7 +252,7 @@ class Plan:
             refine=fitting,
             fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
             places=places,
-            starts={} if galaxies is None or network is not None else _starts(galaxies, exposure.pixel_scale),
+            starts=starts,
             files=files,
             overwrite=outputs.overwrite,
             work=work,
@@ -278,7 +286,8 @@ class Plan:
     @property
     def _held(self) -> Image | None:
         """An image or map that is in memory, if there is one: other processes would need copies of it."""
-        return next((image for image in self.exposure.images if image.is_held), None)
+        others = self.detector.exposure.images if isinstance(self.detector, Carried) else []
+        return next((image for image in (*self.exposure.images, *others) if image.is_held), None)
 
     @property
     def processes(self) -> int:
@@ -290,7 +299,8 @@ class Plan:
         n = self.processes
         largest = max((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.cores)
         held = sum(image.shape[0] * image.shape[1] * 4 for image in self.exposure.images if image.is_held)
-        memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY + held
+        images = 2 if isinstance(self.detector, Carried) else 1
+        memory = (n + (n > 1)) * PROCESS_MEMORY + n * largest * PIXEL_MEMORY * images + held
         self.exposure.close()
         return Outlook(
             image=self.exposure.name,
@@ -333,6 +343,16 @@ class Plan:
         }
 
     def run(self, report: Report = silent) -> QTable:
+        """Measure the image, write the requested files, and return the catalogue; see `result`."""
+        return self.result(report).table
+
+    def sky(self, report: Report = silent) -> Mesh:
+        """Sky and noise of the source, without measuring anything else."""
+        report("measuring the sky", 0, 0)
+        with self._workers() as apply:
+            return estimate_sky(self.source, tiles.DETECTOR.threshold, workers.in_order(apply))
+
+    def result(self, report: Report = silent) -> Result:
         """Measure the image, and write the requested files.
 
         Parameters
@@ -342,13 +362,9 @@ class Plan:
 
         Returns
         -------
-        QTable
-            The catalogue, see `sersicnet.measuring.measure.measure`.
+        Result
+            With the catalogue, see `sersicnet.measuring.measure.measure`.
         """
-        return self.result(report).table
-
-    def result(self, report: Report = silent) -> Result:
-        """Do what `run` does; returns the catalogue with all that was measured for it."""
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
             saturation = self._saturation(mesh)
@@ -361,12 +377,15 @@ class Plan:
                 exposure=self.source,
                 zero_point=self.exposure.zero_point.value,
                 mesh=mesh,
+                detector=self.detector,
                 places=self.places,
                 starts=self.starts,
                 network=None if self.network is None else (self.network.path, self.network.sha256, self.network.device),
                 fitters=fitters,
                 psf=None if seen is None else seen.psf,
                 gain=self.gain,
+                fix=() if self.refine is None else tuple(self.refine.fix),
+                forced=self.refine is not None and self.refine.forced,
                 psf_width=0.0 if fitting is None else fitting.psf_width,
                 profiles=self.network is not None and self.psf is None,
                 saturation=saturation,
@@ -402,12 +421,15 @@ class Plan:
                 errors=fitted or bool(self.network is not None and self.network.card["errors"]),
                 fitted=fitted,
                 angles=fitted or bool(self.network is not None and self.network.card.get("orientation")),
+                fluxes=bool(self.refine is not None and self.refine.fix),
                 parents=self.places is None,
             )
             table.meta.update(meta)
             if fitting is not None:
                 table.meta.update(fitting.meta)
             used = seen.psf if seen is not None else None if fitting is None else fitting.psf
+            if isinstance(self.detector, Carried):
+                table.meta.update(columns.offset(self.exposure.name, self.detector.exposure.name, values))
             found = Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen)
             self.files.write(found)
         return found
@@ -462,6 +484,7 @@ class Plan:
             **self._described(),
             "device": None if self.network is None else self.network.device,
             "images": images,
+            "detected on": self._detected_on(path is not None),
             "positions": None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest(),
             "tile": self.work.tile,
             **fits,
@@ -477,6 +500,12 @@ class Plan:
                 self.exposure.close()
             if self.work.run is None:
                 kept.remove()
+
+    def _detected_on(self, kept: bool) -> list[Any] | None:
+        """The images that the sources are from, if it is not the source."""
+        if not kept or not isinstance(self.detector, Carried):
+            return None
+        return [[image.name, image.identity()] for image in self.detector.exposure.images]
 
     @contextmanager
     def _workers(self) -> Iterator[workers.Apply]:
@@ -643,12 +672,19 @@ def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[G
     raise InputError(f"A table of positions has columns x and y, or ra and dec; received {galaxies.columns}.")
 
 
-def _starts(galaxies: Galaxies, scale: Reading) -> dict[str, np.ndarray]:
+def _starts(galaxies: Galaxies, exposure: Exposure, places: np.ndarray | None) -> dict[str, np.ndarray]:
     """Targets and theta of galaxies, from the columns that their table has.
 
+    With positions on the sky, radii in arcsec and position angles come first: the table may be of another image.
     A radius in an unknown unit is not used.
     """
     found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
-    if galaxies.radii().keys() & {"pix", "arcsec"}:
-        found["r_eff_pix"] = galaxies.radius_in_pixels(scale.value, "give `pixel_scale`, or r_eff_pix.")
+    scale, radii = exposure.pixel_scale.value, galaxies.radii()
+    on_sky = exposure.wcs is not None and galaxies.sky() is not None
+    if on_sky and "arcsec" in radii and np.isfinite(scale):
+        found["r_eff_pix"] = radii["arcsec"] / scale
+    elif radii.keys() & {"pix", "arcsec"}:
+        found["r_eff_pix"] = galaxies.radius_in_pixels(scale, "give `pixel_scale`, or r_eff_pix.")
+    if on_sky and places is not None and galaxies.has("pa"):
+        found["theta"] = exposure.image.direction(places[:, 0], places[:, 1], galaxies.column("pa", "deg"))
     return {name: values for name, values in found.items() if values is not None}

@@ -14,10 +14,12 @@ from scipy.spatial import KDTree
 
 from sersicnet import weights
 from sersicnet.catalogue.parameters import possible
+from sersicnet.engine import forced
 from sersicnet.engine.fit import Fits, Status
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, WeightsError
 from sersicnet.image import detect, photometry, pixels, stars
+from sersicnet.image.carried import Carried
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Sky, Window, grown
 from sersicnet.image.psf import Psf
@@ -25,7 +27,7 @@ from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stamps import SIGMA, Stamps, cut
 from sersicnet.image.views import psf_views
-from sersicnet.measuring.fitting import Fitters
+from sersicnet.measuring.fitting import Fitters, known_galaxies
 from sersicnet.output import Report, silent
 from sersicnet.schema import (
     CROWDED_LIMIT,
@@ -45,7 +47,7 @@ STAMPS_AT_ONCE = 512
 
 
 DETECTOR = detect.Detector()
-"""The detection, the same for every image that is measured."""
+"""The detection, the same for every image that is measured; with several bands, that of the detection image."""
 
 
 MOST_NEIGHBOURS = 3
@@ -81,10 +83,15 @@ class Setting:
     exposure : Exposure or Resampled
     zero_point : float
     mesh : Mesh
+    detector : Detector or Carried
     places : ndarray, float64, (N, 2) or None
         Positions to measure; None to measure the detected sources.
     starts : dict
         Start parameters of the fits at the positions, by name.
+    fix : tuple of str
+        What keeps its start values, see `sersicnet.measuring.fitting.FIXABLE`.
+    forced : bool
+        Whether only fluxes are measured.
     network : (Path, str, str) or None
         Weights directory, the required SHA-256 of its network, and the device; None for fits without a network.
     fitters : Fitters or None
@@ -105,8 +112,11 @@ class Setting:
     exposure: Exposure | Resampled
     zero_point: float
     mesh: Mesh
+    detector: detect.Detector | Carried = DETECTOR
     places: np.ndarray | None
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    fix: tuple[str, ...] = ()
+    forced: bool = False
     network: tuple[Path, str, str] | None = None
     fitters: Fitters | None
     psf: Psf | None = None
@@ -149,7 +159,9 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
             _predict(scene, values, _network(*setting.network), report)
         else:
             _start(scene, values)
-        if setting.fitters is not None:
+        if setting.fitters is not None and setting.forced:
+            _measure_fluxes(scene, values, own, setting.fitters, report)
+        elif setting.fitters is not None:
             _fit(scene, values, own, setting.fitters, report, keep=setting.network is None)
         values.flags[_at_edge(scene, values)] |= Flag.EDGE
         profiles = np.zeros((0, 4))
@@ -185,13 +197,16 @@ class _Scene(NamedTuple):
             place = np.flatnonzero(_inside(setting.places[:, 0], setting.places[:, 1], near, shape))
             if not len(place):
                 zone = slice(0, 0), slice(0, 0)
-        window, pixels, sky, found = DETECTOR.around(setting.exposure, setting.mesh, zone)
+        window, pixels, sky, found = setting.detector.around(setting.exposure, setting.mesh, zone)
         if setting.places is None:
             chosen = np.flatnonzero(_inside(found.x, found.y, near, shape))
             x, y, source, place = found.x[chosen], found.y[chosen], chosen, np.full(len(chosen), -1)
         else:
             x, y = setting.places[place].T
-            source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
+            if isinstance(setting.detector, Carried):
+                source = setting.detector.source_at(found, x, y)
+            else:
+                source = _source_at(found.segmentation, x - window[1].start, y - window[0].start)
         scene = cls(setting, zone, window, pixels, sky, found, x.copy(), y.copy(), source, place)
         return scene, _inside(x, y, core, shape)
 
@@ -257,7 +272,7 @@ def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
         x, y = found.x[which[k]], found.y[which[k]]
         middle = slice(round(y), round(y) + 1), slice(round(x), round(x) + 1)
         around = grown(middle, int(half[k]), setting.exposure.shape)
-        near = DETECTOR.around(setting.exposure, setting.mesh, around).detections
+        near = setting.detector.around(setting.exposure, setting.mesh, around).detections
         same = np.flatnonzero((near.x == x) & (near.y == y))
         light[k] = np.ravel(near.photometry(same)) if len(same) else np.nan
     parent = found.parent[which]
@@ -276,6 +291,8 @@ class Values(NamedTuple):
     y: np.ndarray
     targets: np.ndarray
     errors: np.ndarray
+    flux: np.ndarray  # fitted, image units; NaN without a fit
+    flux_err: np.ndarray
     theta: np.ndarray
     theta_err: np.ndarray
     sky: np.ndarray
@@ -286,6 +303,7 @@ class Values(NamedTuple):
     size: np.ndarray  # sigma of the best Gaussian match, pixels; NaN if it is unreliable
     size_snr: np.ndarray
     flags: np.ndarray
+    offset: np.ndarray  # of the light from a position of another image, x and y; NaN otherwise
     detected: np.ndarray  # the quantities of `DETECTED`
 
     @classmethod
@@ -301,6 +319,8 @@ class Values(NamedTuple):
             y=scene.y.copy(),
             targets=np.full((n, len(TARGET_NAMES)), np.nan),
             errors=np.full((n, len(TARGET_NAMES)), np.nan),
+            flux=np.full(n, np.nan),
+            flux_err=np.full(n, np.nan),
             theta=scene.of_source(scene.found.theta),
             theta_err=np.full(n, np.nan),
             sky=np.full(n, np.nan),
@@ -311,6 +331,7 @@ class Values(NamedTuple):
             size_snr=np.full(n, np.nan),
             snr=signal / scene.sky.correlation,
             flags=np.zeros(n, int),
+            offset=np.full((n, 2), np.nan),
             detected=_detected(scene, own),
         )
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
@@ -323,6 +344,8 @@ class Values(NamedTuple):
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
         flags |= Flag.SATURATED * stars.saturated(stamps, scene.setting.saturation)
         self.snr[rows] /= stamps.rms
+        if isinstance(scene.setting.detector, Carried):
+            self.offset[rows] = stamps.offsets()
         flags |= Flag.NO_DATA * stamps.empty
         if stamps.unusable.any():
             found = scene.found
@@ -337,7 +360,9 @@ class Values(NamedTuple):
     def parameters(self, zero_point: float) -> np.ndarray:
         """Parameters of `sersicnet.engine.render.Renderer`, in pixels of the image, (N, 7)."""
         columns = {"x": self.x, "y": self.y, "theta": self.theta}
-        return parameters_of(columns | dict(zip(TARGET_NAMES, self.targets.T, strict=True)), zero_point)
+        out = parameters_of(columns | dict(zip(TARGET_NAMES, self.targets.T, strict=True)), zero_point)
+        out[:, 2] = np.where(np.isfinite(self.flux), self.flux, out[:, 2])  # a negative one has no magnitude
+        return out
 
 
 def _at_edge(scene: _Scene, values: Values) -> np.ndarray:
@@ -453,6 +478,10 @@ def _start(scene: _Scene, values: Values) -> None:
         guesses[name] = np.where(known, given, guesses[name])
     for name, usual in (("sersic_n", 1.5), ("ellipticity", 0.3)):
         guesses[name] = np.where(np.isfinite(guesses[name]), guesses[name], usual)
+    if scene.setting.fix:
+        table = known_galaxies(scene.setting.places, scene.setting.starts)[scene.place]
+        kept = {"r_eff_pix": table[:, 3], "sersic_n": table[:, 4], "ellipticity": 1 - table[:, 5], "theta": table[:, 6]}
+        guesses |= {name: column for name, column in kept.items() if name.removesuffix("_pix") in scene.setting.fix}
     for k, name in enumerate(TARGET_NAMES):
         values.targets[:, k] = guesses[name]
     values.theta[:] = guesses["theta"]
@@ -523,6 +552,50 @@ def _overlapping(scene: _Scene) -> list[np.ndarray]:
     return out
 
 
+def _measure_fluxes(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, report: Report) -> None:
+    """Measure the fluxes of the table's galaxies in the tile itself; sources that are not in the table are masked."""
+    setting = scene.setting
+    listed = known_galaxies(setting.places, setting.starts)
+    values.targets[:, 0] = np.nan
+    values.flags[own] |= Flag.NOT_REFINED
+    values.status[own] = Status.NO_DATA
+    mine = np.flatnonzero(own & np.isfinite(scene.x + scene.y) & (values.flags & Flag.NO_DATA == 0))
+    near = forced.neighbours(listed, scene.place[mine], _NEIGHBOUR_REACH)
+    labels = np.zeros((len(scene.x), 1 + max((len(others) for others in near), default=0)), int)
+    for i, others in zip(mine, near, strict=True):
+        x, y = listed[others, :2].T
+        sources = _source_at(scene.found.segmentation, x - scene.origin[0], y - scene.origin[1])
+        labels[i, : 1 + len(others)] = scene.source[i] + 1, *(sources + 1)
+    report("measuring fluxes", 0, len(mine))
+    for part, stamps in _stamps(scene, labels, mine):
+        rows = mine[part]
+        to_stamp = np.zeros((len(rows), 7))
+        to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
+        for group, fitter in fitters.groups(scene.x[rows], scene.y[rows]):
+            here = rows[group]
+            found = forced.fluxes(
+                fitter,
+                stamps.pixels[group] * stamps.rms[group, None, None].astype(np.float32),
+                stamps.noise[group],
+                listed[scene.place[here]] + to_stamp[group],
+                stamps.replaced[group],
+                [listed[near[part.start + k]] + to_stamp[k] for k in group],
+                workers=setting.threads,
+            )
+            values.status[here] = found.status
+            good = found.status == Status.CONVERGED
+            at = here[good]
+            values.flags[at] &= ~Flag.NOT_REFINED
+            values.sky[at], values.chi2[at] = found.sky[good], found.chi2[good]
+            # A reduced chi-square above 1 is treated as an underestimated noise: the errors are scaled up.
+            flux, error = found.flux[good], found.error[good] * np.sqrt(np.maximum(found.chi2[good], 1))
+            values.flux[at], values.flux_err[at] = flux, error
+            positive = flux > 0
+            values.targets[at, 0] = setting.zero_point - 2.5 * np.log10(np.where(positive, flux, np.nan))
+            values.errors[at, 0] = np.where(positive, 2.5 / np.log(10) * error / np.where(positive, flux, 1), np.nan)
+        report("measuring fluxes", part.stop, len(mine))
+
+
 def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, report: Report, *, keep: bool) -> None:
     """Fit Sersic profiles at the places of the tile itself; `keep` decides whether unconverged fits replace values."""
     zero_point = scene.setting.zero_point
@@ -534,6 +607,7 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, repor
     labels = np.zeros((len(parameters), 1 + MOST_NEIGHBOURS), int)
     for row, source, near in zip(labels, scene.source, neighbours, strict=True):
         row[: 1 + len(near)] = source + 1, *(near + 1)
+    others = _neighbours(scene, neighbours, starts, parameters)
     mine = np.flatnonzero(own)
     n = len(mine)
     report("fitting", 0, n)
@@ -550,7 +624,8 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, repor
                 stamps.noise[group],
                 parameters[here] + shifts,
                 stamps.replaced[group],
-                [starts[neighbours[row]] + shift for row, shift in zip(here, shifts, strict=True)],
+                [others[row][0] + shift for row, shift in zip(here, shifts, strict=True)],
+                [others[row][1] for row in here],
                 workers=scene.setting.threads,
                 report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
             )
@@ -558,8 +633,30 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, repor
             first += len(group)
 
 
+def _neighbours(
+    scene: _Scene, near: list[np.ndarray], starts: np.ndarray, parameters: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Start parameters of the neighbours of each place, and whether they are of the user's table.
+
+    Where something is fixed, each place of the table on a neighbour, or on the same detection, is a neighbour of its
+    own; otherwise a neighbour is a detection.
+    """
+    if not scene.setting.fix:
+        return [(starts[found], np.zeros(len(found), bool)) for found in near]
+    usable = np.isfinite(parameters).all(axis=1)
+    places = [np.flatnonzero(usable & (scene.source == k)) for k in range(len(scene.found))]
+    out = []
+    for row, found in enumerate(near):
+        own = [] if scene.source[row] < 0 else [scene.source[row]]
+        listed = [k for source in (*own, *found) for k in places[source] if k != row]
+        rest = [source for source in found if not len(places[source])]
+        rows = np.vstack([parameters[listed].reshape(-1, 7), starts[rest].reshape(-1, 7)])
+        out.append((rows, np.arange(len(rows)) < len(listed)))
+    return out
+
+
 def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool) -> None:
-    """Write the results of fits into their rows of `values`."""
+    """Write the results of fits into their rows of `values`; errors of fixed parameters are NaN."""
     # A reduced chi-square above 1 is treated as an underestimated noise: the errors are scaled up.
     worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
     with np.errstate(invalid="ignore"):
@@ -574,29 +671,10 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     at = rows[taken]
     x, y, flux, r_eff, n, q, theta = (fits.parameters - to_stamp)[taken].T
     errors = errors[taken]
+    errors[errors == 0] = np.nan
+    values.flux[at], values.flux_err[at] = flux, errors[:, 2]
     values.x[at], values.y[at], values.theta[at] = x, y, theta
     values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
     values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
     values.theta_err[at] = np.minimum(errors[:, 6], weights.UNKNOWN_ANGLE)
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
-
-
-def drawn(core: Window, values: Values, zero_point: float, fitters: Fitters) -> np.ndarray:
-    """Models of all fitted galaxies in a tile, convolved with the PSF of their cell, float32, (H, W)."""
-    canvas = np.zeros((core[0].stop - core[0].start, core[1].stop - core[1].start), np.float32)
-    parameters = values.parameters(zero_point)
-    fitted = np.isfinite(parameters).all(axis=1)
-    parameters, x, y = parameters[fitted], values.x0[fitted], values.y0[fitted]
-    sizes = np.select([16 * parameters[:, 3] < STAMP_SIZE, 16 * parameters[:, 3] < 2 * STAMP_SIZE], [1, 2], 4)
-    sizes *= STAMP_SIZE
-    corners = np.rint(parameters[:, :2]).astype(int) - sizes[:, None] // 2
-    low = np.maximum(corners, (core[1].start, core[0].start))
-    high = np.minimum(corners + sizes[:, None], (core[1].stop, core[0].stop))
-    touching = np.flatnonzero((high > low).all(axis=1))
-    for group, fitter in fitters.groups(x[touching], y[touching]):
-        for k in touching[group]:
-            corner, (x0, y0), (x1, y1) = corners[k], low[k], high[k]
-            stamp = fitter.draw(parameters[k] - np.array([*corner, 0, 0, 0, 0, 0]), int(sizes[k]))
-            inner = slice(y0 - core[0].start, y1 - core[0].start), slice(x0 - core[1].start, x1 - core[1].start)
-            canvas[inner] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
-    return canvas
