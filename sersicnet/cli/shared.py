@@ -311,6 +311,8 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
             grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec, from {header['PIXSRC']}")
         if "PSFFWHM" in header:
             grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
+        if "PSFDOUBT" in header:
+            grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
         if "OUTSIDE" in header:
             grid.add_row("outside of the weights' domain", header["OUTSIDE"])
         stderr.print(grid)

@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sersicnet.errors import InputError
+from sersicnet.image.psf import full_width
 from sersicnet.simulating.optics import Optics
 
 Range = tuple[float, float]
@@ -155,6 +156,11 @@ class Telescope:
         """
         return self._optics(self._filter(band), pixel_scale or self.pixel_scales[0], None)
 
+    def extremes(self, band: str | None = None, pixel_scale: float | None = None) -> tuple[Optics, Optics]:
+        """The narrowest and the widest of what `draw` draws; as for `typical`."""
+        band, scale = self._filter(band), pixel_scale or self.pixel_scales[0]
+        return self._optics(band, scale, None, 0.0), self._optics(band, scale, None, 1.0)
+
     def _filter(self, band: str | None) -> str:
         names = list(self.wavelengths)
         if band is None:
@@ -163,11 +169,11 @@ class Telescope:
             raise InputError(f"The filters of {self.title} are {', '.join(names)}; received {band!r}.")
         return band
 
-    def _optics(self, band: str, scale: float, rng: np.random.Generator | None) -> Optics:
-        """Draw, or without a generator take the middle."""
+    def _optics(self, band: str, scale: float, rng: np.random.Generator | None, place: float = 0.5) -> Optics:
+        """Draw, or without a generator take a place in each range, by default its middle."""
 
         def pick(limits: Range) -> float:
-            return float(rng.uniform(*limits)) if rng else sum(limits) / 2
+            return float(rng.uniform(*limits)) if rng else limits[0] + place * (limits[1] - limits[0])
 
         resampled = self.diameter == 0 or abs(self.detector / scale - 1) > _NATIVE
         resampling = self.resampling if resampled else "none"
@@ -537,6 +543,38 @@ def known_psf(instrument: str, filter: str, pixel_scale: float) -> Optics | None
         None if the instrument or the filter is not known, or the pixel scale is not within a factor of 2 of a usual
         one.
     """
+    found = _camera(instrument, filter, pixel_scale)
+    return found[0].typical(found[1], pixel_scale) if found else None
+
+
+class Widths(NamedTuple):
+    """FWHM of the PSFs of an instrument, pixels of an image.
+
+    Attributes
+    ----------
+    least, largest : float
+        In the usual images, see `Telescope.extremes`.
+    seeing : bool
+        Whether they are those of the seeing, which varies more from image to image.
+    """
+
+    least: float
+    largest: float
+    seeing: bool
+
+
+def known_widths(instrument: str, filter: str, pixel_scale: float) -> Widths | None:  # noqa: A002
+    """The widths of the PSFs of an instrument; parameters as for `known_psf`, and None as there."""
+    found = _camera(instrument, filter, pixel_scale)
+    if found is None:
+        return None
+    telescope, band = found
+    least, largest = (full_width(optics.image(2), 2) for optics in telescope.extremes(band, pixel_scale))
+    return Widths(least, largest, telescope.diameter == 0)
+
+
+def _camera(instrument: str, filter: str, pixel_scale: float) -> tuple[Telescope, str] | None:  # noqa: A002
+    """The camera and the filter that a header names."""
     name = instrument.strip().upper()
     words = re.split(r"[-_.\s]+", filter.upper())
     words += [word.rstrip("2") for word in words]  # the second filters of HSC
@@ -550,5 +588,5 @@ def known_psf(instrument: str, filter: str, pixel_scale: float) -> Optics | None
             if len(telescope.wavelengths) == 1:
                 bands = list(telescope.wavelengths)
             if usual and bands:
-                return telescope.typical(bands[0], pixel_scale)
+                return telescope, bands[0]
     return None
