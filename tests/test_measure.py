@@ -583,6 +583,20 @@ def test_the_prior_of_radii_follows_the_pixel_scale():
     assert radii[1] == pytest.approx(2 * radii[0], rel=0.03)
 
 
+def test_a_prior_of_a_table_is_in_arcsec_and_magnitudes(tmp_path):
+    rng, n = np.random.default_rng(0), 300
+    table = Table({"mag": rng.uniform(14, 20, n), "r_eff": rng.lognormal(-1.2, 0.6, n)})
+    table["r_eff_pix"], table["sersic_n"] = table["r_eff"] / 0.06, rng.lognormal(0.3, 0.3, n)
+    table["q"] = rng.uniform(0.3, 1, n)
+    table.write(tmp_path / "of_hst.csv")
+    options = fitting.Fitting(gain=1.0, prior=tmp_path / "of_hst.csv")
+    for scale, zero in ((0.02, 28.0), (0.06, 25.9), (0.4, 22.5)):
+        exposure = Exposure.of_arrays(np.zeros((20, 20)), zero_point=zero, pixel_scale=scale)
+        prior = options.of_image(exposure, Psf.of(effective_psf(F160W), "psf"), None).assumed
+        assert float(prior.scales[1].from_free(prior.mean[1])) * scale == pytest.approx(np.exp(-1.2), rel=0.08)
+        assert zero - 2.5 * np.log10(np.exp(prior.mean[0])) == pytest.approx(17, abs=0.3)
+
+
 # --- fits alone -----------------------------------------------------------------------------
 
 
