@@ -472,6 +472,7 @@ def test_json_is_valid_without_a_pixel_scale(run, blank, tmp_path):
     code, out, err = run("measure", image, "--dry-run", "--json")
     assert code == 0
     assert valid(out)[0]["pixel_scale"] == [None, "none"]
+    assert "pixel scale  not known, so sizes will be in pixels alone" in run("measure", image, "--dry-run")[1]
     code, out, err = run("measure", image, "--json", "-q", "--workers", 1, "-o", tmp_path / "cat.fits")
     assert code == 0
     assert valid(out)["catalogues"][0]["sources"] == 0

@@ -1,6 +1,7 @@
 import functools
 import json
 import shutil
+import types
 import warnings
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from conftest import flat
 from scipy.ndimage import zoom
 
 from sersicnet import weights
-from sersicnet.engine.fit import Fitter
+from sersicnet.engine.fit import Fits, Fitter
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, OutputError, SersicnetWarning
 from sersicnet.image import mosaic
@@ -593,6 +594,36 @@ def test_the_prior_of_radii_follows_the_pixel_scale():
         radii.append(float(prior.scales[1].from_free(prior.mean[1])))
     assert radii[0] == pytest.approx(5, rel=0.15)
     assert radii[1] == pytest.approx(2 * radii[0], rel=0.03)
+
+
+def test_errors_of_fits_include_what_the_psf_adds():
+    names = ("targets", "errors", "x", "y", "theta", "theta_err", "sky", "chi2", "status", "flags")
+    shapes = [(2, 4), (2, 4), *[(2,)] * 8]
+    found = np.array([[5.0, 5, 100, 4, 2, 0.5, 30]] * 2)
+    covariance = np.broadcast_to(np.diag([0.01, 0.01, 1, 0.01, 0.04, 1e-4, 1, 1]), (2, 8, 8))
+    fits = Fits(found, np.zeros(2), covariance, np.ones(2), np.ones(2, int), np.zeros(2, int))
+    errors = []
+    for of_psf in (0.0, np.array([[0.1, 0.3, 0.4, 0.02]] * 2)):
+        values = types.SimpleNamespace(**{name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)})
+        values.flags = values.flags.astype(int)
+        tiles._take(values, np.arange(2), fits, np.zeros((2, 7)), 25.0, of_psf, keep=True)
+        errors.append(values.errors[0])
+    np.testing.assert_allclose(errors[0], [0.01086, 0.1, 0.2, 0.01], rtol=1e-3)
+    np.testing.assert_allclose(errors[1], np.hypot(errors[0], [0.1, 0.3, 0.4, 0.02]))
+
+
+def test_a_prior_of_a_table_is_in_arcsec_and_magnitudes(tmp_path):
+    rng, n = np.random.default_rng(0), 300
+    table = Table({"mag": rng.uniform(14, 20, n), "r_eff": rng.lognormal(-1.2, 0.6, n)})
+    table["r_eff_pix"], table["sersic_n"] = table["r_eff"] / 0.06, rng.lognormal(0.3, 0.3, n)
+    table["q"] = rng.uniform(0.3, 1, n)
+    table.write(tmp_path / "of_hst.csv")
+    options = fitting.Fitting(gain=1.0, prior=tmp_path / "of_hst.csv")
+    for scale, zero in ((0.02, 28.0), (0.06, 25.9), (0.4, 22.5)):
+        exposure = Exposure.of_arrays(np.zeros((20, 20)), zero_point=zero, pixel_scale=scale)
+        prior = options.of_image(exposure, Psf.of(effective_psf(F160W), "psf"), None).assumed
+        assert float(prior.scales[1].from_free(prior.mean[1])) * scale == pytest.approx(np.exp(-1.2), rel=0.08)
+        assert zero - 2.5 * np.log10(np.exp(prior.mean[0])) == pytest.approx(17, abs=0.3)
 
 
 # --- fits alone -----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from scipy import special
 
 from sersicnet.errors import InputError
 from sersicnet.image.psf import full_width
-from sersicnet.simulating.observatories import TELESCOPES, cameras, known_psf, read_telescope, telescopes
+from sersicnet.simulating.described import cameras, read_telescope
+from sersicnet.simulating.observatories import TELESCOPES, known_psf, telescopes
 from sersicnet.simulating.optics import FIELD, Optics, draw_optics, measured
 
 SPACE = Optics(

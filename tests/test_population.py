@@ -102,10 +102,15 @@ def test_a_catalogue_gives_its_joint_distribution(catalogue):
 
 
 def test_radii_in_pixels_and_ellipticities_are_taken_as_they_are(catalogue):
-    both = catalogue("both.ecsv", r_eff_pix=np.linspace(4, 6, 600), ellipticity=np.linspace(0.2, 0.3, 600))
-    values = drawn(Prior.of_catalogue(both, 0.06), 300)
+    changes = {"r_eff_pix": np.linspace(4, 6, 600), "ellipticity": np.linspace(0.2, 0.3, 600)}
+    values = drawn(Prior.of_catalogue(catalogue("pixels.ecsv", r_eff=None, **changes), 0.06), 300)
     assert 4 <= values[:, 1].min() < values[:, 1].max() <= 6
     assert values[:, 3].max() <= 0.3
+
+
+def test_radii_in_arcsec_go_before_pixels_which_may_be_of_another_image(catalogue):
+    both = catalogue("both.ecsv", r_eff_pix=np.full(600, 2.0))
+    assert np.median(drawn(Prior.of_catalogue(both, 0.06), 300)[:, 1]) == pytest.approx(10, rel=0.1)
 
 
 def test_a_catalogue_with_units_and_missing_values_is_read(tmp_path, catalogue):

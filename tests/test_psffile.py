@@ -14,10 +14,14 @@ from scipy import special
 
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
+from sersicnet.image.exposure import Exposure
 from sersicnet.image.mosaic import HeldImage
 from sersicnet.image.psf import Psf, core_of
 from sersicnet.image.psffield import Polynomial
 from sersicnet.image.psffile import read_psf, write_psf
+from sersicnet.image.views import psf_views
+from sersicnet.measuring.fitting import Fitting
+from sersicnet.measuring.measure import fit
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
 WIDTH, HEIGHT = 1200, 1000
@@ -537,3 +541,57 @@ def test_a_varying_psf_that_is_written_is_the_same_everywhere(tmp_path):
     assert again.varies
     for x, y in ((0.0, 0.0), (640.0, 100.0), (WIDTH - 1, HEIGHT - 1)):
         np.testing.assert_allclose(again.at(x, y).image, psf.at(x, y).image, atol=2e-3 * middle.max())
+
+
+# --- all formats alike ---
+
+
+def files_of_one_psf(write, wcs):
+    """The same PSF, that of `drawn` at x = 600, as a file of each format."""
+
+    def one(size, samples=1):
+        return drawn(600, size, samples)
+
+    columns, rows = (0, 110, 219), (0, 159)
+    spots = np.array([2.0, 217, 3, 210, 110]), np.array([2.0, 5, 152, 158, 80])
+    pairs = [(x, y) for y in rows for x in columns]
+    std = {"NXPSFS": 3, "NYPSFS": 2} | {f"IPSFX{i + 1:02d}": x + 1 for i, x in enumerate(columns)}
+    std |= {f"JPSFY{i + 1:02d}": y + 1 for i, y in enumerate(rows)}
+    st = {"OVERSAMP": 2, "DET_SAMP": 2} | {f"DET_YX{i}": f"({y}, {x})" for i, (x, y) in enumerate(pairs)}
+    stack = [fits.PrimaryHDU(), fits.ImageHDU(np.array([one(41)] * 5)), None]
+    centres = np.array([[16.0, 49, 82, 16, 49], [16.0, 16, 16, 49, 49]])
+    tiled = np.zeros((66, 99))
+    for x, y in centres.T.astype(int):
+        tiled[y - 16 : y + 17, x - 16 : x + 17] = one(33)
+    sky = places(("Ra", "Dec"), *wcs.pixel_to_world_values(*spots))
+    mer = fits.BinTableHDU.from_columns([*sky, *places(("x_center", "y_center"), *(centres + 1))])
+    stack[2] = fits.BinTableHDU.from_columns(places(("x", "y"), *spots))
+    terms = np.array([one(41), *np.zeros((5, 41, 41))])
+    return {
+        "image": write(1e3 * one(41), name="image.fits"),
+        "oversampled": write(one(121, 3), {"OVERSAMP": 3}, "fine.fits"),
+        "PSFEx": write(psfex(terms, 2), name="psfex.psf"),
+        "STDPSF": write(np.array([one(161, 4)] * 6) * 16, std, "STDPSF.fits"),
+        "STPSF": write(np.array([one(83, 2)] * 6), st, "stpsf.fits"),
+        "stack": write(stack, name="stack.fits"),
+        "MER": write([fits.PrimaryHDU(), fits.ImageHDU(tiled, fits.Header({"STMPSIZE": 33})), mer], name="mer.fits"),
+    }
+
+
+def test_a_psf_gives_the_same_catalogue_in_each_format(write):
+    wcs = WCS({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 111.0,
+               "CRPIX2": 81.0, "CDELT1": -1e-5, "CDELT2": 1e-5})  # fmt: skip
+    values = np.random.default_rng(0).normal(0, 1, (160, 220)).astype(np.float32)
+    draw = Renderer(drawn(600), 100)
+    values[30:130, 60:160] += draw(np.array([49.7, 50.2, 8000, 4, 1, 0.6, 30.0]))[0]
+    image = Exposure.open(write(values, {**wcs.to_header(), "MAGZERO": 25.0}, "sky.fits"))
+    found = {}
+    for name, path in files_of_one_psf(write, wcs).items():
+        table = fit(image, psf=read_psf(path), fitting=Fitting(gain=1e6, prior="none"))
+        psf = read_psf(path).on(image.image, image.pixel_scale.value)
+        found[name] = table, psf_views(psf.at(100, 80).image, psf.oversampling)
+    first, views = found["image"]
+    for name, (table, seen) in found.items():
+        for column in ("mag", "r_eff", "sersic_n", "ellipticity", "theta"):
+            assert np.abs((table[column] - first[column]) / first[f"{column}_err"]).max() < 0.01, (name, column)
+        np.testing.assert_allclose(seen, views, atol=1e-3 * views.max(), err_msg=name)

@@ -7,10 +7,10 @@ from conftest import flat
 
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.psf import Psf
+from sersicnet.image.psf import Psf, Width
 from sersicnet.image.psffile import read_psf
 from sersicnet.measuring import seeing
-from sersicnet.measuring.measure import measure
+from sersicnet.measuring.measure import fit, measure
 from sersicnet.schema import Flag
 from sersicnet.simulating import observatories
 from sersicnet.simulating.telescopes import F160W, effective_psf
@@ -79,6 +79,35 @@ def test_the_instrument_of_the_header_is_known(blank):
     assert in_space
     assert psf.source == "the usual PSF of WFC3 F160W"
     assert psf.fwhm * 0.06 == pytest.approx(0.19, abs=0.02)
+    assert psf.error == pytest.approx(0.06, abs=0.01)
+
+
+@QUIET
+def test_the_seeing_of_a_telescope_on_the_ground_is_not_known_well(blank):
+    cards = {"MAGZERO": 25.0, "INSTRUME": "DECam", "FILTER": "r DECam SDSS"}
+    assert seeing._of_header(Exposure.open(blank(cards=cards), pixel_scale=0.263)).error == seeing.SEEING_ERROR
+
+
+@pytest.mark.filterwarnings("ignore:.*has no celestial WCS")
+def test_a_psf_of_another_image_is_doubted(blank):
+    cards = {"MAGZERO": 25.0, "INSTRUME": "WFC3", "FILTER": "F160W"}
+    exposure = Exposure.open(blank(cards=cards), pixel_scale=0.06)
+    stars = Width(2.9, 0.05, "20 stars")
+    assert seeing.doubts(exposure, OURS, stars) == ""
+    assert seeing.doubts(exposure, OURS, Width(np.nan, np.nan, "too few stars")) == ""
+    wide = seeing.moffat(6.0, "other.fits", 0.0)
+    with pytest.warns(SersicnetWarning, match=r"is 6.0. pixels wide \(other.fits\), but those of WFC3 F160W have 2.8"):
+        assert "stars of the image have 2.90" in seeing.doubts(exposure, wide, stars)
+    with pytest.warns(SersicnetWarning, match="but stars of the image have 2.10"):
+        seeing.doubts(exposure, OURS, Width(2.1, 0.05, "20 stars"))
+    assert seeing.doubts(exposure, OURS, Width(2.1, 0.4, "5 stars")) == ""
+
+
+@QUIET
+def test_a_doubt_is_in_the_header_of_the_catalogue(blank):
+    cards = {"MAGZERO": 25.0, "INSTRUME": "WFC3", "FILTER": "F160W"}
+    table = flat(fit, blank(cards=cards), pixel_scale=0.06, psf=seeing.moffat(7.0, "other.fits", 0.0))
+    assert table.meta["PSFDOUBT"].startswith("those of WFC3 F160W have 2.8")
 
 
 def test_the_psf_that_was_used_is_written(field, psf_weights, tmp_path):

@@ -326,13 +326,17 @@ class Galaxies:
             raise InputError(f"Radii of {self.name} are angles, and the pixel scale is not known: {advice}")
         return found[0] / pixel_scale
 
-    def targets(self, pixel_scale: float, advice: str = "give r_eff_pix.") -> np.ndarray:
+    def targets(
+        self, pixel_scale: float, advice: str = "give r_eff_pix.", *, of_other_images: bool = False
+    ) -> np.ndarray:
         """Magnitude, radius [pix], Sersic index and ellipticity, float64, (N, 4).
 
         Parameters
         ----------
         pixel_scale, advice
             As for `radius_in_pixels`.
+        of_other_images : bool
+            Whether radii in arcsec, if the table has them, go before those in pixels, which may be of other images.
 
         Raises
         ------
@@ -340,10 +344,9 @@ class Galaxies:
             If the table lacks one of them, or it cannot be used.
         """
         self.require(*TARGET_NAMES)
-        columns = [
-            self.radius_in_pixels(pixel_scale, advice) if name == "r_eff_pix" else self.parameter(name)
-            for name in TARGET_NAMES
-        ]
+        angles = self.radii().get("arcsec") if of_other_images and np.isfinite(pixel_scale) else None
+        radii = self.radius_in_pixels(pixel_scale, advice) if angles is None else angles / pixel_scale
+        columns = [radii if name == "r_eff_pix" else self.parameter(name) for name in TARGET_NAMES]
         return np.column_stack([column for column in columns if column is not None])
 
 

@@ -220,6 +220,7 @@ _CARD_COMMENTS = {
     "PSFERR": "relative error of PSFFWHM",
     "PSFLIGHT": "light of the PSF within two FWHM",
     "PSFELLIP": "ellipticity of the PSF",
+    "PSFDOUBT": "why the PSF may be of another image",
     "PSFSTARS": "stars that the PSF is from",
     "PSFMIN": "least FWHM of the PSF over the image, pixels",
     "PSFMAX": "largest FWHM of the PSF over the image, pixels",

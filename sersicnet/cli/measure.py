@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -355,7 +356,10 @@ def _print_outlook(outlooks: list[Outlook], as_json: bool) -> None:
         height, width = outlook.shape
         typer.echo(f"{printable(outlook.image)}: {width} x {height} pixels")
         typer.echo(f"  zero point   {outlook.zero_point.value:.4f} AB, from {outlook.zero_point.source}")
-        typer.echo(f"  pixel scale  {outlook.pixel_scale.value:.4f} arcsec, from {outlook.pixel_scale.source}")
+        scale = f"{outlook.pixel_scale.value:.4f} arcsec, from {outlook.pixel_scale.source}"
+        if not math.isfinite(outlook.pixel_scale.value):
+            scale = "not known, so sizes will be in pixels alone; give --pixel-scale"
+        typer.echo(f"  pixel scale  {scale}")
         to = f", resampled to {outlook.factor:.4f} pixels for each" if outlook.factor != 1 else ""
         typer.echo(f"  weights      {outlook.weights}{to}, on the {outlook.device.upper()}")
         typer.echo(

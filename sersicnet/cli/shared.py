@@ -348,6 +348,8 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
             grid.add_row("network", "ran on the GPU")
         if "PSFFWHM" in header:
             grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
+        if "PSFDOUBT" in header:
+            grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
         if "OUTSIDE" in header:
             grid.add_row("outside of the weights' domain", header["OUTSIDE"])
         stderr.print(grid)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sersicnet.catalogue.parameters import Galaxies, possible
 from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
-from sersicnet.engine.prior import Prior
+from sersicnet.engine.prior import R_BOUNDS, Prior
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Pixels, Window
@@ -60,7 +60,7 @@ class Fitting:
     prior : str or Path
         Prior of radius, index and axis ratio at a given magnitude: "candels" (see
         `sersicnet.simulating.population`), "none", or a table of galaxies, see
-        `sersicnet.simulating.population.from_catalogue`.
+        `sersicnet.simulating.population.galaxies_of`. It is a prior in arcsec and AB magnitudes.
     model_error : float
         Scatter of galaxies about a Sersic profile, as a fraction of their surface
         brightness. It is added to the noise of the fits.
@@ -365,7 +365,10 @@ def psf_of_weights(network: Weights) -> Psf:
 
 
 def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:
-    """The prior of the galaxies, in pixels and units of an image; None for "none"."""
+    """The prior of the galaxies, in pixels and units of an image; None for "none".
+
+    It is known in magnitudes and arcsec, so that it is the same for images of any zero point and pixel scale.
+    """
     if str(prior) == "none":
         return None
     scale = exposure.pixel_scale.value
@@ -375,16 +378,16 @@ def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:
             '"none".'
         )
     if str(prior) == "candels":
-        mixture, ranges = population.candels_mixture(), population.CANDELS_RANGES
-        scale_of_prior = population.CANDELS_SCALE
+        rng, mixture = np.random.default_rng(0), population.candels_mixture()
+        drawn = [mixture.draw(rng, population.CANDELS_RANGES) for _ in range(PRIOR_SAMPLE)]
+        mag, r_eff, n, e = (np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES)
+        r_eff = r_eff * population.CANDELS_SCALE / scale
     else:
-        mixture, ranges = population.from_catalogue(prior, scale)
-        scale_of_prior = scale
-    rng = np.random.default_rng(0)
-    drawn = [mixture.draw(rng, ranges) for _ in range(PRIOR_SAMPLE)]
-    mag, r_eff, n, e = (np.array([galaxy[name] for galaxy in drawn]) for name in TARGET_NAMES)
+        # What a network learns does not matter here: fits have any magnitude and radius.
+        ranges = {**population.FULL_RANGES, "mag": (-np.inf, np.inf), "r_eff_pix": R_BOUNDS}
+        mag, r_eff, n, e = population.galaxies_of(prior, scale, ranges).T
     flux = 10 ** (-0.4 * (mag - exposure.zero_point.value))
-    return Prior.of(np.column_stack([flux, r_eff * scale_of_prior / scale, n, 1 - e]))
+    return Prior.of(np.column_stack([flux, r_eff, n, 1 - e]))
 
 
 def check_fixed(

@@ -34,7 +34,7 @@ from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
 from sersicnet.measuring.fitting import Fitting, ImageFitting, check_fixed, holds_photon_noise
 from sersicnet.measuring.outputs import Files, Outputs, Result
-from sersicnet.measuring.seeing import Seeing, seeing
+from sersicnet.measuring.seeing import Seeing, doubts, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import TARGET_NAMES, Flag
 from sersicnet.weights import Weights
@@ -387,7 +387,7 @@ class Plan:
                 fix=() if self.refine is None else tuple(self.refine.fix),
                 forced=self.refine is not None and self.refine.forced,
                 psf_width=0.0 if fitting is None else fitting.psf_width,
-                profiles=self.network is not None and self.psf is None,
+                profiles=self.network is not None or self.psf is not None,
                 saturation=saturation,
                 # A single tile uses all cores; several tiles are measured at once, with one core each.
                 threads=workers.cores() if len(self.cores) == 1 else 1,
@@ -413,6 +413,12 @@ class Plan:
             if self.factors is not None:
                 self._correct(values, self.factors)
                 meta.update(VALFILE=self.factors.name, VALSHA=self.factors.sha256, VALBIAS=self.debias)
+            used = seen.psf if seen is not None else None if fitting is None else fitting.psf
+            doubted = self.psf if self.psf is not None else used
+            if doubted is not None and not (seen is not None and seen.assumed):
+                doubt = doubts(self.exposure, doubted, None if self.psf is None else self._of_stars(profiles))
+                if doubt:
+                    meta["PSFDOUBT"] = doubt
             fitted = fitting is not None
             table = columns.catalogue(
                 self.exposure,
@@ -427,7 +433,6 @@ class Plan:
             table.meta.update(meta)
             if fitting is not None:
                 table.meta.update(fitting.meta)
-            used = seen.psf if seen is not None else None if fitting is None else fitting.psf
             if isinstance(self.detector, Carried):
                 table.meta.update(columns.offset(self.exposure.name, self.detector.exposure.name, values))
             found = Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen)
@@ -471,6 +476,10 @@ class Plan:
             return stars.width_of(found), stars.largest_star(found[:, 3])
         size = stars.size_of(self.psf.image) / self.psf.oversampling
         return self._on_grid(self.psf.width), 1.05 * self._widened(size)
+
+    def _of_stars(self, profiles: np.ndarray) -> Width | None:
+        """Width of the stars, pixels of the image; None if the image is resampled."""
+        return None if self.source.factor != 1 else stars.width_of(profiles[stars.stellar_locus(profiles)])
 
     @contextmanager
     def _kept(self) -> Iterator[Run]:

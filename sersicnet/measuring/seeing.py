@@ -8,7 +8,7 @@ import numpy as np
 
 from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.psf import Psf
+from sersicnet.image.psf import Psf, Width
 from sersicnet.image.sky import Map, Mesh
 from sersicnet.image.starpsf import ImagePsf, find_psf
 from sersicnet.image.views import psf_views, shape_of
@@ -17,6 +17,13 @@ from sersicnet.simulating import observatories
 
 GIVEN_ERROR, GUESSED_ERROR = 0.02, 0.2
 """Relative 1 sigma error of the FWHM of a PSF that is assumed: one of a given width, and a guess."""
+
+SPACE_MARGIN, GROUND_MARGIN = 1.3, 1.6
+"""How many times narrower or wider than those of an instrument a PSF may be before it is doubted. The seeing of single
+exposures varies more than that of surveys."""
+
+OTHER_WIDTH = 1.3
+"""How many times narrower or wider than the stars of the image a PSF may be before it is doubted."""
 
 GUESS = 3.0
 """FWHM of the PSF that is assumed if nothing at all is known, pixels."""
@@ -135,3 +142,40 @@ def moffat(fwhm: float, source: str, error: float) -> Psf:
     scale = fwhm / 2 / np.sqrt(2 ** (1 / BETA) - 1)
     image = (1 + (line[:, None] ** 2 + line**2) / scale**2) ** -BETA
     return Psf.of(image / image.sum(), source, 2, source=source, error=error)
+
+
+def doubts(exposure: Exposure, psf: Psf, stars: Width | None = None) -> str:
+    """Why a PSF may not be that of an exposure, in words; empty if nothing speaks against it.
+
+    Its width is compared with those of the instrument and the filter of the header, and with that of the stars.
+
+    Parameters
+    ----------
+    exposure : Exposure
+    psf : Psf
+        In the pixels of the exposure.
+    stars : Width, optional
+        Width of the stars of the exposure; NaN if there are too few.
+
+    Warns
+    -----
+    SersicnetWarning
+        If there is a reason.
+    """
+    reasons, used = [], f"{psf.fwhm:.2f} pixels wide ({psf.source})"
+    header, scale = exposure.image.header, exposure.pixel_scale.value
+    camera, band = (str(header.get(key, "")).strip() for key in ("INSTRUME", "FILTER"))
+    known = observatories.known_widths(camera, band, scale) if camera and np.isfinite(scale) else None
+    if known is not None:
+        margin = GROUND_MARGIN if known.seeing else SPACE_MARGIN
+        if not known.least / margin < psf.fwhm < known.largest * margin:
+            reasons.append(f"those of {camera} {band} have {known.least:.2f} to {known.largest:.2f}")
+    if stars is not None and np.isfinite(stars.value):
+        off = abs(np.log(psf.fwhm / stars.value))
+        if off > np.log(OTHER_WIDTH) and off > 3 * stars.error / stars.value:
+            reasons.append(f"stars of the image have {stars.value:.2f}")
+    if not reasons:
+        return ""
+    found = " and ".join(reasons)
+    warn(f"The PSF used for {exposure.name} is {used}, but {found}. Is it of another image, or the pixel scale wrong?")
+    return found

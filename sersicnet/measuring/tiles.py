@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -155,14 +155,15 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
         report("detecting", 0, 0)
         scene, own = _Scene.of(setting, core)
         values = Values.empty(scene, own)
+        of_psf = np.zeros_like(values.errors)
         if setting.network is not None:
-            _predict(scene, values, _network(*setting.network), report)
+            of_psf = _predict(scene, values, _network(*setting.network), report)
         else:
             _start(scene, values)
         if setting.fitters is not None and setting.forced:
             _measure_fluxes(scene, values, own, setting.fitters, report)
         elif setting.fitters is not None:
-            _fit(scene, values, own, setting.fitters, report, keep=setting.network is None)
+            _fit(scene, values, own, setting.fitters, of_psf, report, keep=setting.network is None)
         values.flags[_at_edge(scene, values)] |= Flag.EDGE
         profiles = np.zeros((0, 4))
         if setting.profiles:
@@ -412,13 +413,14 @@ def _stamps(scene: _Scene, labels: np.ndarray, which: np.ndarray | None = None) 
         yield rows, cut(data, bad, scene.sky, x, y, dilated, labels[which[rows]], scene.origin)
 
 
-def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Report) -> None:
-    """Cut the stamps, and predict the targets with the network."""
+def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Report) -> np.ndarray:
+    """Cut the stamps, and predict the targets with the network; returns what the PSF adds to the errors, (N, 4)."""
     n = len(scene.x)
+    of_psf = np.zeros_like(values.errors)
     report("measuring", 0, n)
     for rows, stamps in _stamps(scene, scene.source + 1):
         stamps.pixels[stamps.empty] = np.nan
-        found = _predicted(scene, stamps, scene.x[rows], scene.y[rows], network)
+        found, of_psf[rows] = _predicted(scene, stamps, scene.x[rows], scene.y[rows], network)
         values.targets[rows] = found.targets
         if found.errors is not None:
             values.errors[rows] = found.errors
@@ -427,6 +429,7 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
         values.note(scene, rows, stamps)
         values.targets[rows, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
         report("measuring", rows.stop, n)
+    return of_psf
 
 
 LEAST_PSF_ERROR = 0.01
@@ -435,11 +438,14 @@ LEAST_PSF_ERROR = 0.01
 
 def _predicted(
     scene: _Scene, stamps: Stamps, x: np.ndarray, y: np.ndarray, network: weights.Weights
-) -> weights.Prediction:
-    """What the network answers; its errors include that of the PSF, from answers through a narrower and a wider one."""
+) -> tuple[weights.Prediction, np.ndarray | float]:
+    """What the network answers, and the part of its errors that is due to the PSF, (N, 4) or 0.
+
+    That part is from answers through a narrower and a wider PSF.
+    """
     setting, psf = scene.setting, scene.setting.psf
     if psf is None:
-        return network.predict(Inputs(stamps.pixels))
+        return network.predict(Inputs(stamps.pixels)), 0.0
     correlation = pixels.correlation(setting.mesh.autocorrelation)
     noise = noise_numbers(correlation, (np.nan if setting.gain is None else setting.gain) * stamps.rms)
     labels, psfs = psf.cells(x, y)
@@ -451,9 +457,10 @@ def _predicted(
 
     found = answer(1.0)
     if psf.error < LEAST_PSF_ERROR or found.errors is None:
-        return found
+        return found, 0.0
     narrower, wider = (answer(1 + sign * psf.error).targets for sign in (-1, 1))
-    return found._replace(errors=np.hypot(found.errors, (wider - narrower) / 2))
+    of_psf = np.abs(wider - narrower) / 2
+    return found._replace(errors=np.hypot(found.errors, of_psf)), of_psf
 
 
 @functools.lru_cache(256)
@@ -596,8 +603,13 @@ def _measure_fluxes(scene: _Scene, values: Values, own: np.ndarray, fitters: Fit
         report("measuring fluxes", part.stop, len(mine))
 
 
-def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, report: Report, *, keep: bool) -> None:
-    """Fit Sersic profiles at the places of the tile itself; `keep` decides whether unconverged fits replace values."""
+def _fit(
+    scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, of_psf: np.ndarray, report: Report, *, keep: bool
+) -> None:
+    """Fit Sersic profiles at the places of the tile itself; `keep` decides whether unconverged fits replace values.
+
+    `of_psf` is what the PSF adds to the errors of each place, as the network has it.
+    """
     zero_point = scene.setting.zero_point
     parameters = values.parameters(zero_point)
     starts = _moments(scene.found, scene.setting.psf_width)
@@ -629,7 +641,7 @@ def _fit(scene: _Scene, values: Values, own: np.ndarray, fitters: Fitters, repor
                 workers=scene.setting.threads,
                 report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
             )
-            _take(values, here, fits, shifts, zero_point, keep=keep)
+            _take(values, here, fits, shifts, zero_point, of_psf[here], keep=keep)
             first += len(group)
 
 
@@ -655,8 +667,13 @@ def _neighbours(
     return out
 
 
-def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, *, keep: bool) -> None:
-    """Write the results of fits into their rows of `values`; errors of fixed parameters are NaN."""
+def _take(
+    values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, of_psf: Any, *, keep: bool
+) -> None:
+    """Write the results of fits into their rows of `values`; `of_psf` is what the PSF adds to their errors.
+
+    Errors of fixed parameters are NaN.
+    """
     # A reduced chi-square above 1 is treated as an underestimated noise: the errors are scaled up.
     worse = np.sqrt(np.maximum(fits.chi2, 1))[:, None]
     with np.errstate(invalid="ignore"):
@@ -675,6 +692,7 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     values.flux[at], values.flux_err[at] = flux, errors[:, 2]
     values.x[at], values.y[at], values.theta[at] = x, y, theta
     values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
-    values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
+    of_noise = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
+    values.errors[at] = np.hypot(of_noise, np.broadcast_to(of_psf, (len(rows), 4))[taken])
     values.theta_err[at] = np.minimum(errors[:, 6], weights.UNKNOWN_ANGLE)
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]

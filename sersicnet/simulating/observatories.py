@@ -6,20 +6,17 @@ an image without stars. What an image states about itself is better: its zero po
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sersicnet.errors import InputError, first_line
-from sersicnet.image.psf import Psf
-from sersicnet.simulating.optics import RESAMPLINGS, Optics
+from sersicnet.errors import InputError
+from sersicnet.image.psf import Psf, full_width
+from sersicnet.simulating.optics import Optics
 
 Range = tuple[float, float]
 
@@ -159,6 +156,11 @@ class Telescope:
         """
         return self._optics(self._filter(band), pixel_scale or self.pixel_scales[0], None)
 
+    def extremes(self, band: str | None = None, pixel_scale: float | None = None) -> tuple[Optics, Optics]:
+        """The narrowest and the widest of what `draw` draws; as for `typical`."""
+        band, scale = self._filter(band), pixel_scale or self.pixel_scales[0]
+        return self._optics(band, scale, None, 0.0), self._optics(band, scale, None, 1.0)
+
     def _filter(self, band: str | None) -> str:
         names = list(self.wavelengths)
         if band is None:
@@ -167,11 +169,11 @@ class Telescope:
             raise InputError(f"The filters of {self.title} are {', '.join(names)}; received {band!r}.")
         return band
 
-    def _optics(self, band: str, scale: float, rng: np.random.Generator | None) -> Optics:
-        """Draw, or without a generator take the middle."""
+    def _optics(self, band: str, scale: float, rng: np.random.Generator | None, place: float = 0.5) -> Optics:
+        """Draw, or without a generator take a place in each range, by default its middle."""
 
         def pick(limits: Range) -> float:
-            return float(rng.uniform(*limits)) if rng else sum(limits) / 2
+            return float(rng.uniform(*limits)) if rng else limits[0] + place * (limits[1] - limits[0])
 
         resampled = self.diameter == 0 or abs(self.detector / scale - 1) > _NATIVE
         resampling = self.resampling if resampled else "none"
@@ -523,97 +525,8 @@ def telescopes(name: str) -> tuple[Telescope, ...]:
     return found
 
 
-def cameras(name: str) -> tuple[tuple[Telescope, ...], str]:
-    """The cameras of a name such as ``hst``, ``hst-ir/F160W`` or ``mine.toml``, and the filter, or an empty string.
-
-    Raises
-    ------
-    InputError
-        If there is none, see `telescopes` and `read_telescope`.
-    """
-    path, described, band = name.partition(".toml")
-    if described:
-        return (read_telescope(Path(path + described)),), band.lstrip("/")
-    name, _, band = name.partition("/")
-    return telescopes(name), band
-
-
-_OPTIONAL = {"title": "", "source": "", "resampling": "none", "correlation": (0.0, 0.1), "exposures": (1, 1)}
-_ONE_OF = "wavelengths", "pixel_scales", "electrons", "depth"
-_NUMBERS = "detector", "diameter", "obscuration", "struts", "strut_width", "band"
-
-
-@functools.lru_cache(8)
-def read_telescope(path: Path) -> Telescope:
-    """The telescope that a TOML file describes.
-
-    Parameters
-    ----------
-    path : Path
-        Its keys are the attributes of `Telescope`. It needs ``wavelengths`` (a table of filters), ``pixel_scales``,
-        ``electrons`` and ``depth``, and ``diameter`` (in space) or ``seeing`` (on the ground). A range is a number or
-        two.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or does not describe a telescope.
-    """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            f"A telescope is described by a TOML file; {path} cannot be read: {first_line(error)}."
-        ) from None
-    known = {field.name for field in fields(Telescope)}
-    unknown, missing = sorted(set(found) - known), [name for name in _ONE_OF if name not in found]
-    if unknown:
-        raise InputError(
-            f"{path} has the key {unknown[0]}, which no telescope has. The keys are {', '.join(sorted(known))}."
-        )
-    if missing:
-        raise InputError(f"A telescope needs {', '.join(_ONE_OF)}; {path} lacks {missing[0]}.")
-    values: dict[str, Any] = {"zero_points": math.nan, **_OPTIONAL, "title": path.stem, **found}
-    if values["resampling"] not in RESAMPLINGS:
-        raise InputError(f"The resampling is one of {', '.join(RESAMPLINGS)}; {path} has {values['resampling']!r}.")
-    for name in sorted(set(found) - {"title", "source", "resampling", "hexagons"}):
-        values[name] = _numbers(found[name], name, path)
-    values["detector"] = values.get("detector", values["pixel_scales"][0])
-    telescope = Telescope(**values)
-    if not (telescope.diameter > 0 or telescope.seeing[0] > 0):
-        raise InputError(f"A telescope has a diameter (in space) or a seeing (on the ground); {path} has neither.")
-    return telescope
-
-
-def _numbers(value: Any, name: str, path: Path) -> Any:
-    """A value of a description: a number, a range, one or more pixel scales, or numbers by filter."""
-    by_filter = isinstance(value, dict) and name in ("wavelengths", "zero_points")
-    listed = list(value.values()) if by_filter else value if isinstance(value, list) else [value]
-    good = listed and all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed)
-    good = good and all(math.isfinite(v) and (v >= 0 or name in ("zero_points", "depth")) for v in listed)
-    single = name in _NUMBERS or name == "zero_points"
-    if by_filter:
-        good = good and (name != "wavelengths" or min(listed) > 0)
-    elif name == "wavelengths" or (single and isinstance(value, list)):
-        good = False
-    elif not single and name != "pixel_scales":
-        good = good and len(listed) <= 2 and listed[0] <= listed[-1]
-    elif name in ("pixel_scales", "detector"):
-        good = good and min(listed) > 0
-    if not good:
-        raise InputError(
-            "A telescope has positive wavelengths by filter, positive pixel_scales, and one number or a range "
-            f"from low to high of the others; {path} has {name} = {value!r}."
-        )
-    if by_filter:
-        return {band: float(v) for band, v in value.items()}
-    if single:
-        return int(value) if name == "struts" else float(value)
-    return tuple(listed) if name == "pixel_scales" else (listed[0], listed[-1])
-
-
-USUAL_ERROR = 0.05
-"""Relative 1 sigma error of the FWHM of the usual PSF of an instrument."""
+USUAL_ERROR, SEEING_ERROR = 0.05, 0.2
+"""Relative 1 sigma error of the FWHM of the usual PSF of an instrument, at least in space, and on the ground."""
 
 
 def usual_psf(header: Mapping[str, Any], pixel_scale: float) -> tuple[Psf | None, bool]:
@@ -636,8 +549,12 @@ def usual_psf(header: Mapping[str, Any], pixel_scale: float) -> tuple[Psf | None
     optics = known_psf(camera, band, pixel_scale) if camera and math.isfinite(pixel_scale) else None
     if optics is None:
         return None, False
+    in_space, error = optics.diffraction > 0, SEEING_ERROR
+    widths = known_widths(camera, band, pixel_scale)
+    if in_space and widths is not None:
+        error = max(USUAL_ERROR, float(np.log(widths.largest / widths.least) / np.sqrt(12)))
     source = f"the usual PSF of {camera} {band}"
-    return Psf.of(optics.image(2), source, 2, source=source, error=USUAL_ERROR), optics.diffraction > 0
+    return Psf.of(optics.image(2), source, 2, source=source, error=error), in_space
 
 
 def known_psf(instrument: str, filter: str, pixel_scale: float) -> Optics | None:  # noqa: A002 - as the keyword
@@ -658,6 +575,38 @@ def known_psf(instrument: str, filter: str, pixel_scale: float) -> Optics | None
         None if the instrument or the filter is not known, or the pixel scale is not within a factor of 2 of a usual
         one.
     """
+    found = _camera(instrument, filter, pixel_scale)
+    return found[0].typical(found[1], pixel_scale) if found else None
+
+
+class Widths(NamedTuple):
+    """FWHM of the PSFs of an instrument, pixels of an image.
+
+    Attributes
+    ----------
+    least, largest : float
+        In the usual images, see `Telescope.extremes`.
+    seeing : bool
+        Whether they are those of the seeing, which varies more from image to image.
+    """
+
+    least: float
+    largest: float
+    seeing: bool
+
+
+def known_widths(instrument: str, filter: str, pixel_scale: float) -> Widths | None:  # noqa: A002
+    """The widths of the PSFs of an instrument; parameters as for `known_psf`, and None as there."""
+    found = _camera(instrument, filter, pixel_scale)
+    if found is None:
+        return None
+    telescope, band = found
+    least, largest = (full_width(optics.image(2), 2) for optics in telescope.extremes(band, pixel_scale))
+    return Widths(least, largest, telescope.diameter == 0)
+
+
+def _camera(instrument: str, filter: str, pixel_scale: float) -> tuple[Telescope, str] | None:  # noqa: A002
+    """The camera and the filter that a header names."""
     name = instrument.strip().upper()
     words = re.split(r"[-_.\s]+", filter.upper())
     words += [word.rstrip("2") for word in words]  # the second filters of HSC
@@ -671,5 +620,5 @@ def known_psf(instrument: str, filter: str, pixel_scale: float) -> Optics | None
             if len(telescope.wavelengths) == 1:
                 bands = list(telescope.wavelengths)
             if usual and bands:
-                return telescope.typical(bands[0], pixel_scale)
+                return telescope, bands[0]
     return None

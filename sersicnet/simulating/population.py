@@ -266,18 +266,8 @@ def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Range
     InputError
         If a column is missing, or fewer than `LEAST_ROWS` galaxies are left.
     """
-    from sersicnet.catalogue.parameters import Galaxies
-
     path = Path(path)
-    values = Galaxies.read(path).targets(pixel_scale)
-    low, high = (np.array([getattr(target, end) for target in TARGETS]) for end in ("low", "high"))
-    with np.errstate(invalid="ignore"):
-        values = values[((values >= low) & (values <= high)).all(axis=1)]
-    if len(values) < LEAST_ROWS:
-        raise InputError(
-            f"A prior needs at least {LEAST_ROWS} galaxies with finite values within the ranges that networks "
-            f"learn; {path} has {len(values)}."
-        )
+    values = galaxies_of(path, pixel_scale, FULL_RANGES)
     points = _transformed(values)
     mean, covariance = points.mean(axis=0), np.cov(points.T)
     scatter = np.sqrt(np.diag(covariance))
@@ -296,6 +286,35 @@ def from_catalogue(path: str | Path, pixel_scale: float) -> tuple[Mixture, Range
     )
     ranges = {name: (float(v.min()), float(v.max())) for name, v in zip(TARGET_NAMES, values.T, strict=True)}
     return mixture, ranges
+
+
+def galaxies_of(path: str | Path, pixel_scale: float, ranges: Ranges) -> np.ndarray:
+    """The galaxies of a table that are within ranges: magnitude, radius [pix], index, ellipticity, float64, (N, 4).
+
+    Parameters
+    ----------
+    path, pixel_scale
+        As for `from_catalogue`. Radii in arcsec go before those in pixels, which may be of another image.
+    ranges : dict
+        Of the four parameters, radii in pixels of `pixel_scale`.
+
+    Raises
+    ------
+    InputError
+        As `from_catalogue`.
+    """
+    from sersicnet.catalogue.parameters import Galaxies
+
+    values = Galaxies.read(Path(path)).targets(pixel_scale, of_other_images=True)
+    low, high = np.array([ranges[name] for name in TARGET_NAMES]).T
+    with np.errstate(invalid="ignore"):
+        values = values[((values >= low) & (values <= high)).all(axis=1)]
+    if len(values) < LEAST_ROWS:
+        raise InputError(
+            f"A prior needs at least {LEAST_ROWS} galaxies with finite values within its ranges (radii from "
+            f"{low[1]:g} to {high[1]:g} pixels); {path} has {len(values)}."
+        )
+    return values
 
 
 # --- counts on the sky --------------------------------------------------------------------------------

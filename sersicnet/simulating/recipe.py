@@ -14,7 +14,7 @@ from sersicnet import dataset
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.schema import TARGET_NAMES, TARGETS
-from sersicnet.simulating import observatories, population
+from sersicnet.simulating import described, population
 from sersicnet.simulating.blank_sky import BlankSky, blank_sky
 from sersicnet.simulating.neighbours import camera
 from sersicnet.simulating.population import FlatInMagnitude, Mixture
@@ -202,7 +202,7 @@ class Simulation:
             return out | {
                 "telescopes": self.telescopes,
                 **(
-                    {"described": asdict(observatories.cameras(self.telescopes)[0][0])}
+                    {"described": asdict(described.cameras(self.telescopes)[0][0])}
                     if ".toml" in self.telescopes
                     else {}
                 ),

@@ -16,7 +16,7 @@ from sersicnet.errors import InputError
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.views import psf_views
 from sersicnet.schema import TARGETS
-from sersicnet.simulating import observatories, optics, population
+from sersicnet.simulating import described, observatories, optics, population
 from sersicnet.simulating.optics import Optics
 from sersicnet.simulating.population import Ranges
 from sersicnet.simulating.recipe import Prior, Simulation
@@ -191,7 +191,7 @@ def _of_any(rng: np.random.Generator) -> _Exposed:
 
 def _of_telescope(name: str, rng: np.random.Generator) -> _Exposed:
     """An image of a telescope, ``hst``, ``hst-ir`` or a file, or of one of its filters, ``hst-ir/F160W``."""
-    cameras, band = observatories.cameras(name)
+    cameras, band = described.cameras(name)
     camera = cameras[int(rng.integers(len(cameras)))]
     pixel = float(rng.choice(camera.pixel_scales))
     depth = camera.rms_magnitude(rng.uniform(*camera.depth), pixel)
@@ -255,7 +255,7 @@ def simulation(
     telescopes : str
         ``any``, for PSFs and noise beyond those of today's telescopes; or a telescope of
         `sersicnet.simulating.observatories` such as ``hst``, one of its cameras, ``hst-ir``, or one of their filters,
-        ``hst-ir/F160W``; or a TOML file, see `sersicnet.simulating.observatories.read_telescope`.
+        ``hst-ir/F160W``; or a TOML file, see `sersicnet.simulating.described.read_telescope`.
     n, seed : int
     neighbours : bool
         Whether the galaxies of one image in three have neighbours.
