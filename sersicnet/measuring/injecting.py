@@ -233,7 +233,8 @@ def places(
     """
     centres, halves = zip(*(_cells(n) for n in exposure.shape), strict=True)
     cells = np.stack(np.meshgrid(*centres, indexing="ij"), -1).reshape(-1, 2)
-    waiting, out = list(range(len(r_eff))), list[Places]()
+    # Large galaxies first: a late one finds no place between the others.
+    waiting, out = np.argsort(-r_eff, kind="stable").tolist(), list[Places]()
     while waiting:
         rng = np.random.default_rng([seed, len(out), 1])
         here: list[int] = []
