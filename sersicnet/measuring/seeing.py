@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,8 +162,7 @@ def doubts(exposure: Exposure, psf: Psf, stars: Width | None = None) -> str:
         If there is a reason.
     """
     reasons, used = [], f"{psf.fwhm:.2f} pixels wide ({psf.source})"
-    header, scale = exposure.image.header, exposure.pixel_scale.value
-    camera, band = (str(header.get(key, "")).strip() for key in ("INSTRUME", "FILTER"))
+    (camera, band), scale = _camera(exposure.image.header), exposure.pixel_scale.value
     known = observatories.known_widths(camera, band, scale) if camera and np.isfinite(scale) else None
     if known is not None:
         margin = GROUND_MARGIN if known.seeing else SPACE_MARGIN
@@ -179,10 +179,15 @@ def doubts(exposure: Exposure, psf: Psf, stars: Width | None = None) -> str:
     return found
 
 
+def _camera(header: Mapping[str, Any]) -> tuple[str, str]:
+    """Instrument and filter of a header; ACS has two wheels, one of which is clear."""
+    camera, *wheels = (str(header.get(key, "")).strip() for key in ("INSTRUME", "FILTER", "FILTER1", "FILTER2"))
+    return camera, next((band for band in wheels if band and not band.upper().startswith("CLEAR")), "")
+
+
 def _of_header(exposure: Exposure) -> Psf | None:
     """The usual PSF of the instrument and the filter that the header states."""
-    header, scale = exposure.image.header, exposure.pixel_scale.value
-    camera, band = (str(header.get(key, "")) for key in ("INSTRUME", "FILTER"))
+    (camera, band), scale = _camera(exposure.image.header), exposure.pixel_scale.value
     if not (camera and np.isfinite(scale)):
         return None
     optics = observatories.known_psf(camera, band, scale)
