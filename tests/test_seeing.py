@@ -83,6 +83,13 @@ def test_the_instrument_of_the_header_is_known(blank):
 
 
 @QUIET
+def test_the_filter_of_acs_is_in_one_of_two_wheels(blank):
+    cards = {"MAGZERO": 25.0, "INSTRUME": "ACS", "FILTER1": "CLEAR1L", "FILTER2": "F814W"}
+    psf = seeing._of_header(Exposure.open(blank(cards=cards), pixel_scale=0.05))
+    assert psf.source == "the usual PSF of ACS F814W"
+
+
+@QUIET
 def test_the_seeing_of_a_telescope_on_the_ground_is_not_known_well(blank):
     cards = {"MAGZERO": 25.0, "INSTRUME": "DECam", "FILTER": "r DECam SDSS"}
     assert seeing._of_header(Exposure.open(blank(cards=cards), pixel_scale=0.263)).error == seeing.SEEING_ERROR

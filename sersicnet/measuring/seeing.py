@@ -163,8 +163,7 @@ def doubts(exposure: Exposure, psf: Psf, stars: Width | None = None) -> str:
         If there is a reason.
     """
     reasons, used = [], f"{psf.fwhm:.2f} pixels wide ({psf.source})"
-    header, scale = exposure.image.header, exposure.pixel_scale.value
-    camera, band = (str(header.get(key, "")).strip() for key in ("INSTRUME", "FILTER"))
+    (camera, band), scale = observatories.camera_of(exposure.image.header), exposure.pixel_scale.value
     known = observatories.known_widths(camera, band, scale) if camera and np.isfinite(scale) else None
     if known is not None:
         margin = GROUND_MARGIN if known.seeing else SPACE_MARGIN

@@ -529,13 +529,19 @@ USUAL_ERROR, SEEING_ERROR = 0.05, 0.2
 """Relative 1 sigma error of the FWHM of the usual PSF of an instrument, at least in space, and on the ground."""
 
 
+def camera_of(header: Mapping[str, Any]) -> tuple[str, str]:
+    """Instrument and filter of a header; ACS has two wheels, one of which is clear."""
+    camera, *wheels = (str(header.get(key, "")).strip() for key in ("INSTRUME", "FILTER", "FILTER1", "FILTER2"))
+    return camera, next((band for band in wheels if band and not band.upper().startswith("CLEAR")), "")
+
+
 def usual_psf(header: Mapping[str, Any], pixel_scale: float) -> tuple[Psf | None, bool]:
     """The usual PSF of the instrument and the filter that a header states, and whether they are in space.
 
     Parameters
     ----------
     header : mapping
-        With INSTRUME and FILTER.
+        With INSTRUME and FILTER, or FILTER1 and FILTER2.
     pixel_scale : float
         Arcsec; NaN if it is not known.
 
@@ -545,7 +551,7 @@ def usual_psf(header: Mapping[str, Any], pixel_scale: float) -> tuple[Psf | None
         None if there is no such instrument or filter, see `known_psf`, or if the pixel scale is not known.
     in_space : bool
     """
-    camera, band = (str(header.get(key, "")) for key in ("INSTRUME", "FILTER"))
+    camera, band = camera_of(header)
     optics = known_psf(camera, band, pixel_scale) if camera and math.isfinite(pixel_scale) else None
     if optics is None:
         return None, False
