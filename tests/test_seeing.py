@@ -85,14 +85,16 @@ def test_the_instrument_of_the_header_is_known(blank):
 @QUIET
 def test_the_filter_of_acs_is_in_one_of_two_wheels(blank):
     cards = {"MAGZERO": 25.0, "INSTRUME": "ACS", "FILTER1": "CLEAR1L", "FILTER2": "F814W"}
-    psf = seeing._of_header(Exposure.open(blank(cards=cards), pixel_scale=0.05))
+    psf, _ = observatories.usual_psf(Exposure.open(blank(cards=cards), pixel_scale=0.05).image.header, 0.05)
     assert psf.source == "the usual PSF of ACS F814W"
 
 
 @QUIET
 def test_the_seeing_of_a_telescope_on_the_ground_is_not_known_well(blank):
     cards = {"MAGZERO": 25.0, "INSTRUME": "DECam", "FILTER": "r DECam SDSS"}
-    assert seeing._of_header(Exposure.open(blank(cards=cards), pixel_scale=0.263)).error == seeing.SEEING_ERROR
+    exposure = Exposure.open(blank(cards=cards), pixel_scale=0.263)
+    psf, in_space = observatories.usual_psf(exposure.image.header, 0.263)
+    assert (psf.error, in_space) == (observatories.SEEING_ERROR, False)
 
 
 @pytest.mark.filterwarnings("ignore:.*has no celestial WCS")
