@@ -35,6 +35,9 @@ _LIMITS = (
 )
 
 
+_REAL_LIKE = "Its real-like galaxies were invented, by `sersicnet simulate`: no real galaxy was trained on."
+_WITH_NEIGHBOURS = "Knows galaxies of a single Sersic profile; bars and arms were not shown to it."
+
 INVENTED = "The galaxies of the other domain were invented, by `sersicnet simulate`: no real galaxy was trained on."
 
 
@@ -66,7 +69,11 @@ _BY = {"dann": "against a domain classifier", "daregram": "with aligned inverse 
 def limits(task: Task, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
     """The limits of the weights; `errors` states whether they predict errors."""
     if real is None:
-        return [limit for limit in _LIMITS if errors or limit != _SIMULATED_ERRORS]
+        recipe = task.source.config if isinstance(task.source, Dataset) else {}
+        first = _WITH_NEIGHBOURS if recipe.get("neighbours") else _LIMITS[0]
+        if recipe.get("galaxies", "sersic") != "sersic":
+            first = _REAL_LIKE
+        return [first, *(limit for limit in _LIMITS[1:] if errors or limit != _SIMULATED_ERRORS)]
     judges, kind = task.labelled[slice(*task.valid_rows)], kind_of(real)
     if task.source.is_real[slice(*task.valid_rows)][judges].any():
         chosen = chosen_by(f"the {judges.sum()} labelled {kind} galaxies", "the epoch", errors=errors)
