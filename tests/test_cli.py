@@ -151,7 +151,7 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(run, field, tmp_pat
     assert code == 0
     assert "zero point   25.9463 AB, from MAGZERO" in out
     assert "512 x 512 pixels" in out
-    assert "weights      fovea-sky, on the CPU" in out
+    assert "weights      fovea, on the CPU" in out
     code, _, err = run("measure", field[0], "--dry-run", "--device", "gpu")
     assert (code, err.count("\n")) == (1, 1)
     assert "--device gpu needs an ONNX Runtime" in err

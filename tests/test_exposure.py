@@ -36,7 +36,7 @@ def opened(field):
 
 @pytest.fixture(scope="module")
 def catalogue(opened):
-    return measure(opened)
+    return measure(opened, weights="fovea-sky")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_whatever_holds_an_image_makes_the_same_exposure(opened, arrays):
 
 def test_an_array_gives_the_catalogue_of_its_file(catalogue, arrays):
     data, wcs = arrays
-    found = measure(Exposure.of_arrays(data, wcs=wcs, zero_point=25.9463))
+    found = measure(Exposure.of_arrays(data, wcs=wcs, zero_point=25.9463), weights="fovea-sky")
     for name, values in plain(catalogue).items():
         np.testing.assert_array_equal(plain(found)[name], values, err_msg=name)
     assert found.meta["IMAGE"] == "the array"
@@ -211,6 +211,7 @@ def test_a_wcs_without_a_sky_gives_no_sky(arrays):
         found = measure(
             Exposure.of_arrays(arrays[0], wcs=wcs, zero_point=25.9463, pixel_scale=0.06),
             positions=QTable({"x": [5.0], "y": [5.0]}),
+            psf_fwhm=3.1,
         )
     assert "ra" not in found.colnames
 
@@ -240,7 +241,8 @@ def test_an_image_at_an_address_is_the_image_of_the_file(server, opened, tmp_pat
 
 def test_measure_takes_an_address_and_names_it_in_the_catalogue(server, catalogue, tmp_path):
     with set_temp_cache(tmp_path), pytest.raises(SystemExit) as done:
-        cli.main(["measure", server, "-o", str(tmp_path / "cat.fits"), "--workers", "1", "--quiet"])
+        options = ["-o", str(tmp_path / "cat.fits"), "-w", "fovea-sky", "--workers", "1", "--quiet"]
+        cli.main(["measure", server, *options])
     assert not done.value.code
     measured = QTable.read(tmp_path / "cat.fits")
     np.testing.assert_array_equal(measured["mag"].value, catalogue["mag"].value)

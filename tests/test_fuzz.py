@@ -161,7 +161,9 @@ def measure_all(folder, first, last):
             wrong[seed] = problem
         else:
             path.unlink()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not `ru_maxrss`, which begins with that of the process that started this one.
+    status = Path("/proc/self/status").read_text("ascii")
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     sys.stdout.write(json.dumps({"wrong": wrong, "good": good, "longest": longest, "peak [MB]": peak}) + "\n")
 
 

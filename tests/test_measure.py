@@ -597,8 +597,8 @@ def test_the_prior_of_radii_follows_the_pixel_scale():
 
 
 def test_errors_of_fits_include_what_the_psf_adds():
-    names = ("targets", "errors", "x", "y", "theta", "theta_err", "sky", "chi2", "status", "flags")
-    shapes = [(2, 4), (2, 4), *[(2,)] * 8]
+    names = ("targets", "errors", "x", "y", "theta", "theta_err", "flux", "flux_err", "sky", "chi2", "status", "flags")
+    shapes = [(2, 4), (2, 4), *[(2,)] * 10]
     found = np.array([[5.0, 5, 100, 4, 2, 0.5, 30]] * 2)
     covariance = np.broadcast_to(np.diag([0.01, 0.01, 1, 0.01, 0.04, 1e-4, 1, 1]), (2, 8, 8))
     fits = Fits(found, np.zeros(2), covariance, np.ones(2), np.ones(2, int), np.zeros(2, int))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sersicnet.catalogue.parameters import Galaxies, possible
+from sersicnet.domain import Domain
 from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
 from sersicnet.engine.prior import R_BOUNDS, Prior
 from sersicnet.errors import InputError, warn
@@ -110,7 +111,7 @@ class Fitting:
         psf : Psf or None
             None for the PSF that `network` was trained with.
         network : Weights or None
-            If it is given, a missing gain is taken from its training images.
+            A missing gain is taken from its training images, if they are of one depth.
 
         Raises
         ------
@@ -136,7 +137,7 @@ class Fitting:
             return None
         if self.gain is not None:
             return self.gain
-        if network is not None:
+        if network is not None and isinstance(network.domain, Domain):
             return gain_of_weights(network, exposure)
         is_open = exposure.noise is not None and exposure.noise_includes is None
         warn(

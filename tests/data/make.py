@@ -27,6 +27,7 @@ def draw(path):
     cards = {
         "MAGZERO": simulation.instrument.zero_point, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 192.5,
         "CRPIX2": 192.5, "CRVAL1": 150.1, "CRVAL2": 2.2, "CDELT1": -0.06 / 3600, "CDELT2": 0.06 / 3600,
+        "INSTRUME": "WFC3", "FILTER": "F160W",
     }  # fmt: skip
     unit = fits.CompImageHDU(image, fits.Header(cards), name="SCI", quantize_level=16)
     fits.HDUList([fits.PrimaryHDU(), unit]).writeto(path)
