@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.table import QTable
@@ -27,6 +27,7 @@ from sersicnet.catalogue.figures import (
     png_link,
     red_and_blue,
 )
+from sersicnet.catalogue.signal import Cutout, View, averaged, signal_of
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
 from sersicnet.output import whole
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 DETAIL = 600
 """Side of the part of a large image that is shown at full resolution."""
-
-STRIP = 4_000_000
-"""Pixels of the image that are read at once, roughly."""
 
 BRIGHTEST, RANDOM, FLAGGED = 8, 6, 2
 """Galaxies in the gallery: the brightest without flags, others without, and of each class of flags."""
@@ -90,7 +88,7 @@ def write_report(
 
 
 def _page(run: Measurement, comparison: Comparison | None) -> str:
-    view = _averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
+    view = averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
     template = resources.files("sersicnet.catalogue").joinpath("report.html").read_text("utf-8")
     return Template(template).substitute(
         title=escape(f"sersicnet: {run.name}"),
@@ -178,63 +176,7 @@ def _short(value: float) -> str:
 # --- the image ---
 
 
-class _View(NamedTuple):
-    """A window of the image, averaged.
-
-    Attributes
-    ----------
-    window : Window
-    signal : ndarray, float32, (h, w)
-        Means of blocks, in units of their noise; NaN without data.
-    block : int
-        Side of a block, pixels of the image.
-    usable : int
-        Pixels of the window that have data.
-    """
-
-    window: Window
-    signal: np.ndarray
-    block: int
-    usable: int
-
-
-def _averaged(exposure: Exposure, mesh: Mesh, window: Window, block: int) -> _View:
-    rows, columns = window
-    step = block * max(1, STRIP // (block * (columns.stop - columns.start)))
-    sums, counts = [], []
-    for top in range(rows.start, rows.stop, step):
-        signal, bad = _signal(exposure, mesh, (slice(top, min(top + step, rows.stop)), columns))
-        sums.append(_blocks(signal, block))
-        counts.append(_blocks((~bad).astype(np.float32), block))
-    total, count = np.concatenate(sums), np.concatenate(counts)
-    mean = np.divide(total, count, out=np.full(total.shape, np.nan, np.float32), where=count > 0)
-    if block > 1:
-        # Measured, for the noise of pixels is correlated, and faint sources add to it.
-        values = mean[np.isfinite(mean)]
-        noise = 1.4826 * float(np.median(np.abs(values - np.median(values)))) if len(values) else 0.0
-        mean /= noise or 1.0
-    return _View(window, mean, block, int(count.sum(dtype=float)))
-
-
-def _signal(exposure: Exposure, mesh: Mesh, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """A window without its sky in units of its noise, 0 where it has no data; and where it has none, bool."""
-    pixels = exposure.read(window)
-    sky = mesh.at(window, pixels)
-    with np.errstate(invalid="ignore"):
-        signal = (pixels.data - sky.level) / sky.rms
-    bad = ~np.isfinite(signal)
-    signal[bad] = 0
-    return signal, bad
-
-
-def _blocks(values: np.ndarray, block: int) -> np.ndarray:
-    """Sums over blocks; those at the upper and right end may be smaller."""
-    for axis in (0, 1):
-        values = np.add.reduceat(values, np.arange(0, values.shape[axis], block), axis)
-    return values
-
-
-def _detections(run: Measurement, view: _View) -> str:
+def _detections(run: Measurement, view: View) -> str:
     parts = [
         "<p>The image in units of its noise, through an asinh. Ellipses have the effective radius, axis ratio and "
         "angle of each source, but are not drawn smaller than can be seen; crosses have no parameters. "
@@ -247,7 +189,7 @@ def _detections(run: Measurement, view: _View) -> str:
         where = f"x {columns.start} to {columns.stop - 1}, y {rows.start} to {rows.stop - 1}"
         parts += [
             f"<h3>The busiest part</h3>\n<p>At full resolution: {where}.</p>",
-            _overlaid(run, _averaged(run.exposure, run.mesh, window, 1), "part", f"the part of the image at {where}"),
+            _overlaid(run, averaged(run.exposure, run.mesh, window, 1), "part", f"the part of the image at {where}"),
         ]
     return "\n".join(parts)
 
@@ -266,7 +208,7 @@ def _busiest(run: Measurement) -> Window | None:
     return slice(y, min(y + DETAIL, height)), slice(x, min(x + DETAIL, width))
 
 
-def _overlaid(run: Measurement, view: _View, key: str, what: str) -> str:
+def _overlaid(run: Measurement, view: View, key: str, what: str) -> str:
     """A picture, and over it one of the sources of each class, which can be hidden."""
     buttons, layers = [], []
     for k in reversed(range(len(CLASSES))):
@@ -373,25 +315,16 @@ def _chosen(run: Measurement) -> Iterator[tuple[str, np.ndarray]]:
 
 def _galaxy(run: Measurement, row: int) -> str:
     x, y, r_eff, e = run.x[row], run.y[row], run.r_eff[row], run.e[row]
-    half = int(np.clip(np.ceil(4 * r_eff), 24, 100)) if np.isfinite(r_eff) else 32
-    side = 2 * half + 1
-    corner = round(float(x)) - half, round(float(y)) - half
-    height, width = run.exposure.shape
-    window = (
-        slice(max(corner[1], 0), min(corner[1] + side, height)),
-        slice(max(corner[0], 0), min(corner[0] + side, width)),
-    )
-    inner = (
-        slice(window[0].start - corner[1], window[0].stop - corner[1]),
-        slice(window[1].start - corner[0], window[1].stop - corner[0]),
-    )
-    signal, bad = _signal(run.exposure, run.mesh, window)
+    cutout = Cutout.of(float(x), float(y), float(r_eff), run.exposure.shape)
+    assert cutout is not None  # rows of the gallery are inside the image
+    side, corner, window = cutout.side, cutout.corner, cutout.window
+    signal, bad = signal_of(run.exposure, run.mesh, window)
     signal[bad] = np.nan
-    planes = [grey(_placed(signal, inner, side))]
+    planes = [grey(cutout.placed(signal))]
     if run.draw is not None:
         pixels = run.exposure.read(window)
         model = run.draw(window) / run.mesh.at(window, pixels).rms
-        planes += [grey(_placed(model, inner, side)), red_and_blue(_placed(signal - model, inner, side))]
+        planes += [grey(cutout.placed(model)), red_and_blue(cutout.placed(signal - model))]
     gap = np.full((side, max(side // 40, 1)), GAP, np.uint8)
     strip = planes[0]
     for plane in planes[1:]:
@@ -413,12 +346,6 @@ def _galaxy(run: Measurement, row: int) -> str:
         f'<image width="{strip.shape[1]}" height="{side}" href="{png_link(strip)}"/>{ellipse}</svg>'
         f"<figcaption>{_caption(run, row, side)}</figcaption></figure>"
     )
-
-
-def _placed(values: np.ndarray, inner: Window, side: int) -> np.ndarray:
-    out = np.full((side, side), np.nan, np.float32)
-    out[inner] = values
-    return out
 
 
 def _caption(run: Measurement, row: int, side: int) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import QTable, Table
+from astropy.table import Table
 
 import sersicnet
 from sersicnet import weights, workers
+from sersicnet.catalogue.galaxy import Correlations, Picture
+from sersicnet.catalogue.measured import Catalogue
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
@@ -156,6 +158,10 @@ class Plan:
     work: Work
     command: str
 
+    def __repr__(self) -> str:
+        network = "no network" if self.network is None else f"weights {self.network.name}"
+        return f"<Plan {self.exposure!r}, {network}, {len(self.cores)} tiles, {self.processes} processes>"
+
     @classmethod
     def of(
         cls,
@@ -271,7 +277,7 @@ class Plan:
             memory=memory / 1e9,
         )
 
-    def run(self, report: Report = silent) -> QTable:
+    def run(self, report: Report = silent) -> Catalogue:
         """Measure the image, and write the requested files.
 
         Parameters
@@ -281,8 +287,8 @@ class Plan:
 
         Returns
         -------
-        QTable
-            The catalogue, see `sersicnet.measuring.measure.measure`.
+        Catalogue
+            See `sersicnet.measuring.measure.measure`.
         """
         with self._kept() as kept, self._workers() as apply:
             mesh = self._mesh(kept, apply, report)
@@ -341,7 +347,13 @@ class Plan:
                 table.meta.update(fitting.meta)
             used = seen.psf if seen is not None else None if fitting is None else fitting.psf
             self.files.write(Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile))
-        return table
+            picture = Picture(
+                self.exposure,
+                self.psf if used is None else used,
+                mesh if self.source is self.exposure else None,
+                Correlations(np.array(table["x"].value), values.correlations.astype(np.float32)),
+            )
+        return Catalogue._with(table, picture)
 
     def _seeing(self, mesh: Mesh, saturation: float, apply: workers.Apply, report: Report) -> Seeing | None:
         """The PSF that the network is shown; None if it is shown none."""

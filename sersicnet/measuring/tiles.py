@@ -276,6 +276,7 @@ class Values(NamedTuple):
     y: np.ndarray
     targets: np.ndarray
     errors: np.ndarray
+    correlations: np.ndarray  # of the errors, (N, 6), as in `sersicnet.weights.Prediction`
     theta: np.ndarray
     theta_err: np.ndarray
     sky: np.ndarray
@@ -301,6 +302,7 @@ class Values(NamedTuple):
             y=scene.y.copy(),
             targets=np.full((n, len(TARGET_NAMES)), np.nan),
             errors=np.full((n, len(TARGET_NAMES)), np.nan),
+            correlations=np.full((n, len(weights.PAIRS[0])), np.nan),
             theta=scene.of_source(scene.found.theta),
             theta_err=np.full(n, np.nan),
             sky=np.full(n, np.nan),
@@ -397,6 +399,8 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
         values.targets[rows] = found.targets
         if found.errors is not None:
             values.errors[rows] = found.errors
+        if found.correlations is not None:
+            values.correlations[rows] = found.correlations
         if found.theta is not None:
             values.theta[rows], values.theta_err[rows] = found.theta, found.theta_err
         values.note(scene, rows, stamps)
@@ -428,7 +432,7 @@ def _predicted(
     if psf.error < LEAST_PSF_ERROR or found.errors is None:
         return found
     narrower, wider = (answer(1 + sign * psf.error).targets for sign in (-1, 1))
-    return found._replace(errors=np.hypot(found.errors, (wider - narrower) / 2))
+    return found.with_error((wider - narrower) / 2)
 
 
 @functools.lru_cache(256)
@@ -578,7 +582,17 @@ def _take(values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, ze
     values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
     values.errors[at] = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
     values.theta_err[at] = np.minimum(errors[:, 6], weights.UNKNOWN_ANGLE)
+    values.correlations[at] = _correlations(fits.covariance[taken, 2:6, 2:6])
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
+
+
+def _correlations(covariance: np.ndarray) -> np.ndarray:
+    """Correlations of the errors of the targets, (N, 6), from the covariance of flux, radius, index and axis ratio."""
+    signs = np.array([-1, 1, 1, -1])  # magnitude and ellipticity rise where the flux and the axis ratio fall
+    first, second = weights.PAIRS
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sigma = signs * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        return np.asarray(covariance[:, first, second] / (sigma[:, first] * sigma[:, second]))
 
 
 def drawn(core: Window, values: Values, zero_point: float, fitters: Fitters) -> np.ndarray:
