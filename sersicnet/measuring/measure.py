@@ -202,7 +202,8 @@ def fit(
     """
     made = Plan.of(
         _opened(exposure, options, report), network=None, psf=psf, fitting=fitting or Fitting(prior="none"),
-        resample=False, positions=positions, outputs=outputs or Outputs(), work=work or Work(), command=command, report=report,
+        resample=False, positions=positions, outputs=outputs or Outputs(), work=work or Work(),
+        command=command, report=report,
     )  # fmt: skip
     return made.run(report)
 
