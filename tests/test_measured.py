@@ -257,7 +257,7 @@ def test_the_psf_of_an_array_needs_no_zero_point(data):
     found = sersicnet.find_psf(data[:200, :200])
     assert found.psf is None
     assert repr(found) == f"<ImagePsf none: {found.reason}>"
-    with pytest.raises(InputError, match="shows no PSF .*: there is none to plot"):
+    with pytest.raises(InputError, match=r"shows no PSF .*: there is none to plot"):
         found.plot()
 
 
