@@ -146,6 +146,13 @@ def test_a_plot_of_a_window_shows_its_sources_alone(catalogue):
         catalogue.plot(window=(slice(600, 700), slice(None)))
 
 
+def test_a_catalogue_without_rows_is_plotted(catalogue):
+    empty = catalogue[:0]
+    assert empty.plot().get_legend() is None
+    with pytest.raises(InputError, match="by its id; received 1, and the catalogue has no rows"):
+        empty.galaxy(1)
+
+
 def test_the_residual_of_a_bright_galaxy_is_small(brightest):
     inner = (slice(20, -20),) * 2
     assert brightest.panels == ["image", "model", "residual", "PSF"]
