@@ -16,8 +16,13 @@ project = "sersicnet"
 author = "The sersicnet developers"
 release = version = sersicnet.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
-exclude_patterns = ["_build", "_generated"]  # the generated pages are included in reference.md
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+exclude_patterns = ["_build", "_generated", "jupyter_execute"]  # the generated pages are included in reference.md
+
+nb_execution_mode = "force"  # the notebooks are committed without their outputs
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_execution_show_tb = True
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -210,6 +210,9 @@ class Dataset:
         self.targets[:, 0] = relative_magnitude(self.truth["mag"], self.zero_point, self.truth["rms"])
         self.orientation = orientation(self.truth["ellipticity"], self.truth["theta"])
 
+    def __repr__(self) -> str:
+        return f"<Dataset {self.path}: {len(self.mag):,} galaxies>"
+
     def __len__(self) -> int:
         return len(self._quantum)
 

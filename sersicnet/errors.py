@@ -17,6 +17,10 @@ from pathlib import Path
 class SersicnetError(Exception):
     """Base class of every error that a user can cause or mend."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, which says what to do, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class InputError(SersicnetError):
     """An image, table, option or output path that cannot be used."""

@@ -96,6 +96,20 @@ class Prediction(NamedTuple):
             theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
         return cls(targets, errors, correlations, angle(components), theta_err)
 
+    def with_error(self, shift: np.ndarray) -> Prediction:
+        """The same answer with one more error, which moves the targets of a galaxy together, by `shift`, (N, 4)."""
+        assert self.errors is not None
+        errors = np.hypot(self.errors, shift)
+        if self.correlations is None:
+            return self._replace(errors=errors)
+        first, second = PAIRS
+        own = self.correlations * self.errors[:, first] * self.errors[:, second]
+        both = (own + shift[:, first] * shift[:, second]) / (errors[:, first] * errors[:, second])
+        return self._replace(errors=errors, correlations=both)
+
+
+PAIRS = tuple(np.triu_indices(N_TARGETS, 1))
+"""First and second target of each of the six correlations."""
 
 UNKNOWN_ANGLE = 180 / 12**0.5
 """Standard deviation of an angle of which nothing is known, degrees."""
@@ -121,6 +135,9 @@ class Weights:
     card: dict[str, Any]
     sha256: str
     device: str = "auto"
+
+    def __repr__(self) -> str:
+        return f"<Weights {self.name}: {self.card['domain']['instrument']}, {self.path}>"
 
     @property
     def name(self) -> str:

@@ -240,8 +240,8 @@ def test_an_image_at_an_address_is_the_image_of_the_file(server, opened, tmp_pat
 
 
 def test_measure_takes_an_address_and_names_it_in_the_catalogue(server, catalogue, tmp_path):
+    options = ["-o", str(tmp_path / "cat.fits"), "-w", "fovea-sky", "--workers", "1", "--quiet"]
     with set_temp_cache(tmp_path), pytest.raises(SystemExit) as done:
-        options = ["-o", str(tmp_path / "cat.fits"), "-w", "fovea-sky", "--workers", "1", "--quiet"]
         cli.main(["measure", server, *options])
     assert not done.value.code
     measured = QTable.read(tmp_path / "cat.fits")

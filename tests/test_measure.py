@@ -597,19 +597,20 @@ def test_the_prior_of_radii_follows_the_pixel_scale():
 
 
 def test_errors_of_fits_include_what_the_psf_adds():
-    names = ("targets", "errors", "x", "y", "theta", "theta_err", "flux", "flux_err", "sky", "chi2", "status", "flags")
+    names = ("targets", "errors", "flux", "flux_err", "x", "y", "theta", "theta_err", "sky", "chi2", "status", "flags")
     shapes = [(2, 4), (2, 4), *[(2,)] * 10]
+    values = types.SimpleNamespace(**{name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)})
+    values.flags, values.correlations = values.flags.astype(int), np.zeros((2, 6))
     found = np.array([[5.0, 5, 100, 4, 2, 0.5, 30]] * 2)
     covariance = np.broadcast_to(np.diag([0.01, 0.01, 1, 0.01, 0.04, 1e-4, 1, 1]), (2, 8, 8))
     fits = Fits(found, np.zeros(2), covariance, np.ones(2), np.ones(2, int), np.zeros(2, int))
-    errors = []
-    for of_psf in (0.0, np.array([[0.1, 0.3, 0.4, 0.02]] * 2)):
-        values = types.SimpleNamespace(**{name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)})
-        values.flags = values.flags.astype(int)
-        tiles._take(values, np.arange(2), fits, np.zeros((2, 7)), 25.0, of_psf, keep=True)
-        errors.append(values.errors[0])
-    np.testing.assert_allclose(errors[0], [0.01086, 0.1, 0.2, 0.01], rtol=1e-3)
-    np.testing.assert_allclose(errors[1], np.hypot(errors[0], [0.1, 0.3, 0.4, 0.02]))
+    of_psf = np.array([[0, 0, 0, 0], [0.1, 0.3, -0.4, 0.02]])
+    tiles._take(values, np.arange(2), fits, np.zeros((2, 7)), 25.0, of_psf, keep=True)
+    np.testing.assert_allclose(values.errors[0], [0.01086, 0.1, 0.2, 0.01], rtol=1e-3)
+    np.testing.assert_allclose(values.errors[1], np.hypot(values.errors[0], of_psf[1]))
+    np.testing.assert_allclose(values.correlations[0], 0, atol=1e-12)
+    radius_and_index = 0.3 * -0.4 / np.prod(values.errors[1, 1:3])
+    assert values.correlations[1, 3] == pytest.approx(radius_and_index)
 
 
 def test_a_prior_of_a_table_is_in_arcsec_and_magnitudes(tmp_path):

@@ -8,7 +8,7 @@ from astropy.io import fits
 from astropy.table import QTable
 from conftest import turned
 
-from sersicnet.catalogue import columns, depth, ds9, report
+from sersicnet.catalogue import columns, depth, ds9, report, signal
 from sersicnet.errors import OutputError
 from sersicnet.image import mosaic
 from sersicnet.image.exposure import Exposure
@@ -136,21 +136,21 @@ def test_a_report_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_a_large_image_is_averaged_without_its_bad_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "STRIP", 4000)
+    monkeypatch.setattr(signal, "STRIP", 4000)
     image, mesh = noisy(tmp_path, (203, 310))
     data = image.image.data
     data[:20, :20] = np.nan
     data[100, 100] = np.nan
     fits.PrimaryHDU(data).writeto(tmp_path / "holes.fits")
     holes = Exposure(mosaic.read_image(tmp_path / "holes.fits"))
-    view = report._averaged(holes, mesh, holes.image.whole, 10)
+    view = signal.averaged(holes, mesh, holes.image.whole, 10)
     assert view.signal.shape == (21, 31)
     assert np.isnan(view.signal[:2, :2]).all()
     assert np.isnan(view.signal).sum() == 4
     assert view.usable == 203 * 310 - 401
-    signal, bad = report.signal_of(holes, mesh, (slice(100, 110), slice(100, 110)))
-    other, _ = report.signal_of(holes, mesh, (slice(50, 60), slice(200, 210)))
-    assert view.signal[10, 10] / view.signal[5, 20] == pytest.approx(signal[~bad].mean() / other.mean(), rel=1e-3)
+    values, bad = signal.signal_of(holes, mesh, (slice(100, 110), slice(100, 110)))
+    other, _ = signal.signal_of(holes, mesh, (slice(50, 60), slice(200, 210)))
+    assert view.signal[10, 10] / view.signal[5, 20] == pytest.approx(values[~bad].mean() / other.mean(), rel=1e-3)
     assert 0.9 < np.nanstd(view.signal) < 1.1
     holes.close()
 

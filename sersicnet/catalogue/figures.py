@@ -27,7 +27,6 @@ MANY = 3000
 
 def ellipses(run: Measurement, chosen: np.ndarray, window: Window) -> str:
     """Sources in a window on a transparent picture, which is laid over one of the image."""
-    from matplotlib.collections import EllipseCollection
     from matplotlib.figure import Figure
 
     rows, columns = window
@@ -38,6 +37,24 @@ def ellipses(run: Measurement, chosen: np.ndarray, window: Window) -> str:
     axes.set_axis_off()
     axes.set_xlim(columns.start - 0.5, columns.stop - 0.5)
     axes.set_ylim(rows.start - 0.5, rows.stop - 0.5)
+    add_ellipses(axes, run, chosen, pixel)
+    return figure_link(figure, dpi=100, transparent=True)
+
+
+def add_ellipses(axes: Any, run: Measurement, chosen: np.ndarray, pixel: float) -> None:
+    """Draw sources of one class into Matplotlib's axes, in pixels of the image.
+
+    Parameters
+    ----------
+    axes : Axes
+    run : Measurement
+    chosen : ndarray, int, (N,)
+        Rows; at least one.
+    pixel : float
+        Pixels of the image along a pixel of the picture: no ellipse is drawn smaller than can be seen.
+    """
+    from matplotlib.collections import EllipseCollection
+
     x, y, a = run.x[chosen], run.y[chosen], run.r_eff[chosen]
     b = a * (1 - run.e[chosen])
     shown = np.isfinite(x) & np.isfinite(y)
@@ -61,7 +78,14 @@ def ellipses(run: Measurement, chosen: np.ndarray, window: Window) -> str:
         )
     lost = shown & ~measured
     axes.plot(x[lost], y[lost], "x", color=colour, ms=5, mew=1)
-    return figure_link(figure, dpi=100, transparent=True)
+
+
+def show_signal(axes: Any, signal: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
+    """Draw signal to noise through an asinh into Matplotlib's axes, in the greys of `grey`."""
+    axes.imshow(
+        np.arcsinh(signal / 3), origin="lower", cmap="gray_r", vmin=_LOW, vmax=_HIGH, extent=extent,
+        interpolation="nearest",
+    )  # fmt: skip
 
 
 _LOW, _HIGH = -0.7, 4.5

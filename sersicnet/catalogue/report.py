@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.table import QTable
@@ -25,6 +25,7 @@ from sersicnet.catalogue.figures import (
     png_link,
     red_and_blue,
 )
+from sersicnet.catalogue.signal import Cutout, View, averaged, signal_of
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
 from sersicnet.schema import FLAG_MEANING, TARGETS
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 DETAIL = 600
 """Side of the part of a large image that is shown at full resolution."""
-
-STRIP = 4_000_000
-"""Pixels of the image that are read at once, roughly."""
 
 BRIGHTEST, RANDOM, FLAGGED = 8, 6, 2
 """Galaxies in the gallery: the brightest without flags, others without, and of each class of flags."""
@@ -87,7 +85,7 @@ def write_report(
 
 
 def _sections(run: Measurement, comparison: Comparison | None) -> list[str]:
-    view = _averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
+    view = averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
     return [
         page.section("", _head(run, view.usable)),
         page.section("Detections", _detections(run, view)),
@@ -173,63 +171,7 @@ def _short(value: float) -> str:
 # --- the image ---
 
 
-class _View(NamedTuple):
-    """A window of the image, averaged.
-
-    Attributes
-    ----------
-    window : Window
-    signal : ndarray, float32, (h, w)
-        Means of blocks, in units of their noise; NaN without data.
-    block : int
-        Side of a block, pixels of the image.
-    usable : int
-        Pixels of the window that have data.
-    """
-
-    window: Window
-    signal: np.ndarray
-    block: int
-    usable: int
-
-
-def _averaged(exposure: Exposure, mesh: Mesh, window: Window, block: int) -> _View:
-    rows, columns = window
-    step = block * max(1, STRIP // (block * (columns.stop - columns.start)))
-    sums, counts = [], []
-    for top in range(rows.start, rows.stop, step):
-        signal, bad = signal_of(exposure, mesh, (slice(top, min(top + step, rows.stop)), columns))
-        sums.append(_blocks(signal, block))
-        counts.append(_blocks((~bad).astype(np.float32), block))
-    total, count = np.concatenate(sums), np.concatenate(counts)
-    mean = np.divide(total, count, out=np.full(total.shape, np.nan, np.float32), where=count > 0)
-    if block > 1:
-        # Measured, for the noise of pixels is correlated, and faint sources add to it.
-        values = mean[np.isfinite(mean)]
-        noise = 1.4826 * float(np.median(np.abs(values - np.median(values)))) if len(values) else 0.0
-        mean /= noise or 1.0
-    return _View(window, mean, block, int(count.sum(dtype=float)))
-
-
-def signal_of(exposure: Exposure, mesh: Mesh, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """A window without its sky in units of its noise, 0 where it has no data; and where it has none, bool."""
-    pixels = exposure.read(window)
-    sky = mesh.at(window, pixels)
-    with np.errstate(invalid="ignore"):
-        signal = (pixels.data - sky.level) / sky.rms
-    bad = ~np.isfinite(signal)
-    signal[bad] = 0
-    return signal, bad
-
-
-def _blocks(values: np.ndarray, block: int) -> np.ndarray:
-    """Sums over blocks; those at the upper and right end may be smaller."""
-    for axis in (0, 1):
-        values = np.add.reduceat(values, np.arange(0, values.shape[axis], block), axis)
-    return values
-
-
-def _detections(run: Measurement, view: _View) -> str:
+def _detections(run: Measurement, view: View) -> str:
     parts = [
         "<p>The image in units of its noise, through an asinh. Ellipses have the effective radius, axis ratio and "
         "angle of each source, but are not drawn smaller than can be seen; crosses have no parameters. "
@@ -242,7 +184,7 @@ def _detections(run: Measurement, view: _View) -> str:
         where = f"x {columns.start} to {columns.stop - 1}, y {rows.start} to {rows.stop - 1}"
         parts += [
             f"<h3>The busiest part</h3>\n<p>At full resolution: {where}.</p>",
-            _overlaid(run, _averaged(run.exposure, run.mesh, window, 1), "part", f"the part of the image at {where}"),
+            _overlaid(run, averaged(run.exposure, run.mesh, window, 1), "part", f"the part of the image at {where}"),
         ]
     return "\n".join(parts)
 
@@ -261,7 +203,7 @@ def _busiest(run: Measurement) -> Window | None:
     return slice(y, min(y + DETAIL, height)), slice(x, min(x + DETAIL, width))
 
 
-def _overlaid(run: Measurement, view: _View, key: str, what: str) -> str:
+def _overlaid(run: Measurement, view: View, key: str, what: str) -> str:
     """A picture, and over it one of the sources of each class, which can be hidden."""
     buttons, layers = [], []
     for k in reversed(range(len(CLASSES))):
@@ -368,17 +310,16 @@ def _chosen(run: Measurement) -> Iterator[tuple[str, np.ndarray]]:
 
 def _galaxy(run: Measurement, row: int) -> str:
     x, y, r_eff, e = run.x[row], run.y[row], run.r_eff[row], run.e[row]
-    half = int(np.clip(np.ceil(4 * r_eff), 24, 100)) if np.isfinite(r_eff) else 32
-    side = 2 * half + 1
-    corner = round(float(x)) - half, round(float(y)) - half
-    window, inner = cut(corner, side, run.exposure.shape)
+    cutout = Cutout.of(float(x), float(y), float(r_eff), run.exposure.shape)
+    assert cutout is not None  # rows of the gallery are inside the image
+    side, corner, window = cutout.side, cutout.corner, cutout.window
     signal, bad = signal_of(run.exposure, run.mesh, window)
     signal[bad] = np.nan
-    planes = [grey(placed(signal, inner, side))]
+    planes = [grey(cutout.placed(signal))]
     if run.draw is not None:
         pixels = run.exposure.read(window)
         model = run.draw(window) / run.mesh.at(window, pixels).rms
-        planes += [grey(placed(model, inner, side)), red_and_blue(placed(signal - model, inner, side))]
+        planes += [grey(cutout.placed(model)), red_and_blue(cutout.placed(signal - model))]
     name = column(run.table, "id")[row]
     ellipse = ""
     if 0 < r_eff < np.inf and 1 - e > 0:
@@ -392,33 +333,6 @@ def _galaxy(run: Measurement, row: int) -> str:
         )
     text = f"source {name:.0f}: {run.mag[row]:.2f} mag"
     return page.stamp(planes, text, _caption(run, row, side), ellipse)
-
-
-def cut(corner: tuple[int, int], side: int, shape: tuple[int, int]) -> tuple[Window, Window]:
-    """The part of a square that is in the image, in pixels of the image and of the square.
-
-    Parameters
-    ----------
-    corner : (int, int)
-        Column and row of the first pixel of the square.
-    side : int
-    shape : (int, int)
-        Height and width of the image.
-    """
-    (rows, row), (columns, column) = (
-        (slice(max(first, 0), min(first + side, n)), first) for first, n in zip(corner[::-1], shape, strict=True)
-    )
-    return (rows, columns), (
-        slice(rows.start - row, rows.stop - row),
-        slice(columns.start - column, columns.stop - column),
-    )
-
-
-def placed(values: np.ndarray, inner: Window, side: int) -> np.ndarray:
-    """The part of a square that is in the image, in the square, float32, (side, side); NaN elsewhere."""
-    out = np.full((side, side), np.nan, np.float32)
-    out[inner] = values
-    return out
 
 
 def _caption(run: Measurement, row: int, side: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from sersicnet.catalogue import page
 from sersicnet.catalogue.columns import column
 from sersicnet.catalogue.figures import figure_link, grey, red_and_blue
-from sersicnet.catalogue.report import cut, placed, signal_of
+from sersicnet.catalogue.signal import Cutout, signal_of
 from sersicnet.catalogue.validation import (
     ONE_SIGMA,
     Share,
@@ -311,10 +311,10 @@ def _galaxy(found: Validation, row: int, pull: np.ndarray, exposure: Exposure, m
         {name: float(column(found.rows[row : row + 1], f"{before}{name}")[0]) for name in names}
         for before in ("", "true_")
     )
-    half = int(np.clip(np.ceil(4 * max(value["r_eff_pix"], true["r_eff_pix"])), 24, 100))
-    side = 2 * half + 1
-    corner = round(true["x"]) - half, round(true["y"]) - half
-    window, inner = cut(corner, side, exposure.shape)
+    radius = max(value["r_eff_pix"], true["r_eff_pix"])
+    cutout = Cutout.of(true["x"], true["y"], radius, exposure.shape)
+    assert cutout is not None  # galaxies are added inside the image
+    window = cutout.window
     signal, bad = signal_of(exposure, mesh, window)
     signal[bad] = np.nan
     rms = mesh.at(window, exposure.read(window)).rms
@@ -326,8 +326,7 @@ def _galaxy(found: Validation, row: int, pull: np.ndarray, exposure: Exposure, m
     for there, part, _ in measured.drawn_in(window):
         model[there] += part
     model /= rms
-    planes = [grey(placed(signal, inner, side)), grey(placed(model, inner, side))]
-    planes.append(red_and_blue(placed(signal - model, inner, side)))
+    planes = [grey(cutout.placed(signal)), grey(cutout.placed(model)), red_and_blue(cutout.placed(signal - model))]
     k = int(np.argmax(pull))
     pairs = " · ".join(
         f"{label} {value[name]:.2f} ({true[name]:.2f})"

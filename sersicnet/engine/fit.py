@@ -117,6 +117,12 @@ class Noise:
     sky: float = np.inf
     model_error: float = 0.0
 
+    def __repr__(self) -> str:
+        return (
+            f"Noise(correlation of {self.correlation.shape[0]} x {self.correlation.shape[1]} lags, gain={self.gain:g}, "
+            f"sky={self.sky:g}, model_error={self.model_error:g})"
+        )
+
 
 class Fits(NamedTuple):
     """Results of `Fitter`, one row per galaxy.
@@ -214,6 +220,9 @@ class Fitter:
         self.frames = [
             Frame(psf, correlation, side, psf_oversampling) for side in (*(w for w in WINDOWS if w < size), size)
         ]
+
+    def __repr__(self) -> str:
+        return f"<Fitter of stamps of {self.size} x {self.size} pixels, {self.noise!r}{', robust' * self.robust}>"
 
     def draw(self, parameters: np.ndarray, size: int) -> np.ndarray:
         """Draw the model of one galaxy, (7,), convolved with the PSF: float32, (size, size)."""

@@ -223,6 +223,9 @@ class Renderer:
         self._grids: dict[int, _Grid] = {}
         self._grid(self._period)
 
+    def __repr__(self) -> str:
+        return f"<Renderer of stamps of {self.size} x {self.size} pixels, oversampling of the PSF {self.oversampling}>"
+
     def __getstate__(self) -> dict[str, Any]:
         # A renderer is pickled for other processes without its module, which cannot be pickled, and its grids.
         if self._xp is not np:

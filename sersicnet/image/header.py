@@ -111,6 +111,10 @@ def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarr
     found = _of_unit(header, wcs_scales)
     if found is None:
         found = _of_keywords(header) or _of_legacy_surveys(header)
+        if found is None and not len(header):
+            raise InputError(
+                "An image without a header gives no zero point: give `zero_point`, the AB magnitude of one image unit."
+            )
         if found is None:
             raise InputError(
                 "The header gives no zero point (looked for PHOTFLAM and PHOTPLAM, FLUXMAG0, "

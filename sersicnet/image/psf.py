@@ -126,6 +126,9 @@ class Psf:
         if not self.source:
             object.__setattr__(self, "source", Path(self.name).name)
 
+    def __repr__(self) -> str:
+        return f"<Psf {self.source}: FWHM {self.fwhm:.3f} pixels{', varies over the image' * self.varies}>"
+
     def __getstate__(self) -> dict[str, Any]:
         # What was measured on the image is measured again by another process.
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sersicnet.errors import InputError
+from sersicnet.image import psffigure
 from sersicnet.image.detect import DILATION, Detections, Detector
 from sersicnet.image.epsf import LEAST_STARS, EffectivePsf, StarStamps, measure_psf, powers, terms
 from sersicnet.image.pixels import Pixels, Sky, Source, Window, correlation
@@ -81,6 +82,39 @@ class ImagePsf:
     narrowest: float = float("nan")
     widest: float = float("nan")
     ellipticity: float = float("nan")
+
+    def __repr__(self) -> str:
+        if self.psf is None:
+            return f"<ImagePsf none: {self.reason}>"
+        widths = f", {self.narrowest:.3f} to {self.widest:.3f} over the image" if self.psf.varies else ""
+        return (
+            f"<ImagePsf of {len(self.x)} stars: FWHM {self.psf.fwhm:.3f} pixels{widths}, ellipticity at most "
+            f"{self.ellipticity:.2f}>"
+        )
+
+    def plot(self, axes: Sequence[Any] | None = None) -> list[Any]:
+        """Draw the PSF in the middle of the image, and its light within a radius.
+
+        Parameters
+        ----------
+        axes : sequence of Axes, optional
+            Two axes of Matplotlib; by default those of a new figure.
+
+        Returns
+        -------
+        list of Axes
+
+        Raises
+        ------
+        InputError
+            If the image shows no PSF, or there are not two axes.
+        """
+        if self.psf is None:
+            raise InputError(f"The image shows no PSF ({self.reason}): there is none to plot.")
+        axes = psffigure.axes_for(2, axes)
+        psffigure.draw_psf(axes[0], self.psf)
+        psffigure.draw_light(axes[1], self.psf)
+        return axes
 
 
 def find_psf(

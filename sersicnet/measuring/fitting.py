@@ -24,7 +24,7 @@ from sersicnet.image.sky import Mesh
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES
 from sersicnet.simulating import population
 from sersicnet.simulating.telescopes import training_psf
-from sersicnet.weights import Weights
+from sersicnet.weights import PAIRS, Weights
 
 PRIOR_SAMPLE = 4000
 """Number of galaxies drawn from a distribution to make a prior."""
@@ -302,6 +302,15 @@ def known_galaxies(places: np.ndarray | None, starts: Mapping[str, np.ndarray]) 
     return np.column_stack([places, np.ones(n), r_eff, index, 1 - e, theta])
 
 
+def correlations_of(covariance: np.ndarray) -> np.ndarray:
+    """Correlations of the errors of the targets, (N, 6), from the covariance of flux, radius, index and axis ratio."""
+    signs = np.array([-1, 1, 1, -1])  # magnitude and ellipticity rise where the flux and the axis ratio fall
+    first, second = PAIRS
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sigma = signs * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        return np.asarray(covariance[:, first, second] / (sigma[:, first] * sigma[:, second]))
+
+
 def _unit(rms: float) -> float:
     """Unit of the arithmetic of fits: 1 for the noise of most images, a power of two for very small or large noise."""
     return 1.0 if 1 / UNUSUAL < rms < UNUSUAL else float(2.0 ** round(np.log2(rms)))
@@ -389,6 +398,24 @@ def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:
         mag, r_eff, n, e = population.galaxies_of(prior, scale, ranges).T
     flux = 10 ** (-0.4 * (mag - exposure.zero_point.value))
     return Prior.of(np.column_stack([flux, r_eff, n, 1 - e]))
+
+
+def starts_of(galaxies: Galaxies, exposure: Exposure, places: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Targets and theta of galaxies, from the columns that their table has.
+
+    With positions on the sky, radii in arcsec and position angles come first: the table may be of another image.
+    A radius in an unknown unit is not used.
+    """
+    found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
+    scale, radii = exposure.pixel_scale.value, galaxies.radii()
+    on_sky = exposure.wcs is not None and galaxies.sky() is not None
+    if on_sky and "arcsec" in radii and np.isfinite(scale):
+        found["r_eff_pix"] = radii["arcsec"] / scale
+    elif radii.keys() & {"pix", "arcsec"}:
+        found["r_eff_pix"] = galaxies.radius_in_pixels(scale, "give `pixel_scale`, or r_eff_pix.")
+    if on_sky and places is not None and galaxies.has("pa"):
+        found["theta"] = exposure.image.direction(places[:, 0], places[:, 1], galaxies.column("pa", "deg"))
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def check_fixed(

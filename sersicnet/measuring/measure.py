@@ -18,6 +18,7 @@ from astropy.table import QTable, Table
 
 from sersicnet import weights as trained
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.measured import Catalogue
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
@@ -44,6 +45,7 @@ def plan(
     work: Work | None = None,
     command: str = "",
     report: Report = silent,
+    **options: Any,
 ) -> Plan:
     """Check the parameters of `measure`, with the same errors and warnings, without measuring.
 
@@ -52,6 +54,7 @@ def plan(
     Plan
         Its ``outlook()`` describes the run, and its ``run()`` starts it.
     """
+    exposure = _opened(exposure, options, report)
     outputs = outputs or Outputs()
     if refine is None and outputs.of_fits:
         raise InputError(f"`{outputs.of_fits[0]}` belongs to fits: give `refine` with it.")
@@ -83,7 +86,8 @@ def measure(
     work: Work | None = None,
     command: str = "",
     report: Report = silent,
-) -> QTable:
+    **options: Any,
+) -> Catalogue:
     """Measure the galaxies of an image.
 
     Parameters
@@ -125,12 +129,16 @@ def measure(
     command : str
         The command line, for the catalogue's header.
     report : callable
-        Receives the stage, the number of sources done and their total number.
+        Receives the stage, the number of sources done and their total number; `sersicnet.Progress` shows them.
+    **options
+        Options of `sersicnet.image.exposure.Exposure.of`, unless the image is an exposure already: ``zero_point``,
+        ``pixel_scale``, ``noise``, ``noise_kind``, ``mask``, ``wcs``, ``hdu`` and others. An array needs its
+        ``zero_point``.
 
     Returns
     -------
-    QTable
-        Columns of `sersicnet.schema.COLUMNS`; values that could not be measured are NaN.
+    Catalogue
+        A QTable that knows its image. Columns of `sersicnet.schema.COLUMNS`; values that could not be measured are NaN.
         Without a WCS there are no ``ra`` and ``dec``, and without a pixel scale no ``r_eff``.
 
     Raises
@@ -149,7 +157,7 @@ def measure(
     made = plan(
         exposure, weights=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, refine=refine, resample=resample,
         positions=positions, validated=validated, debias=debias, outputs=outputs,
-        work=work, command=command, report=report,
+        work=work, command=command, report=report, **options,
     )  # fmt: skip
     return made.run(report)
 
@@ -164,12 +172,13 @@ def fit(
     work: Work | None = None,
     command: str = "",
     report: Report = silent,
-) -> QTable:
+    **options: Any,
+) -> Catalogue:
     """Fit Sersic profiles to the galaxies of an image, without a network.
 
     Parameters
     ----------
-    exposure, outputs, work, command, report
+    exposure, outputs, work, command, report, **options
         As for `measure`.
     psf : str, Path or Psf
         The effective PSF of the image, see `sersicnet.image.psffile.read_psf`.
@@ -184,7 +193,7 @@ def fit(
 
     Returns
     -------
-    QTable
+    Catalogue
         As from `measure`, with ``fit_status`` and ``chi2``. A fit that did not converge
         keeps the values of its last step, and has a flag.
 
@@ -202,10 +211,19 @@ def fit(
         disagrees with the scatter of the sky.
     """
     made = Plan.of(
-        exposure, network=None, psf=psf, fitting=fitting or Fitting(prior="none"), resample=False, positions=positions,
-        outputs=outputs or Outputs(), work=work or Work(), command=command, report=report,
+        _opened(exposure, options, report), network=None, psf=psf, fitting=fitting or Fitting(prior="none"),
+        resample=False, positions=positions, outputs=outputs or Outputs(), work=work or Work(),
+        command=command, report=report,
     )  # fmt: skip
     return made.run(report)
+
+
+def _opened(exposure: Any, options: dict[str, Any], report: Report) -> Any:
+    """The exposure of an image with options; without them, the image as it is."""
+    if not options:
+        return exposure
+    report("reading", 0, 0)
+    return Exposure.of(exposure, **options)
 
 
 def measure_many(

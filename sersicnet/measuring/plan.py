@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import QTable, Table
+from astropy.table import Table
 
 import sersicnet
 from sersicnet import session, weights, workers
+from sersicnet.catalogue.galaxy import Correlations, Picture
+from sersicnet.catalogue.measured import Catalogue
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.catalogue.validation import Factors, distances
 from sersicnet.domain import Domain, Seen
@@ -32,11 +34,11 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting, check_fixed, holds_photon_noise
+from sersicnet.measuring.fitting import Fitting, ImageFitting, check_fixed, holds_photon_noise, starts_of
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.seeing import Seeing, doubts, seeing
 from sersicnet.output import Report, Run, silent
-from sersicnet.schema import TARGET_NAMES, Flag
+from sersicnet.schema import Flag
 from sersicnet.weights import Weights
 
 _log = logging.getLogger(__name__)
@@ -182,6 +184,10 @@ class Plan:
     seen: Seeing | None = None
     mesh: Mesh | None = None
 
+    def __repr__(self) -> str:
+        network = "no network" if self.network is None else f"weights {self.network.name}"
+        return f"<Plan {self.exposure!r}, {network}, {len(self.cores)} tiles, {self.processes} processes>"
+
     @classmethod
     def of(
         cls,
@@ -237,7 +243,7 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
-        starts = {} if galaxies is None or network is not None else _starts(galaxies, exposure, places)
+        starts = {} if galaxies is None or network is not None else starts_of(galaxies, exposure, places)
         if fitting is not None and fitting.fix:
             check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
         if places is not None:
@@ -342,9 +348,16 @@ class Plan:
             "version": sersicnet.__version__,
         }
 
-    def run(self, report: Report = silent) -> QTable:
-        """Measure the image, write the requested files, and return the catalogue; see `result`."""
-        return self.result(report).table
+    def run(self, report: Report = silent) -> Catalogue:
+        """Measure the image, write the requested files, and return the catalogue with its image; see `result`."""
+        found = self.result(report)
+        picture = Picture(
+            self.exposure,
+            self.psf if found.psf is None else found.psf,
+            found.mesh if self.source is self.exposure else None,
+            Correlations(np.array(found.table["x"].value), found.values.correlations.astype(np.float32)),
+        )
+        return Catalogue._with(found.table, picture)
 
     def sky(self, report: Report = silent) -> Mesh:
         """Sky and noise of the source, without measuring anything else."""
@@ -679,21 +692,3 @@ def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[G
     if pixels is not None:
         return galaxies, pixels
     raise InputError(f"A table of positions has columns x and y, or ra and dec; received {galaxies.columns}.")
-
-
-def _starts(galaxies: Galaxies, exposure: Exposure, places: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Targets and theta of galaxies, from the columns that their table has.
-
-    With positions on the sky, radii in arcsec and position angles come first: the table may be of another image.
-    A radius in an unknown unit is not used.
-    """
-    found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
-    scale, radii = exposure.pixel_scale.value, galaxies.radii()
-    on_sky = exposure.wcs is not None and galaxies.sky() is not None
-    if on_sky and "arcsec" in radii and np.isfinite(scale):
-        found["r_eff_pix"] = radii["arcsec"] / scale
-    elif radii.keys() & {"pix", "arcsec"}:
-        found["r_eff_pix"] = galaxies.radius_in_pixels(scale, "give `pixel_scale`, or r_eff_pix.")
-    if on_sky and places is not None and galaxies.has("pa"):
-        found["theta"] = exposure.image.direction(places[:, 0], places[:, 1], galaxies.column("pa", "deg"))
-    return {name: values for name, values in found.items() if values is not None}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sersicnet.errors import InputError, warn
+from sersicnet.image import starpsf
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf, Width
-from sersicnet.image.sky import Map, Mesh
-from sersicnet.image.starpsf import ImagePsf, find_psf
+from sersicnet.image.sky import Map, Mesh, estimate_sky
+from sersicnet.image.starpsf import ImagePsf
 from sersicnet.image.views import psf_views, shape_of
 from sersicnet.measuring.tiles import DETECTOR
 from sersicnet.simulating import observatories
@@ -104,7 +105,7 @@ def seeing(
         return Seeing(psf)
     if fwhm is not None:
         return Seeing(moffat(fwhm, f"a width of {fwhm:g} pixels", GIVEN_ERROR), assumed=True)
-    stars = find_psf(exposure, mesh, DETECTOR, saturation, apply)
+    stars = starpsf.find_psf(exposure, mesh, DETECTOR, saturation, apply)
     if stars.psf is not None:
         return Seeing(stars.psf, stars=stars)
     assumed, in_space = observatories.usual_psf(exposure.image.header, exposure.pixel_scale.value)
@@ -117,6 +118,36 @@ def seeing(
         "`psf` or `psf_fwhm`."
     )
     return Seeing(assumed, assumed=True)
+
+
+def find_psf(image: Any, **options: Any) -> ImagePsf:
+    """Measure the PSF of an image from its stars, as `sersicnet.measure` does by default.
+
+    Parameters
+    ----------
+    image : Exposure, or any input of `sersicnet.Exposure.of`
+        A path, an HDU, an NDData, an array. No zero point is needed.
+    **options
+        Options of `sersicnet.Exposure.of`, such as ``noise``, ``mask`` and ``hdu``.
+
+    Returns
+    -------
+    ImagePsf
+        Its ``psf`` is None if the stars do not suffice; ``reason`` states why.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be used.
+    """
+    exposure = Exposure.of(image, **options if isinstance(image, Exposure) else {"zero_point": 0.0, **options})
+    try:
+        mesh = estimate_sky(exposure, DETECTOR.threshold)
+        sky = float(np.median(mesh.level) + 5 * np.median(mesh.rms))
+        found = starpsf.find_psf(exposure, mesh, DETECTOR, exposure.saturation if exposure.saturation > sky else np.inf)
+    finally:
+        exposure.close()
+    return found
 
 
 def moffat(fwhm: float, source: str, error: float) -> Psf:

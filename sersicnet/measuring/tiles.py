@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -27,7 +27,7 @@ from sersicnet.image.resample import MISSING, Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stamps import SIGMA, Stamps, cut
 from sersicnet.image.views import psf_views
-from sersicnet.measuring.fitting import Fitters, known_galaxies
+from sersicnet.measuring.fitting import Fitters, correlations_of, known_galaxies
 from sersicnet.output import Report, silent
 from sersicnet.schema import (
     CROWDED_LIMIT,
@@ -45,30 +45,23 @@ from sersicnet.schema import (
 STAMPS_AT_ONCE = 512
 """Number of stamps that the network is given at once: 32 MB."""
 
-
 DETECTOR = detect.Detector()
 """The detection, the same for every image that is measured; with several bands, that of the detection image."""
-
 
 MOST_NEIGHBOURS = 3
 """Maximum number of overlapping neighbours that are fitted simultaneously with a galaxy; others are masked."""
 
-
 NEIGHBOUR_FLUX = 0.1
 """Minimum flux of a neighbour that is fitted simultaneously, as a fraction of the galaxy's flux."""
-
 
 MOST_FLUX_ERROR = 3.0
 """A fit whose flux has a larger error than this many times the flux has found nothing: it has not converged."""
 
-
 MOST_FAINTER = 5.0
 """A start more than this many magnitudes fainter than the detected source at its position is not used."""
 
-
 _NEIGHBOUR_REACH = round(0.7 * STAMP_SIZE) + 2
 """Maximum distance of a neighbour that is fitted simultaneously with a galaxy, pixels."""
-
 
 _STAMP_REACH = STAMP_SIZE // 2 + 4
 """Margin around a position that its stamp, and the dilated sources in it, depend on, pixels."""
@@ -294,6 +287,7 @@ class Values(NamedTuple):
     errors: np.ndarray
     flux: np.ndarray  # fitted, image units; NaN without a fit
     flux_err: np.ndarray
+    correlations: np.ndarray  # of the errors, (N, 6), as in `sersicnet.weights.Prediction`
     theta: np.ndarray
     theta_err: np.ndarray
     sky: np.ndarray
@@ -322,6 +316,7 @@ class Values(NamedTuple):
             errors=np.full((n, len(TARGET_NAMES)), np.nan),
             flux=np.full(n, np.nan),
             flux_err=np.full(n, np.nan),
+            correlations=np.full((n, len(weights.PAIRS[0])), np.nan),
             theta=scene.of_source(scene.found.theta),
             theta_err=np.full(n, np.nan),
             sky=np.full(n, np.nan),
@@ -424,6 +419,8 @@ def _predict(scene: _Scene, values: Values, network: weights.Weights, report: Re
         values.targets[rows] = found.targets
         if found.errors is not None:
             values.errors[rows] = found.errors
+        if found.correlations is not None:
+            values.correlations[rows] = found.correlations
         if found.theta is not None:
             values.theta[rows], values.theta_err[rows] = found.theta, found.theta_err
         values.note(scene, rows, stamps)
@@ -459,8 +456,8 @@ def _predicted(
     if psf.error < LEAST_PSF_ERROR or found.errors is None:
         return found, 0.0
     narrower, wider = (answer(1 + sign * psf.error).targets for sign in (-1, 1))
-    of_psf = np.abs(wider - narrower) / 2
-    return found._replace(errors=np.hypot(found.errors, of_psf)), of_psf
+    of_psf = (wider - narrower) / 2
+    return found.with_error(of_psf), of_psf
 
 
 @functools.lru_cache(256)
@@ -668,7 +665,7 @@ def _neighbours(
 
 
 def _take(
-    values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero_point: float, of_psf: Any, *, keep: bool
+    values: Values, rows: np.ndarray, fits: Fits, to_stamp: np.ndarray, zero: float, of_psf: np.ndarray, *, keep: bool
 ) -> None:
     """Write the results of fits into their rows of `values`; `of_psf` is what the PSF adds to their errors.
 
@@ -691,8 +688,11 @@ def _take(
     errors[errors == 0] = np.nan
     values.flux[at], values.flux_err[at] = flux, errors[:, 2]
     values.x[at], values.y[at], values.theta[at] = x, y, theta
-    values.targets[at] = np.column_stack([zero_point - 2.5 * np.log10(flux), r_eff, n, 1 - q])
+    values.targets[at] = np.column_stack([zero - 2.5 * np.log10(flux), r_eff, n, 1 - q])
     of_noise = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
-    values.errors[at] = np.hypot(of_noise, np.broadcast_to(of_psf, (len(rows), 4))[taken])
+    found = weights.Prediction(values.targets[at], of_noise, correlations_of(fits.covariance[taken, 2:6, 2:6]))
+    with np.errstate(invalid="ignore"):  # errors of a failed fit may be infinite
+        found = found.with_error(of_psf[taken])
+    values.errors[at], values.correlations[at] = found.errors, found.correlations
     values.theta_err[at] = np.minimum(errors[:, 6], weights.UNKNOWN_ANGLE)
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]
