@@ -50,7 +50,7 @@ def with_cards(field, tmp_path):
 @pytest.mark.parametrize(
     ("cards", "stated"),
     [
-        ({}, "no TELESCOP"),
+        ({"INSTRUME": ""}, "no TELESCOP"),
         ({"TELESCOP": "CTIO 4.0-m telescope", "INSTRUME": "DECam"}, "TELESCOP CTIO 4.0-m telescope, INSTRUME DECam"),
         ({"TELESCOP": "HST", "INSTRUME": "ACS"}, "TELESCOP HST, INSTRUME ACS"),
         ({"INSTRUME": "WFC3"}, "INSTRUME WFC3"),
