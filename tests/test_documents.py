@@ -28,7 +28,8 @@ from sersicnet import cli
 from sersicnet.errors import SersicnetWarning
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "tutorial", "howto", "reference", "conventions"))]
+NAMES = ("index", "tutorial", "howto", "telescopes", "reference", "conventions")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 CUT = {"--n": "16", "--mosaic": "400"}
 """Sizes that options get here."""
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>sh|bash|python)\n(?P<code>.*?)^```$", re.S | re.M)
