@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
     options = parser.parse_args()
+    options.work.mkdir(exist_ok=True)
     recipe = Recipe(**{**vars(RECIPES["fovea"]), "epochs": options.epochs})
     known = networks.ARCHITECTURES["fovea"]
     print("| shown the PSF as | weights | mag | ln R_e | ln n | e | loss |\n|---|---|---|---|---|---|---|")

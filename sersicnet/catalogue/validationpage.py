@@ -74,10 +74,10 @@ def write(path: Path, found: Validation, added: Callable[[int], Exposure], mesh:
 
 def _head(found: Validation, name: str, statistics: list[Statistic]) -> str:
     rows, n = found.rows, len(found.rows)
-    hit, merged = int(np.sum(rows["found"])), int(np.sum(rows["merged"]))
+    hit, merged, passes = int(np.sum(rows["found"])), int(np.sum(rows["merged"])), int(np.max(rows["pass"]))
     lines = [
         f"<h1>{escape(Path(name).name)}</h1>",
-        f"<p><b>{n:,}</b> galaxies of known parameters were added to the mosaic in {int(np.max(rows['pass']))} passes, "
+        f"<p><b>{n:,}</b> galaxies of known parameters were added to the mosaic in {passes} pass{'es' * (passes > 1)}, "
         f"and measured. <b>{hit:,}</b> ({hit / n:.0%}) were found, {merged:,} are lost in a brighter source of the "
         f"mosaic, and {n - hit - merged:,} were not detected. Statistics are of the {int(found.counted.sum()):,} that "
         "were found and have no part masked, saturated or beyond the edge.</p>",
@@ -119,7 +119,7 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.6, 3
     width, height = size[0] * columns, size[1] * rows
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(
-        left=0.65 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.25, hspace=0.35
+        left=0.8 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.28, hspace=0.35
     )
     return figure, figure.subplots(rows, columns, squeeze=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -201,7 +202,7 @@ def _say(found: Validation, output: Path, quiet: bool, as_json: bool, seconds: f
         if one.by == "all":
             grid.add_row(
                 one.parameter, f"{one.n:,}", f"{one.bias:+.3f}", f"{one.scatter:.3f}", f"{one.within:.0%}",
-                f"{one.after:.0%}",
+                f"{one.after:.0%}" if math.isfinite(one.after) else "too few",
             )  # fmt: skip
     stderr.print(grid)
     say(quiet, f"{hit:,} of {n:,} galaxies were found")
