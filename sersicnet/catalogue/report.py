@@ -175,7 +175,7 @@ def _detections(run: Measurement, view: View) -> str:
     parts = [
         "<p>The image in units of its noise, through an asinh. Ellipses have the effective radius, axis ratio and "
         "angle of each source, but are not drawn smaller than can be seen; crosses have no parameters. "
-        "Colours tell the flags: click one to hide it.</p>",
+        "Colours show the flags: click one to hide it.</p>",
         _overlaid(run, view, "all", "the whole image with its detections"),
     ]
     window = _busiest(run) if view.block > 1 else None
