@@ -1,4 +1,4 @@
-"""A catalogue that knows the image it was measured on."""
+"""A catalogue with the image that it was measured on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAME_ZERO_POINT = 1e-3
 
 
 class Catalogue(QTable):
-    """A QTable that knows its image: `plot` draws it with its sources, and `galaxy` shows one of them.
+    """A QTable with its image: `plot` draws it with its sources, and `galaxy` shows one of them.
 
     `sersicnet.measure` and `sersicnet.fit` return it, and `of` joins a table from a file with its image again. It is
     sliced, written, copied and pickled as any QTable; slices and copies keep the image, while tables that are

@@ -29,14 +29,14 @@ _SIMULATED_ERRORS = (
 
 
 _LIMITS = (
-    "Knows isolated galaxies of a single Sersic profile; bars, arms and neighbours were not shown to it.",
+    "Trained on isolated galaxies of a single Sersic profile; bars, arms and neighbours were not shown to it.",
     _SIMULATED_ERRORS,
     "Stars and galaxies smaller than a pixel are outside of its domain.",
 )
 
 
 _REAL_LIKE = "Its real-like galaxies were invented, by `sersicnet simulate`: no real galaxy was trained on."
-_WITH_NEIGHBOURS = "Knows galaxies of a single Sersic profile; bars and arms were not shown to it."
+_WITH_NEIGHBOURS = "Trained on galaxies of a single Sersic profile; bars and arms were not shown to it."
 
 INVENTED = "The galaxies of the other domain were invented, by `sersicnet simulate`: no real galaxy was trained on."
 
