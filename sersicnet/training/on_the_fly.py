@@ -87,7 +87,7 @@ class OnTheFly:
             ) from error
         if self.simulation.telescopes:
             raise DatasetError(
-                f"{data.path} cannot be simulated while training: its PSFs take a tenth of a second each. "
+                f"{data.path} cannot be simulated while training: every 16 stamps have another PSF. "
                 "Train without `on_the_fly`, on more stamps."
             )
         slow = [what for what, there in (("neighbours", self.simulation.neighbours),
