@@ -6,7 +6,8 @@ Each telescope's galaxies are drawn through new PSFs of its own (see `sersicnet 
 them through another one, and the network is shown that PSF, or in half of the cases the PSF that a few stars would
 give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000.
 With ``--width 1.05`` it is shown the true PSF made 5 % wider. Nothing is taken from a training set: the seeds differ.
-``--save`` keeps the rows for `docs/draw.py`.
+``--limits 150`` compares the errors of as many galaxies of S/N > 50 with the Cramer-Rao bound, for isolated Sersic
+galaxies and the true PSF. ``--save`` keeps the rows for `docs/draw.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import numpy as np
 
 from sersicnet import weights
 from sersicnet.dataset import BLOCK
+from sersicnet.engine.render import Renderer
 from sersicnet.image.epsf import StarStamps, measure_psf
 from sersicnet.image.views import psf_views
-from sersicnet.schema import TARGET_NAMES, Inputs, noise_numbers, relative_magnitude
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, noise_numbers, relative_magnitude
 from sersicnet.simulating import world
+from sersicnet.simulating.fisher import covariance, fisher_matrix, independent_sigma
 from sersicnet.simulating.neighbours import camera
 from sersicnet.simulating.stamps import draw_stamps, observe
 
@@ -84,6 +87,31 @@ def galaxies(
     return (Inputs.concatenated(inputs), *(np.concatenate(part)[:n] for part in rest))  # type: ignore[return-value]
 
 
+def bounds(name: str, seed: int, snr: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of some galaxies of S/N > 50, and what the noise allows for mag, ln R_e, ln n and e, (N, 4)."""
+    simulation, rows, sigmas = world.simulation(name, len(snr), seed, centring=True), [], []
+    bright = np.flatnonzero(snr > 50)
+    chosen = bright[np.linspace(0, len(bright) - 1, min(most, len(bright))).astype(int)]
+    for number in np.unique(chosen // BLOCK):
+        piece = world.piece(name, seed, int(number))
+        own, instrument = chosen[chosen // BLOCK == number], piece.instrument
+        _, truth = draw_stamps(piece.of(simulation), own)
+        taps = np.array([instrument.noise_tap, 1.0, instrument.noise_tap]) / (1 + 2 * instrument.noise_tap)
+        render = Renderer(piece.psf.image, STAMP_SIZE, piece.psf.oversampling)
+        flux = 10 ** (-0.4 * (truth["mag"] - instrument.zero_point))
+        shape = (truth[key] for key in ("r_eff_pix", "sersic_n"))
+        for galaxy, rms in zip(
+            np.column_stack([truth["x"], truth["y"], flux, *shape, 1 - truth["ellipticity"], truth["theta"]]),
+            truth["rms"], strict=True,
+        ):  # fmt: skip
+            sigma = independent_sigma(np.pad(render(galaxy)[0], 1), rms / (taps**2).sum(), instrument.exposure)
+            fisher = fisher_matrix(render, galaxy, sigma, taps)
+            bound = np.sqrt(np.diag(covariance(fisher[None], instrument.sky_residual * rms)[0]))
+            sigmas.append(bound / np.array([1, galaxy[3], galaxy[4], 1]))
+        rows.extend(own.tolist())
+    return np.array(rows), np.array(sigmas)
+
+
 def errors(found: weights.Prediction, targets: np.ndarray, which: np.ndarray) -> dict[str, list[float]]:
     """Median error, 68 % scatter and coverage of the four parameters of some galaxies."""
     predicted, sigmas = found.targets[which], found.errors[which]
@@ -108,9 +136,10 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.0, help="factor on the width of the true PSF, as shown")
     parser.add_argument("--neighbours", action="store_true", help="a third of the images with neighbours")
     parser.add_argument("--galaxies", default="sersic", help="sersic, real-like or both")
+    parser.add_argument("--limits", type=int, default=0, help="galaxies that the Cramer-Rao bound is computed for")
     parser.add_argument("--save", type=Path, help="JSON file of the rows")
     arguments = parser.parse_args()
-    network, rows = weights.load(arguments.weights), []
+    network, rows, limits = weights.load(arguments.weights), [], []
     print(f"{network.name}: median error ± 68 % scatter (within 1 and 1.96 sigma)\n")
     print("| telescope | | N | mag | ln R_e | ln n | e |\n|---|---|---|---|---|---|---|")
 
@@ -133,6 +162,18 @@ def main() -> None:
         row(name, "S/N > 50", snr > 50)
         for low, high in pairwise(SIZES):
             row(name, f"S/N > 50, R_e {low:g} to {high:g} FWHM", (size >= low) & (size < high) & (snr > 50))
+        if arguments.limits:
+            which, least = bounds(name, arguments.seed, snr, arguments.limits)
+            off = found.targets[which] - targets[which]
+            off[:, 1:3] = np.log(found.targets[which, 1:3] / targets[which, 1:3])
+            for low, high in pairwise((50, 150, 1000, 3e4)):
+                inside = (snr[which] >= low) & (snr[which] < high)
+                if inside.sum() >= 10:
+                    ratio = np.quantile(np.abs(off[inside]) / least[inside], 0.6827, axis=0)
+                    cells = " | ".join(f"{r:.2f}" for r in ratio)
+                    label = f"scatter over bound, S/N {low:g} to {high:g}"
+                    print(f"| {name} | {label} | {inside.sum()} | {cells} |", flush=True)
+                    limits.append({"telescope": name, "low": low, "n": int(inside.sum()), "ratio": ratio.tolist()})
         if found.theta is not None:
             long = (targets[:, 3] > 0.2) & (snr > 15)
             off = (found.theta - theta + 90) % 180 - 90
@@ -143,7 +184,9 @@ def main() -> None:
                 flush=True,
             )
     if arguments.save:
-        arguments.save.write_text(json.dumps({"weights": network.name, "stars": arguments.stars, "rows": rows}))
+        arguments.save.write_text(
+            json.dumps({"weights": network.name, "stars": arguments.stars, "rows": rows, "limits": limits})
+        )
 
 
 if __name__ == "__main__":

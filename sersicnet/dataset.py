@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -330,8 +330,8 @@ class Dataset:
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
     ) -> Iterator[tuple[Inputs, np.ndarray]]:
-        """Stream inputs; see `_batches`."""
-        return _batches(self, size, start, stop, rng)
+        """Stream inputs; see `streamed`."""
+        return streamed(self, size, start, stop, rng)
 
     def selected(self, faint_limit: float, limit: int | None) -> Arrays:
         """The first `limit` galaxies brighter than `faint_limit`, in memory."""
@@ -423,8 +423,8 @@ class Arrays:
     def batches(
         self, size: int, start: int, stop: int, rng: np.random.Generator | None = None
     ) -> Iterator[tuple[Inputs, np.ndarray]]:
-        """Stream inputs; see `_batches`."""
-        return _batches(self, size, start, stop, rng)
+        """Stream inputs; see `streamed`."""
+        return streamed(self, size, start, stop, rng)
 
     def sha256(self) -> str:
         """Hash of inputs and targets."""
@@ -435,8 +435,16 @@ class Arrays:
         return digest.hexdigest()
 
 
-def _batches(
-    source: Dataset | Arrays,
+class Readable(Protocol):
+    """What `streamed` reads: a training set, several, or arrays."""
+
+    def inputs(self, start: int, stop: int) -> Inputs:
+        """What networks are shown of the galaxies from `start` to `stop`; threads share it."""
+        ...
+
+
+def streamed(
+    source: Readable,
     size: int,
     start: int,
     stop: int,
@@ -447,7 +455,7 @@ def _batches(
 
     Parameters
     ----------
-    source : Dataset or Arrays
+    source : Readable
     size : int
         Stamps a batch; the last may be smaller.
     start, stop : int
@@ -493,7 +501,7 @@ def _threads() -> ThreadPoolExecutor:
 
 def _fill(
     threads: ThreadPoolExecutor,
-    source: Dataset | Arrays,
+    source: Readable,
     blocks: Sequence[tuple[int, int]],
     out: Inputs,
     wanted: Sequence[np.ndarray] | None = None,

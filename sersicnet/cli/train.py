@@ -21,7 +21,9 @@ from sersicnet.cli.shared import (
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Training set from `sersicnet simulate`.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="Training set from `sersicnet simulate`, or several, which are used together.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Weights directory to write.")] = Path("weights-new"),
     network: Annotated[
         str | None,

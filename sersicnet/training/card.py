@@ -19,6 +19,7 @@ from sersicnet.training.device import device
 from sersicnet.training.joined import Examples
 from sersicnet.training.loop import Task, predict
 from sersicnet.training.recipe import Recipe
+from sersicnet.training.sets import Sets
 
 WITHIN_ONE_SIGMA = 0.6827
 """Fraction of Gaussian deviations within one standard deviation."""
@@ -69,7 +70,7 @@ _BY = {"dann": "against a domain classifier", "daregram": "with aligned inverse 
 def limits(task: Task, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
     """The limits of the weights; `errors` states whether they predict errors."""
     if real is None:
-        recipe = task.source.config if isinstance(task.source, Dataset) else {}
+        recipe = task.source.config if isinstance(task.source, Dataset | Sets) else {}
         first = _WITH_NEIGHBOURS if recipe.get("neighbours") else _LIMITS[0]
         if recipe.get("galaxies", "sersic") != "sersic":
             first = _REAL_LIKE
@@ -198,7 +199,7 @@ def base_record(base: weights.Weights) -> dict[str, Any]:
     return {"name": base.path.name, "sha256": base.sha256, **{k: base.card[k] for k in kept if k in base.card}}
 
 
-def domain_of(simulated: Dataset, recipe: Recipe) -> dict[str, Any]:
+def domain_of(simulated: Dataset | Sets, recipe: Recipe) -> dict[str, Any]:
     """The images and galaxies that a network was trained on; see `sersicnet.domain`."""
     instrument, prior = simulated.config["instrument"], simulated.config["prior"]
     if simulated.config.get("telescopes"):
@@ -222,7 +223,7 @@ MOST = (0.5, 99.5)
 """Percentiles between which values are inside of the domain of weights for any telescope."""
 
 
-def _of_telescopes(simulated: Dataset) -> dict[str, Any]:
+def _of_telescopes(simulated: Dataset | Sets) -> dict[str, Any]:
     """The domain of images of many telescopes: their PSFs, noise and galaxies, in pixels and units of the noise."""
     from sersicnet.image.views import shape_of
 
@@ -248,7 +249,7 @@ def _of_telescopes(simulated: Dataset) -> dict[str, Any]:
     }
 
 
-def data_record(simulated: Dataset, n: int) -> dict[str, Any]:
+def data_record(simulated: Dataset | Sets, n: int) -> dict[str, Any]:
     """The simulated training set of `n` galaxies."""
     return {
         "n": n,

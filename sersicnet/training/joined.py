@@ -11,8 +11,9 @@ import numpy as np
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError
 from sersicnet.schema import Inputs
+from sersicnet.training.sets import Sets
 
-Source = Union[Dataset, Arrays, "Joined"]
+Source = Union[Dataset, Sets, Arrays, "Joined"]
 
 
 JUDGES = 10
@@ -41,7 +42,7 @@ class Joined:
 
     Parameters
     ----------
-    simulated : Dataset or Arrays
+    simulated : Dataset, Sets or Arrays
     real : Dataset or Arrays
     border : int
         First simulated row that validates.
@@ -53,7 +54,7 @@ class Joined:
     """
 
     def __init__(
-        self, simulated: Dataset | Arrays, real: Dataset | Arrays, border: int, use_labels: bool, seed: int
+        self, simulated: Dataset | Sets | Arrays, real: Dataset | Arrays, border: int, use_labels: bool, seed: int
     ) -> None:
         if len(real) < JUDGES:
             raise DatasetError(f"Adaptation needs at least {JUDGES} real galaxies; received {len(real)}.")
@@ -107,7 +108,7 @@ class Joined:
 
 
 def _endless(
-    source: Dataset | Arrays, low: int, high: int, size: int, rng: np.random.Generator
+    source: Dataset | Sets | Arrays, low: int, high: int, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Inputs, np.ndarray]]:
     """Shuffled batches of equal size, pass after pass; a pass leaves out what does not fill a batch."""
     while True:

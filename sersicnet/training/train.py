@@ -7,6 +7,7 @@ finished weights directory appears whole or not at all.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from sersicnet import networks, weights
-from sersicnet.dataset import BLOCK, Arrays, Dataset
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.dataset import Arrays, Dataset
+from sersicnet.errors import InputError
 from sersicnet.networks import freeze, keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import encode
@@ -37,10 +38,11 @@ from sersicnet.training.loop import Report, Scaling, Task, fit, silent
 from sersicnet.training.losses import ALIGNMENTS, aligned, regression
 from sersicnet.training.on_the_fly import OnTheFly
 from sersicnet.training.recipe import ADAPT, RECIPES, Recipe
+from sersicnet.training.sets import Sets, border
 
 
 def train(
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     network: str | None = None,
@@ -61,8 +63,9 @@ def train(
 
     Parameters
     ----------
-    data : str or Path
-        Training set from `sersicnet.simulating.simulate`; its last tenth validates.
+    data : str, Path or sequence of them
+        Training set from `sersicnet.simulating.simulate`, or several of one kind that are used together; the last
+        tenth of each validates.
     output : str or Path
         Weights directory. The run is kept in ``<output>.run`` until it is done,
         and is continued from there.
@@ -115,12 +118,15 @@ def train(
     network, recipe, base = _checked(network, recipe, adapt, real, start)
     if test is not None:
         Dataset(test).close()
-    with Dataset(data) as simulated:
+    paths = [data] if isinstance(data, str | Path) else list(data)
+    if on_the_fly and len(paths) > 1:
+        raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {len(paths)}.")
+    with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
         examples = _examples(simulated, recipe, limit, real, real_labels, seed)
         keras.utils.set_random_seed(seed)
         task = _task(network, recipe, base, adapt, examples)
         galaxies = None
-        if on_the_fly:
+        if on_the_fly and isinstance(simulated, Dataset):
             galaxies = OnTheFly(simulated, seed, faint_limit=recipe.faint_limit, asarray=on_accelerator())
             task = task._replace(galaxies=galaxies)
         config = {
@@ -159,7 +165,7 @@ def train(
 
 
 def _origin(
-    simulated: Dataset,
+    simulated: Dataset | Sets,
     examples: Examples,
     real: Dataset | Arrays | None,
     adapt: str | None,
@@ -218,7 +224,7 @@ def _checked(
 
 
 def _examples(
-    simulated: Dataset,
+    simulated: Dataset | Sets,
     recipe: Recipe,
     limit: int | None,
     real: Dataset | Arrays | None,
@@ -226,10 +232,11 @@ def _examples(
     seed: int,
 ) -> Examples:
     """Simulated galaxies as bright as the recipe takes, joined by real ones if there are any."""
-    chosen: Dataset | Arrays = simulated
+    chosen: Dataset | Sets | Arrays = simulated
     if limit is not None or recipe.faint_limit < simulated.mag.max():
         chosen = simulated.selected(recipe.faint_limit, limit)
-    train_rows, valid_rows = _split(len(chosen))
+    middle = chosen.border if isinstance(chosen, Sets) else border(len(chosen))
+    train_rows, valid_rows = (0, middle), (middle, len(chosen))
     if real is None:
         return Examples(chosen, train_rows, valid_rows, np.ones(len(chosen), bool))
     joined = Joined(chosen, bright(real, recipe.faint_limit), train_rows[1], real_labels, seed)
@@ -261,11 +268,3 @@ def _task(network: str, recipe: Recipe, base: weights.Weights | None, adapt: str
     return Task(
         source, train_rows, valid_rows, model, core, arguments, standardised, judges, scaling, components=components
     )
-
-
-def _split(n: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Nine tenths to train, one to validate; the border on a whole block."""
-    border = n * 9 // 10 // BLOCK * BLOCK
-    if n < 2 * BLOCK:
-        raise DatasetError(f"Training needs at least {2 * BLOCK} stamps; received {n}.")
-    return (0, border), (border, n)
