@@ -58,7 +58,7 @@ def test_psfs_of_many_telescopes_stay_those_of_their_stamps(world_dataset):
 
 
 def test_sets_of_other_kinds_are_refused(small_dataset, world_dataset, tmp_path):
-    with pytest.raises(DatasetError, match="of one kind; .* different telescopes and pixel scales"):
+    with pytest.raises(DatasetError, match=r"of one kind; .* different telescopes and pixel scales"):
         Sets([small_dataset, world_dataset])
     with pytest.raises(DatasetError, match="there is none"):
         train.train([small_dataset, tmp_path / "none.h5"], tmp_path / "w", network="dann", recipe=RECIPE)
