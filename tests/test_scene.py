@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -89,3 +91,13 @@ def test_detections_scatter_as_the_description_says(camera):
         offsets += [found.x[label] - galaxy[0], found.y[label] - galaxy[1]]
     expected = scene.centring_error(model, 0.003)
     assert 0.4 * expected < 1.48 * np.median(np.abs(offsets)) < 2.5 * expected
+
+
+def test_a_detection_that_is_farther_off_than_the_margin_is_not_the_galaxys():
+    """A stamp centred on it would leave the scene: `simulate` ended with an error there, once in 60,000 stamps."""
+    middle = (scene.SIZE - 1) / 2
+    galaxy = np.array([middle, middle, 1e4, 64.0, 4.0, 0.9, 0.0])
+    everywhere = np.ones((scene.SIZE, scene.SIZE), int)
+    for off, label in ((30.0, 1), (33.0, -1)):
+        found = SimpleNamespace(segmentation=everywhere, x=np.array([middle + off]), y=np.array([middle]))
+        assert scene._own_label(found, galaxy, []) == label

@@ -212,7 +212,8 @@ def _own_label(found: detect.Detections, galaxy: np.ndarray, others: list[np.nda
     label = int(found.segmentation[round(y), round(x)])
     if label == 0:
         return -1 if found.dilated()[round(y), round(x)] else 0
-    if np.hypot(found.x[label - 1] - x, found.y[label - 1] - y) > 3 + r_eff / 2:
+    # A stamp on a centroid that is off by more than the margin would leave the scene.
+    if np.hypot(found.x[label - 1] - x, found.y[label - 1] - y) > min(3 + r_eff / 2, MARGIN - 1):
         return -1
     for other in others:
         column, row = round(other[0]), round(other[1])
