@@ -5,7 +5,8 @@
 FOLDER holds images, their PSFs, noise maps and masks, with a ``labels.csv``: image, psf, rms, mask, pixel_scale,
 zero_point, gain, x, y, and the parameters of a label; those of the fitter have names that end in 2. Printed are the
 differences, ours minus the fitter's, of each galaxy, their median and 68 % scatter, and those of the published labels
-from the fitter's, which nobody can be expected to improve on.
+from the fitter's, which nobody can be expected to improve on. ``--figure`` draws each galaxy beside the model of the
+measured parameters and what the model leaves.
 """
 
 import argparse
@@ -49,24 +50,48 @@ def measured(folder, row, weights, own_stars):
     )  # fmt: skip
 
 
+def drawn(figure, galaxies):
+    """Write a picture of stamps, models and residuals, three galaxies a row."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    height = -(-len(galaxies) // 3)
+    fig, axes = plt.subplots(height, 9, figsize=(13, 1.55 * height), layout="constrained")
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for i, (name, galaxy) in enumerate(galaxies):
+        three = axes[i // 3, 3 * (i % 3) :]
+        noise = np.median(galaxy.noise)
+        for ax, image in zip(three, (galaxy.stamp, galaxy.model, galaxy.residual), strict=False):
+            ax.imshow(np.arcsinh(image / noise / 3), origin="lower", cmap="gray_r", vmin=-1.5, vmax=4.5)
+        three[0].set_title(name, fontsize=7, loc="left", pad=2)
+    fig.savefig(figure, dpi=100)
+
+
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", default="fovea")
     parser.add_argument("--stars", action="store_true", help="find the PSF from the stars of the cut-out")
+    parser.add_argument("--figure", type=Path, help="picture of images, models and residuals to write")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", SersicnetWarning)
     labels = Table.read(arguments.folder / "labels.csv")
-    rows, published = [], []
+    rows, published, galaxies = [], [], []
     print("| galaxy | mag | ln R_e | ln n | e | flags |\n|---|---|---|---|---|---|")
     for row in labels:
         fitter = [row[f"{name}2"] for name in TARGET_NAMES]
         try:
-            found = measured(arguments.folder, row, arguments.weights, arguments.stars)[0]
+            catalogue = measured(arguments.folder, row, arguments.weights, arguments.stars)
         except SersicnetError as error:
             print(f"| {row['id']} | {error} |")
             continue
+        found = catalogue[0]
+        if np.isfinite(found["mag"]):
+            galaxies.append((row["id"], catalogue.galaxy(int(found["id"]))))
         ours = [getattr(found[name], "value", found[name]) for name in TARGET_NAMES]
         rows.append(differences(ours, fitter))
         if given(row, "tier") == 1:
@@ -80,6 +105,8 @@ def main():
             f"| {name} ({len(values)}) | "
             + " | ".join(f"{m:+.3f} ± {s:.3f}" for m, s in zip(middle, scatter, strict=True))
         )
+    if arguments.figure:
+        drawn(arguments.figure, galaxies)
 
 
 if __name__ == "__main__":
