@@ -8,6 +8,7 @@ from sersicnet.errors import DatasetError
 from sersicnet.image.psf import Psf
 from sersicnet.image.views import psf_views
 from sersicnet.schema import angle, noise_numbers
+from sersicnet.simulating import world
 from sersicnet.simulating.neighbours import camera, parameters
 from sersicnet.simulating.recipe import PSF_STRETCHES, Simulation
 from sersicnet.simulating.simulate import simulate
@@ -129,6 +130,24 @@ def test_the_network_is_shown_psf_and_noise_of_each_galaxy(scattered):
     np.testing.assert_allclose(angle(targets[:, 4:]), truth["theta"], atol=1e-6)
     assert stored.psf.shape == inputs.psf.shape
     assert stored.noise.shape == inputs.noise.shape
+
+
+def test_galaxies_of_many_telescopes_are_those_that_simulate_draws(tmp_path):
+    recipe = world.simulation("hst-ir", 48, seed=4, centring=True)
+    path = simulate(tmp_path / "w.h5", recipe, workers=1)
+    with Dataset(path) as data, on_the_fly.OnTheFly(data, 1, workers=1) as galaxies:
+        inputs, targets = next(galaxies.galaxies(3, 0, iter([40])))
+        part, also = next(galaxies.galaxies(3, 21, iter([19])))
+    again = replace(recipe, n=64, seed=on_the_fly._epoch_seed(1, 3))
+    with Dataset(simulate(tmp_path / "again.h5", again, workers=1)) as data:
+        stored = data.inputs(0, 40)
+        np.testing.assert_allclose(targets[:, :4], data.targets[:40], rtol=1e-6)
+        np.testing.assert_allclose(targets[:, 4:], data.orientation[:40], atol=1e-6)
+    np.testing.assert_allclose(inputs.stamps, stored.stamps, atol=0.2)  # stored ones are rounded
+    np.testing.assert_array_equal(inputs.psf, stored.psf)
+    np.testing.assert_allclose(inputs.noise, stored.noise, rtol=1e-5)
+    np.testing.assert_array_equal(part.stamps, inputs.stamps[21:])
+    np.testing.assert_array_equal(also, targets[21:])
 
 
 def test_faint_galaxies_can_be_left_out(scattered):

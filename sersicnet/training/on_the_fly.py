@@ -3,7 +3,8 @@
 They follow the recipe of a dataset. On a CPU, worker processes draw them with
 `sersicnet.simulating.stamps.draw_stamps`; where PyTorch or JAX has an accelerator they are drawn
 on it, noise included, and stay there. The truth is drawn on the host in both cases,
-by the same generators: the galaxies are the same ones, only their noise differs.
+by the same generators: the galaxies are the same ones, only their noise differs. Galaxies of many
+telescopes, of which every 16 have another PSF, are drawn on the CPU in any case.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from sersicnet.dataset import Dataset
+from sersicnet.dataset import BLOCK, Dataset
 from sersicnet.engine.render import Renderer, on_host
 from sersicnet.errors import DatasetError
 from sersicnet.image.views import psf_views
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, noise_numbers, orientation, relative_magnitude
 from sersicnet.simulating import neighbours as scene
+from sersicnet.simulating import world
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.stamps import draw_psf, draw_stamps, draw_truth, exposed
 from sersicnet.workers import cores, in_order, pools
@@ -78,18 +80,7 @@ class OnTheFly:
         asarray: Callable[[np.ndarray], Array] | None = None,
         workers: int | None = None,
     ) -> None:
-        psf, views = data.psf, data.views
-        try:
-            self.simulation = Simulation.of_record(data.config, psf)
-        except DatasetError as error:
-            raise DatasetError(
-                f"{data.path} cannot be simulated on the fly: {error} Train without `on_the_fly`."
-            ) from error
-        if self.simulation.telescopes:
-            raise DatasetError(
-                f"{data.path} cannot be simulated while training: every 16 stamps have another PSF. "
-                "Train without `on_the_fly`, on more stamps."
-            )
+        self.simulation = _recipe(data)
         slow = [what for what, there in (("neighbours", self.simulation.neighbours),
                                          ("real-like galaxies", self.simulation.real_like)) if there]  # fmt: skip
         if slow:
@@ -98,19 +89,19 @@ class OnTheFly:
                 "Train without `on_the_fly`, on more stamps."
             )
         prior = self.simulation.prior
-        if psf is None:
-            psf = self.simulation.psf_images()
-        assert psf is not None  # only simulations of many telescopes have none
-        self._views = np.array([psf_views(image) for image in psf]) if views is None else views
         if prior.mag[0] >= faint_limit:
             raise DatasetError(f"{data.path} holds no galaxy brighter than mag {faint_limit:g}.")
         prior = replace(prior, mag=(prior.mag[0], min(prior.mag[1], faint_limit)))
         self.simulation = replace(self.simulation, prior=prior)
         self.seed = seed
-        self._device, self._stack = None, ExitStack()
-        if asarray is not None:
-            self._device = OnDevice(psf, self._views, asarray)
-        else:
+        self._device, self._views, self._stack = None, None, ExitStack()
+        if not self.simulation.telescopes:
+            psf = self.simulation.psf_images() if data.psf is None else data.psf
+            assert psf is not None  # only simulations of many telescopes have none
+            self._views = np.array([psf_views(image) for image in psf]) if data.views is None else data.views
+            if asarray is not None:
+                self._device = OnDevice(psf, self._views, asarray)
+        if self._device is None:
             if importlib.util.find_spec("galsim") is None:
                 raise DatasetError(
                     "Galaxies are drawn with GalSim where no accelerator draws them, and it is not installed. "
@@ -182,11 +173,48 @@ def _undisturbed() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def portion(simulation: Simulation, views: np.ndarray, first: int, size: int) -> tuple[Inputs, np.ndarray]:
-    """What a network is shown of some galaxies, and their targets; workers call this."""
+def _recipe(data: Dataset) -> Simulation:
+    """The simulation that a dataset is one of."""
+    if telescopes := data.config.get("telescopes"):
+        options = {name: data.config.get(name, False) for name in ("neighbours", "centring")}
+        galaxies = data.config.get("galaxies", "sersic")
+        return world.simulation(telescopes, data.config["n"], data.config["seed"], galaxies=galaxies, **options)
+    try:
+        return Simulation.of_record(data.config, data.psf)
+    except DatasetError as error:
+        raise DatasetError(
+            f"{data.path} cannot be simulated on the fly: {error} Train without `on_the_fly`."
+        ) from error
+
+
+def portion(simulation: Simulation, views: np.ndarray | None, first: int, size: int) -> tuple[Inputs, np.ndarray]:
+    """What a network is shown of some galaxies, and their targets; workers call this.
+
+    Parameters
+    ----------
+    simulation : Simulation
+    views : ndarray, float32, (K, 4, 32, 32), or None
+        Of the PSFs; not needed for many telescopes.
+    first, size : int
+        The galaxies; whole blocks, for many telescopes.
+    """
+    if simulation.telescopes:
+        numbers = range(first // BLOCK, -(-(first + size) // BLOCK))
+        inputs, targets = zip(*[_of_piece(simulation, number) for number in numbers], strict=True)
+        return Inputs.concatenated(inputs), np.concatenate(targets)
+    assert views is not None
     images, truth = draw_stamps(simulation, np.arange(first, first + size))
     images /= truth["rms"].astype(np.float32)[:, None, None]
     return Inputs(images, *_beside(simulation, views, truth)), _targets(simulation, truth)
+
+
+def _of_piece(simulation: Simulation, number: int) -> tuple[Inputs, np.ndarray]:
+    """Galaxies of a block through one PSF of many telescopes."""
+    piece = world.piece(simulation.telescopes, simulation.seed, number)
+    images, truth = draw_stamps(piece.of(simulation), np.arange(number * BLOCK, (number + 1) * BLOCK))
+    images /= truth["rms"].astype(np.float32)[:, None, None]
+    noise = noise_numbers(np.full(len(images), piece.correlation), np.full(len(images), piece.electrons))
+    return Inputs(images, np.repeat(piece.views[None], len(images), axis=0), noise), _targets(simulation, truth)
 
 
 def _beside(simulation: Simulation, views: np.ndarray, truth: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
