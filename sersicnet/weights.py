@@ -17,18 +17,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sersicnet import cardpage, graph
 from sersicnet import domain as domains
-from sersicnet import graph
 from sersicnet import session as sessions
 from sersicnet.domain import Domain, WideDomain, number
 from sersicnet.errors import InputError, WeightsError, first_line, warn
+from sersicnet.orientations import average
 from sersicnet.output import whole_directory
 from sersicnet.schema import INPUT_SHAPES, N_TARGETS, SCHEMA_VERSION, TARGET_NAMES, TARGETS, Inputs, angle
 
@@ -240,6 +241,13 @@ class Weights:
             if field.shape not in {(inputs.n, *shape), *([(1, *shape)] if name == "psf" else [])}:
                 raise InputError(f"The {name} of {inputs.n} galaxies have shape {shape} each; received {field.shape}.")
         inputs = Inputs(*(field if name in names else None for name, field in inputs._asdict().items()))
+        out = self._answers(inputs, names)
+        if self.card.get("quarter_turns"):
+            average(lambda turned: self._answers(turned, names), inputs, out, self.card["quarter_turns"])
+        return Prediction.of(self.card, out)
+
+    def _answers(self, inputs: Inputs, names: list[str]) -> np.ndarray:
+        """What the network returns for N galaxies, float64, (N, K); NaN where an input is not finite."""
         out = np.full((inputs.n, self._width), np.nan)
         # Batches of one size: the last bits of a result depend on the size, and on nothing else of its batch.
         batch = Inputs(*(None if f is None else np.zeros((BATCH, *f.shape[1:]), np.float32) for f in inputs))
@@ -255,7 +263,7 @@ class Weights:
                 part = batch
             given = {name: np.ascontiguousarray(getattr(part, name), np.float32) for name in names}
             out[first + good] = self._run(given)[: len(good)]
-        return Prediction.of(self.card, out)
+        return out
 
     def _run(self, given: Mapping[str, np.ndarray]) -> Any:
         session = self._session
@@ -594,104 +602,10 @@ def _export(path: Path, model: keras.Model | None = None) -> str:
 def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:
     """Replace the card of a weights directory, and all that is made from it."""
     (path / CARD).write_text(json.dumps(card, indent=1) + "\n")
-    (path / README).write_text(readable(card))
+    (path / README).write_text(cardpage.readable(card))
     names = [name for name in (KERAS, ONNX, CARD, README) if name != ONNX or (path / name).exists()]
     sums = [f"{sha256(path / name)}  {name}\n" for name in names]
     (path / SUMS).write_text("".join(sums))
-
-
-def duration(seconds: float) -> str:
-    """Seconds, or minutes, in words."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
-
-
-def readable(card: Mapping[str, Any]) -> str:
-    """The card as a Markdown page.
-
-    Raises
-    ------
-    WeightsError
-        If the card lacks what the page shows.
-    """
-    try:
-        return _page(card)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(
-            f"The card of {card['name']} cannot be shown: {type(error).__name__}, {first_line(error)}. "
-            "Train the weights again."
-        ) from error
-
-
-def _page(card: Mapping[str, Any]) -> str:
-    domain = card["domain"]
-    ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in domain["ranges"].items())
-    lines = [
-        f"# {card['name']}",
-        "",
-        card["summary"],
-        "",
-        f"- network: `{card['network']}`, {card['parameters']:,} weights; licence {card['licence']}",
-        f"- images: {_images(domain)}",
-        f"- trained on: {ranges}",
-        f"- data: {card['data']['n']:,} stamps, `{card['data']['command']}`",
-        *([f"- adapted to: {found['n']:,} stamps, `{found['command']}`"] if (found := _adapted(card)) else []),
-        f"- command: `{card['command']}`, seed {card['seed']}",
-        *[f"- begun at: `{base['name']}`, made by `{base['command']}`" for base in _bases(card)],
-        f"- training: {card['training']['epochs']} epochs, {duration(card['training']['seconds'])} "
-        f"on {card['training']['device']} ({card['training']['backend']})",
-        "",
-    ]
-    if card.get("scores"):
-        lines += [f"Scores on {card['scores']['test_set']}:", "", scores_table(card["scores"]["samples"]), ""]
-    lines += ["## Limits", ""]
-    lines += [f"- {limit}" for limit in card["limits"]]
-    return "\n".join(lines) + "\n"
-
-
-def _images(domain: Mapping[str, Any]) -> str:
-    """The images of a domain, in words."""
-    if domain.get("telescopes"):
-        (narrow, wide), (least, most) = domain["psf"]["fwhm"], domain["correlation"]
-        return (
-            f"{domain['instrument']}, at any pixel scale and depth; PSF FWHM {narrow:g} to {wide:g} pixels, noise of "
-            f"large apertures {least:.2f} to {most:.2f} times that of independent pixels; magnitudes are relative to "
-            "the rms of a pixel"
-        )
-    narrow, wide = domain.get("psf_fwhm_range") or (domain["psf_fwhm"],) * 2
-    scatter = f" ({narrow:.3f} to {wide:.3f})" if wide > narrow else ""
-    return (
-        f"{domain['instrument']}; {domain['pixel_scale']} arcsec/pixel, PSF FWHM {domain['psf_fwhm']:.3f} "
-        f"arcsec{scatter}, pixel rms {domain['rms'][0]:g} to {domain['rms'][1]:g} at zero point "
-        f"{domain['zero_point']} (AB)"
-    )
-
-
-def _adapted(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    return card.get("adaptation", {}).get("data", {})  # type: ignore[no-any-return]
-
-
-def _bases(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What the weights were trained on from, and what that was, back to random ones."""
-    while base := card.get("base"):
-        if "command" in base:
-            yield base
-        card = base
-
-
-def scores_table(samples: Mapping[str, Any]) -> str:
-    """Scores of `sersicnet.catalogue.scores.scores`, a Markdown table."""
-    lines = ["| sample | N | | " + " | ".join(t.name for t in TARGETS) + " |", "|" + "---|" * (3 + N_TARGETS)]
-    for sample, found in samples.items():
-        for quantity, label in (
-            ("r2", "R²"),
-            ("bias", "median error"),
-            ("scatter", "68 % scatter"),
-            ("coverage", "within 1 sigma"),
-        ):
-            if quantity in found:
-                values = " | ".join(f"{found[quantity][t.name]:.4f}" for t in TARGETS)
-                lines.append(f"| {sample} | {found['n']} | {label} | {values} |")
-    return "\n".join(lines)
 
 
 def sha256(path: Path) -> str:

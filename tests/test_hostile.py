@@ -18,7 +18,7 @@ import pytest
 from astropy.io import fits
 from onnx import TensorProto, helper, numpy_helper
 
-from sersicnet import cli, graph, weights
+from sersicnet import cardpage, cli, graph, weights
 from sersicnet.errors import WeightsError
 from sersicnet.schema import INPUT_SHAPES, N_TARGETS
 
@@ -683,4 +683,4 @@ def test_a_file_that_cannot_be_read_is_one_line(directory, monkeypatch):
 def test_a_card_that_cannot_be_shown_is_one_line(directory):
     card(summary=None, training="long")(directory)
     with pytest.raises(WeightsError, match=r"The card of fovea-sky cannot be shown: TypeError"):
-        weights.readable(weights.load(directory).card)
+        cardpage.readable(weights.load(directory).card)

@@ -17,13 +17,12 @@ from conftest import shown, tiny_core, tiny_recipe
 from sersicnet import networks, weights
 from sersicnet.dataset import Dataset
 from sersicnet.engine.noise import correlated_noise
-from sersicnet.engine.render import Renderer
 from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWarning
 from sersicnet.measuring import tiles
 from sersicnet.networks import keras, ops
 from sersicnet.output import Run
-from sersicnet.schema import Inputs, angle, orientation
-from sersicnet.simulating.telescopes import F160W, effective_psf
+from sersicnet.schema import Inputs
+from sersicnet.simulating.telescopes import F160W
 from sersicnet.training import augment, card, loop, losses, train
 from sersicnet.training import finetune as finetuning
 from sersicnet.training.finetune import finetune
@@ -469,29 +468,6 @@ def test_existing_weights_are_kept(small_dataset, tmp_path):
 def test_a_missing_test_set_is_noticed_before_training(small_dataset, tmp_path):
     with pytest.raises(DatasetError, match="there is none"):
         train.train(small_dataset, tmp_path / "w", test=tmp_path / "none.h5")
-
-
-def test_the_eight_orientations_differ():
-    stamps = np.repeat(np.arange(128 * 128, dtype=np.float32).reshape(1, 128, 128), 8, axis=0)
-    oriented = augment.oriented(Inputs(stamps), np.arange(8)).stamps
-    assert len({tuple(stamp[[0, 0, -1, -1], [0, -1, 0, -1]]) for stamp in oriented}) == 8
-    np.testing.assert_array_equal(oriented[0], stamps[0])
-
-
-def test_the_angle_turns_with_the_stamp():
-    ellipse = Renderer(effective_psf(F160W))(np.array([[63.5, 63.5, 1e3, 8.0, 1.0, 0.5, 30.0]]))
-    which = np.arange(8)
-    stamps = augment.oriented(Inputs(np.repeat(ellipse, 8, axis=0)), which).stamps
-    y, x = np.indices((128, 128)) - 63.5
-    plus, cross = ((stamps * moment).sum(axis=(1, 2)) for moment in (x**2 - y**2, 2 * x * y))
-    turned = augment.turned(np.repeat(orientation([0.5], [30.0]), 8, axis=0), which)
-    np.testing.assert_allclose(angle(turned), np.degrees(np.arctan2(cross, plus)) / 2, atol=0.1)
-
-
-def test_the_views_of_a_psf_turn_with_the_stamp():
-    psf = np.random.default_rng(0).random((8, 4, 32, 32)).astype(np.float32)
-    inputs = augment.oriented(Inputs(np.repeat(psf[:, 0], 4, axis=1).repeat(4, axis=2), psf), np.arange(8))
-    np.testing.assert_array_equal(inputs.psf[:, 0], inputs.stamps[:, ::4, ::4])
 
 
 def test_an_unknown_angle_does_not_change_the_loss():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import shown
 
-from sersicnet import networks, weights
+from sersicnet import cardpage, networks, weights
 from sersicnet.errors import InputError, SersicnetWarning, WeightsError
 from sersicnet.schema import TARGETS, Inputs
 from sersicnet.simulating import morphology as reallike
@@ -60,7 +60,7 @@ def test_shipped_weights_are_small_and_tell_their_story(name):
     assert isinstance(card["seed"], int)
     assert card["limits"]
     assert card["scores"]["samples"]["all"]["n"] > 500
-    assert readme == weights.readable(card)
+    assert readme == cardpage.readable(card)
     for told in (card["command"], f"seed {card['seed']}", card["data"]["command"], card["licence"], *card["limits"]):
         assert told in readme
 
@@ -96,7 +96,7 @@ def test_a_card_tells_a_short_training_in_seconds():
     card = weights.load(weights.DEFAULT).card
     for seconds, words in ((51, "epochs, 51 s on"), (222, "epochs, 4 minutes on")):
         told = {**card, "training": {**card["training"], "seconds": seconds}}
-        assert words in weights.readable(told)
+        assert words in cardpage.readable(told)
 
 
 @pytest.mark.parametrize("name", ["network.keras", "network.onnx", "card.json", "README.md"])

@@ -45,7 +45,7 @@ def describe() -> str:
         Markdown: versions, the devices of inference and of training, and the
         shipped weights with their domains and scores.
     """
-    from sersicnet import session, weights, workers
+    from sersicnet import cardpage, session, weights, workers
 
     lines = [f"## sersicnet {sersicnet.__version__}", ""]
     lines += [f"- Python {platform.python_version()} on {platform.platform()}, {workers.cores()} cores"]
@@ -55,7 +55,7 @@ def describe() -> str:
     for name in weights.shipped():
         try:
             found = weights.load(name)
-            page = weights.readable(found.card)
+            page = cardpage.readable(found.card)
         except SersicnetError as error:
             lines += [f"`{name}`: {error}", ""]
             continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sersicnet import weights
+from sersicnet.cardpage import scores_table
 from sersicnet.catalogue.crossmatch import on_sphere, pairs
 from sersicnet.catalogue.parameters import Galaxies, holds_table
 from sersicnet.catalogue.scores import MAG_EDGES, SNR_EDGES, binned, by_magnitude, scores
@@ -409,7 +410,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     else:
         names = ", ".join(f"`{label}` (SHA-256 {one['sha256'][:12]})" for label, one in found.items())
         parts = [f"{names} on `{result['data']}`"]
-    parts.append(weights.scores_table(next(iter(samples.values()))) if len(samples) == 1 else _side_by_side(samples))
+    parts.append(scores_table(next(iter(samples.values()))) if len(samples) == 1 else _side_by_side(samples))
     if "limits" in result:
         parts += ["## The statistical limit", _limits_page(result["limits"])]
     if "domains" in result:

@@ -20,6 +20,7 @@ import numpy as np
 from astropy.io import fits
 
 from sersicnet import dataset, weights
+from sersicnet.cardpage import duration
 from sersicnet.catalogue.scores import scores
 from sersicnet.errors import InputError, SersicnetError, warn
 from sersicnet.image import detect
@@ -488,7 +489,7 @@ def _simulation_time(missing: list[Simulation], run: Path, workers: int) -> str:
     each = (time.perf_counter() - started) / few / workers
     total = sum(s.n for s in missing)
     begun = ", less what is done already" if list(run.glob("*.h5.run")) else ""
-    return f"simulating {total} galaxies: about {weights.duration(total * each)}{begun}"
+    return f"simulating {total} galaxies: about {duration(total * each)}{begun}"
 
 
 def _finish(

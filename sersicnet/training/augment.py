@@ -1,4 +1,4 @@
-"""What changes stamps from epoch to epoch: their orientation, and further noise."""
+"""Further noise, which changes stamps from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,6 @@ AUTOCORRELATION_STAMPS = 256
 
 NOISE_FIELD = 512
 """Side of the piece of noise that a batch takes its noise from, in pixels."""
-
-
-def oriented(inputs: Inputs, which: np.ndarray) -> Inputs:
-    """Inputs in the orientations numbered 0 to 7; those that are no images stay as they are."""
-    return inputs.map(lambda field: _turned(field, which) if field.ndim > 2 else field)
-
-
-def _turned(images: np.ndarray, which: np.ndarray) -> np.ndarray:
-    out = np.empty_like(images)
-    for turn in range(8):
-        chosen = which == turn
-        view = np.rot90(images[chosen], turn % 4, axes=(-2, -1))
-        out[chosen] = view if turn < 4 else view[..., ::-1]
-    return out
-
-
-def turned(components: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Components of ellipticities, see `sersicnet.schema.orientation`, in the orientations of `oriented`, (N, 2)."""
-    sign = 1 - 2 * (which % 2)  # a quarter turn changes the sign of both
-    return components * np.column_stack([sign, np.where(which < 4, sign, -sign)])
 
 
 def noise_correlation(source: Source, is_real: bool) -> np.ndarray:

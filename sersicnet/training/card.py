@@ -14,6 +14,7 @@ from sersicnet import networks, weights
 from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.networks import keras
+from sersicnet.orientations import QUARTER_TURNS
 from sersicnet.schema import N_TARGETS, TARGET_NAMES
 from sersicnet.training.device import device
 from sersicnet.training.joined import Examples
@@ -103,7 +104,8 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     model : keras.Model
         See `sersicnet.networks.with_units`.
     fields : dict
-        What the card states of the errors: ``calibration``, which is None without errors.
+        What the card states of the errors: ``calibration``, which is None without errors, and ``quarter_turns``,
+        below which error of the magnitude answers are averaged, for networks that predict the orientation.
     """
     architecture, scaling = networks.ARCHITECTURES[network], task.scaling
     scale = None
@@ -114,14 +116,16 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     model = networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=scale)
     if scale is None:
         return model, {"calibration": None}
-    out, rows = _judged(model, task)
+    turns = QUARTER_TURNS if architecture.oriented else 0.0
+    out, rows = _judged(model, task, turns)
     errors = out[:, N_TARGETS : 2 * N_TARGETS]
-    return model, {"calibration": calibration(task.source.targets[rows], out[:, :N_TARGETS], errors)}
+    fields = {"calibration": calibration(task.source.targets[rows], out[:, :N_TARGETS], errors)}
+    return model, fields | ({"quarter_turns": turns} if turns else {})
 
 
-def _judged(model: keras.Model, task: Task) -> tuple[np.ndarray, np.ndarray]:
+def _judged(model: keras.Model, task: Task, quarter_turns: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of a model for the validation galaxies that count, and their rows."""
-    out, rows = predict(model, task.source, *task.valid_rows)
+    out, rows = predict(model, task.source, *task.valid_rows, quarter_turns)
     return out[task.labelled[rows]], rows[task.labelled[rows]]
 
 
@@ -278,7 +282,7 @@ def saved(output: Path, model: keras.Model, card: dict[str, Any], test: str | Pa
     """Write the weights, with their scores on the dataset `test` if one is given."""
     if test is not None:
         with Dataset(test) as other:
-            out, rows = predict(model, other, 0, len(other))
+            out, rows = predict(model, other, 0, len(other), card.get("quarter_turns", 0.0))
             spread = out[:, N_TARGETS : 2 * N_TARGETS]
             errors = weights.calibrated(card, out[:, 0], spread) if card["errors"] else None
             card["scores"] = {

@@ -24,9 +24,10 @@ from sersicnet import weights
 from sersicnet.engine.render import on_host
 from sersicnet.errors import DatasetError, InputError, first_line
 from sersicnet.networks import keras, ops, shown
+from sersicnet.orientations import average, oriented, turned
 from sersicnet.output import Run, json_text
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, Inputs, decode, encode
-from sersicnet.training.augment import deepened, noise_correlation, oriented, turned
+from sersicnet.training.augment import deepened, noise_correlation
 from sersicnet.training.joined import Source
 from sersicnet.training.losses import Arguments, learning_rate
 from sersicnet.training.on_the_fly import OnTheFly
@@ -394,12 +395,24 @@ def _validated(task: Task) -> dict[str, float]:
     }
 
 
-def predict(model: keras.Model, source: Source, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs of a model for rows of a source, and the rows in the same order."""
+def predict(
+    model: keras.Model, source: Source, start: int, stop: int, quarter_turns: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of a model for rows of a source, and the rows in the same order.
+
+    With `quarter_turns`, answers of small errors are averaged, see `sersicnet.orientations.average`.
+    """
     out, rows = [], []
+
+    def answer(some: Inputs) -> np.ndarray:
+        # Batches of one size: TensorFlow compiles the model for each size.
+        whole = some if some.n in (0, weights.BATCH) else some.taken(np.arange(weights.BATCH) % some.n)
+        return np.asarray(ops.convert_to_numpy(model.predict_on_batch(shown(model, whole))))[: some.n]
+
     for inputs, indices in source.batches(weights.BATCH, start, stop):
-        given = shown(model, finite(source, inputs, indices))
-        out.append(ops.convert_to_numpy(model.predict_on_batch(given)))
+        out.append(answer(finite(source, inputs, indices)).copy())
+        if quarter_turns:
+            average(answer, inputs, out[-1], quarter_turns)
         rows.append(indices)
     return np.concatenate(out), np.concatenate(rows)
 
