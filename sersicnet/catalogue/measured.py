@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import QTable, Table
 
-from sersicnet.catalogue.columns import CLASSES, Measurement, column
+from sersicnet.catalogue.columns import CLASSES, Measurement, column, flags_of
 from sersicnet.catalogue.figures import SIDE, add_ellipses, show_signal
 from sersicnet.catalogue.galaxy import Galaxy, Picture
 from sersicnet.catalogue.signal import averaged
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, printable
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
 from sersicnet.image.psffile import read_psf
+from sersicnet.schema import Flag
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sersicnet.image.pixels import Window
 
 FEW = 40
@@ -115,6 +116,28 @@ class Catalogue(QTable):
     def __setstate__(self, state: tuple[Any, Picture | None]) -> None:
         table, self._picture = state
         super().__setstate__(table)
+
+    # --- in a notebook ---
+
+    def summary(self) -> str:
+        """How many sources there are, how they were measured, and how many have which flags, in a sentence."""
+        flags, known = flags_of(self), self.meta.get
+        clean = int((flags == 0).sum())
+        image = f" of {Path(printable(str(known('IMAGE')))).name}" if "IMAGE" in self.meta else ""
+        counts = [(int((flags & flag != 0).sum()), flag.name or str(flag.value)) for flag in Flag]
+        shown = ", ".join(f"{n:,} {name}" for n, name in sorted(counts, reverse=True) if n)
+        by = f"weights {known('WEIGHTS')}" if "WEIGHTS" in self.meta else "fits"
+        psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({known('PSFSRC')})" if "PSFFWHM" in self.meta else ""
+        return (
+            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}: {clean:,} without flags"
+            f"{f'; {shown}' if shown else ''}."
+        )
+
+    def _repr_html_(self) -> str:
+        """The table, after a summary."""
+        if self._picture is None or "flags" not in self.colnames:
+            return str(super()._repr_html_())
+        return f"<p>{escape(self.summary())}</p>\n{super()._repr_html_()}"
 
     # --- the image ---
 
