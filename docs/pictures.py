@@ -42,7 +42,7 @@ from sersicnet.catalogue.figures import show_signal
 from sersicnet.image.sky import estimate_sky
 from sersicnet.measuring.tiles import DETECTOR
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
 MOST = 400_000
 """Largest size of a picture, bytes."""
@@ -131,26 +131,26 @@ def gallery(data: Path, work: Path) -> None:
         sersicnet.validate(path, checked, injection=injection, gain=3000.0)
     with skipped(FileNotFoundError), browser.Browser(1100, 900) as tab:
         tab.open(report)
-        headings = tab.value('[...document.querySelectorAll("h2")].map(one => one.getBoundingClientRect().y + scrollY)')
-        save(tab.picture((0, 0, 1100, headings[1] - 10)), "gallery-report-head.png")
-        save(tab.picture((0, headings[1] - 10, 1100, headings[2] - headings[1])), "gallery-report.png")
-        tab.click("label", len(tab.value('[...document.querySelectorAll("label")].map(one => 1)')) - 1)
-        save(tab.picture((0, headings[4] - 10, 1100, 900)), "gallery-report-galaxies.png")
+        save(sections(tab, 0, 1), "gallery-report-head.png")
+        save(sections(tab, 1, 2), "gallery-report.png")
+        save(sections(tab, 4, 5), "gallery-report-galaxies.png")
         tab.open(checked.with_suffix(".html"))
-        headings = tab.value('[...document.querySelectorAll("h2")].map(one => one.getBoundingClientRect().y + scrollY)')
-        save(tab.picture((0, 0, 1100, headings[1] - 10)), "gallery-validation.png")
-        save(tab.picture((0, headings[2] - 10, 1100, headings[3] - headings[2])), "gallery-validation-errors.png")
+        save(sections(tab, 0, 2), "gallery-validation.png")
+        save(sections(tab, 2, 4), "gallery-validation-errors.png")
         page = DOCS / "_build" / "html" / "notebooks" / "hst.html"
         if page.exists():
             tab.open(page)
-            tab.value("document.documentElement.dataset.theme = document.body.dataset.theme = 'light'")
-            top = tab.value(
-                "[...document.querySelectorAll('h2')].find(one => one.textContent.startsWith('Measure'))"
-                ".getBoundingClientRect().y + scrollY"
-            )
-            save(tab.picture((240, top - 10, 860, 1200)), "gallery-notebook.png")
+            tab.value("document.body.dataset.theme = 'light'")
+            left, top, width, _ = tab.box("#measure")
+            save(tab.picture((left - 10, top, width + 20, 1250)), "gallery-notebook.png")
     with skipped(FileNotFoundError):
         save(ds9(path, regions), "gallery-ds9.png")
+
+
+def sections(tab: browser.Browser, first: int, end: int) -> bytes:
+    """The sections of a page from one number to another, each of which has a heading; the first one is its head."""
+    tops = [tab.box("section", number)[1] for number in (first, end)]
+    return tab.picture((0, tops[0], 1100, tops[1] - tops[0]))
 
 
 @contextlib.contextmanager
@@ -167,14 +167,17 @@ def ds9(image: Path, regions: Path, display: str = ":93") -> bytes:
     for program in ("Xvfb", "ds9", "import"):
         if shutil.which(program) is None:
             raise FileNotFoundError(f"{program} is not installed.")
-    environment = {**os.environ, "DISPLAY": display, "HOME": str(regions.parent)}
-    drawn, window = regions.with_name("drawn.png"), regions.with_name("window.png")
+    environment = {**os.environ, "DISPLAY": display, "HOME": str(regions.parent.resolve())}
+    drawn, window = (
+        regions.with_name("drawn.reg"),
+        regions.with_name("window.png"),
+    )  # the last it does is to save regions
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     server = subprocess.Popen(["Xvfb", display, "-screen", "0", "1000x900x24"], **quiet)
     try:
         time.sleep(5)
         options = "-geometry 1000x900+0+0 -scale asinh -scale limits -0.005 0.2 -cmap grey -cmap invert yes"
-        shown = ["-regions", regions, "-zoom", "to", "fit", "-saveimage", "png", drawn]
+        shown = ["-regions", regions, "-zoom", "to", "fit", "-regions", "save", drawn]
         program = subprocess.Popen(["ds9", *options.split(), image, *shown], **quiet)
         try:
             for _ in range(120):
@@ -245,10 +248,10 @@ def executed(path: Path, data: Path, work: Path) -> str:
     from nbclient import NotebookClient
 
     link(data, work / "files")
-    place = work / "notebook"
+    place = (work / "notebook").resolve()
     place.mkdir()
     book = nbformat.read(path, as_version=4)
-    os.environ["SERSICNET_FILES"] = str(work / "files")
+    os.environ["SERSICNET_FILES"] = str((work / "files").resolve())
     NotebookClient(book, timeout=3000, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
     for cell in book.cells:
         cell.metadata = {}  # no times of execution
@@ -271,6 +274,7 @@ PICTURES = {one.__name__: one for one in (tutorial, notebook, gallery, fields, e
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as there:
+    images = Path(sys.argv[1]).resolve()
+    with tempfile.TemporaryDirectory() as there, contextlib.chdir(there):  # pages show names without folders
         for name in sys.argv[2:] or PICTURES:
-            PICTURES[name](Path(sys.argv[1]), Path(there))
+            PICTURES[name](images, Path())

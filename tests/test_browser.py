@@ -58,6 +58,15 @@ def check(tab, page):
     tab.resize(1280, 900)
 
 
+def test_a_page_that_loads_something_or_fails_would_be_noticed(tab, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text('<img src="http://127.0.0.1:9/x.png"><script>console.error("no"); throw Error("thrown")</script>')
+    tab.open(page)
+    assert tab.requests == ["http://127.0.0.1:9/x.png"]
+    assert any("no" in line for line in tab.complaints)
+    assert any("Uncaught" in line for line in tab.complaints)
+
+
 def hidden(tab):
     """The layers of sources that do not show."""
     return tab.value(

@@ -237,6 +237,8 @@ class Catalogue(QTable):
         return ax
 
     def _overlay(self, ax: Any, run: Measurement, window: Window, ids: bool | None) -> None:
+        from matplotlib.patheffects import withStroke
+
         rows, columns = window
         with np.errstate(invalid="ignore"):
             inside = (run.x > columns.start - 0.5) & (run.x < columns.stop - 0.5)
@@ -254,7 +256,8 @@ class Catalogue(QTable):
                 beside = 0.7 * max(float(np.nan_to_num(run.r_eff[row])), 3 * pixel)
                 ax.annotate(
                     f"{column(self, 'id')[row]:.0f}", (run.x[row] + beside, run.y[row] + beside), xytext=(2, 2),
-                    textcoords="offset points", fontsize=7, color=CLASSES[run.kind[row]].colour, annotation_clip=True,
+                    textcoords="offset points", fontsize=8, color=CLASSES[run.kind[row]].colour, annotation_clip=True,
+                    path_effects=[withStroke(linewidth=2, foreground="white")],  # on a dark galaxy
                 )  # fmt: skip
 
 
