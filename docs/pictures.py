@@ -62,15 +62,17 @@ def field(data: Path, work: Path) -> Path:
 
 
 def save(png: bytes, name: str) -> None:
-    """Write a picture into the docs with as many colours as its size allows."""
+    """Write a picture into the docs, with fewer colours if it would be too large; a palette may merge rare ones."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    for colours in (256, 128, 64, 32):
+    for colours in (None, 256, 128, 64):
         buffer = io.BytesIO()
-        picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        reduced = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
+        reduced.save(buffer, "png", optimize=True)
         if buffer.tell() < MOST:
             break
     (IMAGES / name).write_bytes(buffer.getvalue())
-    print(f"docs/images/{name}: {buffer.tell() // 1000} kB, {picture.width} x {picture.height}")
+    size = f"{buffer.tell() // 1000} kB, {picture.width} x {picture.height}"
+    print(f"docs/images/{name}: {size}{'' if colours is None else f', {colours} colours'}")
 
 
 def save_figure(figure: plt.Figure, name: str, dpi: int = 100) -> None:
