@@ -304,6 +304,19 @@ def test_the_repr_of_a_psf_states_its_width_and_sampling(psf):
     assert " known to 1.2%, " in repr(finer)
 
 
+def test_a_catalogue_is_shown_with_the_digits_that_matter_and_keeps_all_of_them(catalogue):
+    table = catalogue["id", "ra", "x", "mag", "r_eff", "flags"]
+    exact = table["mag"].value.copy()
+    for text in (repr(table), str(table), table._repr_html_()):
+        for column, digits in (("ra", 6), ("x", 2), ("mag", 3)):
+            assert re.search(rf"(?<![\d.]){table[column][0].value:.{digits}f}(?!\d)", text), column
+    np.testing.assert_array_equal(table["mag"].value, exact)
+    assert table["mag"].info.format is None
+    table["mag"].info.format = ".1f"
+    assert re.search(rf"(?<![\d.]){exact[0]:.1f}(?!\d)", repr(table))
+    assert table["mag"].info.format == ".1f"
+
+
 def test_a_catalogue_is_summed_up_above_its_table(catalogue):
     clean = (catalogue["flags"] == 0).sum()
     assert catalogue.summary().startswith(f"{len(catalogue)} sources of field.fits[1] by weights fovea, PSF of 3.")

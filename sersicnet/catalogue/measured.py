@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,11 +135,21 @@ class Catalogue(QTable):
             f"{f'; {shown}' if shown else ''}."
         )
 
+    def __repr__(self) -> str:
+        with _rounded(self):
+            return str(super().__repr__())
+
+    def __str__(self) -> str:
+        with _rounded(self):
+            return str(super().__str__())
+
     def _repr_html_(self) -> str:
         """The table, after a summary."""
+        with _rounded(self):
+            page = str(super()._repr_html_())
         if self._picture is None or "flags" not in self.colnames:
-            return str(super()._repr_html_())
-        return f"<p>{escape(self.summary())}</p>\n{super()._repr_html_()}"
+            return page
+        return f"<p>{escape(self.summary())}</p>\n{page}"
 
     # --- the image ---
 
@@ -259,6 +271,24 @@ class Catalogue(QTable):
                     textcoords="offset points", fontsize=8, color=CLASSES[run.kind[row]].colour, annotation_clip=True,
                     path_effects=[withStroke(linewidth=2, foreground="white")],  # on a dark galaxy
                 )  # fmt: skip
+
+
+DIGITS = {"ra": ".6f", "dec": ".6f", "x": ".2f", "y": ".2f"}
+"""How floats are shown whose size does not tell how many of their digits matter; magnitudes have three decimals."""
+
+
+@contextmanager
+def _rounded(table: Table) -> Iterator[None]:
+    """Show floats with four digits that matter, unless the user has chosen another format; the values stay."""
+    floats = [table[name] for name in table.colnames]
+    floats = [one for one in floats if getattr(getattr(one, "dtype", None), "kind", "") == "f" and not one.info.format]
+    for one in floats:
+        one.info.format = ".3f" if one.info.name.startswith("mag") else DIGITS.get(one.info.name, ".4g")
+    try:
+        yield
+    finally:
+        for one in floats:
+            one.info.format = None
 
 
 def _check_inside(table: Table, image: Exposure) -> None:
