@@ -120,11 +120,12 @@ def draw_stars(axes: Any, x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) 
     x, y : ndarray, float64, (S,)
         Zero-based pixels.
     shape : (int, int)
-        Height and width of the image.
+        Height and width of the image; (0, 0) if it is not known.
     """
     axes.plot(x, y, "*", color="#d55e00", ms=8)
-    axes.set_xlim(-0.5, shape[1] - 0.5)
-    axes.set_ylim(-0.5, shape[0] - 0.5)
+    if min(shape) > 0:
+        axes.set_xlim(-0.5, shape[1] - 0.5)
+        axes.set_ylim(-0.5, shape[0] - 0.5)
     axes.set_aspect("equal")
     axes.set_xlabel("x [pixels]", fontsize=9)
     axes.set_title(f"{len(x)} stars", fontsize=9)
