@@ -129,7 +129,8 @@ class Catalogue(QTable):
         counts = [(int((flags & flag != 0).sum()), flag.name or str(flag.value)) for flag in Flag]
         shown = ", ".join(f"{n:,} {name}" for n, name in sorted(counts, reverse=True) if n)
         by = f"weights {known('WEIGHTS')}" if "WEIGHTS" in self.meta else "fits"
-        psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({known('PSFSRC', 'of unknown origin')})" if "PSFFWHM" in self.meta else ""
+        source = known("PSFSRC", "of unknown origin")
+        psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({source})" if "PSFFWHM" in self.meta else ""
         return (
             f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}: {clean:,} without flags"
             f"{f'; {shown}' if shown else ''}."
