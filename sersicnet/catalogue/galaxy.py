@@ -251,12 +251,11 @@ class Galaxy:
         (left, bottom), side = self._cutout.corner, self._cutout.side
         extent = left - 0.5, left + side - 0.5, bottom - 0.5, bottom + side - 0.5
         run = Measurement(self._table, self._picture.exposure, self._picture.mesh, None)
-        scale, psf = run.scale, self.psf
+        scale = run.scale
         width = f"{side * scale:.1f} arcsec wide" if np.isfinite(scale) else f"{side} pixels wide"
         for axis, panel in zip(axes, self.panels, strict=True):
             if panel == "PSF":
-                assert psf is not None
-                draw_psf(axis, psf)
+                draw_psf(axis, self.psf)
             elif panel == "residual":
                 axis.imshow(
                     self.residual / self.noise, origin="lower", cmap="RdBu_r", vmin=-5, vmax=5, extent=extent,

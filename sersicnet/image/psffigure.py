@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sersicnet.errors import InputError
-
-if TYPE_CHECKING:
-    from sersicnet.image.psf import Psf
 
 SHOWN, LEAST_SHOWN = 4.0, 8.0
 """Half of the side of the part of a PSF that is shown: in FWHM, and at least, pixels."""
@@ -23,8 +20,8 @@ SIDE = 3.0
 """Side of a panel, inches."""
 
 
-def in_words(psf: Psf) -> str:
-    """A PSF in a line."""
+def in_words(psf: Any) -> str:
+    """A PSF, which is a `sersicnet.Psf` in all of these functions, in a line."""
     size = f"{psf.image.shape[1]} x {psf.image.shape[0]} pixels"
     if psf.oversampling > 1:
         size += f" of 1/{psf.oversampling} of a pixel of the image"
@@ -32,7 +29,7 @@ def in_words(psf: Psf) -> str:
     return f"<Psf {psf.source}: FWHM {psf.fwhm:.3f} pixels{error}, {size}{', varies over the image' * psf.varies}>"
 
 
-def plot_psf(psf: Psf, axes: Sequence[Any] | None = None) -> list[Any]:
+def plot_psf(psf: Any, axes: Sequence[Any] | None = None) -> list[Any]:
     """Draw the PSF, and its light within a radius; of a PSF that varies, the one in the middle of the image.
 
     The picture is logarithmic, down to a ten-thousandth of the peak.
@@ -57,7 +54,7 @@ def plot_psf(psf: Psf, axes: Sequence[Any] | None = None) -> list[Any]:
     return axes
 
 
-def png(psf: Psf) -> bytes:
+def png(psf: Any) -> bytes:
     """The same figure as a PNG, which a notebook shows for the last line of a cell."""
     return png_of(2, lambda axes: plot_psf(psf, axes))
 
@@ -73,7 +70,7 @@ def png_of(panels: int, draw: Callable[[list[Any]], Any]) -> bytes:
     return buffer.getvalue()
 
 
-def draw_psf(axes: Any, psf: Psf) -> None:
+def draw_psf(axes: Any, psf: Any) -> None:
     """Draw a constant PSF into Matplotlib's axes through a logarithm, in pixels of the exposure.
 
     Parameters
@@ -93,7 +90,7 @@ def draw_psf(axes: Any, psf: Psf) -> None:
     axes.set_title(f"PSF, FWHM {psf.fwhm:.2f} pixels", fontsize=9)
 
 
-def draw_light(axes: Any, psf: Psf) -> None:
+def draw_light(axes: Any, psf: Any) -> None:
     """Draw the light of a constant PSF within a radius into Matplotlib's axes.
 
     Parameters
