@@ -28,7 +28,7 @@ from sersicnet import cli
 from sersicnet.errors import SersicnetWarning
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("index", "tutorial", "howto", "telescopes", "reference", "conventions")
+NAMES = ("index", "tutorial", "gallery", "howto", "telescopes", "reference", "conventions")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 CUT = {"--n": "16", "--mosaic": "400"}
 """Sizes that options get here."""
@@ -106,7 +106,7 @@ def stores(tmp_path_factory, field, small_dataset):
     fits.writeto(there / "wht.fits", 1 / rms**2)
     fits.writeto(there / "mask.fits", np.zeros(data.shape, np.uint8))
     fits.writeto(there / "image.fits", data)
-    for name in ("field-1", "field-2"):
+    for name in ("field-1", "field-2", "goods-n"):
         shutil.copy(mosaic, there / f"{name}.fits")
     finer = header.copy()
     for card in ("CDELT1", "CDELT2", "CD1_1", "CD2_2"):

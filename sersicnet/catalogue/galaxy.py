@@ -64,6 +64,9 @@ class Picture:
         self.exposure, self.psf, self.correlations = exposure, psf, correlations
         self._mesh = mesh
 
+    def __repr__(self) -> str:
+        return f"<Picture {self.exposure!r}, {'no PSF' if self.psf is None else repr(self.psf)}>"
+
     @property
     def mesh(self) -> Mesh:
         """Sky and noise of the exposure."""

@@ -391,6 +391,19 @@ class Validation:
     fwhm: float
     options: dict[str, Any]
 
+    def __repr__(self) -> str:
+        n, hit = len(self.rows), int(np.sum(self.rows["found"]))
+        lines = [f"<Validation of {self.rows.meta.get('IMAGE', 'an image')}: {n:,} galaxies added, {hit:,} found"]
+        logs = {target.name for target in TARGETS if target.log}
+        for one in self.statistics():
+            if one.by == "all":
+                within = f"{one.within:.0%} ± {one.within_err:.0%}" if np.isfinite(one.within) else "not known"
+                lines.append(
+                    f"{'ln ' * (one.parameter in logs)}{one.parameter}: bias {one.bias:+.3f} ± {one.bias_err:.3f}, "
+                    f"scatter {one.scatter:.3f}, within 1 sigma {within}"
+                )
+        return "\n  ".join(lines) + ">"
+
     @property
     def truth(self) -> np.ndarray:
         """True values of all galaxies, float64, (N, 4)."""

@@ -71,6 +71,8 @@ class ImagePsf:
         FWHM of the PSF over the image, pixels.
     ellipticity : float
         Largest ellipticity of the PSF over the image.
+    shape : (int, int)
+        Height and width of the image; (0, 0) if it is not known.
     """
 
     psf: Psf | None
@@ -82,6 +84,7 @@ class ImagePsf:
     narrowest: float = float("nan")
     widest: float = float("nan")
     ellipticity: float = float("nan")
+    shape: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
         if self.psf is None:
@@ -93,12 +96,12 @@ class ImagePsf:
         )
 
     def plot(self, axes: Sequence[Any] | None = None) -> list[Any]:
-        """Draw the PSF in the middle of the image, and its light within a radius.
+        """Draw the PSF in the middle of the image, its light within a radius, and where its stars are.
 
         Parameters
         ----------
         axes : sequence of Axes, optional
-            Two axes of Matplotlib; by default those of a new figure.
+            Three axes of Matplotlib; by default those of a new figure.
 
         Returns
         -------
@@ -107,14 +110,17 @@ class ImagePsf:
         Raises
         ------
         InputError
-            If the image shows no PSF, or there are not two axes.
+            If the image shows no PSF, or there are not three axes.
         """
         if self.psf is None:
             raise InputError(f"The image shows no PSF ({self.reason}): there is none to plot.")
-        axes = psffigure.axes_for(2, axes)
-        psffigure.draw_psf(axes[0], self.psf)
-        psffigure.draw_light(axes[1], self.psf)
+        axes = psffigure.axes_for(3, axes)
+        psffigure.plot_psf(self.psf, axes[:2])
+        psffigure.draw_stars(axes[2], self.x, self.y, self.shape)
         return axes
+
+    def _repr_png_(self) -> bytes | None:
+        return None if self.psf is None else psffigure.png_of(3, self.plot)
 
 
 def find_psf(
@@ -410,4 +416,5 @@ def _result(measured: EffectivePsf, x: np.ndarray, y: np.ndarray, shape: tuple[i
         narrowest=min(widths),
         widest=max(widths),
         ellipticity=max(one.ellipticity for one in here),
+        shape=shape,
     )
