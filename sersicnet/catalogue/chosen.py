@@ -36,6 +36,8 @@ def wanted(columns: str | Sequence[str]) -> Wanted:
         bare = name.removeprefix("+")
         if bare not in (*COLUMN, *GROUPS, ALL):
             near = difflib.get_close_matches(bare, (*COLUMN, *GROUPS, ALL), 2)
+            of_band = [known for known in COLUMN if bare.startswith(f"{known}_")]  # names are those of any band
+            near = near or sorted(of_band, key=len)[-1:]
             raise InputError(
                 f"`columns` lists columns of a catalogue, the groups {', '.join(GROUPS)}, or {ALL}; received {bare!r}"
                 + (f". Is it {' or '.join(near)}?" if near else ".")

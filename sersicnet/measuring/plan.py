@@ -251,8 +251,6 @@ class Plan:
         starts = {} if galaxies is None or network is not None else starts_of(galaxies, exposure, places)
         if fitting is not None and fitting.fix:
             check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
-        if places is not None:
-            places = source.to_grid(places)
         plan = cls(
             exposure=exposure,
             source=source,
@@ -262,7 +260,7 @@ class Plan:
             gain=gain,
             refine=fitting,
             fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
-            places=places,
+            places=None if places is None else source.to_grid(places),
             starts=starts,
             files=files,
             overwrite=outputs.overwrite,
