@@ -18,9 +18,6 @@ A_MAGNITUDE = 2.5 / np.log(10)
 LIMIT = 3.0
 """An upper limit is this many times the error of a flux."""
 
-_WIDEST = 0.99
-"""Largest variance of an ellipticity, in units of that of one which is either 0 or 1."""
-
 
 def flux_of(mag: np.ndarray, mag_err: np.ndarray, zero_point: float) -> tuple[np.ndarray, np.ndarray]:
     """Fluxes of magnitudes, and their errors, in image units.
@@ -71,16 +68,13 @@ def mean_surface_brightness(
         return brightness, np.sqrt(variance)
 
 
-def quantiles(targets: np.ndarray, errors: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+def quantiles(targets: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Quantiles of the targets, float64, (N, 4, 3): those of `sersicnet.schema.QUANTILES`.
 
     Parameters
     ----------
     targets, errors : ndarray, float64, (N, 4)
-    fitted : ndarray, bool, (N,)
-        Whether a row is of a fit. The ellipticity and its error are the mean and the standard deviation of a
-        network's posterior, for which a beta distribution from 0 to 1 is taken. Those of a fit are the peak and the
-        width of a likelihood, which is taken as normal and cut at 0 and 1.
+        The magnitude is normal, radius and index are log-normal, and the ellipticity is normal between 0 and 1.
     """
     shares = np.array(QUANTILES) / 100
     out = np.empty((*targets.shape, len(shares)))
@@ -88,18 +82,8 @@ def quantiles(targets: np.ndarray, errors: np.ndarray, fitted: np.ndarray) -> np
         for i, target in enumerate(TARGETS):
             value, error, score = targets[:, i, None], errors[:, i, None], special.ndtri(shares)
             out[:, i] = value * np.exp(score * error / value) if target.log else value + score * error
-    e, error = targets[:, 3], errors[:, 3]
-    out[:, 3] = np.where(fitted[:, None], _cut_normal(e, error, shares), _beta(e, error, shares))
+    out[:, 3] = _cut_normal(targets[:, 3], errors[:, 3], shares)
     return out
-
-
-def _beta(mean: np.ndarray, error: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Quantiles of the beta distributions with these means and standard deviations, (N, K)."""
-    mean = np.clip(mean, 1e-4, 1 - 1e-4)
-    largest = mean * (1 - mean)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        size = largest / np.minimum(error**2, _WIDEST * largest) - 1
-        return np.asarray(special.betaincinv((mean * size)[:, None], ((1 - mean) * size)[:, None], shares))
 
 
 def _cut_normal(peak: np.ndarray, error: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ def catalogue(
     with np.errstate(invalid="ignore"):
         columns["r_circ_pix"] = columns["r_eff_pix"] * np.sqrt(1 - targets[:, 3])
     if errors:
-        shares = derived.quantiles(targets, sigmas, np.isfinite(values.flux))
+        shares = derived.quantiles(targets, sigmas)
         for i, name in enumerate(TARGET_NAMES[1:], start=1):
             columns |= {f"{name}_p{share}": shares[:, i, k] for k, share in enumerate(QUANTILES)}
     scale = exposure.pixel_scale.value
@@ -158,11 +158,11 @@ def no_values() -> tiles.Values:
 def _fluxes(exposure: Exposure, values: tiles.Values, *, by_network: bool, limits: bool) -> dict[str, np.ndarray]:
     """Fluxes with their sign, and upper limits.
 
-    Those of fits are theirs. The flux that a network gives is that of its magnitude, with the error that follows from
-    the posterior of the magnitude. Below the signal to noise of a detection that posterior is the prior, which is
-    made of galaxies that are there: for places where there are none it is 3.5 sigma above 0, and a linear solve with
-    the shapes that the network sees in the noise is 0.3 sigma above 0. The flux is then the sum of the pixels in the
-    circle of ``mag_aper``, and the error that of the noise in it.
+    Those of fits are theirs. The flux that a network gives is that of its magnitude, and its error follows from the
+    posterior of the magnitude, ``flux * mag_err * ln(10) / 2.5``. Below the signal to noise of a detection that
+    posterior is the prior of galaxies that are there: at places where there are none, the flux is 1.4 times its error
+    above 0, and a linear solve with the shapes that the network sees in the noise 0.3 times. For such rows, flux and
+    error are therefore those of the pixels in the circle of ``mag_aper``; they are not total.
     """
     zero, fitted = exposure.zero_point.value, np.isfinite(values.flux)
     if not by_network:
