@@ -76,12 +76,16 @@ def test_fluxes_of_fits_are_theirs(exposure):
     np.testing.assert_allclose(found["mag_limit"].value, [np.nan, ZERO - 2.5 * np.log10(1.5), np.nan], rtol=1e-6)
 
 
-def test_a_fit_that_began_at_a_network_has_the_flux_of_its_magnitude_however_faint(exposure):
+def test_a_fit_that_began_at_a_network_has_the_flux_of_its_magnitude(exposure):
     targets, errors = np.array([[24.0, 5.0, 1.5, 0.3]]), np.array([[0.4, 1, 1, 0.1]])
-    values = values_of(1, targets=targets, errors=errors, flux=[2.5], flux_err=[0.1], snr=[3.0], status=[0])
-    found = table(exposure, values, fitted=True)
+    known = {"aperture_flux": [-1.0], "aperture_error": [0.5]}
+    fit = {"targets": targets, "errors": errors, "flux": [2.5], "flux_err": [0.1], "status": [0], "detected": known}
+    found = table(exposure, values_of(1, snr=[8.0], **fit), fitted=True)
     assert found["flux"][0] == pytest.approx(10 ** (-0.4 * (24.0 - ZERO)))
     assert found["flux_err"][0] == pytest.approx(found["flux"][0] * 0.4 * 0.4 * np.log(10))  # the PSF's included
+    assert found["mag_limit"][0].value == pytest.approx(ZERO - 2.5 * np.log10(3 * found["flux_err"][0]))
+    found = table(exposure, values_of(1, snr=[3.0], **fit), fitted=True)
+    assert (found["flux"][0], found["flux_err"][0]) == (-1, 0.5)  # a fit is never negative
 
 
 def test_errors_of_a_fitted_position_go_through_the_wcs(exposure):

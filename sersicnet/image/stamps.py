@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sersicnet.image.photometry import APERTURE
 from sersicnet.image.pixels import Sky, Window, median
 from sersicnet.schema import STAMP_SIZE
 
@@ -87,7 +86,9 @@ class Stamps:
         which : ndarray, int, (K,)
             Indices of the stamps.
         """
-        from photutils.geometry import circular_overlap_grid
+        from photutils.geometry import circular_overlap_grid  # simulations, which need none of it, start sooner
+
+        from sersicnet.image.photometry import APERTURE
 
         out = np.full((len(which), 2), np.nan)
         side = 2 * math.ceil(APERTURE) + 4

@@ -161,21 +161,22 @@ def _fluxes(exposure: Exposure, values: tiles.Values, *, by_network: bool, limit
     Those of fits are theirs. The flux that a network gives is that of its magnitude, and its error follows from the
     posterior of the magnitude, ``flux * mag_err * ln(10) / 2.5``. Below the signal to noise of a detection that
     posterior is the prior of galaxies that are there: at places where there are none, the flux is 1.4 times its error
-    above 0, and a linear solve with the shapes that the network sees in the noise 0.3 times. For such rows, flux and
-    error are therefore those of the pixels in the circle of ``mag_aper``; they are not total.
+    above 0, and a linear solve with the shapes that the network sees in the noise 0.3 times. A fit that starts there
+    is never negative. For such rows, flux and error are therefore those of the pixels in the circle of ``mag_aper``;
+    they are not total.
     """
-    zero, fitted = exposure.zero_point.value, np.isfinite(values.flux)
+    zero = exposure.zero_point.value
     if not by_network:
         flux, error, limited = values.flux, values.flux_err, values.status == Status.CONVERGED
     else:
         flux, error = derived.flux_of(values.targets[:, 0], values.errors[:, 0], zero)
         found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
-        unseen = ~fitted & ~(values.snr >= tiles.DETECTOR.least_snr)
+        unseen = ~(values.snr >= tiles.DETECTOR.least_snr)
         flux, error = (
             np.where(unseen, circle, own)
             for circle, own in ((found["aperture_flux"], flux), (found["aperture_error"], error))
         )
-        limited = unseen | fitted
+        limited = unseen | np.isfinite(values.flux)
     ujy = 10 ** (-0.4 * (zero - ZERO_POINT_OF_UJY))
     out = {"flux": flux, "flux_err": error, "flux_ujy": flux * ujy, "flux_ujy_err": error * ujy}
     if limits:
