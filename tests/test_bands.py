@@ -1,3 +1,4 @@
+import functools
 import re
 from pathlib import Path
 
@@ -135,10 +136,26 @@ def test_a_catalogue_for_each_band_has_the_same_rows(scene, tmp_path):
     np.testing.assert_array_equal(one["id"], other["id"])
     np.testing.assert_allclose(one["ra"], other["ra"], rtol=0, atol=1e-9 * one["ra"].unit)
     assert abs(other.meta["XOFFSET"]) < 4 * other.meta["OFFSETER"]
-    tiled = measure_bands(both[1:], [detected], weights="fovea", work=Work(tile=310))
+    names = "mag,mag_auto,flags,parent,id,flux_ujy,mag_limit,x_err"
+    tiled = measure_bands(both[1:], [detected], weights="fovea", work=Work(tile=310), columns=names)
+    of_band = [f"{name}_F814W" for name in ("mag", "flux_ujy", "mag_limit", "mag_auto", "flags", "x_err")]
+    assert tiled.colnames == ["id", "parent", "mag_auto", "x_err", "flags", *of_band]
+    assert np.isfinite(tiled["x_err"].value).all()
     np.testing.assert_allclose(tiled["mag_F814W"], other["mag"], rtol=1e-4)
     np.testing.assert_allclose(tiled["mag_auto_F814W"], other["mag_auto"], rtol=1e-4)
     np.testing.assert_array_equal(tiled["flags"], other["flags"])
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_columns_of_bands_are_checked_before_any_work(scene, tmp_path):
+    (detected, psf, _), _ = scene
+    plan = functools.partial(plan_bands, [Band(exposure=detected, psf=psf)], [detected], weights="fovea")
+    with pytest.raises(InputError, match=r"received 'mag_F160W'\. Is it mag\?"):
+        plan(columns="id,mag_F160W")
+    with pytest.raises(InputError, match="lists parent, which needs detections"):
+        plan(columns="parent", output=tmp_path)
+    with pytest.raises(InputError, match="lists chi2, which needs fits"):
+        plan(columns="chi2")
 
 
 @pytest.mark.filterwarnings("ignore:.*spreads:sersicnet.errors.SersicnetWarning")

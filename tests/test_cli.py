@@ -129,6 +129,12 @@ def test_scripts_get_json(run, field, tmp_path):
     assert fact["sources"] == len(QTable.read(tmp_path / "cat.fits"))
     assert fact["header"]["ZPSOURCE"] == "MAGZERO"
     assert fact["flags"]["EDGE"] > 0
+    wanted = "id,mag,flux_ujy,r_eff_p16"
+    code, out, err = run("measure", field[0], "-o", tmp_path / "few.csv", "--columns", wanted, "--json")
+    assert code == 0
+    assert "flags" not in json.loads(out)["catalogues"][0]  # nothing is known of them
+    assert "without flags" not in err
+    assert QTable.read(tmp_path / "few.csv").colnames == wanted.split(",")
 
 
 def test_what_goes_with_a_catalogue(run, field, tmp_path):
@@ -237,6 +243,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         ((*measure, field[0], "-w", "damaged"), "does not have the SHA-256"),
         ((*measure, field[0], "-w", "nothing"), "a shipped name"),
         ((*measure, field[0], "--positions", "none.csv"), "there is none"),
+        ((*measure, field[0], "--columns", "id,magg"), "received 'magg'. Is it mag"),
+        ((*measure, field[0], "--columns", "id,+mag"), "--columns adds to the columns by default"),
+        ((*measure, field[0], "--columns", "+chi2"), "--columns lists chi2, which needs fits. Leave it out."),
         (("finetune", "--real", "labels.csv"), "needs a column ellipticity or q"),
         (("finetune", "--real", "outside.csv"), "line 3"),
         (("train", "none.h5"), "there is none"),
@@ -369,6 +378,16 @@ def test_a_catalogue_is_scored_with_its_truth(run, field, tmp_path):
     assert code == 0, err
     assert "0.5 arcsec" in out
     assert "flags == 0" in out
+    few = QTable.read(tmp_path / "cat.ecsv")["ra", "dec", "mag", "r_eff_pix", "sersic_n", "ellipticity"]
+    few.write(tmp_path / "few.ecsv")
+    code, out, err = run("evaluate", tmp_path / "few.ecsv", "--truth", truth, "-o", tmp_path / "few.json")
+    assert code == 0, err
+    assert "flags == 0" not in out
+    few.remove_column("sersic_n")
+    few.write(tmp_path / "less.ecsv")
+    code, _, err = run("evaluate", tmp_path / "less.ecsv", "--truth", truth, "-o", tmp_path / "less.json")
+    assert code == 1
+    assert "needs a column sersic_n or n; it has ra, dec, mag" in err
 
 
 def test_simulate_a_mosaic(run, tmp_path):

@@ -224,6 +224,19 @@ def test_rows_that_are_not_of_the_run_have_no_covariance(catalogue):
     assert catalogue[::-1].galaxy(3).covariance is not None
 
 
+def test_a_file_with_correlations_has_the_covariance(catalogue, alone, field, tmp_path):
+    near = np.hypot(*((catalogue[k] - alone[k][0]).value for k in "xy")) < 30
+    found = sersicnet.measure(field[0], positions=catalogue[near]["x", "y"], columns="+correlations")
+    found.write(tmp_path / "cat.fits")
+    read = Catalogue.of(QTable.read(tmp_path / "cat.fits"), field[0])
+    np.testing.assert_allclose(read.galaxy(1).covariance, found.galaxy(1).covariance, rtol=1e-5)
+
+
+def test_a_galaxy_needs_its_place(catalogue):
+    with pytest.raises(InputError, match="this table has no x, y"):
+        catalogue["id", "mag"].galaxy(1)
+
+
 def test_fits_have_covariances(field, psf, alone):
     fitting = sersicnet.Fitting(prior="none", gain=3200, model_error=0)
     found = sersicnet.fit(field[0], psf=psf, fitting=fitting, positions=alone)

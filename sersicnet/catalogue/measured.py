@@ -72,8 +72,8 @@ class Catalogue(QTable):
         Returns
         -------
         Catalogue
-            It shares no columns with `table`. The covariance of its galaxies is not known: a file holds the errors
-            alone.
+            It shares no columns with `table`. The covariance of its galaxies is known if the table has the columns of
+            the correlations.
 
         Raises
         ------
@@ -188,11 +188,13 @@ class Catalogue(QTable):
         Raises
         ------
         InputError
-            If no row has this id, or the table has no image.
+            If no row has this id, the table has no image, or lacks one of the columns id, x and y.
         """
         picture = self.picture
-        if "id" not in self.colnames:
-            raise InputError("A galaxy is found by its id; the columns of this table include no id.")
+        if missing := [name for name in ("id", "x", "y") if name not in self.colnames]:
+            raise InputError(
+                f"A galaxy is found by its id and shown at its x and y; this table has no {', '.join(missing)}."
+            )
         rows = np.flatnonzero(column(self, "id") == number)
         if not len(rows):
             ids = column(self, "id")

@@ -323,22 +323,23 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     Parameters
     ----------
     detections : QTable
-        Columns of the sources, under their own names.
+        Columns of the sources, under their own names; or none.
     bands : mapping of QTable
         The catalogue of each band by its name, which is added to the names of its columns, as in ``mag_F125W``.
 
     Returns
     -------
     QTable
-        ``flags`` are the flags of all bands together. Cards that differ between the bands go into the history, one
-        line for each band.
+        ``flags`` are the flags of all bands together, if they have that column. Cards that differ between the bands go
+        into the history, one line for each band.
     """
     out = detections.copy()
     out.meta.clear()
-    out["flags"] = np.zeros(len(out), COLUMN["flags"].dtype)
-    out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
+    flags = [table["flags"] for table in bands.values() if "flags" in table.colnames]
+    if flags:
+        out["flags"] = np.bitwise_or.reduce(flags).astype(COLUMN["flags"].dtype)
+        out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
     for band, table in bands.items():
-        out["flags"] |= table["flags"]
         for name in table.colnames:
             if name in _OF_SOURCE:
                 continue
@@ -360,7 +361,7 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     return out
 
 
-_OF_SOURCE = ("id", "ra", "dec", "a_image", "b_image", "parent")
+_OF_SOURCE = ("id", "ra", "dec", "ra_err", "dec_err", "a_image", "b_image", "parent")
 """Columns of a band that are those of the detection."""
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sersicnet.cli.shared import (
+    Columns,
     Hdu,
     Image,
     Json,
@@ -88,6 +89,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    columns: Columns = "",
     model: Model = None,
     residual: Residual = None,
     workers: Workers = None,
@@ -126,6 +128,7 @@ def fit(
             psf=read_psf(psf, psf_oversampling),
             fitting=Fitting(gain=gain, prior=prior, model_error=model_error, robust=robust, fix=names),
             positions=positions,
+            columns=columns,
             outputs=Outputs(catalogue=output, model=model, residual=residual, overwrite=overwrite),
             work=Work(workers=cores(workers), scheduler=scheduler),
             command=command_line(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sersicnet.cli.shared import (
+    Columns,
     Device,
     FitPrior,
     Hdu,
@@ -150,6 +151,7 @@ def measure(
     debias: Annotated[
         bool, typer.Option("--debias", help="Take the biases that --validated found out of the values, too.")
     ] = False,
+    columns: Columns = "",
     psf_out: Annotated[
         Path | None,
         typer.Option(help="FITS file to write with the PSF that was used, which --psf reads.", show_default=False),
@@ -185,6 +187,8 @@ def measure(
     Example: sersicnet measure 'field-*.fits' -o all.fits
 
     Example: sersicnet measure mosaic.fits --device gpu -o cat.fits
+
+    Example: sersicnet measure mosaic.fits --columns +quantiles,+correlations -o cat.fits
 
     Example: sersicnet measure f125w.fits f814w.fits --detect-on f160w.fits -o bands.fits
 
@@ -227,7 +231,7 @@ def measure(
             raise InputError("Several bands need a catalogue, or a directory with one for each: give `output`.")
         with progress_bar(quiet, "reading") as update:
             plan = planning.plan_bands(
-                bands, detected, weights=weights, refine=fitting if refine else None,
+                bands, detected, weights=weights, refine=fitting if refine else None, columns=columns,
                 output=output or Path(stem(paths[0]) + "_cat.fits"), overwrite=overwrite, work=work,
                 command=command_line(), report=stages(update),
             )  # fmt: skip
@@ -254,6 +258,7 @@ def measure(
         "resample": resample,
         "validated": validated,
         "debias": debias,
+        "columns": columns,
         "work": work,
         "command": command_line(),
     }

@@ -124,6 +124,16 @@ Gain = Annotated[
         show_default=False,
     ),
 ]
+Columns = Annotated[
+    str,
+    typer.Option(
+        help="Columns of the catalogue, with commas between: names, groups of them (position_errors, "
+        "surface_brightness, correlations, quantiles), or all. With a + before each, they are added to those by "
+        "default: +correlations,+quantiles.",
+        metavar="NAME,...",
+        show_default=False,
+    ),
+]
 FitPrior = Annotated[str, typer.Option(help="Prior of --refine: candels, none, or a table of galaxies.")]
 
 Workers = Annotated[
@@ -320,16 +330,13 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
 
     facts: list[dict[str, Any]] = []
     for table, path in written:
-        flags = table["flags"]
-        facts.append(
-            {
-                "catalogue": str(path),
-                "sources": len(table),
-                "without_flags": int((flags == 0).sum()),
-                "flags": {flag.name: int((flags & flag.value != 0).sum()) for flag in Flag if flags.size},
-                "header": {key: value for key, value in table.meta.items() if key != "HISTORY"},
-            }
-        )
+        fact: dict[str, Any] = {"catalogue": str(path), "sources": len(table)}
+        if "flags" in table.colnames:
+            flags = table["flags"]
+            fact["without_flags"] = int((flags == 0).sum())
+            fact["flags"] = {flag.name: int((flags & flag.value != 0).sum()) for flag in Flag if flags.size}
+        fact["header"] = {key: value for key, value in table.meta.items() if key != "HISTORY"}
+        facts.append(fact)
     if as_json:
         typer.echo(json_text({"seconds": round(seconds, 1), "catalogues": facts}))
     if quiet:
@@ -337,9 +344,11 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
     for fact in facts:
         grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         header = fact["header"]
-        grid.add_row("sources", f"{fact['sources']:,}, {fact['without_flags']:,} without flags")
-        raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
-        grid.add_row("flags", ", ".join(raised) or "none")
+        clean = f", {fact['without_flags']:,} without flags" if "flags" in fact else ""
+        grid.add_row("sources", f"{fact['sources']:,}{clean}")
+        if "flags" in fact:
+            raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
+            grid.add_row("flags", ", ".join(raised) or "none")
         if "ZEROPT" in header:
             grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB, from {header['ZPSOURCE']}")
         if "PIXSCALE" in header:

@@ -18,17 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.table import QTable
 
 from sersicnet import weights as trained
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.chosen import Wanted, check, chosen, wanted
 from sersicnet.errors import InputError
 from sersicnet.image.carried import Carried, check_overlap, check_same_grid, combined
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
 from sersicnet.measuring import tiles
+from sersicnet.measuring.columns import no_values
 from sersicnet.measuring.fitting import Fitting
-from sersicnet.measuring.outputs import Outputs
+from sersicnet.measuring.outputs import Outputs, Result
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.output import Report, check_output, silent
 from sersicnet.schema import COLUMN, STAMP_SIZE
@@ -36,7 +39,7 @@ from sersicnet.weights import Weights
 
 DETECTION = (
     "id", "ra", "dec", "x", "y", "a_image", "b_image", "area", "parent", "kron_radius", "mag_auto", "mag_auto_err",
-    "snr",
+    "snr", "x_err", "y_err", "ra_err", "dec_err",
 )  # fmt: skip
 """Columns of the detection image in a catalogue of several bands."""
 
@@ -78,12 +81,15 @@ class BandsPlan:
         Catalogue of all bands, or a directory that gets one for each.
     keep : Path or None
         Directory of unfinished work.
+    columns : tuple of str
+        As `sersicnet.catalogue.chosen.wanted` returns them.
     """
 
     detection: list[Plan]
     bands: dict[str, Plan]
     output: Path | None
     keep: Path | None
+    columns: Wanted = ()
 
     def outlooks(self) -> list[Outlook]:
         """Describe the runs without measuring or writing anything: of the detection images, and of the bands."""
@@ -110,19 +116,23 @@ class BandsPlan:
         inner = functools.partial(_prefixed, report, "detection: ")
         found = self._detection(inner).result(inner)
         x, y = found.values.x0, found.values.y0
-        measured: dict[str, QTable] = {}
+        measured: dict[str, Result] = {}
         for name, plan in self.bands.items():
             carried = Carried(found.exposure, found.mesh, plan.exposure.image, tiles.DETECTOR)
             own = replace(plan, places=carried.places(x, y), detector=carried)
-            measured[name] = own.run(functools.partial(_prefixed, report, f"{name}: "))
+            measured[name] = own.result(functools.partial(_prefixed, report, f"{name}: "))
         # The catalogues are written when all bands are measured.
         if self.output is not None and self.output.is_dir():
             paths = _paths_in(self.output, self.bands)
-            for name, table in measured.items():
-                tables.write(table, paths[name])
-            done: list[tuple[QTable, Path | None]] = [(measured[name], paths[name]) for name in measured]
+            done: list[tuple[QTable, Path | None]] = []
+            for name, one in measured.items():
+                tables.write(one.catalogue, paths[name])
+                done.append((one.catalogue, paths[name]))
         else:
-            table = tables.side_by_side(found.table[[c for c in DETECTION if c in found.table.colnames]], measured)
+            names = chosen(self.columns, COLUMN)
+            detections = found.table[[c for c in DETECTION if c in names and c in found.table.colnames]]
+            each = {band: one.table[[c for c in one.table.colnames if c in names]] for band, one in measured.items()}
+            table = tables.side_by_side(detections, each)
             table.meta["DETECTON"] = found.exposure.name
             if self.output is not None:
                 tables.write(table, self.output)
@@ -146,6 +156,7 @@ def plan_bands(
     *,
     weights: str | Path | Weights = trained.DEFAULT,
     refine: Fitting | None = None,
+    columns: str | Sequence[str] = (),
     output: Path | None = None,
     overwrite: bool = False,
     work: Work | None = None,
@@ -153,7 +164,7 @@ def plan_bands(
     report: Report = silent,
 ) -> BandsPlan:
     """Check the parameters of `measure_bands`, with the same errors and warnings, without measuring."""
-    work = work or Work()
+    work, listed = work or Work(), wanted(columns)
     if not bands or not detect_on:
         raise InputError("Several bands need at least one band and one image to detect on.")
     names = _names(bands)
@@ -193,8 +204,10 @@ def plan_bands(
             resample=False, positions=None, outputs=outputs, command=command, report=report,
             work=own_work(f"band-{name}", _tile(work.tile, band.exposure, detect_on[0])),
         )  # fmt: skip
-        plans[name] = plan
-    return BandsPlan(detection=detection, bands=plans, output=output, keep=keep)
+        plans[name] = replace(plan, columns=listed)
+        of_band = replace(plan, places=np.zeros((0, 2))).table(no_values()).colnames
+        check(listed, of_band if output is not None and output.is_dir() else {*of_band, *DETECTION})
+    return BandsPlan(detection=detection, bands=plans, output=output, keep=keep, columns=listed)
 
 
 def measure_bands(bands: Sequence[Band], detect_on: Sequence[Exposure], **options: Any) -> QTable:
@@ -208,8 +221,8 @@ def measure_bands(bands: Sequence[Band], detect_on: Sequence[Exposure], **option
         The image that sources are detected on, with a WCS. Several images on the same grid are combined first,
         weighted by their inverse variances.
     **options
-        ``weights``, ``refine``, ``work``, ``command`` and ``report`` as for `sersicnet.measuring.measure.measure`;
-        ``output``, the path of the catalogue, and ``overwrite``.
+        ``weights``, ``refine``, ``columns``, ``work``, ``command`` and ``report`` as for
+        `sersicnet.measuring.measure.measure`; ``output``, the path of the catalogue, and ``overwrite``.
 
     Returns
     -------

@@ -13,6 +13,7 @@ from astropy.table import QTable
 from sersicnet import output
 from sersicnet.catalogue import crossmatch, ds9, report
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.chosen import Wanted, chosen
 from sersicnet.catalogue.columns import Draw
 from sersicnet.catalogue.crossmatch import Comparison, Reference
 from sersicnet.errors import InputError, OutputError
@@ -113,6 +114,7 @@ class Result:
     Attributes
     ----------
     table : QTable
+        With all columns that the run can have.
     exposure : Exposure
         The original image.
     source : Source
@@ -127,6 +129,8 @@ class Result:
         Side of the tiles that images are written in, pixels.
     seen : Seeing or None
         The PSF that the network was shown.
+    columns : tuple of str
+        Those that are wanted, as `sersicnet.catalogue.chosen.wanted` returns them.
     """
 
     table: QTable
@@ -138,6 +142,12 @@ class Result:
     psf: Psf | None
     tile: int
     seen: Seeing | None = None
+    columns: Wanted = ()
+
+    @property
+    def catalogue(self) -> QTable:
+        """The table with the columns that are wanted."""
+        return self.table[chosen(self.columns, self.table.colnames)]
 
     @property
     def draw(self) -> Draw | None:
@@ -182,7 +192,7 @@ class Files:
             If a file cannot be written.
         """
         if self.catalogue is not None:
-            tables.write(found.table, self.catalogue)
+            tables.write(found.catalogue, self.catalogue)
         comparison = None if self.reference is None else crossmatch.match(found.table, self.reference)
         products: list[Callable[[], None]] = [
             lambda: self._write_images(found),

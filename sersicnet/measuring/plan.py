@@ -6,17 +6,18 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import QTable, Table
 
 import sersicnet
 from sersicnet import session, weights, workers
+from sersicnet.catalogue import chosen
 from sersicnet.catalogue.galaxy import Correlations, Picture
 from sersicnet.catalogue.measured import Catalogue
 from sersicnet.catalogue.parameters import Galaxies
@@ -158,6 +159,8 @@ class Plan:
         Of a validation, for the errors.
     debias : bool
         Whether to take out the biases that the validation found, too.
+    columns : tuple of str
+        Columns of the catalogue, as `sersicnet.catalogue.chosen.wanted` returns them.
     seen : Seeing or None
         The PSF, if it is known from a measurement of the same image.
     mesh : Mesh or None
@@ -181,6 +184,7 @@ class Plan:
     command: str
     factors: Factors | None = None
     debias: bool = False
+    columns: chosen.Wanted = ()
     seen: Seeing | None = None
     mesh: Mesh | None = None
 
@@ -205,6 +209,7 @@ class Plan:
         command: str,
         validated: str | Path | None = None,
         debias: bool = False,
+        listed: str | Sequence[str] = (),
         report: Report = silent,
     ) -> Plan:
         """Check all inputs before the pixels are read; for the parameters see `sersicnet.measuring.measure.measure`."""
@@ -246,8 +251,6 @@ class Plan:
         starts = {} if galaxies is None or network is not None else starts_of(galaxies, exposure, places)
         if fitting is not None and fitting.fix:
             check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
-        if places is not None:
-            places = source.to_grid(places)
         plan = cls(
             exposure=exposure,
             source=source,
@@ -257,7 +260,7 @@ class Plan:
             gain=gain,
             refine=fitting,
             fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
-            places=places,
+            places=None if places is None else source.to_grid(places),
             starts=starts,
             files=files,
             overwrite=outputs.overwrite,
@@ -265,7 +268,9 @@ class Plan:
             command=command,
             factors=factors,
             debias=debias,
+            columns=chosen.wanted(listed),
         )
+        chosen.check(plan.columns, plan.table(columns.no_values()).colnames)
         if factors is not None:
             factors.check(plan.options())
         return plan
@@ -357,7 +362,7 @@ class Plan:
             found.mesh if self.source is self.exposure else None,
             Correlations(np.array(found.table["x"].value), found.values.correlations.astype(np.float32)),
         )
-        return Catalogue._with(found.table, picture)
+        return Catalogue._with(found.catalogue, picture)
 
     def sky(self, report: Report = silent) -> Mesh:
         """Sky and noise of the source, without measuring anything else."""
@@ -432,25 +437,24 @@ class Plan:
                 doubt = doubts(self.exposure, doubted, None if self.psf is None else self._of_stars(profiles))
                 if doubt:
                     meta["PSFDOUBT"] = doubt
-            fitted = fitting is not None
-            table = columns.catalogue(
-                self.exposure,
-                self.source,
-                values,
-                errors=fitted or bool(self.network is not None and self.network.card["errors"]),
-                fitted=fitted,
-                angles=fitted or bool(self.network is not None and self.network.card.get("orientation")),
-                fluxes=bool(self.refine is not None and self.refine.fix),
-                parents=self.places is None,
-            )
+            table = self.table(values)
             table.meta.update(meta)
             if fitting is not None:
                 table.meta.update(fitting.meta)
             if isinstance(self.detector, Carried):
                 table.meta.update(columns.offset(self.exposure.name, self.detector.exposure.name, values))
-            found = Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen)
+            found = Result(
+                table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen, self.columns
+            )
             self.files.write(found)
         return found
+
+    def table(self, values: tiles.Values) -> QTable:
+        """The catalogue with all columns that it can have."""
+        return columns.catalogue(
+            self.exposure, self.source, values, network=self.network, fitted=self.refine is not None,
+            detections=self.places is None, limits=self.refine is not None or self.places is not None,
+        )  # fmt: skip
 
     def _correct(self, values: tiles.Values, factors: Factors) -> None:
         """Apply the factors of a validation to errors and values, in place."""

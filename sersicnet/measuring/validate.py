@@ -359,7 +359,7 @@ class _Run:
         done = None if key is None else self.kept.arrays(f"{key.name}-found")
         if done is None:
             with _quietly():
-                table = self.result(name, self._with(exposure, seen=scene.result.seen)).table
+                table = self.result(name, self._with(exposure, seen=scene.result.seen)).catalogue
             done = _matched(scene, {n: v[where.numbers] for n, v in drawn.items()}, where, table)
             if key is not None:
                 self.kept.keep_arrays(f"{key.name}-found", done)
