@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -242,6 +243,8 @@ _CARD_COMMENTS = {
     "VALBIAS": "whether its biases were taken out, too",
     "DETECTON": "image that the sources are from",
     "BANDS": "bands of the columns",
+    "DETBAND": "band that sources were detected on",
+    "FROMBAND": "band of the table whose shapes are used",
     "XOFFSET": "median offset along x, pixels",
     "YOFFSET": "median offset along y, pixels",
     "OFFSETER": "error of the offset, pixels",
@@ -339,8 +342,9 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
     for band, table in bands.items():
         out["flags"] |= table["flags"]
+        moved = ("ra", "dec") if "fit_status" in table.colnames else ()  # a fit has a position of its own
         for name in table.colnames:
-            if name in _OF_SOURCE:
+            if name in _OF_SOURCE and name not in moved:
                 continue
             own = f"{name}_{band}"
             out[own] = table[name]
@@ -369,7 +373,7 @@ def _column(name: str) -> Column:
     if name in COLUMN:
         return COLUMN[name]
     base = max((known for known in COLUMN if name.startswith(f"{known}_")), key=len)
-    return COLUMN[base]
+    return replace(COLUMN[base], ucd=COLUMN[base].ucd.removesuffix(";meta.main"))
 
 
 @contextmanager
