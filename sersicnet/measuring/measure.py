@@ -115,8 +115,8 @@ def measure(
         It excludes `refine`: fits work at any pixel scale.
     positions : str, Path or Table, optional
         Table with positions, see `sersicnet.catalogue.parameters`: these are measured instead of detected
-        sources, one row each, in the order of the table and with its ids. If the table has both pixel and sky positions,
-        the sky positions are used, provided that the image has a WCS.
+        sources, one row each, in the order of the table and with its ids. If the table has both pixel and sky
+        positions, the sky positions are used, provided that the image has a WCS.
     validated : str or Path, optional
         File of `sersicnet.measuring.validate.validate` for the same mosaic and options: its factors are applied to
         the errors.
