@@ -24,6 +24,7 @@ from astropy.table import QTable, Table
 
 from sersicnet import weights as trained
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, OutputError
 from sersicnet.image.carried import Carried, check_overlap, check_same_grid, check_sky, combined
 from sersicnet.image.exposure import Exposure
@@ -33,7 +34,7 @@ from sersicnet.measuring import tiles
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.plan import Outlook, Plan, Work
-from sersicnet.measuring.positions import galaxies_of
+from sersicnet.measuring.positions import galaxies_of, places_of
 from sersicnet.output import Report, check_output, silent
 from sersicnet.schema import COLUMN, STAMP_SIZE
 from sersicnet.weights import Weights
@@ -305,6 +306,8 @@ def plan_fit_bands(
             f"Several bands are fitted at positions on the sky: {galaxies.name} needs columns ra and dec; it has "
             f"{galaxies.columns}."
         )
+    for band in bands:
+        _check_inside(band.exposure, galaxies)
     files, keep = _checked(outputs, names, [band.exposure for band in bands])
     plans = {}
     for name, band in zip(names, bands, strict=True):
@@ -314,7 +317,6 @@ def plan_fit_bands(
             resample=False, positions=galaxies, outputs=outputs.of_band(name), command=command, report=report,
             work=_own_work(work, keep, f"band-{name}"),
         )  # fmt: skip
-        _check_inside(plan, galaxies.name)
         plans[name] = replace(plan, files=Files())
     ids = galaxies.ids()
     listed = {"id": np.arange(1, len(sky) + 1) if ids is None else ids, "ra": sky[:, 0], "dec": sky[:, 1]}
@@ -419,16 +421,15 @@ def _is(exposure: Exposure, other: Exposure) -> bool:
     return image is another or (isinstance(image, FitsImage) and image.is_in(another))
 
 
-def _check_inside(plan: Plan, name: str) -> None:
+def _check_inside(exposure: Exposure, galaxies: Galaxies) -> None:
     """Refuse a band that contains none of the positions."""
-    assert plan.places is not None
-    height, width = plan.exposure.shape
-    x, y = plan.places.T
+    height, width = exposure.shape
+    x, y = places_of(galaxies, exposure).T
     with np.errstate(invalid="ignore"):
         inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
     if len(x) and not inside.any():
         raise InputError(
-            f"None of the {len(x)} positions of {name} is inside {plan.exposure.name}. Give an image of the same "
+            f"None of the {len(x)} positions of {galaxies.name} is inside {exposure.name}. Give an image of the same "
             "field, or correct the WCS."
         )
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from astropy.table import QTable
 
@@ -75,7 +76,7 @@ class Outputs:
 
     def of_band(self, band: str) -> Outputs:
         """The files of one of several bands: ``model.fits`` is ``model_F125W.fits``; there is no catalogue."""
-        own: dict[str, Path] = {}
+        own: dict[str, Any] = {}
         for name, endings in _ENDINGS.items():
             given = getattr(self, name)
             if given is not None:

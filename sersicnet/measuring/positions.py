@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from astropy.table import QTable, Table
@@ -15,7 +16,7 @@ from sersicnet.errors import InputError
 from sersicnet.image.exposure import Exposure
 from sersicnet.schema import TARGET_NAMES
 
-Positions = str | Path | Table | Galaxies
+Positions: TypeAlias = str | Path | Table | Galaxies
 """A table of positions, as users and other modules give it."""
 
 
