@@ -352,6 +352,8 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     keys = dict.fromkeys(key for table in bands.values() for key in table.meta if key not in ("DATE", "COMMAND"))
     shared = {key for key in keys if len({str(table.meta.get(key)) for table in bands.values()}) == 1}
     first = next(iter(bands.values()))
+    if not {"XOFFSET", "YOFFSET"} <= shared:
+        shared.discard("OFFSETN")  # the number of sources goes with the offset
     out.meta.update({key: first.meta[key] for key in keys if key in shared})
     out.meta.update(origin())
     out.meta["BANDS"] = ",".join(bands)
@@ -466,5 +468,7 @@ def _hdu(table: QTable) -> fits.HDUList:
             continue
         if isinstance(value, str):
             value = _ascii(value)
-        unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
+        room = 80 - len("KEYWORD = '' / ") - len(str(value).replace("'", "''"))
+        comment = _CARD_COMMENTS.get(key, "")
+        unit.header[key] = (value, comment) if len(comment) <= min(room, 47) else value
     return fits.HDUList([fits.PrimaryHDU(), unit])
