@@ -198,6 +198,7 @@ def test_a_catalogue_of_several_bands_is_read_for_one(tmp_path, ending):
     np.testing.assert_array_equal(other.sky()[:, 0], [2, 3])
     np.testing.assert_array_equal(other.parameter("sersic_n"), [2, 3])
     np.testing.assert_array_equal(one.ids(), [3, 8])
+    assert Galaxies(Table({"ra": [1.0], "dec": [1.0], "pa_2MASS": [3.0]})).bands == []  # one column makes no band
     galaxies.table["id"] = [3, 3]
     assert galaxies.ids() is None
 

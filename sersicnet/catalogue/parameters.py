@@ -134,11 +134,10 @@ class Galaxies:
         stated = [band for band in stated if any(self.has(f"{name}_{band}".lower()) for name in _BY_BAND)]
         if stated:
             return stated
-        ends = [name[len(start) :] for start in ("sersic_n_", "r_eff_", "pa_") for name in self.table.colnames
-                if name.lower().startswith(start)]  # fmt: skip
-        found = [end for end in dict.fromkeys(ends) if end.lower() not in ("err", "pix", "pix_err")]
-        # What remains are names, such as F160W, and those of other quantities of the same band, such as err_F160W.
-        return [end for end in found if not any(end.endswith(f"_{other}") for other in found)]
+        ends = [name[len("sersic_n_") :] for name in self.table.colnames if name.lower().startswith("sersic_n_")]
+        found = [end for end in ends if self.has(f"r_eff_{end}".lower()) or self.has(f"r_eff_pix_{end}".lower())]
+        # These are names, such as F160W, and those of other quantities of the same band, such as err_F160W.
+        return [end for end in found if end != "err" and not any(end.endswith(f"_{other}") for other in found)]
 
     def of_band(self, band: str | None = None) -> Galaxies:
         """The columns of one band under their own names, as if the catalogue was of this band alone.
