@@ -369,7 +369,7 @@ QUANTILES = (16, 50, 84)
 
 COLUMNS = (
     Column("image", "U", "", "meta.id;meta.dataset", "image that the row is from; where there are several"),
-    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of the table of positions, from 1"),
+    Column("id", "i4", "", "meta.id;meta.main", "number of the row from 1, or id in the table of positions"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
     Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid or fit, 0 = centre of first"),

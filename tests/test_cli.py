@@ -55,6 +55,19 @@ def imported_by(code):
     return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split("|")}
 
 
+def test_a_summary_of_bands_with_values_from_different_sources(capsys):
+    from astropy.table import QTable
+
+    from sersicnet.cli.shared import say_catalogues
+
+    table = QTable({"flags": [0]}, meta={"ZEROPT": 25.0, "PIXSCALE": 0.06, "PSFFWHM": 2.5, "PIXSRC": "WCS"})
+    say_catalogues(False, False, [(table, "bands.fits")], 1.0)
+    summary = capsys.readouterr().err
+    assert "25.0000 AB" in summary
+    assert "0.0600 arcsec, from WCS" in summary
+    assert "2.50 pixels wide" in summary
+
+
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"sersicnet {sersicnet.__version__}\n", "")
 

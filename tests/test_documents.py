@@ -113,7 +113,11 @@ def stores(tmp_path_factory, field, small_dataset):
         if card in finer:
             finer[card] /= 2
     fits.writeto(there / "mosaic_30mas.fits", np.kron(data, np.ones((2, 2), np.float32)) / 4, finer)
-    for name in ("psf", "field1", "field2", "field3"):
+    part = data[:300, :300]  # bands, which are measured several times
+    for name in ("f160w", "f125w", "f814w"):
+        fits.writeto(there / f"{name}.fits", part, fits.Header({**header, "FILTER": name.upper()}))
+    fits.writeto(there / "f814w_rms.fits", rms[:300, :300])
+    for name in ("psf", "field1", "field2", "field3", "f125w_psf", "f814w_psf"):
         fits.writeto(there / f"{name}.fits", Gaussian2DKernel(1.1, x_size=41, y_size=41).array)
     bright = truth[np.argsort(truth["mag"])[:3]]
     bright["x", "y"].write(there / "positions.csv")

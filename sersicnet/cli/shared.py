@@ -344,19 +344,24 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
     for fact in facts:
         grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         header = fact["header"]
+
+        def source(key: str, before: str, header: dict[str, Any] = header) -> str:
+            """Where a value is from; bands may have the same value from different sources."""
+            return f"{before}{header[key]}" if key in header else ""
+
         clean = f", {fact['without_flags']:,} without flags" if "flags" in fact else ""
         grid.add_row("sources", f"{fact['sources']:,}{clean}")
         if "flags" in fact:
             raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
             grid.add_row("flags", ", ".join(raised) or "none")
         if "ZEROPT" in header:
-            grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB, from {header['ZPSOURCE']}")
+            grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB" + source("ZPSOURCE", ", from "))
         if "PIXSCALE" in header:
-            grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec, from {header['PIXSRC']}")
+            grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec" + source("PIXSRC", ", from "))
         if header.get("DEVICE") == "gpu":
             grid.add_row("network", "ran on the GPU")
         if "PSFFWHM" in header:
-            grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
+            grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide" + source("PSFSRC", ", "))
         if "PSFDOUBT" in header:
             grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
         if "OUTSIDE" in header:

@@ -244,30 +244,37 @@ pixels that a warning is issued for if it is above three times its error."""
 NO_CENTROID = Flag.NO_DATA | Flag.EDGE | Flag.MASKED | Flag.SATURATED
 
 
-def offset(name: str, detected: str, values: tiles.Values) -> dict[str, str | float]:
-    """The offset of an image from the positions of the image that was detected on, as FITS cards.
+def offset(name: str, origin: str, values: tiles.Values) -> dict[str, str | float]:
+    """The offset of an image from positions of another image, as FITS cards.
 
     It is the median over bright sources, and is not corrected.
+
+    Parameters
+    ----------
+    name : str
+        The image.
+    origin : str
+        Where sources should be, for the warning.
+    values : Values
 
     Warns
     -----
     SersicnetWarning
         If it is large enough to matter.
     """
-    out: dict[str, str | float] = {"DETECTON": detected}
     good = (values.snr >= OFFSET_SNR) & (values.flags & NO_CENTROID == 0) & np.isfinite(values.offset).all(axis=1)
     n = int(np.count_nonzero(good))
     if n < LEAST_OFFSETS:
-        return out
+        return {}
     away = values.offset[good]
     middle = np.median(away, axis=0)
     error = 1.2533 * 1.4826 * np.median(np.abs(away - middle), axis=0) / np.sqrt(n)
     x, y = middle.tolist()
-    out |= {"XOFFSET": x, "YOFFSET": y, "OFFSETER": float(error.max()), "OFFSETN": n}
+    out: dict[str, str | float] = {"XOFFSET": x, "YOFFSET": y, "OFFSETER": float(error.max()), "OFFSETN": n}
     if np.hypot(x, y) > max(OFFSET_LIMIT, 3 * float(np.hypot(*error))):
         warn(
-            f"{n} bright sources of {name} lie ({x:.2f}, {y:.2f}) pixels, +- {error.max():.2f}, from where the WCS of "
-            f"{detected} puts them, and are cut there all the same. Correct one WCS: add the offset to CRPIX of {name}."
+            f"{n} bright sources of {name} lie ({x:.2f}, {y:.2f}) pixels, +- {error.max():.2f}, from {origin}, and "
+            f"are measured there all the same. Correct the positions or a WCS: add the offset to CRPIX of {name}."
         )
     return out
 

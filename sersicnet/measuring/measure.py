@@ -67,7 +67,7 @@ def plan(
         )
     return Plan.of(
         exposure, network=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, fitting=refine, resample=resample,
-        positions=positions, validated=validated, debias=debias, listed=columns, outputs=outputs,
+        positions=positions, validated=validated, debias=debias, wanted=columns, outputs=outputs,
         work=work or Work(), command=command, report=report,
     )  # fmt: skip
 
@@ -118,8 +118,8 @@ def measure(
         It excludes `refine`: fits work at any pixel scale.
     positions : str, Path or Table, optional
         Table with positions, see `sersicnet.catalogue.parameters`: these are measured instead of detected
-        sources, one row each, in the order of the table. If the table has both pixel and sky positions,
-        the sky positions are used, provided that the image has a WCS.
+        sources, one row each, in the order of the table and with its ids. If the table has both pixel and sky
+        positions, the sky positions are used, provided that the image has a WCS.
     validated : str or Path, optional
         File of `sersicnet.measuring.validate.validate` for the same mosaic and options: its factors are applied to
         the errors.
@@ -176,6 +176,7 @@ def fit(
     fitting: Fitting | None = None,
     positions: str | Path | Table | None = None,
     columns: str | Sequence[str] = (),
+    from_band: str | None = None,
     outputs: Outputs | None = None,
     work: Work | None = None,
     command: str = "",
@@ -197,7 +198,10 @@ def fit(
         As for `measure`. Fits start from its columns mag, r_eff_pix or r_eff,
         sersic_n, ellipticity or q, and theta, if it has them; other start values
         are from the moments of the source detected at the position. A row without a
-        detected source can only be fitted if it has a mag and a radius.
+        detected source can only be fitted if it has a mag and a radius. The rows keep their ids.
+    from_band : str, optional
+        The band of `positions` whose values are used, if it is a catalogue of several bands; by default the band
+        that sources were detected on.
 
     Returns
     -------
@@ -220,7 +224,8 @@ def fit(
     """
     made = Plan.of(
         _opened(exposure, options, report), network=None, psf=psf, fitting=fitting or Fitting(prior="none"),
-        resample=False, positions=positions, listed=columns, outputs=outputs or Outputs(), work=work or Work(),
+        resample=False, positions=positions, from_band=from_band, wanted=columns, outputs=outputs or Outputs(),
+        work=work or Work(),
         command=command, report=report,
     )  # fmt: skip
     return made.run(report)

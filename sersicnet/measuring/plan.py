@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import QTable, Table
+from astropy.table import QTable
 
 import sersicnet
 from sersicnet import session, weights, workers
 from sersicnet.catalogue import chosen
 from sersicnet.catalogue.galaxy import Correlations, Picture
 from sersicnet.catalogue.measured import Catalogue
-from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.catalogue.validation import Factors, distances
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
@@ -35,8 +34,9 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting, check_fixed, holds_photon_noise, starts_of
+from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
 from sersicnet.measuring.outputs import Files, Outputs, Result
+from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
 from sersicnet.measuring.seeing import Seeing, doubts, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import Flag
@@ -147,6 +147,8 @@ class Plan:
         Positions to measure, x and y in pixels of `source`; None to measure the detected sources.
     starts : dict
         Start parameters of the fits at the positions, by name.
+    listed : Listed or None
+        The table of positions.
     detector : Detector or Carried
         What detects: on the source, or on another image.
     files : Files
@@ -177,6 +179,7 @@ class Plan:
     fitting: ImageFitting | None
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
+    listed: Listed | None = None
     detector: Detector | Carried = tiles.DETECTOR
     files: Files
     overwrite: bool
@@ -203,13 +206,14 @@ class Plan:
         gain: float | None = None,
         fitting: Fitting | None,
         resample: bool,
-        positions: str | Path | Table | None,
+        positions: Positions | None,
+        from_band: str | None = None,
         outputs: Outputs,
         work: Work,
         command: str,
         validated: str | Path | None = None,
         debias: bool = False,
-        listed: str | Sequence[str] = (),
+        wanted: str | Sequence[str] = (),
         report: Report = silent,
     ) -> Plan:
         """Check all inputs before the pixels are read; for the parameters see `sersicnet.measuring.measure.measure`."""
@@ -238,7 +242,8 @@ class Plan:
             raise InputError("`debias` takes out the biases that a validation found: give `validated` with it.")
         factors = None if validated is None else Factors.read(validated)
         later = shown and psf is None  # the fits get the PSF that the image shows
-        galaxies, places = _places(positions, exposure)
+        fix = () if fitting is None else fitting.fix
+        listed, places, starts = read_positions(positions, exposure, from_band, fix, with_network=network is not None)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale)
         if exposure.wcs is None:
@@ -248,9 +253,6 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
-        starts = {} if galaxies is None or network is not None else starts_of(galaxies, exposure, places)
-        if fitting is not None and fitting.fix:
-            check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
         plan = cls(
             exposure=exposure,
             source=source,
@@ -262,13 +264,14 @@ class Plan:
             fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
             places=None if places is None else source.to_grid(places),
             starts=starts,
+            listed=listed,
             files=files,
             overwrite=outputs.overwrite,
             work=work,
             command=command,
             factors=factors,
             debias=debias,
-            columns=chosen.wanted(listed),
+            columns=chosen.wanted(wanted),
         )
         chosen.check(plan.columns, plan.table(columns.no_values()).colnames)
         if factors is not None:
@@ -402,7 +405,7 @@ class Plan:
                 fitters=fitters,
                 psf=None if seen is None else seen.psf,
                 gain=self.gain,
-                fix=() if self.refine is None else tuple(self.refine.fix),
+                fix=() if self.refine is None else self.refine.kept,
                 forced=self.refine is not None and self.refine.forced,
                 psf_width=0.0 if fitting is None else fitting.psf_width,
                 profiles=self.network is not None or self.psf is not None,
@@ -441,8 +444,13 @@ class Plan:
             table.meta.update(meta)
             if fitting is not None:
                 table.meta.update(fitting.meta)
+            if self.listed is not None:
+                table.meta.update(self.listed.mark(table))
             if isinstance(self.detector, Carried):
-                table.meta.update(columns.offset(self.exposure.name, self.detector.exposure.name, values))
+                origin = table.meta["DETECTON"] = self.detector.exposure.name
+                table.meta.update(columns.offset(self.exposure.name, f"where the WCS of {origin} puts them", values))
+            elif self.listed is not None and self.refine is not None and "position" in self.refine.kept:
+                table.meta.update(columns.offset(self.exposure.name, f"their positions in {self.listed.name}", values))
             found = Result(
                 table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen, self.columns
             )
@@ -511,7 +519,7 @@ class Plan:
             "device": None if self.network is None else self.network.device,
             "images": images,
             "detected on": self._detected_on(path is not None),
-            "positions": None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest(),
+            "positions": digest(self.places, self.starts),
             "tile": self.work.tile,
             **fits,
         }
@@ -680,19 +688,3 @@ def _at_scale_of(network: Weights, exposure: Exposure, resample: bool, *, refine
             "the lags that are measured, so that S/N is overestimated and errors are underestimated."
         )
     return grid
-
-
-def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[Galaxies | None, np.ndarray | None]:
-    """The user's table of galaxies, and their x and y in pixels of the image, (N, 2).
-
-    Positions on the sky are preferred, unless the image has no WCS.
-    """
-    if positions is None:
-        return None, None
-    galaxies = Galaxies(positions, "`positions`") if isinstance(positions, Table) else Galaxies.read(positions)
-    sky, pixels = galaxies.sky(), galaxies.pixels()
-    if sky is not None and (exposure.wcs is not None or pixels is None):
-        return galaxies, np.column_stack(exposure.image.pixels(*sky.T))
-    if pixels is not None:
-        return galaxies, pixels
-    raise InputError(f"A table of positions has columns x and y, or ra and dec; received {galaxies.columns}.")

@@ -337,7 +337,7 @@ class Values(NamedTuple):
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
         flags |= Flag.SATURATED * stars.saturated(stamps, scene.setting.saturation)
         self.snr[rows] /= stamps.rms
-        if isinstance(scene.setting.detector, Carried):
+        if isinstance(scene.setting.detector, Carried) or "position" in scene.setting.fix:
             self.offset[rows] = stamps.offsets()
         flags |= Flag.NO_DATA * stamps.empty
         if stamps.unusable.any():
