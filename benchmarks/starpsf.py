@@ -137,9 +137,9 @@ def field(psf, fwhm, n, seed, size=1024):
 
 def line(name, case, found, true, reach, extra=""):
     """A row of the table."""
-    within = true.fwhm * np.array([1, 2, 4])
-    light = found.encircled(within) / found.encircled(reach) / (true.encircled(within) / true.encircled(reach)) - 1
-    errors = " | ".join(f"{100 * value:.2f}" for value in (found.fwhm / true.fwhm - 1, *light))
+    inner, outer = true.fwhm * np.array([1, 2, 1, 2, 4]), np.array([4 * true.fwhm] * 2 + [reach] * 3)
+    light = [psf.encircled(inner) / psf.encircled(outer) for psf in (found, true)]
+    errors = " | ".join(f"{100 * value:.2f}" for value in (found.fwhm / true.fwhm - 1, *(light[0] / light[1] - 1)))
     shape = f"{case[0]} {true.fwhm:.2f}, e {true.ellipticity:.2f}"
     print(f"| {shape} | {name} | {errors} | {found.ellipticity:.3f} | {extra} |", flush=True)
 
@@ -154,7 +154,8 @@ def main():
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     print(
-        "| PSF | | FWHM, % | light within 1 FWHM, % | 2 FWHM, % | 4 FWHM, % | e | |\n|---|---|---|---|---|---|---|---|"
+        "| PSF | | FWHM, % | light within 1 FWHM, of 4 FWHM, % | 2 of 4 | 1 of all | 2 of all | 4 of all | e | |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
     )
     for number, case in enumerate(CASES):
         if options.cases is not None and number not in options.cases:
