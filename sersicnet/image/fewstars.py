@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
+from sersicnet.errors import InputError
 from sersicnet.image.epsf import measure_psf
 from sersicnet.image.psf import Psf
 from sersicnet.image.starpsf import ImagePsf
@@ -31,12 +32,13 @@ def confirmed(found: ImagePsf, usual: Psf) -> ImagePsf:
     Returns
     -------
     ImagePsf
-        `found` itself if fewer than `sersicnet.image.stars.FEW_STARS` stars agree on a PSF, or if its width is not the
-        usual one.
+        `found` itself if fewer than `sersicnet.image.stars.FEW_STARS` stars or half of them agree on a PSF, or if its
+        width is not the usual one.
     """
     if found.few is None or found.psf is not None:
         return found
-    measured = measure_psf(found.few, usual.fwhm, found.few_correlation, least=FEW_STARS)
+    least = max(FEW_STARS, (len(found.few.x) + 1) // 2)
+    measured = measure_psf(found.few, usual.fwhm, found.few_correlation, least=least)
     if measured is None:
         return found
     wider = float(np.log(usual.fwhm / measured.fwhm))
@@ -44,13 +46,16 @@ def confirmed(found: ImagePsf, usual: Psf) -> ImagePsf:
         return found
     share = measured.error**2 / max(measured.error**2 + usual.error**2, 1e-30)
     n = int(measured.used.sum())
-    psf = Psf.of(
-        _stretched(measured.images[0], float(np.exp(share * wider))),
-        "the stars of the image",
-        measured.oversampling,
-        source=f"{n} stars and {usual.source}",
-        error=float(np.sqrt(1 - share) * measured.error),
-    )
+    try:
+        psf = Psf.of(
+            _stretched(measured.images[0], float(np.exp(share * wider))),
+            "the stars of the image",
+            measured.oversampling,
+            source=f"{n} stars and {usual.source}",
+            error=float(np.sqrt(1 - share) * measured.error),
+        )
+    except InputError:  # their stack is no PSF
+        return found
     return replace(
         found,
         psf=psf,

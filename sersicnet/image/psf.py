@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from sersicnet.errors import InputError, warn
-from sersicnet.image.narrowpsf import moved
 from sersicnet.image.psffield import Nodes, Polynomial
 
 if TYPE_CHECKING:
@@ -592,12 +591,13 @@ def resampled(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 def _about(image: np.ndarray, place: np.ndarray, half: int, width: float) -> np.ndarray:
     """A square about a position between pixels, zero beyond the image; `width` is the FWHM, see `UNDERSAMPLED`."""
     steps = np.arange(-half, half + 1)
-    if width < UNDERSAMPLED:
-        return moved(image, (float(place[0]), float(place[1])), half, width)
     inside = [(p + steps >= -0.5) & (p + steps <= n - 0.5) for p, n in zip(place, image.shape, strict=True)]
     rows, columns = (p + steps[there] for p, there in zip(place, inside, strict=True))
     out = np.zeros((2 * half + 1, 2 * half + 1))
-    out[np.ix_(*inside)] = resampled(image, rows, columns)
+    if width >= UNDERSAMPLED:
+        out[np.ix_(*inside)] = resampled(image, rows, columns)
+    else:
+        out[np.ix_(*inside)] = between(image, *np.meshgrid(rows, columns, indexing="ij"))
     return out
 
 

@@ -196,9 +196,8 @@ def _stamps(candidates: _Candidates, which: np.ndarray) -> StarStamps:
 
 
 def _too_few(candidates: _Candidates, which: np.ndarray, factor: float, reason: str) -> ImagePsf:
-    """No PSF, but a few stars, at most ten, if there are any."""
-    which = _best(candidates, which)[:_FEW_SINGLE]
-    few = _stamps(candidates, which) if len(which) else None
+    """No PSF, but a few stars, if there are any; many that do not agree are none."""
+    few = _stamps(candidates, which) if 0 < len(which) <= _FEW_SINGLE else None
     return ImagePsf(None, reason, candidates.x[which], candidates.y[which], few=few, few_correlation=factor)
 
 
