@@ -202,9 +202,10 @@ def main():
     if options.narrow:
         narrow()
         return
+    more = options.fields and options.fits
     print(
-        "| PSF | | FWHM, % | light within 1 FWHM, of 4 FWHM, % | 2 of 4 | 1 of all | 2 of all | 4 of all | e | |\n"
-        "|---|---|---|---|---|---|---|---|---|---|"
+        "| PSF | | FWHM, % | light within 1 FWHM, of 4 FWHM, % | 2 of 4 | 1 of all | 2 of all | 4 of all | e | |"
+        f"{' mag | ln R_e |' * more}\n|{'---|' * (10 + 2 * more)}"
     )
     for number, case in enumerate(CASES):
         if options.cases is not None and number not in options.cases:
