@@ -561,3 +561,12 @@ def test_a_catalogue_is_scored_from_an_extension(run, field, tmp_path):
     truth = field[0].with_name("field_truth.ecsv")
     code, _, err = run("evaluate", f"{tmp_path / 'cat.fits'}[CATALOG]", "--truth", truth)
     assert code == 0, err
+
+
+def test_the_psf_of_a_catalogue_is_stated_in_words():
+    header = {"PSFSRC": "31 stars", "PSFFWHM": 3.15, "PSFERR": 0.006, "PSFLIGHT": 0.823, "PIXSCALE": 0.06}
+    words = "FWHM 3.15 ± 0.02 pixels, 0.189 arcsec, 82% of the light within two FWHM; 31 stars"
+    assert shared.psf_in_words({**header, "PSFMIN": 3.15, "PSFMAX": 3.15}) == words
+    varies = shared.psf_in_words({**header, "PSFMIN": 3.05, "PSFMAX": 3.3})
+    assert varies == words.replace("arcsec", "arcsec, 3.05 to 3.30 over the image")
+    assert shared.psf_in_words({"PSFSRC": "psf.fits", "PSFFWHM": 3.0, "PIXSCALE": 0.06}) == "FWHM 3.00 pixels; psf.fits"

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -361,7 +361,7 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
         if header.get("DEVICE") == "gpu":
             grid.add_row("network", "ran on the GPU")
         if "PSFFWHM" in header:
-            grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide" + source("PSFSRC", ", "))
+            grid.add_row("PSF", psf_in_words(header))
         if "PSFDOUBT" in header:
             grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
         if "OUTSIDE" in header:
@@ -370,6 +370,21 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
         say(quiet, f"wrote {fact['catalogue']}")
     rows = sum(fact["sources"] for fact in facts)
     say(quiet, f"{rows:,} sources in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} a second")
+
+
+def psf_in_words(header: Mapping[str, Any]) -> str:
+    """The PSF of a catalogue, from the cards of its header: its width, how it varies, its light and its source."""
+    fwhm = header["PSFFWHM"]
+    words = f"FWHM {fwhm:.2f} pixels"
+    if "PSFERR" in header:  # a PSF that a network is shown, in pixels of the image
+        scale = f", {fwhm * header['PIXSCALE']:.3g} arcsec" if "PIXSCALE" in header else ""
+        error = f" ± {header['PSFERR'] * fwhm:.2f}" if header["PSFERR"] else ""
+        words = f"FWHM {fwhm:.2f}{error} pixels{scale}"
+    if header.get("PSFMIN", 0) < header.get("PSFMAX", 0):
+        words += f", {header['PSFMIN']:.2f} to {header['PSFMAX']:.2f} over the image"
+    if "PSFLIGHT" in header:
+        words += f", {header['PSFLIGHT']:.0%} of the light within two FWHM"
+    return words + (f"; {header['PSFSRC']}" if "PSFSRC" in header else "")  # bands may have one width from two sources
 
 
 _EPOCH_COLUMNS = (

@@ -20,7 +20,7 @@ from sersicnet.image.psffield import Polynomial
 from sersicnet.image.regions import grown_labels
 from sersicnet.image.sky import Map, Mesh
 from sersicnet.image.stamps import cut
-from sersicnet.image.stars import ROUND, profiles, saturated, sizes, stellar_locus
+from sersicnet.image.stars import FEW_STARS, ROUND, profiles, saturated, sizes, stellar_locus
 
 WINDOW = 1024
 """Side of the windows in which stars are looked for, pixels."""
@@ -73,6 +73,11 @@ class ImagePsf:
         Largest ellipticity of the PSF over the image.
     shape : (int, int)
         Height and width of the image; (0, 0) if it is not known.
+    few : StarStamps or None
+        Without a PSF, stamps of the stars at x and y, which may serve where the width of the PSF is known roughly, see
+        `sersicnet.image.fewstars.confirmed`.
+    few_correlation : float
+        Correlation of the noise of these stamps.
     """
 
     psf: Psf | None
@@ -85,6 +90,8 @@ class ImagePsf:
     widest: float = float("nan")
     ellipticity: float = float("nan")
     shape: tuple[int, int] = (0, 0)
+    few: StarStamps | None = field(default=None, repr=False)
+    few_correlation: float = 1.0
 
     def __repr__(self) -> str:
         if self.psf is None:
@@ -152,7 +159,7 @@ def find_psf(
     Returns
     -------
     ImagePsf
-        Without a PSF if fewer than `sersicnet.image.epsf.LEAST_STARS` stars are usable.
+        Without a PSF if fewer than `sersicnet.image.epsf.LEAST_STARS` stars are usable; its `few` has these.
     """
     search = partial(_search, source, mesh, detector or Detector(), saturation)
     found: list[_Candidates] = []
@@ -162,28 +169,42 @@ def find_psf(
         fwhm, chosen = _stars(candidates, source.shape)
         if len(chosen) >= ENOUGH:
             break
+    factor = correlation(mesh.autocorrelation)
     if not len(chosen):
         n = max(len(candidates.fine) + len(candidates.elongated), len(candidates.coarse))
-        return ImagePsf(None, f"no stellar locus among {n} bright sources")
+        locus = candidates.fine[stellar_locus(candidates.fine, FEW_STARS), 3].astype(int)
+        few = locus[locus >= 0]
+        few = few[~candidates.clipped[few]]
+        return _too_few(candidates, few, factor, f"no stellar locus among {n} bright sources")
     usable = chosen[~candidates.clipped[chosen]]
     if len(usable) < LEAST_STARS:
         clipped = len(chosen) - len(usable)
         which = "all saturated" if not len(usable) else f"{clipped} of them saturated"
-        return ImagePsf(None, f"{len(chosen)} stars, {which}; {LEAST_STARS} others are needed")
+        return _too_few(candidates, usable, factor, f"{len(chosen)} stars, {which}; {LEAST_STARS} others are needed")
     single = usable[~candidates.blended[usable]]
     usable = _best(candidates, single if len(single) >= _FEW_SINGLE else usable)
-    values = candidates.values[usable]
-    stamps = StarStamps(
-        values, np.broadcast_to(np.float32(1), values.shape), np.isnan(values), *candidates.in_stamp[usable].T
-    )
     place = _normalised(candidates.x[usable], candidates.y[usable], source.shape)
-    measured = measure_psf(stamps, fwhm, correlation(mesh.autocorrelation), place)
+    measured = measure_psf(_stamps(candidates, usable), fwhm, factor, place)
     if measured is None:
-        return ImagePsf(None, f"{len(usable)} stars, of which fewer than {LEAST_STARS} agree on a PSF")
+        reason = f"{len(usable)} stars, of which fewer than {LEAST_STARS} agree on a PSF"
+        return _too_few(candidates, usable, factor, reason)
     try:
         return _result(measured, candidates.x[usable], candidates.y[usable], source.shape)
     except InputError as error:
         return ImagePsf(None, f"{len(usable)} stars, whose stack is no PSF: {error}")
+
+
+def _stamps(candidates: _Candidates, which: np.ndarray) -> StarStamps:
+    """Stamps of some candidates, in units of their noise."""
+    values = candidates.values[which]
+    noise = np.broadcast_to(np.float32(1), values.shape)
+    return StarStamps(values, noise, np.isnan(values), *candidates.in_stamp[which].T)
+
+
+def _too_few(candidates: _Candidates, which: np.ndarray, factor: float, reason: str) -> ImagePsf:
+    """No PSF, but a few stars, if there are any; many that do not agree are none."""
+    few = _stamps(candidates, which) if 0 < len(which) <= _FEW_SINGLE else None
+    return ImagePsf(None, reason, candidates.x[which], candidates.y[which], few=few, few_correlation=factor)
 
 
 # --- candidates ---------------------------------------------------------------------------------------
