@@ -108,11 +108,15 @@ def accuracy(work, size, numbers, options):
         for name, more in ((f"{n}", ()), (f"{n}, debias", ("--debias",))):
             made[name] = work / f"cat-{name.replace(', ', '-')}.fits"
             sersicnet("measure", image, "--gain", GAIN, *options, "--validated", factors, *more, "-o", made[name])
-    catalogues = {name: table_of(path) for name, path in made.items()}
+    compare({name: table_of(path) for name, path in made.items()}, truth, fits.getheader(plain, 1)["PSFFWHM"])
+    cost(costs)
+
+
+def compare(catalogues, truth, fwhm):
+    """Print coverage by bins of what is measured; the first of the catalogues has the claimed errors."""
     rows, true = pairs(catalogues["claimed"], truth)
     found = {name: pulls(one, rows, truth, true) for name, one in catalogues.items()}
     one = catalogues["claimed"]
-    fwhm = fits.getheader(plain, "CATALOG")["PSFFWHM"]
     away = distances(np.asarray(one["x"], float), np.asarray(one["y"], float))
     measured = (one["mag"][rows], one["r_eff_pix"][rows] / fwhm, away[rows] / fwhm)
     off = [one["mag"][rows] - truth["mag"][true], one["r_eff_pix"][rows] / truth["r_eff_pix"][true] - 1]
@@ -138,7 +142,6 @@ def accuracy(work, size, numbers, options):
     rms = {name: np.sqrt(np.maximum(np.mean(values, axis=0), 0)) for name, values in excess.items()}
     parts = (", ".join(f"{100 * value:.1f}" for value in values) + " %" for values in rms.values())
     print(f"| {' | '.join(['excess', '', '', '', *parts])} |")
-    cost(costs)
 
 
 def large(work, size, copied, options):

@@ -36,7 +36,7 @@ FWHM of the PSF; and logarithm of the claimed error, which is relative for radiu
 NODES = (0.01, 0.06, 0.2, 0.4, 0.6, 0.8, 0.94, 0.99)
 """Nodes of the curves: these fractions of the galaxies are below them."""
 
-STIFFNESS = 10.0
+STIFFNESS = 30.0
 """Penalty on the second differences of a curve, in units of galaxies; a tenth of it is on the first differences."""
 
 _ROUNDS, _WIDEST, _NARROWEST = 60, 0.5, 0.03
@@ -279,7 +279,7 @@ class Factors:
                 header = hdus[0].header
                 options, fwhm = json.loads(header["OPTIONS"]), float(header["PSFFWHM"])
                 table = Table(hdus["FACTORS"].data) if "FACTORS" in hdus else None
-            curves = None if table is None else [_from_table(table, kind) for kind in ("errors", "bias", "after")]
+            curves = None if table is None else {kind: _from_table(table, kind) for kind in ("errors", "bias", "after")}
         except Exception as error:  # astropy raises many types for damaged files
             raise InputError(f"{path} is not a file that `sersicnet validate` writes: {first_line(error)}.") from error
         if curves is None:
@@ -288,7 +288,7 @@ class Factors:
                 "Validate with more galaxies."
             )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return cls(*curves, fwhm, options, printable(path.name), digest)
+        return cls(curves["errors"], curves["bias"], curves["after"], fwhm, options, printable(path.name), digest)
 
     def table(self) -> Table:
         """The curves as a table with a row for each constant and each node."""

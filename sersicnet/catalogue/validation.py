@@ -33,9 +33,7 @@ from sersicnet.catalogue.weighting import weights_of
 from sersicnet.errors import printable
 from sersicnet.output import whole
 from sersicnet.schema import TARGET_NAMES, Flag, encode
-
-TWO_SIGMA = 0.9545
-"""Fraction of a normal distribution within 2 sigma."""
+from sersicnet.weights import UNKNOWN_ANGLE
 
 PER_BIN, MOST_BINS = 300, 8
 """Galaxies of a bin, at least, and bins of a quantity, at most; all bins of a quantity have as many galaxies."""
@@ -168,7 +166,7 @@ class Validation:
         return good & np.isfinite(predicted).all(axis=1)
 
     @functools.cached_property
-    def weights(self) -> np.ndarray:
+    def stands_for(self) -> np.ndarray:
         """Galaxies of the mosaic that each added galaxy stands for, float64, (N,); see `weights_of`."""
         measured = np.column_stack([column(self.rows, name) for name in TARGET_NAMES[:2]])
         flags = self.detections[:, 2].astype(int)
@@ -190,7 +188,7 @@ class Validation:
             turned=angle_between(column(rows, "theta"), column(rows, "true_theta")),
             errors=errors,
             quantities=quantities_of(predicted, errors, column(rows, "distance"), self.fwhm),
-            weights=self.weights[self.counted],
+            weights=self.stands_for[self.counted],
         )
 
     @functools.cached_property
@@ -223,6 +221,7 @@ class Validation:
             others = Factors.fitted(found.taken(part != k), self.fwhm, {})
             own = found.taken(part == k)
             out[part == k] = own.errors * np.exp(others.errors.at(own.quantities))
+        out[:, len(TARGET_NAMES) :] = np.minimum(out[:, len(TARGET_NAMES) :], UNKNOWN_ANGLE)
         return out
 
     def statistics(self) -> list[Statistic]:
@@ -302,7 +301,7 @@ class Validation:
         header["OPTIONS"] = json.dumps(self.options)
         plain = self.rows.copy()
         plain.meta.clear()
-        plain["weight"] = self.weights
+        plain["stands_for"] = self.stands_for
         parts = {"GALAXIES": plain, "STATISTICS": _table(Statistic, self.statistics()), "SHARES": self._shares_table()}
         if self.factors is not None:
             parts["FACTORS"] = self.factors.table()
