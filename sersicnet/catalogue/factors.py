@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
+from threadpoolctl import threadpool_limits
 
 from sersicnet.errors import InputError, first_line, printable
 from sersicnet.schema import TARGET_NAMES, TARGETS, decode, encode
@@ -148,10 +149,11 @@ class Curves(NamedTuple):
         nodes = np.moveaxis(np.quantile(quantities, NODES, axis=0), 0, -1) + steps
         penalty = _penalty()
         found = []
-        for i in range(values.shape[1]):
-            parts = [hats(quantities[:, i, k], nodes[i, k]) for k in range(len(QUANTITIES))]
-            design = np.column_stack([np.ones(len(values)), *parts])
-            found.append(_regressed(design, values[:, i], share, weights, penalty))
+        with threadpool_limits(1, user_api="blas"):  # threads cost more than they save in products this small
+            for i in range(values.shape[1]):
+                parts = [hats(quantities[:, i, k], nodes[i, k]) for k in range(len(QUANTITIES))]
+                design = np.column_stack([np.ones(len(values)), *parts])
+                found.append(_regressed(design, values[:, i], share, weights, penalty))
         best = np.array(found)
         return cls(best[:, 0], nodes, best[:, 1:].reshape(nodes.shape))
 
@@ -183,7 +185,7 @@ def _regressed(
         each = weights * 0.5 / np.hypot(values - design @ best, width)
         weighted = design.T * each
         before, best = best, np.linalg.solve(weighted @ design + penalty, weighted @ values + pull)
-        if width <= _NARROWEST and np.abs(best - before).max() < 1e-4:
+        if width <= _NARROWEST and np.abs(best - before).max() < 1e-3:
             break
         width = max(0.7 * width, _NARROWEST)
     return best

@@ -137,10 +137,10 @@ class Validation:
     rows : QTable
         A row for each galaxy: true values begin with ``true_``; the columns of the catalogue are NaN where it was
         not found.
-    detections : ndarray, float64, (N, 3)
-        Magnitude, effective radius [pix] and flags of the detections of the mosaic.
-    negative : ndarray, float64, (M, 2)
-        Magnitude and effective radius [pix] of the detections of its negative.
+    detections : ndarray, float64, (N, 5)
+        Targets and flags of the detections of the mosaic.
+    negative : ndarray, float64, (M, 4)
+        Targets of the detections of its negative.
     fwhm : float
         Of the PSF, pixels.
     options : dict
@@ -168,10 +168,10 @@ class Validation:
     @functools.cached_property
     def stands_for(self) -> np.ndarray:
         """Galaxies of the mosaic that each added galaxy stands for, float64, (N,); see `weights_of`."""
-        measured = np.column_stack([column(self.rows, name) for name in TARGET_NAMES[:2]])
-        flags = self.detections[:, 2].astype(int)
-        own = self.detections[flags & (NOT_COUNTED | Flag.POINT_LIKE) == 0, :2]
-        return weights_of(self.truth[:, :2], np.where(self.counted[:, None], measured, np.nan), own, self.negative)
+        measured = np.column_stack([column(self.rows, name) for name in TARGET_NAMES])
+        flags = self.detections[:, -1].astype(int)
+        own = self.detections[flags & (NOT_COUNTED | Flag.POINT_LIKE) == 0, :-1]
+        return weights_of(self.truth, np.where(self.counted[:, None], measured, np.nan), own, self.negative)
 
     @functools.cached_property
     def found(self) -> Found:

@@ -37,7 +37,7 @@ from sersicnet.measuring.injecting import AVOIDED, Injection, Places, least_pass
 from sersicnet.measuring.outputs import Outputs, Result
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.output import Report, Run, check_output, silent
-from sersicnet.schema import COLUMN
+from sersicnet.schema import COLUMN, TARGET_NAMES
 from sersicnet.simulating.population import Mixture
 from sersicnet.weights import Weights
 
@@ -143,7 +143,7 @@ def validate(
         rows = _rows(made.exposure, drawn, passes, measured)
         rows.meta.update(base.table.meta)
         rows.meta.update(tables.origin())
-        own = np.column_stack([_mag_and_size(base.table), flags_of(base.table)])
+        own = np.column_stack([_targets(base.table), flags_of(base.table)])
         found = Validation(rows, own, negative, scene.psf.fwhm, options)
         for k, path in enumerate(images, start=1):
             _write_image(added(k), path, work.tile)
@@ -444,15 +444,15 @@ class _Run:
         return done
 
     def negative(self, base: Result) -> np.ndarray:
-        """Magnitude and radius of the detections of the negative, whose sky is that of the mosaic, float64, (N, 2)."""
+        """Targets of the detections of the negative, whose sky is that of the mosaic, float64, (N, 4)."""
         exposure = replace(self.plan.exposure, image=Negative(self.plan.exposure.image), saturation=np.inf)
         mesh = replace(base.mesh, level=-base.mesh.level)
         with _quietly():
-            return _mag_and_size(self.result("negative", self._with(exposure, seen=base.seen, mesh=mesh)).table)
+            return _targets(self.result("negative", self._with(exposure, seen=base.seen, mesh=mesh)).table)
 
 
-def _mag_and_size(table: QTable) -> np.ndarray:
-    return np.column_stack([column(table, "mag"), column(table, "r_eff_pix")])
+def _targets(table: QTable) -> np.ndarray:
+    return np.column_stack([column(table, name) for name in TARGET_NAMES])
 
 
 # --- matching --------------------------------------------------------------------------------------------------
