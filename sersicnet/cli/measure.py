@@ -216,7 +216,7 @@ def measure(
             if not dry_run:
                 written = [(table, path) for table, path in plan.run(stages(update)) if path is not None]
         if dry_run:
-            _print_outlook(plan.outlooks(), as_json)
+            print_outlook(plan.outlooks(), as_json)
         else:
             say_catalogues(quiet, as_json, written, time.monotonic() - started)
         return
@@ -243,7 +243,7 @@ def measure(
     if dry_run:
         alone: dict[str, Any] = {"outputs": outputs, "positions": positions} if len(paths) == 1 else {}
         plans = (measuring.plan(Exposure.open(path, **opened), **alone, **options) for path in paths)
-        _print_outlook([plan.outlook() for plan in plans], as_json)
+        print_outlook([plan.outlook() for plan in plans], as_json)
         return
     with progress_bar(quiet, "reading") as update:
         options["report"] = stages(update)
@@ -271,7 +271,7 @@ def _check_several(output: Path | None, **single: Path | None) -> None:
         raise InputError("Several images need one catalogue, or a directory with one for each: give `output`.")
 
 
-def _print_outlook(outlooks: list[Outlook], as_json: bool) -> None:
+def print_outlook(outlooks: list[Outlook], as_json: bool) -> None:
     """Print what a run would do on stdout, since the user asked for it."""
     if as_json:
         typer.echo(json_text([asdict(outlook) for outlook in outlooks]))

@@ -7,6 +7,7 @@ from astropy.table import QTable
 
 from sersicnet.catalogue import derived
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.factors import Factors, distances
 from sersicnet.domain import Seen, WideDomain
 from sersicnet.engine.fit import Status
 from sersicnet.errors import warn
@@ -70,6 +71,25 @@ def flag_domain(values: tiles.Values, network: Weights, seen: Seen, largest_star
     for flag, rows in zip(RANGE_FLAGS, outside.T, strict=True):
         values.flags[rows] |= flag
     return ", ".join(verdict.reasons) or "nothing"
+
+
+def correct(values: tiles.Values, factors: Factors, scale: float, *, debias: bool) -> None:
+    """Apply the factors of a validation to the errors of the network or the fits, in place.
+
+    Parameters
+    ----------
+    values : Values
+    factors : Factors
+    scale : float
+        Number of pixels of the grid along a pixel of the image.
+    debias : bool
+        Whether to take the biases out of the values, too.
+    """
+    unit = np.array([1.0, 1 / scale, 1.0, 1.0])
+    errors = np.column_stack([values.errors * unit, values.theta_err])
+    away = distances(values.x, values.y) / scale
+    targets, errors = factors.applied(values.targets * unit, errors, away, debias=debias)
+    values.targets[:], values.errors[:], values.theta_err[:] = targets / unit, errors[:, :-1] / unit, errors[:, -1]
 
 
 CENTROID = 1.85

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from astropy.table import QTable
 import sersicnet
 from sersicnet import session, weights, workers
 from sersicnet.catalogue import chosen
+from sersicnet.catalogue.factors import Factors
 from sersicnet.catalogue.galaxy import Correlations, Picture
 from sersicnet.catalogue.measured import Catalogue
-from sersicnet.catalogue.validation import Factors, distances
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
 from sersicnet.image import psffile, stars
@@ -35,6 +34,7 @@ from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
 from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
+from sersicnet.measuring.identity import identity
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
 from sersicnet.measuring.seeing import Seeing, doubts, seeing
@@ -330,16 +330,8 @@ class Plan:
         )
 
     def options(self) -> dict[str, Any]:
-        """All that the values of a catalogue depend on, with a digest of the mosaic; can be written as JSON."""
-        refine = self.refine
-        out: dict[str, Any] = {
-            "mosaic": [_digest(image) for image in self.exposure.images],
-            **self._described(),
-            "positions": self.places is not None,
-            "refine": None if refine is None else {**asdict(refine), "prior": str(refine.prior)},
-        }
-        self.exposure.close()
-        return out
+        """All that the values of a catalogue depend on, with digests of the image and its maps."""
+        return identity(self.exposure, self._described(), positions=self.places is not None, fitting=self.refine)
 
     def _described(self) -> dict[str, Any]:
         return {
@@ -432,7 +424,7 @@ class Plan:
                     meta.update(seen.meta())
                     values.flags[:] |= Flag.PSF_ASSUMED * seen.assumed
             if self.factors is not None:
-                self._correct(values, self.factors)
+                columns.correct(values, self.factors, self.source.factor, debias=self.debias)
                 meta.update(VALFILE=self.factors.name, VALSHA=self.factors.sha256, VALBIAS=self.debias)
             used = seen.psf if seen is not None else None if fitting is None else fitting.psf
             doubted = self.psf if self.psf is not None else used
@@ -463,13 +455,6 @@ class Plan:
             self.exposure, self.source, values, network=self.network, fitted=self.refine is not None,
             detections=self.places is None, limits=self.refine is not None or self.places is not None,
         )  # fmt: skip
-
-    def _correct(self, values: tiles.Values, factors: Factors) -> None:
-        """Apply the factors of a validation to errors and values, in place."""
-        unit = np.array([1.0, 1 / self.source.factor, 1.0, 1.0])
-        away = distances(values.x, values.y) / self.source.factor
-        predicted, errors = factors.applied(values.targets * unit, values.errors * unit, away, debias=self.debias)
-        values.targets[:], values.errors[:] = predicted / unit, errors / unit
 
     def _seeing(self, mesh: Mesh, saturation: float, apply: workers.Apply, report: Report) -> Seeing | None:
         """The PSF that the network is shown; None if it is shown none."""
@@ -641,18 +626,6 @@ class Plan:
         else:
             order = np.argsort(joined["place"])
         return tiles.Values(**{name: values[order] for name, values in joined.items()}), profiles
-
-
-_DIGEST_ROWS = 64
-"""Rows of an image that tell it from another one."""
-
-
-def _digest(image: Image) -> str:
-    """SHA-256 of the shape and of some rows of an image, which a copy of the file has, too."""
-    seen = hashlib.sha256(repr(image.shape).encode())
-    for row in np.unique(np.linspace(0, image.shape[0] - 1, _DIGEST_ROWS).astype(int)).tolist():
-        seen.update(np.ascontiguousarray(image.read((slice(row, row + 1), slice(0, image.shape[1])))).tobytes())
-    return seen.hexdigest()
 
 
 def _tile_name(core: Window) -> str:
