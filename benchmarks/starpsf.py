@@ -1,15 +1,19 @@
 """The PSF of an image from its stars: ours, that of photutils' `EPSFBuilder`, and the truth.
 
-``python benchmarks/starpsf.py [--stars 30] [--seeds 2] [--fields] [--side 61]``
+``python benchmarks/starpsf.py [--stars 30] [--seeds 2] [--fields] [--side 61] [--fits] [--narrow]``
 
-Prints Markdown: the error of the FWHM, and of the light within 1, 2 and 4 FWHM, in per cent of the truth. Stars have
-a signal to noise of 100 to 1,000, evenly in its log, at random places in their pixels, with white noise.
+Prints Markdown: the error of the FWHM, and of the light within 1, 2 and 4 FWHM as a fraction of that within 4 FWHM and
+of all, in per cent of the truth. Stars have a signal to noise of 100 to 1,000, evenly in its log, at random places in
+their pixels, with white noise. The claimed error of the FWHM is in brackets.
 
 - Without ``--fields``, both get the same stamps of single stars, ``--side`` pixels a side. PSFs are normalised within
   the largest circle in a stamp. `EPSFBuilder` has its defaults, except for the oversampling, which is ours, and for the
   recentring box and the fitted box, which have three FWHM.
 - With ``--fields``, `find_psf` measures 1024 x 1024 pixels with these stars (one of them saturated, one in ten a
-  double), 130 galaxies and 200 hot pixels. PSFs are normalised within 64 pixels.
+  double), 130 galaxies and 200 hot pixels. All light is that within 64 pixels.
+- ``--fits`` adds errors of fits through our PSF of two noiseless galaxies drawn through the true one: of the magnitude
+  for R_e 0.4 FWHM and n 1, and of ln R_e for R_e 1 FWHM and n 4.
+- ``--narrow`` draws galaxies through files of narrow PSFs with their core between four pixels instead, see `narrow`.
 """
 
 import argparse
@@ -20,11 +24,13 @@ import galsim
 import numpy as np
 from astropy.table import Table
 
+from sersicnet.engine.fit import Fitter, Noise
+from sersicnet.engine.render import Renderer
 from sersicnet.image.detect import Detector
-from sersicnet.image.epsf import StarStamps, measure_psf
+from sersicnet.image.epsf import LEAST_STARS, StarStamps, measure_psf
 from sersicnet.image.epsfmodel import REACH
 from sersicnet.image.pixels import Held, Pixels
-from sersicnet.image.psf import Psf
+from sersicnet.image.psf import Psf, resampled
 from sersicnet.image.sky import estimate_sky
 from sersicnet.image.starpsf import find_psf
 from sersicnet.simulating.telescopes import F160W
@@ -137,11 +143,49 @@ def field(psf, fwhm, n, seed, size=1024):
 
 def line(name, case, found, true, reach, extra=""):
     """A row of the table."""
-    within = true.fwhm * np.array([1, 2, 4])
-    light = found.encircled(within) / found.encircled(reach) / (true.encircled(within) / true.encircled(reach)) - 1
-    errors = " | ".join(f"{100 * value:.2f}" for value in (found.fwhm / true.fwhm - 1, *light))
+    inner, outer = true.fwhm * np.array([1, 2, 1, 2, 4]), np.array([4 * true.fwhm] * 2 + [reach] * 3)
+    light = [psf.encircled(inner) / psf.encircled(outer) for psf in (found, true)]
+    errors = " | ".join(f"{100 * value:.2f}" for value in (found.fwhm / true.fwhm - 1, *(light[0] / light[1] - 1)))
     shape = f"{case[0]} {true.fwhm:.2f}, e {true.ellipticity:.2f}"
     print(f"| {shape} | {name} | {errors} | {found.ellipticity:.3f} | {extra} |", flush=True)
+
+
+def fits(found, true):
+    """Errors of the magnitude and of ln R_e of two galaxies that are drawn through one PSF and fitted with another."""
+    side, w = 101, true.fwhm
+    rows = np.array([[50.2, 49.8, 1e5, 0.4 * w, 1.0, 0.8, 30.0], [50.2, 49.8, 1e5, w, 4.0, 0.8, 30.0]])
+    stamps = Renderer(true.image, side, true.oversampling)(rows)
+    fitter = Fitter(found.image, Noise(np.ones((1, 1))), side, psf_oversampling=found.oversampling)
+    got = fitter(stamps, np.ones(2), rows * [1, 1, 0.95, 1.1, 0.9, 1, 1]).parameters
+    return -2.5 * np.log10(got[0, 2] / rows[0, 2]), np.log(got[1, 3] / rows[1, 3])
+
+
+def narrow(fwhm=1.4, side=41):
+    """Galaxies through files of narrow PSFs: centred; between four pixels, and centred by us; and by sinc functions.
+
+    Prints the largest error of a pixel, in per cent of the galaxy's peak.
+    """
+    print("| PSF | galaxy | centred | moved | by sinc functions |\n|---|---|---|---|---|")
+    middle = np.arange(side) + 0.0
+    for name, bare in (
+        ("Moffat", lambda w: galsim.Moffat(beta=2.5, fwhm=w)),
+        ("Gaussian", lambda w: galsim.Gaussian(fwhm=w)),
+        ("Airy", lambda w: galsim.Airy(lam_over_diam=w / 1.029, obscuration=0.33)),
+    ):
+        low, high = 0.2, fwhm
+        while high - low > 1e-3:
+            psf = galsim.Convolve(bare((low + high) / 2), galsim.Pixel(1))
+            low, high = ((low + high) / 2, high) if truth(psf, 4).fwhm < fwhm else (low, (low + high) / 2)
+        centred, off = drawn(psf, side, side // 2, side // 2), drawn(psf, side, side // 2 + 0.5, side // 2 + 0.5)
+        images = centred, Psf.of(off, name).image * off.sum(), resampled(off, middle + 0.5, middle + 0.5)
+        for radius, n in ((1, 1), (3, 1), (3, 4)):
+            galaxy = galsim.Sersic(n, half_light_radius=radius * np.sqrt(0.6)).shear(q=0.6, beta=0 * galsim.degrees)
+            true = drawn(galsim.Convolve(galaxy, psf), 64, 31.8, 31.6)
+            errors = []
+            for image in images:
+                ours = image.sum() * Renderer(image, 64)(np.array([[31.8, 31.6, 1, radius, n, 0.6, 0.0]]))[0]
+                errors.append(f"{100 * np.abs(ours - true).max() / true.max():.1f}")
+            print(f"| {name} | R_e {radius}, n {n} | {' | '.join(errors)} |", flush=True)
 
 
 def main():
@@ -151,10 +195,17 @@ def main():
     parser.add_argument("--side", type=int, default=61)
     parser.add_argument("--fields", action="store_true")
     parser.add_argument("--cases", type=int, nargs="*", help="numbers of cases, from 0")
+    parser.add_argument("--fits", action="store_true")
+    parser.add_argument("--narrow", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.narrow:
+        narrow()
+        return
+    more = options.fields and options.fits
     print(
-        "| PSF | | FWHM, % | light within 1 FWHM, % | 2 FWHM, % | 4 FWHM, % | e | |\n|---|---|---|---|---|---|---|---|"
+        "| PSF | | FWHM, % | light within 1 FWHM, of 4 FWHM, % | 2 of 4 | 1 of all | 2 of all | 4 of all | e | |"
+        f"{' mag | ln R_e |' * more}\n|{'---|' * (10 + 2 * more)}"
     )
     for number, case in enumerate(CASES):
         if options.cases is not None and number not in options.cases:
@@ -173,20 +224,30 @@ def main():
                     print(f"| {case[0]} {fwhm:.2f} | sersicnet | {found.reason} | | | | | {took} |", flush=True)
                     continue
                 true = truth(psf, found.psf.oversampling)
-                line("sersicnet", case, found.psf, true, REACH, f"{found.psf.source}, {took}")
+                took = f"{found.psf.source} ({100 * found.psf.error:.1f} %), {took}"
+                if options.fits:
+                    took += " | {:+.3f} | {:+.3f}".format(*fits(found.psf, true))
+                line("sersicnet", case, found.psf, true, REACH, took)
                 continue
             values, rough = stars(psf, fwhm, options.stars, options.side, seed)
             reach = options.side // 2 - 2
             stamps = StarStamps(values, np.ones_like(values), np.zeros(values.shape, bool), *rough.T)
             started = time.process_time()
-            ours = measure_psf(stamps, 1.03 * fwhm)
+            ours = measure_psf(stamps, 1.03 * fwhm, least=min(options.stars, LEAST_STARS))
             took = time.process_time() - started
             if ours is None:
                 print(f"| {case[0]} {fwhm:.2f} | sersicnet | no PSF | | | | | |", flush=True)
                 continue
             true = truth(psf, ours.oversampling)
             found = Psf.of(ours.images[0], "sersicnet", ours.oversampling)
-            line("sersicnet", case, found, true, reach, f"{ours.used.sum()} stars, {took:.1f} s")
+            line(
+                "sersicnet",
+                case,
+                found,
+                true,
+                reach,
+                f"{ours.used.sum()} stars ({100 * ours.error:.1f} %), {took:.1f} s",
+            )
             started = time.process_time()
             try:
                 theirs = of_photutils(values, rough, fwhm, ours.oversampling)

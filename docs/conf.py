@@ -20,6 +20,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
 exclude_patterns = ["_build", "_generated", "jupyter_execute"]  # the generated pages are included in reference.md
 
 nb_execution_mode = "force"  # the notebooks are committed without their outputs
+nb_execution_excludepatterns = ["hst.ipynb"]  # apart from that of a real field, whose image is not in the repository
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True

@@ -235,7 +235,7 @@ def percent(value):
 
 
 def bands(catalogue, figure):
-    """Write the figure of radii, indices and colours of two bands, where both fits converged without doubts."""
+    """Write the figure of radii, indices and colours of two bands: rows without flags, and in grey other good fits."""
     table = QTable.read(catalogue)
     one, other = table.meta["BANDS"].split(",")[:2]
 
@@ -243,34 +243,43 @@ def bands(catalogue, figure):
         return np.array(getattr(table[f"{name}_{band}"], "value", table[f"{name}_{band}"]))
 
     doubt = Flag.EDGE | Flag.LARGE | Flag.SATURATED | Flag.POINT_LIKE
-    good = np.logical_and.reduce(
-        [
-            (column("fit_status", band) == 0) & (column("flags", band) & doubt == 0) & (column("snr", band) > 10)
-            for band in (one, other)
-        ]
-    )
-    mag = column("mag", one)[good]
+    flags = column("flags", one) | column("flags", other)
+    fitted = (column("fit_status", one) == 0) & (column("fit_status", other) == 0)
+    good = fitted & (flags & doubt == 0) & (column("snr", one) > 10) & (column("snr", other) > 10)
+    clean = fitted & (flags == 0)
     panel, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
-    for axis, name, label in zip(
-        axes, ("r_eff", "sersic_n"), ("effective radius [arcsec]", "Sérsic index"), strict=False
-    ):
-        x, y = (column(name, band)[good] for band in (one, other))
-        errors = {"xerr": column(f"{name}_err", one)[good], "yerr": column(f"{name}_err", other)[good]}
-        axis.errorbar(x, y, **errors, fmt="none", ecolor="0.8", lw=0.8)
-        axis.scatter(x, y, c=mag, cmap="viridis_r", s=18, zorder=2)
-        ends = [0.8 * min(x.min(), y.min()), 1.25 * max(x.max(), y.max())]
+    names = {"r_eff": "effective radius [arcsec]", "sersic_n": "Sérsic index"}
+    for axis, (name, label) in zip(axes, names.items(), strict=False):
+        x, y = column(name, one), column(name, other)
+        errors = {"xerr": column(f"{name}_err", one)[clean], "yerr": column(f"{name}_err", other)[clean]}
+        axis.scatter(x[good & ~clean], y[good & ~clean], c="0.75", s=10)
+        axis.errorbar(x[clean], y[clean], **errors, fmt="none", ecolor="0.6", lw=0.8)
+        axis.scatter(x[clean], y[clean], c=column("mag", one)[clean], cmap="viridis_r", s=22, zorder=2)
+        both = np.concatenate([x[good | clean], y[good | clean]])
+        ends = [0.8 * both.min(), 1.25 * both.max()]
         axis.plot(ends, ends, color="0.4", lw=0.8)
         axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=label, xlabel=one, ylabel=other)
         axis.minorticks_off()
         ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8) if ends[0] < tick < ends[1]]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        print(f"{label}: ln {other}/{one} {np.median(np.log(y / x)):.2f}, scatter {spread(np.log(y / x)):.2f}")
-    points = axes[2].scatter(mag, column("mag", other)[good] - mag, c=mag, cmap="viridis_r", s=18)
+        for which, rows in (("without flags", clean), ("other good fits", good & ~clean)):
+            ratio = np.log(y[rows] / x[rows])
+            error = 1.2533 * spread(ratio) / np.sqrt(len(ratio))
+            relative = np.hypot(
+                *(column(f"{name}_err", band)[rows] / column(name, band)[rows] for band in (one, other))
+            )
+            print(
+                f"{label}, {other}/{one}, {len(ratio)} {which}: median {np.exp(np.median(ratio)):.2f} ± {error:.2f}, "
+                f"scatter of ln {spread(ratio):.2f}, median error of ln {np.median(relative):.2f}"
+            )
+    mag, colour = column("mag", one), column("mag", other) - column("mag", one)
+    axes[2].scatter(mag[good & ~clean], colour[good & ~clean], c="0.75", s=10)
+    points = axes[2].scatter(mag[clean], colour[clean], c=mag[clean], cmap="viridis_r", s=22)
     axes[2].set(title="colour", xlabel=f"mag, {one}", ylabel=f"mag, {other} - {one}")
     panel.colorbar(points, label=f"mag, {one}")
     panel.savefig(figure, dpi=100)
-    print(f"{good.sum()} of {len(table)} sources")
+    print(f"{clean.sum()} without flags and {(good & ~clean).sum()} other good fits of {len(table)} sources")
 
 
 def spread(values):

@@ -37,8 +37,11 @@ def _help(name: str, command: TyperCommand) -> str:
 
 def columns() -> str:
     """The columns of a catalogue."""
-    rows = [(f"`{c.name}`", c.unit, f"`{c.ucd}`", c.description) for c in COLUMNS]
-    return _table(("name", "unit", "UCD", "description"), rows)
+    rows = [
+        (f"`{c.name}`", c.unit, f"`{c.ucd}`", c.description, f"`+{c.group}`" if c.group else "by default")
+        for c in COLUMNS
+    ]
+    return _table(("name", "unit", "UCD", "description", "`--columns`"), rows)
 
 
 def flags() -> str:

@@ -24,6 +24,7 @@ _HOMES = {
     "plan": "measuring.measure",
     "validate": "measuring.validate",
     "measure_bands": "measuring.bands",
+    "fit_bands": "measuring.bands",
     "find_psf": "measuring.seeing",
     "simulate": "simulating.simulate",
     "simulate_field": "simulating.field",

@@ -11,6 +11,7 @@ columns of an array and y along its rows.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -323,28 +324,63 @@ FLAG_MEANING = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the catalogue: FITS name, dtype, unit, UCD and description."""
+    """One column of the catalogue.
+
+    Attributes
+    ----------
+    name : str
+        In every format.
+    dtype, unit, ucd, description : str
+        As FITS writes them; the unit is empty for plain numbers.
+    group : str
+        Name of the columns that are listed together on request; empty for a column that is listed by default.
+    """
 
     name: str
     dtype: str
     unit: str
     ucd: str
     description: str
+    group: str = ""
+
+
+def _quantiles(name: str, unit: str, ucd: str) -> list[Column]:
+    return [
+        Column(f"{name}_p{share}", "f4", unit, ucd, f"{share} % quantile of {name}", "quantiles") for share in QUANTILES
+    ]
+
+
+def _correlations() -> list[Column]:
+    short = {"r_eff_pix": "r_eff"}
+    ucds = ("phot.mag", "phys.angSize.smajAxis", "src.morph.param", "src.ellipticity")
+    known = [(short.get(target.name, target.name), ucd) for target, ucd in zip(TARGETS, ucds, strict=True)]
+    return [
+        Column(
+            f"corr_{one}_{other}", "f4", "", f"stat.correlation;{ucd};{other_ucd}",
+            f"correlation of the errors of {one} and {other}", "correlations",
+        )
+        for (one, ucd), (other, other_ucd) in itertools.combinations(known, 2)
+    ]  # fmt: skip
+
+
+QUANTILES = (16, 50, 84)
+"""Shares of a posterior below the quantiles that a catalogue lists, per cent."""
 
 
 COLUMNS = (
     Column("image", "U", "", "meta.id;meta.dataset", "image that the row is from; where there are several"),
-    Column("id", "i4", "", "meta.id;meta.main", "row number, or row of the table of positions, from 1"),
+    Column("id", "i4", "", "meta.id;meta.main", "number of the row from 1, or id in the table of positions"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
     Column("x", "f8", "pix", "pos.cartesian.x;instr.det", "column of the centroid or fit, 0 = centre of first"),
     Column("y", "f8", "pix", "pos.cartesian.y;instr.det", "row of the centroid or fit, 0 = centre of first"),
     Column("mag", "f4", "mag", "phot.mag", "total AB magnitude of the Sersic model"),
     Column("mag_err", "f4", "mag", "stat.error;phot.mag", "1 sigma error of mag"),
-    Column("flux", "f4", "", "phot.flux", "total flux of the Sersic model, image units; negative ones stay"),
+    Column("flux", "f4", "", "phot.flux", "flux with sign, image units: total, or of mag_aper if undetected"),
     Column("flux_err", "f4", "", "stat.error;phot.flux", "1 sigma error of flux"),
     Column("flux_ujy", "f4", "uJy", "phot.flux.density", "the same flux, by the zero point"),
     Column("flux_ujy_err", "f4", "uJy", "stat.error;phot.flux.density", "1 sigma error of flux_ujy"),
+    Column("mag_limit", "f4", "mag", "phot.mag;stat.max", "3 sigma upper limit where flux is below 3 flux_err"),
     Column("r_eff", "f4", "arcsec", "phys.angSize.smajAxis", "effective radius, semi-major axis"),
     Column("r_eff_err", "f4", "arcsec", "stat.error;phys.angSize.smajAxis", "1 sigma error of r_eff"),
     Column("r_eff_pix", "f4", "pix", "phys.angSize.smajAxis", "effective radius, semi-major axis"),
@@ -384,5 +420,28 @@ COLUMNS = (
         "0 converged, 1 not, 2 at a bound, 3 no data, 4 no start, -1 none",
     ),
     Column("flags", "i4", "", "meta.code.qual", "sum of bits, 0 = good; see the documentation"),
-)
+    Column("x_err", "f4", "pix", "stat.error;pos.cartesian.x;instr.det", "1 sigma error of x", "position_errors"),
+    Column("y_err", "f4", "pix", "stat.error;pos.cartesian.y;instr.det", "1 sigma error of y", "position_errors"),
+    Column("ra_err", "f4", "arcsec", "stat.error;pos.eq.ra", "1 sigma error of ra times cos(dec)", "position_errors"),
+    Column("dec_err", "f4", "arcsec", "stat.error;pos.eq.dec", "1 sigma error of dec", "position_errors"),
+    Column(
+        "mu_mean", "f4", "mag arcsec-2", "phot.mag.sb", "mean surface brightness in the ellipse of r_eff",
+        "surface_brightness",
+    ),
+    Column(
+        "mu_mean_err", "f4", "mag arcsec-2", "stat.error;phot.mag.sb", "1 sigma error of mu_mean",
+        "surface_brightness",
+    ),
+    *_correlations(),
+    *_quantiles("r_eff", "arcsec", "phys.angSize.smajAxis"),
+    *_quantiles("r_eff_pix", "pix", "phys.angSize.smajAxis"),
+    *_quantiles("sersic_n", "", "src.morph.param"),
+    *_quantiles("ellipticity", "", "src.ellipticity"),
+)  # fmt: skip
 COLUMN = {column.name: column for column in COLUMNS}
+
+GROUPS = tuple(dict.fromkeys(column.group for column in COLUMNS if column.group))
+"""Names of the groups of columns that are listed on request."""
+
+CORRELATIONS = tuple(column.name for column in COLUMNS if column.group == "correlations")
+"""Columns of the six correlations, in the order of `sersicnet.weights.PAIRS`."""

@@ -50,6 +50,19 @@ def test_fits_carries_units_descriptions_ucds_and_the_header(table, tmp_path):
         assert list(header["HISTORY"]) == ["sersicnet measure \\xe9.fits", "one", "two"]
 
 
+@pytest.mark.parametrize("length", [7, 30, 35, 38, 39, 45, 66, 69, 140])
+def test_cards_of_any_length_are_written_whole(tmp_path, length):
+    """With their comment where there is room for it."""
+    table = catalogue.assembled({"id": np.arange(2)})
+    table.meta.update(PSFDOUBT="x" * length, ZEROPT=25.94632720410676)
+    catalogue.write(table, tmp_path / "t.fits")
+    header = fits.getheader(tmp_path / "t.fits", 1)
+    assert header["PSFDOUBT"] == "x" * length
+    assert header["ZEROPT"] == 25.94632720410676
+    assert header.comments["PSFDOUBT"] in ("why the PSF may be of another image", "")
+    assert (header.comments["PSFDOUBT"] != "") == (length <= 30)
+
+
 def test_names_beyond_ascii_are_written_in_every_format(tmp_path):
     table = catalogue.assembled({"id": np.arange(1), "image": np.array(["fjöld.fits"])})
     for ending in (".fits", ".ecsv", ".csv", ".parquet", ".vot"):

@@ -55,6 +55,19 @@ def imported_by(code):
     return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split("|")}
 
 
+def test_a_summary_of_bands_with_values_from_different_sources(capsys):
+    from astropy.table import QTable
+
+    from sersicnet.cli.shared import say_catalogues
+
+    table = QTable({"flags": [0]}, meta={"ZEROPT": 25.0, "PIXSCALE": 0.06, "PSFFWHM": 2.5, "PIXSRC": "WCS"})
+    say_catalogues(False, False, [(table, "bands.fits")], 1.0)
+    summary = capsys.readouterr().err
+    assert "25.0000 AB" in summary
+    assert "0.0600 arcsec, from WCS" in summary
+    assert "2.50 pixels wide" in summary
+
+
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"sersicnet {sersicnet.__version__}\n", "")
 
@@ -129,6 +142,12 @@ def test_scripts_get_json(run, field, tmp_path):
     assert fact["sources"] == len(QTable.read(tmp_path / "cat.fits"))
     assert fact["header"]["ZPSOURCE"] == "MAGZERO"
     assert fact["flags"]["EDGE"] > 0
+    wanted = "id,mag,flux_ujy,r_eff_p16"
+    code, out, err = run("measure", field[0], "-o", tmp_path / "few.csv", "--columns", wanted, "--json")
+    assert code == 0
+    assert "flags" not in json.loads(out)["catalogues"][0]  # nothing is known of them
+    assert "without flags" not in err
+    assert QTable.read(tmp_path / "few.csv").colnames == wanted.split(",")
 
 
 def test_what_goes_with_a_catalogue(run, field, tmp_path):
@@ -237,6 +256,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         ((*measure, field[0], "-w", "damaged"), "does not have the SHA-256"),
         ((*measure, field[0], "-w", "nothing"), "a shipped name"),
         ((*measure, field[0], "--positions", "none.csv"), "there is none"),
+        ((*measure, field[0], "--columns", "id,magg"), "received 'magg'. Is it mag"),
+        ((*measure, field[0], "--columns", "id,+mag"), "--columns adds to the columns by default"),
+        ((*measure, field[0], "--columns", "+chi2"), "--columns lists chi2, which needs fits. Leave it out."),
         (("finetune", "--real", "labels.csv"), "needs a column ellipticity or q"),
         (("finetune", "--real", "outside.csv"), "line 3"),
         (("train", "none.h5"), "there is none"),
@@ -369,6 +391,16 @@ def test_a_catalogue_is_scored_with_its_truth(run, field, tmp_path):
     assert code == 0, err
     assert "0.5 arcsec" in out
     assert "flags == 0" in out
+    few = QTable.read(tmp_path / "cat.ecsv")["ra", "dec", "mag", "r_eff_pix", "sersic_n", "ellipticity"]
+    few.write(tmp_path / "few.ecsv")
+    code, out, err = run("evaluate", tmp_path / "few.ecsv", "--truth", truth, "-o", tmp_path / "few.json")
+    assert code == 0, err
+    assert "flags == 0" not in out
+    few.remove_column("sersic_n")
+    few.write(tmp_path / "less.ecsv")
+    code, _, err = run("evaluate", tmp_path / "less.ecsv", "--truth", truth, "-o", tmp_path / "less.json")
+    assert code == 1
+    assert "needs a column sersic_n or n; it has ra, dec, mag" in err
 
 
 def test_simulate_a_mosaic(run, tmp_path):
@@ -529,3 +561,12 @@ def test_a_catalogue_is_scored_from_an_extension(run, field, tmp_path):
     truth = field[0].with_name("field_truth.ecsv")
     code, _, err = run("evaluate", f"{tmp_path / 'cat.fits'}[CATALOG]", "--truth", truth)
     assert code == 0, err
+
+
+def test_the_psf_of_a_catalogue_is_stated_in_words():
+    header = {"PSFSRC": "31 stars", "PSFFWHM": 3.15, "PSFERR": 0.006, "PSFLIGHT": 0.823, "PIXSCALE": 0.06}
+    words = "FWHM 3.15 ± 0.02 pixels, 0.189 arcsec, 82% of the light within two FWHM; 31 stars"
+    assert shared.psf_in_words({**header, "PSFMIN": 3.15, "PSFMAX": 3.15}) == words
+    varies = shared.psf_in_words({**header, "PSFMIN": 3.05, "PSFMAX": 3.3})
+    assert varies == words.replace("arcsec", "arcsec, 3.05 to 3.30 over the image")
+    assert shared.psf_in_words({"PSFSRC": "psf.fits", "PSFFWHM": 3.0, "PIXSCALE": 0.06}) == "FWHM 3.00 pixels; psf.fits"

@@ -28,7 +28,7 @@ from sersicnet import cli
 from sersicnet.errors import SersicnetWarning
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("index", "tutorial", "howto", "telescopes", "reference", "conventions")
+NAMES = ("index", "tutorial", "gallery", "howto", "telescopes", "reference", "conventions")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 CUT = {"--n": "16", "--mosaic": "400"}
 """Sizes that options get here."""
@@ -106,14 +106,18 @@ def stores(tmp_path_factory, field, small_dataset):
     fits.writeto(there / "wht.fits", 1 / rms**2)
     fits.writeto(there / "mask.fits", np.zeros(data.shape, np.uint8))
     fits.writeto(there / "image.fits", data)
-    for name in ("field-1", "field-2"):
+    for name in ("field-1", "field-2", "goods-n"):
         shutil.copy(mosaic, there / f"{name}.fits")
     finer = header.copy()
     for card in ("CDELT1", "CDELT2", "CD1_1", "CD2_2"):
         if card in finer:
             finer[card] /= 2
     fits.writeto(there / "mosaic_30mas.fits", np.kron(data, np.ones((2, 2), np.float32)) / 4, finer)
-    for name in ("psf", "field1", "field2", "field3"):
+    part = data[:300, :300]  # bands, which are measured several times
+    for name in ("f160w", "f125w", "f814w"):
+        fits.writeto(there / f"{name}.fits", part, fits.Header({**header, "FILTER": name.upper()}))
+    fits.writeto(there / "f814w_rms.fits", rms[:300, :300])
+    for name in ("psf", "field1", "field2", "field3", "f125w_psf", "f814w_psf"):
         fits.writeto(there / f"{name}.fits", Gaussian2DKernel(1.1, x_size=41, y_size=41).array)
     bright = truth[np.argsort(truth["mag"])[:3]]
     bright["x", "y"].write(there / "positions.csv")

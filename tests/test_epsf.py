@@ -55,7 +55,7 @@ def test_the_psf_is_measured_finer_than_the_pixels(fwhm, shear, oversampling):
     assert psf.fwhm == pytest.approx(true.fwhm, rel=0.012)
     within = np.array([1, 2, 4]) * true.fwhm
     assert psf.encircled(within) == pytest.approx(true.encircled(within), rel=0.01)
-    assert psf.ellipticity == pytest.approx(true.ellipticity, abs=0.01 if fwhm > 1 else 0.012)
+    assert psf.ellipticity == pytest.approx(true.ellipticity, abs=0.01)
     core = core_of(found.images[0])
     assert np.hypot(core.row - len(found.images[0]) // 2, core.column - len(found.images[0]) // 2) < 0.01 * oversampling
     assert np.abs(np.column_stack([found.x, found.y]) - centres).max() < 0.03

@@ -38,8 +38,8 @@ measure = functools.partial(flat, module.measure)
 FIXED = "fovea-sky"
 """Weights of one PSF and pixel scale."""
 
-OF_FITS = ("sky", "chi2", "fit_status", "flux", "flux_err", "flux_ujy", "flux_ujy_err")
-PLAIN = [column for column in COLUMNS if column.name not in ("image", *OF_FITS)]
+OF_FITS = ("sky", "chi2", "fit_status")
+PLAIN = [column for column in COLUMNS if not column.group and column.name not in ("image", "mag_limit", *OF_FITS)]
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,67 @@ def test_positions_keep_their_order_and_number(catalogue, field):
         np.testing.assert_allclose(here, getattr(catalogue[name], "value", catalogue[name])[order], rtol=1e-4)
     assert np.isnan(again["mag"][4:]).all()
     assert (again["flags"][4:] & Flag.NO_DATA == Flag.NO_DATA).all()
+
+
+def test_a_place_without_a_source_has_the_flux_of_its_pixels(catalogue, field):
+    clean = (catalogue["flags"] == 0).nonzero()[0][0]
+    away = np.stack(np.meshgrid(np.arange(40.0, 480, 20), np.arange(40.0, 480, 20)), -1).reshape(-1, 2)
+    x, y = catalogue["x"].value, catalogue["y"].value
+    distance = np.hypot(away[:, :1] - x, away[:, 1:] - y).min(axis=1)
+    places = np.vstack([away[np.argsort(-distance)[:40]], [x[clean], y[clean]]])
+    found = measure(field[0], positions=Table(places, names=["x", "y"]))
+    dark = np.array(found["area"] == 0)
+    assert dark.tolist() == [True] * 40 + [False]
+    flux, error = (np.array(found[name]) for name in ("flux", "flux_err"))
+    pull = (flux / error)[dark]
+    assert abs(pull.mean()) < 1
+    assert 0.5 < pull.std() < 1.5
+    np.testing.assert_array_equal(np.isnan(found["mag"].value), flux <= 0)
+    zero = found.meta["ZEROPT"]
+    up = dark & (flux > 0)
+    np.testing.assert_allclose(found["mag_aper"].value[up], zero - 2.5 * np.log10(flux[up]), rtol=1e-6)
+    limit = found["mag_limit"].value
+    np.testing.assert_allclose(
+        limit[dark & (flux < 3 * error)], zero - 2.5 * np.log10(3 * error)[dark & (flux < 3 * error)]
+    )
+    assert np.isnan(limit[-1])
+    assert flux[-1] == pytest.approx(10 ** (-0.4 * (found["mag"][-1].value - zero)), rel=1e-5)
+    np.testing.assert_allclose(found["mag"][-1].value, catalogue["mag"][clean].value, rtol=1e-5)
+
+
+def test_the_columns_of_a_catalogue_are_chosen(field, tmp_path, monkeypatch):
+    """A finished run gives other columns without measuring again."""
+    path, run = tmp_path / "cat.fits", tmp_path / "kept"
+    whole = measure(field[0], path, run=run)
+    monkeypatch.setattr(tiles, "measure_tile", lambda *args, **options: pytest.fail("measured again"))
+    regions = tmp_path / "cat.reg"
+    named = measure(field[0], path, run=run, columns="mag,id,r_eff_p84,corr_mag_r_eff", regions=regions, overwrite=True)
+    assert named.colnames == ["id", "mag", "corr_mag_r_eff", "r_eff_p84"]
+    assert QTable.read(path).colnames == named.colnames
+    np.testing.assert_array_equal(named["mag"], whole["mag"])
+    assert regions.read_text().count("\nellipse(") == len(whole)  # files beside it need no columns of it
+    added = measure(field[0], path, run=run, columns=["+surface_brightness", "+position_errors"], overwrite=True)
+    more = ["x_err", "y_err", "ra_err", "dec_err", "mu_mean", "mu_mean_err"]
+    assert added.colnames == [*whole.colnames, *more]
+    header = fits.getheader(path, 1)
+    number = 1 + added.colnames.index("mu_mean")
+    assert (header[f"TUNIT{number}"], header[f"TUCD{number}"]) == ("mag arcsec-2", "phot.mag.sb")
+    assert QTable.read(path)["mu_mean"].unit == units.mag / units.arcsec**2
+    correlation = whole.galaxy(1).covariance[0, 1] / (whole["mag_err"][0].value * whole["r_eff_pix_err"][0].value)
+    assert named["corr_mag_r_eff"][0] == pytest.approx(correlation, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [("id,magg", "received 'magg'. Is it mag"), ("id,sky", "`columns` lists sky, which needs fits. Leave it out.")],
+)
+def test_columns_that_cannot_be_had_are_refused_before_any_work(field, tmp_path, monkeypatch, columns, message):
+    monkeypatch.setattr(module.Plan, "run", lambda *args: pytest.fail("began to work"))
+    with pytest.raises(InputError, match=message):
+        measure(field[0], tmp_path / "cat.fits", columns=columns)
+    with pytest.raises(InputError, match="received 'magg'"):
+        module.measure_many([field[0], tmp_path / "other.fits"], tmp_path / "all.fits", columns="id,magg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_positions_on_the_sky(catalogue, field, tmp_path):
@@ -600,7 +661,7 @@ def test_errors_of_fits_include_what_the_psf_adds():
     names = ("targets", "errors", "flux", "flux_err", "x", "y", "theta", "theta_err", "sky", "chi2", "status", "flags")
     shapes = [(2, 4), (2, 4), *[(2,)] * 10]
     values = types.SimpleNamespace(**{name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)})
-    values.flags, values.correlations = values.flags.astype(int), np.zeros((2, 6))
+    values.flags, values.correlations, values.position = values.flags.astype(int), np.zeros((2, 6)), np.zeros((2, 3))
     found = np.array([[5.0, 5, 100, 4, 2, 0.5, 30]] * 2)
     covariance = np.broadcast_to(np.diag([0.01, 0.01, 1, 0.01, 0.04, 1e-4, 1, 1]), (2, 8, 8))
     fits = Fits(found, np.zeros(2), covariance, np.ones(2), np.ones(2, int), np.zeros(2, int))
@@ -608,6 +669,7 @@ def test_errors_of_fits_include_what_the_psf_adds():
     tiles._take(values, np.arange(2), fits, np.zeros((2, 7)), 25.0, of_psf, keep=True)
     np.testing.assert_allclose(values.errors[0], [0.01086, 0.1, 0.2, 0.01], rtol=1e-3)
     np.testing.assert_allclose(values.errors[1], np.hypot(values.errors[0], of_psf[1]))
+    np.testing.assert_allclose(values.position, [[0.01, 0.01, 0]] * 2)
     np.testing.assert_allclose(values.correlations[0], 0, atol=1e-12)
     radius_and_index = 0.3 * -0.4 / np.prod(values.errors[1, 1:3])
     assert values.correlations[1, 3] == pytest.approx(radius_and_index)

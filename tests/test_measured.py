@@ -1,4 +1,5 @@
 import pickle
+import re
 import warnings
 
 import matplotlib as mpl
@@ -223,6 +224,19 @@ def test_rows_that_are_not_of_the_run_have_no_covariance(catalogue):
     assert catalogue[::-1].galaxy(3).covariance is not None
 
 
+def test_a_file_with_correlations_has_the_covariance(catalogue, alone, field, tmp_path):
+    near = np.hypot(*((catalogue[k] - alone[k][0]).value for k in "xy")) < 30
+    found = sersicnet.measure(field[0], positions=catalogue[near]["x", "y"], columns="+correlations")
+    found.write(tmp_path / "cat.fits")
+    read = Catalogue.of(QTable.read(tmp_path / "cat.fits"), field[0])
+    np.testing.assert_allclose(read.galaxy(1).covariance, found.galaxy(1).covariance, rtol=1e-5)
+
+
+def test_a_galaxy_needs_its_place(catalogue):
+    with pytest.raises(InputError, match="this table has no x, y"):
+        catalogue["id", "mag"].galaxy(1)
+
+
 def test_fits_have_covariances(field, psf, alone):
     fitting = sersicnet.Fitting(prior="none", gain=3200, model_error=0)
     found = sersicnet.fit(field[0], psf=psf, fitting=fitting, positions=alone)
@@ -269,13 +283,61 @@ def test_the_psf_of_an_array_needs_no_zero_point(data):
 
 
 def test_a_psf_is_plotted(psf):
-    from sersicnet.image.starpsf import ImagePsf
-
-    found = ImagePsf(psf, x=np.zeros(9), narrowest=psf.fwhm, widest=psf.fwhm, ellipticity=0.01)
-    assert "of 9 stars: FWHM" in repr(found)
-    first, second = found.plot()
+    first, second = psf.plot()
     assert "PSF, FWHM" in first.get_title()
     assert second.lines[0].get_ydata()[-1] == pytest.approx(psf.encircled(4 * psf.fwhm))
+    with pytest.raises(InputError, match="2 panels, each of which needs axes; received 1"):
+        psf.plot([None])
+
+
+def test_a_psf_of_stars_is_plotted_with_their_places():
+    from sersicnet.image.starpsf import ImagePsf
+
+    psf = sersicnet.Psf.of(effective_psf(F160W), "9 stars")
+    found = ImagePsf(psf, x=np.arange(9.0), y=np.ones(9), narrowest=3, widest=3, ellipticity=0.01, shape=(40, 50))
+    assert "of 9 stars: FWHM" in repr(found)
+    stars = found.plot()[2]
+    assert stars.get_title() == "9 stars"
+    assert stars.get_xlim() == (-0.5, 49.5)
+    assert stars.lines[0].get_xdata().tolist() == list(range(9))
+
+
+def test_a_notebook_shows_the_picture_of_a_psf(psf):
+    from sersicnet.image.starpsf import ImagePsf
+
+    for thing in (psf, ImagePsf(psf, shape=(9, 9))):
+        assert thing._repr_png_().startswith(b"\x89PNG")
+    assert ImagePsf(None, "no stars")._repr_png_() is None
+
+
+def test_the_repr_of_a_psf_states_its_width_and_sampling(psf):
+    assert re.fullmatch(r"<Psf F160W: FWHM 3\.\d{3} pixels, \d+ x \d+ pixels>", repr(psf))
+    finer = sersicnet.Psf.of(effective_psf(F160W), "stars", 2, error=0.012)
+    assert repr(finer).endswith(" of 1/2 of a pixel of the image>")
+    assert " known to 1.2%, " in repr(finer)
+
+
+def test_a_catalogue_is_shown_with_the_digits_that_matter_and_keeps_all_of_them(catalogue):
+    table = catalogue["id", "ra", "x", "mag", "r_eff", "flags"]
+    exact = table["mag"].value.copy()
+    for text in (repr(table), str(table), table._repr_html_()):
+        for column, digits in (("ra", 6), ("x", 2), ("mag", 3)):
+            assert re.search(rf"(?<![\d.]){table[column][0].value:.{digits}f}(?!\d)", text), column
+    np.testing.assert_array_equal(table["mag"].value, exact)
+    assert table["mag"].info.format is None
+    table["mag"].info.format = ".1f"
+    assert re.search(rf"(?<![\d.]){exact[0]:.1f}(?!\d)", repr(table))
+    assert table["mag"].info.format == ".1f"
+
+
+def test_a_catalogue_is_summed_up_above_its_table(catalogue):
+    clean = (catalogue["flags"] == 0).sum()
+    assert catalogue.summary().startswith(f"{len(catalogue)} sources of field.fits[1] by weights fovea, PSF of 3.")
+    assert f" {clean} without flags" in catalogue.summary()
+    assert catalogue.summary() in catalogue._repr_html_()
+    assert catalogue[:1].summary().startswith("1 source of")
+    assert "without flags" not in catalogue["id", "x"]._repr_html_()
+    assert "without flags" not in Catalogue(QTable(catalogue))._repr_html_()
 
 
 def test_reprs_are_short(catalogue, psf, small_dataset, field):
@@ -285,7 +347,10 @@ def test_reprs_are_short(catalogue, psf, small_dataset, field):
     things = (
         psf, catalogue.exposure, catalogue.galaxy(1), weights.load("fovea"), sersicnet.Dataset(small_dataset), noise,
         sersicnet.plan(field[0], psf=psf), sersicnet.Fitter(psf.image, noise), sersicnet.Renderer(psf.image),
-        sersicnet.Simulation(10), sersicnet.Work(), sersicnet.Progress(),
+        sersicnet.Simulation(10), sersicnet.Work(), sersicnet.Progress(), catalogue.picture, sersicnet.Fitting(),
+        sersicnet.Outputs(), sersicnet.Injection(), sersicnet.Field(300), sersicnet.Prior(), sersicnet.Band(
+            exposure=catalogue.exposure, psf=psf
+        ),
     )  # fmt: skip
     for thing in things:
         assert len(repr(thing)) < 800, type(thing)

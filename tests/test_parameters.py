@@ -174,6 +174,36 @@ def test_labels_read_them(table, image):
 
 
 @pytest.mark.parametrize("ending", FORMATS)
+def test_a_catalogue_of_several_bands_is_read_for_one(tmp_path, ending):
+    """By the names of its columns where a format has no header; columns of sources stay."""
+    kinds = ("r_eff", "r_eff_err", "r_eff_pix", "sersic_n", "sersic_n_err", "sersic_n_p16", "pa", "ra")
+    table = Table({"id": [3, 8], "ra": [1.0, 2.0], "dec": [1.0, 2.0], "snr": [9.0, 9.0]})
+    for k, band in enumerate(("F814W", "deep_H")):
+        for name in kinds if k else kinds[:-1]:
+            table[f"{name}_{band}"] = [k + 1.0, k + 2.0]
+    table.write(tmp_path / f"bands{ending}", format=FORMATS[ending])
+    galaxies = Galaxies.read(tmp_path / f"bands{ending}")
+    assert galaxies.bands == ["F814W", "deep_H"]
+    with pytest.raises(InputError, match=r"has the bands F814W, deep_H, and it was detected on none .* `from_band`"):
+        galaxies.of_band()
+    with pytest.raises(
+        InputError, match=r"mag and r_eff_pix|for each of F814W, deep_H. Give the catalogue of one band"
+    ):
+        galaxies.require("sersic_n")
+    one, other = galaxies.of_band("f814w"), galaxies.of_band("deep_H")
+    assert other.band == "deep_H"
+    assert one.bands == other.bands == []
+    assert set(other.table.colnames) == {"id", "dec", "snr", *kinds}
+    np.testing.assert_array_equal(one.sky()[:, 0], [1, 2])
+    np.testing.assert_array_equal(other.sky()[:, 0], [2, 3])
+    np.testing.assert_array_equal(other.parameter("sersic_n"), [2, 3])
+    np.testing.assert_array_equal(one.ids(), [3, 8])
+    assert Galaxies(Table({"ra": [1.0], "dec": [1.0], "pa_2MASS": [3.0]})).bands == []  # one column makes no band
+    galaxies.table["id"] = [3, 3]
+    assert galaxies.ids() is None
+
+
+@pytest.mark.parametrize("ending", FORMATS)
 def test_masked_values_are_nan(tmp_path, ending):
     columns = {
         "ra": MaskedColumn([10.0, 20.0], mask=[True, False], unit="deg"), "dec": [1.0, 2.0],

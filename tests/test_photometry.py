@@ -4,9 +4,13 @@ import numpy as np
 import photutils
 import pytest
 from packaging.version import Version
+from photutils.aperture import CircularAperture
 from photutils.segmentation import SegmentationImage, SourceCatalog
 
 from sersicnet.image.detect import Detector
+from sersicnet.image.photometry import APERTURE
+from sersicnet.image.pixels import Sky
+from sersicnet.image.stamps import cut
 
 SHARES_COUNT_ONCE = Version(photutils.__version__) < Version("3.1")
 """Whether a pixel on the border of an aperture adds its share of its variance, as in SExtractor and here.
@@ -71,3 +75,21 @@ def test_light_in_apertures_is_that_of_photutils(both):
     np.testing.assert_allclose(
         light.kron_error[measured], kron[2][measured] * factor, rtol=5e-3 if SHARES_COUNT_ONCE else 0.05
     )
+
+
+def test_the_circle_about_any_place_holds_the_light_of_its_pixels():
+    rng, rms = np.random.default_rng(5), 3.0
+    data = rng.normal(0, rms, (300, 300)).astype(np.float32)
+    bad = np.zeros(data.shape, bool)
+    bad[150, 150] = True
+    sky = Sky(np.zeros_like(data), np.where(bad, np.nan, np.float32(rms)), np.ones((1, 1)), 1.0)
+    places = np.vstack([rng.uniform(70, 230, (30, 2)), [[150.2, 149.7], [-900, 0]]])
+    flux, error = cut(data, bad, sky, *places.T).aperture(np.arange(32)).T
+    expected = [CircularAperture(place, APERTURE).do_photometry(data)[0][0] for place in places[:30]]
+    np.testing.assert_allclose(flux[:30], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(error[:31], rms * APERTURE * np.sqrt(np.pi), rtol=1e-3)
+    assert np.isnan([flux[31], error[31]]).all()
+    assert np.nanmin(flux) < 0
+    assert np.std(flux[:30] / error[:30]) == pytest.approx(1, abs=0.35)
+    masked = CircularAperture(places[30], APERTURE).do_photometry(np.where(bad, data[149, 150], data))[0][0]
+    assert flux[30] == pytest.approx(masked, abs=3 * rms)  # a bad pixel has the value of the opposite one

@@ -386,6 +386,17 @@ def test_stdpsf_of_two_detectors_lists_positions_in_one_keyword(write):
         read_psf(write(images, {**cards, "NXPSFS": 4}, "bad.fits"))
 
 
+@pytest.mark.parametrize("rows", [(0, 2048, 2048, 4096), (1, 2048, 2049, 4096)])
+def test_stdpsf_of_two_detectors_jumps_at_their_gap(write, rows):
+    places = [(x, below) for below in (0, 0, 1199, 1199) for x in (0, 600)]  # rows of one detector, and of the other
+    images = np.array([drawn(x, 41, 4) for _, x in places]) * 16
+    cards = {"NXPSFS": 2, "NYPSFS": 4, "IPSFX01": 1, "IPSFX02": 601}
+    psf = read_psf(write(images, cards | {f"JPSFY{i + 1:02d}": y for i, y in enumerate(rows)}))
+    for y, x in ((100, 0), (2040, 0), (2047, 0), (2048, 1199), (2060, 1199), (4000, 1199)):
+        expected = np.pad(drawn(x, 41, 4), (len(psf.image) - 41) // 2)
+        np.testing.assert_allclose(psf.at(300, y).image, expected / expected.sum(), atol=2e-5)
+
+
 def test_a_grid_of_stpsf_lists_y_before_x(write):
     images, pairs = grid(2, 83)
     cards = {"OVERSAMP": 2, "DET_SAMP": 2} | {f"DET_YX{i}": f"({y}, {x})" for i, (x, y) in enumerate(pairs)}

@@ -5,11 +5,13 @@ import pytest
 from astropy.io import fits
 from conftest import flat
 
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf, Width
 from sersicnet.image.psffile import read_psf
-from sersicnet.measuring import seeing
+from sersicnet.image.sky import estimate_sky
+from sersicnet.measuring import seeing, tiles
 from sersicnet.measuring.measure import fit, measure
 from sersicnet.schema import Flag
 from sersicnet.simulating import observatories
@@ -87,6 +89,29 @@ def test_the_filter_of_acs_is_in_one_of_two_wheels(blank):
     cards = {"MAGZERO": 25.0, "INSTRUME": "ACS", "FILTER1": "CLEAR1L", "FILTER2": "F814W"}
     psf, _ = observatories.usual_psf(Exposure.open(blank(cards=cards), pixel_scale=0.05).image.header, 0.05)
     assert psf.source == "the usual PSF of ACS F814W"
+
+
+@pytest.mark.filterwarnings("ignore:.*has no celestial WCS")
+@pytest.mark.parametrize(
+    ("cards", "scale", "assumed"),
+    [
+        ({"INSTRUME": "WFC3", "FILTER": "F160W"}, 0.06, False),
+        ({"INSTRUME": "DECam", "FILTER": "r"}, 0.3, True),
+    ],
+)
+def test_few_stars_that_the_header_confirms_are_used(blank, cards, scale, assumed):
+    rng = np.random.default_rng(0)
+    data = rng.normal(0, 0.003, (400, 400)).astype(np.float32)
+    for x, y in ((60, 70), (300, 90), (120, 310), (310, 320)):
+        data[y - 40 : y + 40, x - 40 : x + 40] += Renderer(effective_psf(F160W), 80)(
+            np.array([[40 + rng.uniform(), 40 + rng.uniform(), 50.0, 0.02, 1.0, 1.0, 0.0]])
+        )[0]
+    exposure = Exposure.open(blank(data=data, cards={"MAGZERO": 25.0, **cards}), pixel_scale=scale)
+    found = seeing.seeing(exposure, estimate_sky(exposure, tiles.DETECTOR.threshold), None, None)
+    assert found.psf.source == f"4 stars and the usual PSF of {' '.join(cards.values())}"
+    assert found.psf.fwhm == pytest.approx(Psf.of(effective_psf(F160W), "truth").fwhm, rel=0.02)
+    assert found.assumed == assumed
+    assert found.meta()["PSFSTARS"] == 4
 
 
 @QUIET

@@ -67,6 +67,8 @@ def test_the_reason_for_no_psf_is_given_in_words():
     few = found_in(field([100.0, 200.0, 300.0], 20, psf))
     assert few.psf is None
     assert few.reason.startswith("no stellar locus among ")
+    assert few.few is not None
+    assert len(few.few.x) == len(few.x) == 3
     saturated = found_in(field(10 ** np.linspace(1.5, 2.5, 8), 0, psf), saturation=0.2)
     assert saturated.psf is None
     assert saturated.reason == "8 stars, all saturated; 5 others are needed"

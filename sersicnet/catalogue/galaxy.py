@@ -18,7 +18,7 @@ from sersicnet.errors import InputError, printable
 from sersicnet.image.detect import Detector
 from sersicnet.image.psffigure import axes_for, draw_psf
 from sersicnet.image.sky import Mesh, estimate_sky
-from sersicnet.schema import COLUMN, FLAG_MEANING, TARGET_NAMES, Flag
+from sersicnet.schema import COLUMN, CORRELATIONS, FLAG_MEANING, TARGET_NAMES, Flag
 from sersicnet.weights import PAIRS
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class Picture:
     ) -> None:
         self.exposure, self.psf, self.correlations = exposure, psf, correlations
         self._mesh = mesh
+
+    def __repr__(self) -> str:
+        return f"<Picture {self.exposure!r}, {'no PSF' if self.psf is None else repr(self.psf)}>"
 
     @property
     def mesh(self) -> Mesh:
@@ -123,16 +126,25 @@ class Galaxy:
         -------
         ndarray, float64, (4, 4), or None
             None if it is not known: weights without correlations, a galaxy that was not measured, or a catalogue
-            that was read from a file, which holds the errors alone.
+            that was read from a file without the columns of the correlations.
         """
-        known, number = self._picture.correlations, self.id - 1
-        if known is None or not 0 <= number < len(known.x) or known.x[number] != self.x:
+        correlations = self._correlations()
+        if correlations is None:
             return None
         errors = np.array([column(self._table, f"{name}_err")[0] for name in TARGET_NAMES])
         out = np.eye(len(errors))
-        out[PAIRS] = out.T[PAIRS] = known.values[number]
+        out[PAIRS] = out.T[PAIRS] = correlations
         out *= np.outer(errors, errors)
         return out if np.isfinite(out).all() else None
+
+    def _correlations(self) -> np.ndarray | None:
+        """Correlations of the errors, (6,), from the columns of the catalogue or from its run."""
+        if set(CORRELATIONS) <= set(self._table.colnames):
+            return np.array([column(self._table, name)[0] for name in CORRELATIONS])
+        known, number = self._picture.correlations, self.id - 1
+        if known is None or not 0 <= number < len(known.x) or known.x[number] != self.x:
+            return None
+        return known.values[number]
 
     def numbers(self) -> list[tuple[str, str, str]]:
         """Name, value with its error, and unit of what was measured, as text."""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import QTable, Table
 
-from sersicnet.catalogue.columns import CLASSES, Measurement, column
+from sersicnet.catalogue.columns import CLASSES, Measurement, column, flags_of
 from sersicnet.catalogue.figures import SIDE, add_ellipses, show_signal
 from sersicnet.catalogue.galaxy import Galaxy, Picture
 from sersicnet.catalogue.signal import averaged
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, printable
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
 from sersicnet.image.psffile import read_psf
+from sersicnet.schema import Flag
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sersicnet.image.pixels import Window
 
 FEW = 40
@@ -69,8 +72,8 @@ class Catalogue(QTable):
         Returns
         -------
         Catalogue
-            It shares no columns with `table`. The covariance of its galaxies is not known: a file holds the errors
-            alone.
+            It shares no columns with `table`. The covariance of its galaxies is known if the table has the columns of
+            the correlations.
 
         Raises
         ------
@@ -116,6 +119,39 @@ class Catalogue(QTable):
         table, self._picture = state
         super().__setstate__(table)
 
+    # --- in a notebook ---
+
+    def summary(self) -> str:
+        """How many sources there are, how they were measured, and how many have which flags, in a sentence."""
+        flags, known = flags_of(self), self.meta.get
+        clean = int((flags == 0).sum())
+        image = f" of {Path(printable(str(known('IMAGE')))).name}" if "IMAGE" in self.meta else ""
+        counts = [(int((flags & flag != 0).sum()), flag.name or str(flag.value)) for flag in Flag]
+        shown = ", ".join(f"{n:,} {name}" for n, name in sorted(counts, reverse=True) if n)
+        by = f"weights {known('WEIGHTS')}" if "WEIGHTS" in self.meta else "fits"
+        source = known("PSFSRC", "of unknown origin")
+        psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({source})" if "PSFFWHM" in self.meta else ""
+        return (
+            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}: {clean:,} without flags"
+            f"{f'; {shown}' if shown else ''}."
+        )
+
+    def __repr__(self) -> str:
+        with _rounded(self):
+            return str(super().__repr__())
+
+    def __str__(self) -> str:
+        with _rounded(self):
+            return str(super().__str__())
+
+    def _repr_html_(self) -> str:
+        """The table, after a summary."""
+        with _rounded(self):
+            page = str(super()._repr_html_())
+        if self._picture is None or "flags" not in self.colnames:
+            return page
+        return f"<p>{escape(self.summary())}</p>\n{page}"
+
     # --- the image ---
 
     @property
@@ -152,11 +188,13 @@ class Catalogue(QTable):
         Raises
         ------
         InputError
-            If no row has this id, or the table has no image.
+            If no row has this id, the table has no image, or lacks one of the columns id, x and y.
         """
         picture = self.picture
-        if "id" not in self.colnames:
-            raise InputError("A galaxy is found by its id; the columns of this table include no id.")
+        if missing := [name for name in ("id", "x", "y") if name not in self.colnames]:
+            raise InputError(
+                f"A galaxy is found by its id and shown at its x and y; this table has no {', '.join(missing)}."
+            )
         rows = np.flatnonzero(column(self, "id") == number)
         if not len(rows):
             ids = column(self, "id")
@@ -214,6 +252,8 @@ class Catalogue(QTable):
         return ax
 
     def _overlay(self, ax: Any, run: Measurement, window: Window, ids: bool | None) -> None:
+        from matplotlib.patheffects import withStroke
+
         rows, columns = window
         with np.errstate(invalid="ignore"):
             inside = (run.x > columns.start - 0.5) & (run.x < columns.stop - 0.5)
@@ -231,8 +271,27 @@ class Catalogue(QTable):
                 beside = 0.7 * max(float(np.nan_to_num(run.r_eff[row])), 3 * pixel)
                 ax.annotate(
                     f"{column(self, 'id')[row]:.0f}", (run.x[row] + beside, run.y[row] + beside), xytext=(2, 2),
-                    textcoords="offset points", fontsize=7, color=CLASSES[run.kind[row]].colour, annotation_clip=True,
+                    textcoords="offset points", fontsize=8, color=CLASSES[run.kind[row]].colour, annotation_clip=True,
+                    path_effects=[withStroke(linewidth=2, foreground="white")],  # on a dark galaxy
                 )  # fmt: skip
+
+
+DIGITS = {"ra": ".6f", "dec": ".6f", "x": ".2f", "y": ".2f"}
+"""How floats are shown whose size does not tell how many of their digits matter; magnitudes have three decimals."""
+
+
+@contextmanager
+def _rounded(table: Table) -> Iterator[None]:
+    """Show floats with four digits that matter, unless the user has chosen another format; the values stay."""
+    floats = [table[name] for name in table.colnames]
+    floats = [one for one in floats if getattr(getattr(one, "dtype", None), "kind", "") == "f" and not one.info.format]
+    for one in floats:
+        one.info.format = ".3f" if one.info.name.startswith("mag") else DIGITS.get(one.info.name, ".4g")
+    try:
+        yield
+    finally:
+        for one in floats:
+            one.info.format = None
 
 
 def _check_inside(table: Table, image: Exposure) -> None:

@@ -46,6 +46,9 @@ _UNITS = {
 _RADII = {"r_eff_pix": "pix", "r_eff": "arcsec", "re": ""}
 """Columns of radii, and the unit of one that states none: ``re`` is in pixels for GALFIT, in arcsec elsewhere."""
 
+_BY_BAND = ("r_eff", "r_eff_pix", "sersic_n", "ellipticity", "theta", "pa")
+"""Columns of shapes that a catalogue of several bands has for each band, as in ``r_eff_F160W``."""
+
 _DESCRIBED = {
     "deg": "an angle", "pix": "in pixels", "mag": "AB magnitudes", "": "numbers without a unit", "arcsec": "an angle"
 }  # fmt: skip
@@ -64,11 +67,17 @@ class Galaxies:
     Notes
     -----
     All arrays are float64, one value a row, NaN where the table has no value.
+
+    Attributes
+    ----------
+    band : str
+        The band that `of_band` chose; empty for other tables.
     """
 
     def __init__(self, table: Table, name: str = "the table") -> None:
         self.table, self.name = table, name
         self._path: Path | None = None
+        self.band = ""
         # A name in lower case goes before the same one in another case, and the first of those before others.
         self._spelling = {column.lower(): column for column in reversed(table.colnames)}
         self._spelling |= {column: column for column in table.colnames}
@@ -113,6 +122,72 @@ class Galaxies:
         reader = csv.reader(io.StringIO(read_text(self._path)))
         filled = (reader.line_num for cells in reader if len(cells) > 1 or "".join(cells).strip())
         return f"line {next(line for k, line in enumerate(filled) if k == i + 1)}"
+
+    # --- bands ---
+
+    @property
+    def bands(self) -> list[str]:
+        """The bands that the columns of a catalogue of several bands are of, as in ``mag_F125W``; none for others."""
+        if any(map(self.has, _BY_BAND)):
+            return []
+        stated = [band for band in str(self.table.meta.get("BANDS", "")).split(",") if band]
+        stated = [band for band in stated if any(self.has(f"{name}_{band}".lower()) for name in _BY_BAND)]
+        if stated:
+            return stated
+        ends = [name[len("sersic_n_") :] for name in self.table.colnames if name.lower().startswith("sersic_n_")]
+        found = [end for end in ends if self.has(f"r_eff_{end}".lower()) or self.has(f"r_eff_pix_{end}".lower())]
+        # These are names, such as F160W, and those of other quantities of the same band, such as err_F160W.
+        return [end for end in found if end != "err" and not any(end.endswith(f"_{other}") for other in found)]
+
+    def of_band(self, band: str | None = None) -> Galaxies:
+        """The columns of one band under their own names, as if the catalogue was of this band alone.
+
+        Columns of the sources, such as ``id``, stay, unless the band has its own.
+
+        Parameters
+        ----------
+        band : str, optional
+            In upper or lower case; the band that sources were detected on by default. A table that is not by band
+            stays as it is without it.
+
+        Raises
+        ------
+        InputError
+            If the table has no such band, or none is given and sources were detected on none of the bands.
+        """
+        bands = self.bands
+        if not bands:
+            if band is None:
+                return self
+            raise InputError(
+                f"`from_band` is for a catalogue of several bands, with columns such as r_eff_{band}; {self.name} has "
+                f"{_few(self.table.colnames)}."
+            )
+        if band is None:
+            band = str(self.table.meta.get("DETBAND", bands[0] if len(bands) == 1 else ""))
+        chosen = next((one for one in bands if one.lower() == band.lower()), None)
+        if chosen is None:
+            what = f"none is {band}" if band else "it was detected on none of them"
+            raise InputError(f"{self.name} has the bands {', '.join(bands)}, and {what}: give one as `from_band`.")
+        ends = {one: f"_{one}".lower() for one in bands}
+        own = {name: name[: -len(ends[chosen])] for name in self.table.colnames if name.lower().endswith(ends[chosen])}
+        kept = [
+            name for name in self.table.colnames
+            if name in own or not (name.lower() in own.values() or name.lower().endswith(tuple(ends.values())))
+        ]  # fmt: skip
+        table = self.table[kept]
+        table.rename_columns(list(own), list(own.values()))
+        out = Galaxies(table, self.name)
+        out._path, out.band = self._path, chosen
+        return out
+
+    def ids(self) -> np.ndarray | None:
+        """The ids of the rows, int, (N,); None if the table has none that are whole, positive and distinct."""
+        if not self.has("id") or _bare(self.table[self.spelled("id")])[0].dtype.kind not in "iu":
+            return None
+        values = self.column("id")
+        good = np.isfinite(values) & (values > 0) & (values < 2**31)
+        return values.astype(int) if good.all() and len(np.unique(values)) == len(values) else None
 
     # --- columns ---
 
@@ -225,6 +300,11 @@ class Galaxies:
         else:
             others = [f" (or {names[1]})" if len(names) > 1 else "" for names in missing]
             needed = "columns " + ", ".join(names[0] + other for names, other in zip(missing, others, strict=True))
+        if self.bands:
+            raise InputError(
+                f"{self.name} needs {needed}; it has them for each of {', '.join(self.bands)}. Give the catalogue of "
+                "one band."
+            )
         raise InputError(f"{self.name} needs {needed}; it has {self.columns}.")
 
     def parameter(self, name: str) -> np.ndarray | None:
@@ -348,6 +428,10 @@ class Galaxies:
         radii = self.radius_in_pixels(pixel_scale, advice) if angles is None else angles / pixel_scale
         columns = [radii if name == "r_eff_pix" else self.parameter(name) for name in TARGET_NAMES]
         return np.column_stack([column for column in columns if column is not None])
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:12]) + ("" if len(names) <= 12 else f" and {len(names) - 12} more columns")
 
 
 _LONGEST = 40

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -242,6 +243,8 @@ _CARD_COMMENTS = {
     "VALBIAS": "whether its biases were taken out, too",
     "DETECTON": "image that the sources are from",
     "BANDS": "bands of the columns",
+    "DETBAND": "band that sources were detected on",
+    "FROMBAND": "band of the table whose shapes are used",
     "XOFFSET": "median offset along x, pixels",
     "YOFFSET": "median offset along y, pixels",
     "OFFSETER": "error of the offset, pixels",
@@ -323,24 +326,26 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     Parameters
     ----------
     detections : QTable
-        Columns of the sources, under their own names.
+        Columns of the sources, under their own names; or none.
     bands : mapping of QTable
         The catalogue of each band by its name, which is added to the names of its columns, as in ``mag_F125W``.
 
     Returns
     -------
     QTable
-        ``flags`` are the flags of all bands together. Cards that differ between the bands go into the history, one
-        line for each band.
+        ``flags`` are the flags of all bands together, if they have that column. Cards that differ between the bands go
+        into the history, one line for each band.
     """
     out = detections.copy()
     out.meta.clear()
-    out["flags"] = np.zeros(len(out), COLUMN["flags"].dtype)
-    out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
+    flags = [table["flags"] for table in bands.values() if "flags" in table.colnames]
+    if flags:
+        out["flags"] = np.bitwise_or.reduce(flags).astype(COLUMN["flags"].dtype)
+        out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
     for band, table in bands.items():
-        out["flags"] |= table["flags"]
+        moved = ("ra", "dec") if "fit_status" in table.colnames else ()  # a fit has a position of its own
         for name in table.colnames:
-            if name in _OF_SOURCE:
+            if name in _OF_SOURCE and name not in moved:
                 continue
             own = f"{name}_{band}"
             out[own] = table[name]
@@ -348,6 +353,8 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     keys = dict.fromkeys(key for table in bands.values() for key in table.meta if key not in ("DATE", "COMMAND"))
     shared = {key for key in keys if len({str(table.meta.get(key)) for table in bands.values()}) == 1}
     first = next(iter(bands.values()))
+    if not {"XOFFSET", "YOFFSET"} <= shared:
+        shared.discard("OFFSETN")  # the number of sources goes with the offset
     out.meta.update({key: first.meta[key] for key in keys if key in shared})
     out.meta.update(origin())
     out.meta["BANDS"] = ",".join(bands)
@@ -360,7 +367,7 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     return out
 
 
-_OF_SOURCE = ("id", "ra", "dec", "a_image", "b_image", "parent")
+_OF_SOURCE = ("id", "ra", "dec", "ra_err", "dec_err", "a_image", "b_image", "parent")
 """Columns of a band that are those of the detection."""
 
 
@@ -369,7 +376,7 @@ def _column(name: str) -> Column:
     if name in COLUMN:
         return COLUMN[name]
     base = max((known for known in COLUMN if name.startswith(f"{known}_")), key=len)
-    return COLUMN[base]
+    return replace(COLUMN[base], ucd=COLUMN[base].ucd.removesuffix(";meta.main"))
 
 
 @contextmanager
@@ -462,5 +469,7 @@ def _hdu(table: QTable) -> fits.HDUList:
             continue
         if isinstance(value, str):
             value = _ascii(value)
-        unit.header[key] = (value, _CARD_COMMENTS[key]) if len(str(value)) < 40 else value
+        room = 80 - len("KEYWORD = '' / ") - len(str(value).replace("'", "''"))
+        comment = _CARD_COMMENTS.get(key, "")
+        unit.header[key] = (value, comment) if len(comment) <= min(room, 47) else value
     return fits.HDUList([fits.PrimaryHDU(), unit])

@@ -11,16 +11,10 @@ import numpy as np
 
 from sersicnet.catalogue import page
 from sersicnet.catalogue.columns import column
+from sersicnet.catalogue.factors import ONE_SIGMA, weighted_quantile
 from sersicnet.catalogue.figures import figure_link, grey, red_and_blue
 from sersicnet.catalogue.signal import Cutout, signal_of
-from sersicnet.catalogue.validation import (
-    ONE_SIGMA,
-    Share,
-    Statistic,
-    Validation,
-    magnitude_edges,
-    size_edges,
-)
+from sersicnet.catalogue.validation import Share, Statistic, Validation, magnitude_edges, size_edges
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import printable
 from sersicnet.image.exposure import Exposure
@@ -35,7 +29,8 @@ if TYPE_CHECKING:
 WORST = 12
 """Galaxies of the gallery."""
 
-_NAMES = {"mag": "mag", "r_eff_pix": "ln R_e", "sersic_n": "ln n", "ellipticity": "ellipticity"}
+_NAMES = {"mag": "mag", "r_eff_pix": "ln R_e", "sersic_n": "ln n", "ellipticity": "ellipticity",
+          "theta": "theta [deg]"}  # fmt: skip
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#888888"
 
 
@@ -80,7 +75,8 @@ def _head(found: Validation, name: str, statistics: list[Statistic]) -> str:
         f"<p><b>{n:,}</b> galaxies of known parameters were added to the mosaic in {passes} pass{'es' * (passes > 1)}, "
         f"and measured. <b>{hit:,}</b> ({hit / n:.0%}) were found, {merged:,} are lost in a brighter source of the "
         f"mosaic, and {n - hit - merged:,} were not detected. Statistics are of the {int(found.counted.sum()):,} that "
-        "were found and have no part masked, saturated or beyond the edge.</p>",
+        "were found and have no part masked, saturated or beyond the edge; each counts as often as the galaxies of the "
+        "mosaic that it stands for.</p>",
     ]
     own = [one for one in statistics if one.by == "all"]
     if own:
@@ -95,7 +91,7 @@ def _head(found: Validation, name: str, statistics: list[Statistic]) -> str:
     return "\n".join([*lines, page.table([fact for fact in facts if fact[1]], prose=True)])
 
 
-_HEAD = ("", "N", "bias", "scatter", "within 1 sigma", "with factors")
+_HEAD = ("", "N", "bias", "scatter", "within 1 sigma", "with factors", "within 2 sigma", "with factors")
 
 
 def _cells(one: Statistic) -> tuple[str, ...]:
@@ -105,7 +101,8 @@ def _cells(one: Statistic) -> tuple[str, ...]:
     return (
         _NAMES[one.parameter], f"{one.n:,}", f"{one.bias:+.3f} ± {one.bias_err:.3f}",
         f"{one.scatter:.3f} ± {one.scatter_err:.3f}", share(one.within, one.within_err),
-        share(one.after, one.within_err) if np.isfinite(one.after) else "none",
+        share(one.after, one.within_err) if np.isfinite(one.after) else "none", _percent(one.within_two),
+        _percent(one.after_two),
     )  # fmt: skip
 
 
@@ -202,8 +199,7 @@ def _by(statistics: list[Statistic], by: str, label: str, *, log: bool) -> str:
         axis.set_xlabel(label)
     axes[0, 0].set_ylabel("measured minus true")
     return (
-        "<p>Points: median of measured minus true, with its error; the band holds 68 % of the galaxies. It holds for "
-        "galaxies distributed as the added ones.</p>\n"
+        "<p>Points: median of measured minus true, with its error; the band holds 68 % of the galaxies.</p>\n"
         f'<div class="wide">{page.picture(figure_link(figure), f"bias and scatter by {label}")}</div>'
     )
 
@@ -225,7 +221,8 @@ def _errors(found: Validation, statistics: list[Statistic]) -> str:
             edges = np.quantile(claimed, np.linspace(0, 1, min(9, 2 + len(claimed) // 50)))
             bins = np.searchsorted(edges[1:-1], claimed, side="right")
             middle = [np.median(claimed[bins == k]) for k in np.unique(bins)]
-            real = [np.quantile(off[bins == k, i], ONE_SIGMA) for k in np.unique(bins)]
+            parts = [bins == k for k in np.unique(bins)]
+            real = [weighted_quantile(off[part, i], own.weights[part], ONE_SIGMA) for part in parts]
             axis.plot(middle, real, "o-", ms=3, lw=1, color=colour, label=what)
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -290,7 +287,9 @@ def _worst(found: Validation, added: Callable[[int], Exposure], mesh: Mesh, psf:
     if not len(own.truth):
         return "<p>There are none to show.</p>"
     off = np.abs(own.predicted - own.truth)
-    wrong = off / (own.errors if np.isfinite(own.errors).all() else np.quantile(off, ONE_SIGMA, axis=0))
+    wrong = off / (
+        own.errors[:, : len(TARGETS)] if np.isfinite(own.errors).all() else np.quantile(off, ONE_SIGMA, axis=0)
+    )
     worst = np.argsort(-wrong.max(axis=1), kind="stable")[:WORST]
     rows = np.flatnonzero(found.counted)[worst]
     cells = []

@@ -3,52 +3,72 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sersicnet.cli.shared import (
+from sersicnet.cli.bands import (
+    Gain,
     Hdu,
-    Image,
-    Json,
     Mask,
+    NoiseIncludes,
+    Oversampling,
+    PerImage,
+    PixelScale,
+    Rms,
+    Var,
+    Wht,
+    ZeroPoint,
+    expanded,
+    psf_of,
+)
+from sersicnet.cli.shared import (
+    Columns,
+    Json,
     Model,
     ModelError,
     NoiseAsGiven,
-    NoiseIncludes,
-    Oversampling,
     Overwrite,
-    PixelScale,
     Quiet,
     Residual,
-    Rms,
     Robust,
     Scheduler,
-    Var,
     Verbose,
-    Wht,
     Workers,
-    ZeroPoint,
     command_line,
     cores,
     importing,
     log_to_stderr,
-    opening,
     progress_bar,
     say_catalogues,
     stages,
 )
+from sersicnet.errors import InputError
 
 
 def fit(
-    image: Image,
-    psf: Annotated[Path, typer.Option(help="File of the effective PSF (an image, PSFEx, ...).", show_default=False)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="FITS image in any linear unit, sky-subtracted or not; or several, which are bands of the same sky.",
+            metavar="IMAGE",
+        ),
+    ],
+    psf: Annotated[
+        list[str],
+        typer.Option(
+            help="File of the effective PSF (an image, PSFEx, ...). Repeated for several bands.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ],
     positions: Annotated[
         Path | None,
         typer.Option(
             help="Table with x, y (from 0) or ra, dec of the galaxies to fit, and initial mag, r_eff, sersic_n, "
-            "ellipticity, theta where known; all detections by default.",
+            "ellipticity, theta where known; all detections by default. Several bands need it, with ra, dec.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +78,16 @@ def fit(
             "--output",
             "-o",
             help="Catalogue to write: .fits, .ecsv, .csv, .parquet or .vot; IMAGE_fit.fits in the current directory "
-            "by default.",
+            "by default. For several bands, one catalogue, or a directory that gets one for each.",
+            show_default=False,
+        ),
+    ] = None,
+    from_band: Annotated[
+        str | None,
+        typer.Option(
+            help="Band whose values are taken from --positions, if that is a catalogue of several bands, such as F160W "
+            "for r_eff_F160W; the band that sources were detected on by default.",
+            metavar="NAME",
             show_default=False,
         ),
     ] = None,
@@ -72,10 +101,7 @@ def fit(
     noise_as_given: NoiseAsGiven = False,
     mask: Mask = None,
     psf_oversampling: Oversampling = None,
-    gain: Annotated[
-        float | None,
-        typer.Option(help="Electrons per image unit, for the Poisson noise of the galaxies.", show_default=False),
-    ] = None,
+    gain: Gain = None,
     prior: Annotated[str, typer.Option(help="Prior of the fits: candels, none, or a table of galaxies.")] = "none",
     model_error: ModelError = 0.05,
     robust: Robust = False,
@@ -88,6 +114,7 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    columns: Columns = "",
     model: Model = None,
     residual: Residual = None,
     workers: Workers = None,
@@ -103,12 +130,15 @@ def fit(
 
     Example: sersicnet fit f814w.fits --psf f814w_psf.fits --positions f160w_cat.fits
     --fix r_eff,sersic_n,ellipticity,theta -o f814w_fluxes.fits
+
+    Example: sersicnet fit f125w.fits f814w.fits --psf f125w_psf.fits --psf f814w_psf.fits --positions bands.fits
+    --from-band F160W --fix r_eff,sersic_n,ellipticity,theta -o fluxes.fits
     """
     # long: the options.
     with importing():
         from sersicnet.catalogue.table import stem
         from sersicnet.image.exposure import Exposure
-        from sersicnet.image.psffile import read_psf
+        from sersicnet.measuring import bands as planning
         from sersicnet.measuring import measure as measuring
         from sersicnet.measuring.fitting import Fitting
         from sersicnet.measuring.outputs import Outputs
@@ -116,19 +146,45 @@ def fit(
 
     started = time.monotonic()
     log_to_stderr(verbose)
-    output = output or Path(stem(image) + "_fit.fits")
+    paths = expanded(images)
+    own = PerImage(
+        {
+            "zero_point": zero_point, "pixel_scale": pixel_scale, "hdu": hdu, "rms": rms, "wht": wht, "var": var,
+            "mask": mask, "noise_includes": noise_includes, "psf": psf, "psf_oversampling": psf_oversampling,
+            "gain": gain,
+        },
+        noise_as_given=noise_as_given,
+    )  # fmt: skip
     names = () if fix is None else tuple(name.strip() for name in fix.split(","))
-    described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
-    opened = opening(rms, wht, var, mask=mask, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale, **described)
-    with progress_bar(quiet, "reading") as update:
-        table = measuring.fit(
-            Exposure.open(image, **opened),
-            psf=read_psf(psf, psf_oversampling),
-            fitting=Fitting(gain=gain, prior=prior, model_error=model_error, robust=robust, fix=names),
-            positions=positions,
-            outputs=Outputs(catalogue=output, model=model, residual=residual, overwrite=overwrite),
-            work=Work(workers=cores(workers), scheduler=scheduler),
-            command=command_line(),
-            report=stages(update),
-        )
-    say_catalogues(quiet, as_json, [(table, output)], time.monotonic() - started)
+    fitting = Fitting(prior=prior, model_error=model_error, robust=robust, fix=names)
+    options: dict[str, Any] = {
+        "from_band": from_band,
+        "columns": columns,
+        "work": Work(workers=cores(workers), scheduler=scheduler),
+        "command": command_line(),
+    }
+    products: dict[str, Any] = {"model": model, "residual": residual, "overwrite": overwrite}
+    if len(paths) > 1:
+        if positions is None:
+            raise InputError("Several bands are fitted at the places of one table: give `positions`.")
+        if output is None:
+            raise InputError("Several bands need a catalogue, or a directory with one for each: give `output`.")
+        bands, _ = own.bands(paths)
+        with progress_bar(quiet, "reading") as update:
+            options |= {"outputs": Outputs(catalogue=output, **products), "report": stages(update)}
+            plan = planning.plan_fit_bands(bands, positions, fitting=fitting, **options)
+            done = [(table, path) for table, path in plan.run(stages(update)) if path is not None]
+    else:
+        single, output = own.single(), output or Path(stem(paths[0]) + "_fit.fits")
+        with progress_bar(quiet, "reading") as update:
+            table = measuring.fit(
+                Exposure.open(paths[0], **own.opening(single)),
+                psf=psf_of(single),
+                fitting=replace(fitting, gain=single["gain"]),
+                positions=positions,
+                outputs=Outputs(catalogue=output, **products),
+                report=stages(update),
+                **options,
+            )
+        done = [(table, output)]
+    say_catalogues(quiet, as_json, done, time.monotonic() - started)

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +121,16 @@ Gain = Annotated[
     float | None,
     typer.Option(
         help="Electrons per image unit, for --refine and for weights that are shown the photon noise of galaxies.",
+        show_default=False,
+    ),
+]
+Columns = Annotated[
+    str,
+    typer.Option(
+        help="Columns of the catalogue, with commas between: names, groups of them (position_errors, "
+        "surface_brightness, correlations, quantiles), or all. With a + before each, they are added to those by "
+        "default: +correlations,+quantiles.",
+        metavar="NAME,...",
         show_default=False,
     ),
 ]
@@ -320,16 +330,13 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
 
     facts: list[dict[str, Any]] = []
     for table, path in written:
-        flags = table["flags"]
-        facts.append(
-            {
-                "catalogue": str(path),
-                "sources": len(table),
-                "without_flags": int((flags == 0).sum()),
-                "flags": {flag.name: int((flags & flag.value != 0).sum()) for flag in Flag if flags.size},
-                "header": {key: value for key, value in table.meta.items() if key != "HISTORY"},
-            }
-        )
+        fact: dict[str, Any] = {"catalogue": str(path), "sources": len(table)}
+        if "flags" in table.colnames:
+            flags = table["flags"]
+            fact["without_flags"] = int((flags == 0).sum())
+            fact["flags"] = {flag.name: int((flags & flag.value != 0).sum()) for flag in Flag if flags.size}
+        fact["header"] = {key: value for key, value in table.meta.items() if key != "HISTORY"}
+        facts.append(fact)
     if as_json:
         typer.echo(json_text({"seconds": round(seconds, 1), "catalogues": facts}))
     if quiet:
@@ -337,17 +344,24 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
     for fact in facts:
         grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         header = fact["header"]
-        grid.add_row("sources", f"{fact['sources']:,}, {fact['without_flags']:,} without flags")
-        raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
-        grid.add_row("flags", ", ".join(raised) or "none")
+
+        def source(key: str, before: str, header: dict[str, Any] = header) -> str:
+            """Where a value is from; bands may have the same value from different sources."""
+            return f"{before}{header[key]}" if key in header else ""
+
+        clean = f", {fact['without_flags']:,} without flags" if "flags" in fact else ""
+        grid.add_row("sources", f"{fact['sources']:,}{clean}")
+        if "flags" in fact:
+            raised = [f"{name} {n:,}" for name, n in fact["flags"].items() if n]
+            grid.add_row("flags", ", ".join(raised) or "none")
         if "ZEROPT" in header:
-            grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB, from {header['ZPSOURCE']}")
+            grid.add_row("zero point", f"{header['ZEROPT']:.4f} AB" + source("ZPSOURCE", ", from "))
         if "PIXSCALE" in header:
-            grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec, from {header['PIXSRC']}")
+            grid.add_row("pixel scale", f"{header['PIXSCALE']:.4f} arcsec" + source("PIXSRC", ", from "))
         if header.get("DEVICE") == "gpu":
             grid.add_row("network", "ran on the GPU")
         if "PSFFWHM" in header:
-            grid.add_row("PSF", f"{header['PSFFWHM']:.2f} pixels wide, {header['PSFSRC']}")
+            grid.add_row("PSF", psf_in_words(header))
         if "PSFDOUBT" in header:
             grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
         if "OUTSIDE" in header:
@@ -356,6 +370,21 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
         say(quiet, f"wrote {fact['catalogue']}")
     rows = sum(fact["sources"] for fact in facts)
     say(quiet, f"{rows:,} sources in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} a second")
+
+
+def psf_in_words(header: Mapping[str, Any]) -> str:
+    """The PSF of a catalogue, from the cards of its header: its width, how it varies, its light and its source."""
+    fwhm = header["PSFFWHM"]
+    words = f"FWHM {fwhm:.2f} pixels"
+    if "PSFERR" in header:  # a PSF that a network is shown, in pixels of the image
+        scale = f", {fwhm * header['PIXSCALE']:.3g} arcsec" if "PIXSCALE" in header else ""
+        error = f" ± {header['PSFERR'] * fwhm:.2f}" if header["PSFERR"] else ""
+        words = f"FWHM {fwhm:.2f}{error} pixels{scale}"
+    if header.get("PSFMIN", 0) < header.get("PSFMAX", 0):
+        words += f", {header['PSFMIN']:.2f} to {header['PSFMAX']:.2f} over the image"
+    if "PSFLIGHT" in header:
+        words += f", {header['PSFLIGHT']:.0%} of the light within two FWHM"
+    return words + (f"; {header['PSFSRC']}" if "PSFSRC" in header else "")  # bands may have one width from two sources
 
 
 _EPOCH_COLUMNS = (

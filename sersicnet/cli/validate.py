@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from sersicnet.cli.measure import print_outlook
 from sersicnet.cli.shared import (
     Device,
     FitPrior,
@@ -48,10 +50,12 @@ from sersicnet.cli.shared import (
     stages,
     stderr,
 )
+from sersicnet.errors import printable
 from sersicnet.output import json_text
 
 if TYPE_CHECKING:
     from sersicnet.catalogue.validation import Validation
+    from sersicnet.measuring.validate import Foresight
 
 
 def validate(
@@ -128,6 +132,9 @@ def validate(
     workers: Workers = None,
     scheduler: Scheduler = None,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the inputs and print what would be done, without doing it.")
+    ] = False,
     as_json: Json = False,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
@@ -140,6 +147,8 @@ def validate(
     Example: sersicnet validate mosaic.fits -o validation.fits
 
     Example: sersicnet validate mosaic.fits --galaxies cat.fits --n 5000 --avoid 18
+
+    Example: sersicnet validate mosaic.fits --dry-run
     """
     # long: the options.
     started = time.monotonic()
@@ -151,30 +160,46 @@ def validate(
         from sersicnet.measuring.fitting import Fitting
         from sersicnet.measuring.injecting import Injection
         from sersicnet.measuring.plan import Work
-        from sersicnet.measuring.validate import validate
+        from sersicnet.measuring.validate import foresee, validate
 
     output = output or Path(stem(image) + "_validation.fits")
     described: dict[str, Any] = {"noise_includes": noise_includes, "noise_as_given": noise_as_given}
     opened = opening(rms, wht, var, mask=mask, hdu=hdu, zero_point=zero_point, pixel_scale=pixel_scale, **described)
     fitting = Fitting(gain=gain, prior=prior, model_error=model_error, robust=robust)
+    injection = Injection(n=n, galaxies=galaxies, evenly=evenly, mag=mag, avoid=avoid, seed=seed)
+    options: dict[str, Any] = {
+        "injection": injection,
+        "weights": weights,
+        "psf": None if psf is None else read_psf(psf, psf_oversampling),
+        "psf_fwhm": psf_fwhm,
+        "gain": gain,
+        "refine": fitting if refine else None,
+        "resample": resample,
+        "injected": injected,
+        "overwrite": overwrite,
+        "work": Work(workers=cores(workers), scheduler=scheduler, device=device),
+        "command": command_line(),
+    }
+    if dry_run:
+        _print_foresight(foresee(Exposure.open(image, **opened), output, **options), output, as_json)
+        return
     with progress_bar(quiet, "reading") as update:
-        found = validate(
-            Exposure.open(image, **opened),
-            output,
-            injection=Injection(n=n, galaxies=galaxies, evenly=evenly, mag=mag, avoid=avoid, seed=seed),
-            weights=weights,
-            psf=None if psf is None else read_psf(psf, psf_oversampling),
-            psf_fwhm=psf_fwhm,
-            gain=gain,
-            refine=fitting if refine else None,
-            resample=resample,
-            injected=injected,
-            overwrite=overwrite,
-            work=Work(workers=cores(workers), scheduler=scheduler, device=device),
-            command=command_line(),
-            report=stages(update),
-        )
+        found = validate(Exposure.open(image, **opened), output, report=stages(update), **options)
     _say(found, output, quiet, as_json, time.monotonic() - started)
+
+
+def _print_foresight(found: Foresight, output: Path, as_json: bool) -> None:
+    """Print what a run would do on stdout, since the user asked for it."""
+    if as_json:
+        facts = {**asdict(found.outlook), **found._asdict(), "validation": str(output)}
+        typer.echo(json_text({name: value for name, value in facts.items() if name != "outlook"}))
+        return
+    print_outlook([found.outlook], as_json=False)
+    mag = "from the image's own galaxies to 1 mag fainter" if found.mag is None else "{:g} to {:g}".format(*found.mag)
+    typer.echo(f"  galaxies     {found.galaxies:,}, {printable(found.kinds)}; mag {mag}")
+    typer.echo(f"  passes       at least {found.passes}, after the image and its negative")
+    typer.echo(f"  time         about {max(found.seconds, 1):.0f} s without fits, for 100 sources on a million pixels")
+    typer.echo(f"  output       {output} and {output.with_suffix('.html')}")
 
 
 def _say(found: Validation, output: Path, quiet: bool, as_json: bool, seconds: float) -> None:
@@ -196,13 +221,14 @@ def _say(found: Validation, output: Path, quiet: bool, as_json: bool, seconds: f
     if quiet:
         return
     grid = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("", "N", "bias", "scatter", "within 1 sigma", "with factors"):
+    for name in ("", "N", "bias", "scatter", "within 1 sigma", "with factors", "within 2 sigma", "with factors"):
         grid.add_column(name, justify="left" if not name else "right")
     for one in statistics:
         if one.by == "all":
+            shares = (one.within, one.after, one.within_two, one.after_two)
             grid.add_row(
-                one.parameter, f"{one.n:,}", f"{one.bias:+.3f}", f"{one.scatter:.3f}", f"{one.within:.0%}",
-                f"{one.after:.0%}" if math.isfinite(one.after) else "too few",
+                one.parameter, f"{one.n:,}", f"{one.bias:+.3f}", f"{one.scatter:.3f}",
+                *(f"{share:.0%}" if math.isfinite(share) else "too few" for share in shares),
             )  # fmt: skip
     stderr.print(grid)
     say(quiet, f"{hit:,} of {n:,} galaxies were found")

@@ -41,6 +41,22 @@ def through(x: np.ndarray, y: np.ndarray, image: Image, other: Image) -> tuple[n
     return other.pixels(*image.sky(x, y))
 
 
+def check_sky(image: Image) -> None:
+    """Check that an image has a WCS.
+
+    Raises
+    ------
+    InputError
+        If it has none that can be used.
+    """
+    if image.wcs is None:
+        problem = f" that can be used ({image.wcs_problem})" if image.wcs_problem else ""
+        raise InputError(
+            f"{image.name} has no celestial WCS{problem}: positions of several bands go through it. Give images with "
+            "a WCS."
+        )
+
+
 def check_overlap(image: Image, detected: Image) -> None:
     """Check that positions can be carried from the detection image to another one.
 
@@ -50,12 +66,7 @@ def check_overlap(image: Image, detected: Image) -> None:
         If either has no WCS, or they do not overlap.
     """
     for one in (image, detected):
-        if one.wcs is None:
-            problem = f" that can be used ({one.wcs_problem})" if one.wcs_problem else ""
-            raise InputError(
-                f"{one.name} has no celestial WCS{problem}: positions of several bands go through it. Give images with "
-                "a WCS."
-            )
+        check_sky(one)
     height, width = image.shape
     y, x = (nodes.ravel() for nodes in np.meshgrid(np.linspace(0, height - 1, 33), np.linspace(0, width - 1, 33)))
     x, y = through(x, y, image, detected)

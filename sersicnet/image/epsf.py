@@ -54,6 +54,7 @@ FINE = ((1.3, 4), (2.0, 3), (np.inf, 2))
 _PRIOR, _PRIOR_VARIED = 0.3, 0.3  # standard deviation of the departure, as a fraction of the profile
 _NEAR_SKY_ERROR = 0.2  # of the sky under a star where the departure is fitted, in units of the noise
 _RING_ERROR = 0.1  # of the mean of a ring about a star, because of faint sources, in units of the noise of a pixel
+_ABOUT, _UNLIT = 1.5, 0.3  # radius from which rings show light of other sources, FWHM; share of stars without it
 _SHARED_ERROR = 0.05  # of the mean of a ring, alike about all stars, in units of the noise of a pixel
 _SAME_LIGHT = 1e-4  # change of the light of the core in a fit of the departure
 _REWEIGHTED, _TRUSTED = 3, 1.5  # rounds of weights; rings that are off by more sigma have less weight
@@ -133,16 +134,31 @@ def _with_profile(model: Model, stars: Stars) -> Model:
     stars.estimate_sky(model)
     rings = _rings(model, stars, which)
     off_sky = rings.dark * (stars.noise[which] / stars.flux[which])[:, None]
-    weight = rings.weight / (1 + rings.weight * (_RING_ERROR * off_sky) ** 2)
-    profile, trust = model.profile, np.ones_like(weight)
+    about = rings.t > log_radius(np.array(_ABOUT * model.scale), model.scale)
+    profile, trust = model.profile, np.ones_like(rings.weight)
+    left = rings.value - np.exp(BSpline(model.knots, profile, 3)(rings.t))
     for _ in range(_REWEIGHTED):
+        lit = _lit(rings.weight * about, left, off_sky)
+        weight = rings.weight / (1 + rings.weight * ((_RING_ERROR + lit) * off_sky) ** 2)
         trusted = weight * trust
         total = np.maximum(trusted.sum(axis=0), 1e-300)
         value, shared = ((trusted * of).sum(axis=0) / total for of in (rings.value, off_sky))
         profile, now = _profile(model, rings.t, value, total, shared, profile)
-        off = np.abs(rings.value - now) * np.sqrt(weight)
-        trust = np.where(off > _TRUSTED, _TRUSTED / np.maximum(off, _TRUSTED), 1)
+        left = rings.value - now
+        trust = _TRUSTED / np.maximum(np.abs(left) * np.sqrt(weight), _TRUSTED)
     return replace(model, profile=profile)
+
+
+def _lit(weight: np.ndarray, left: np.ndarray, off_sky: np.ndarray) -> np.ndarray:
+    """How far other sources light up the rings about each star, in units of the noise of a pixel, (S, 1).
+
+    Neighbours and galaxies behind a star only add light, and all rings about it have some: these do not disagree with
+    each other, but with those of other stars. The zero is that of the stars with least light.
+    """
+    light = (weight * off_sky * left).sum(axis=1) / np.maximum((weight * off_sky**2).sum(axis=1), 1e-300)
+    unit = (weight * off_sky).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-300)
+    share = light * unit  # of the profile, which is alike for all stars
+    return np.asarray(np.abs(share - np.quantile(share, _UNLIT)) / np.maximum(unit, 1e-300))[:, None]
 
 
 def _profile(
@@ -334,7 +350,11 @@ def _rows(model: Model, stars: Stars, reach: float, off: np.ndarray | None = Non
 
 
 def measure_psf(
-    stamps: StarStamps, fwhm: float, correlation: float = 1.0, places: np.ndarray | None = None
+    stamps: StarStamps,
+    fwhm: float,
+    correlation: float = 1.0,
+    places: np.ndarray | None = None,
+    least: int = LEAST_STARS,
 ) -> EffectivePsf | None:
     """Measure the effective PSF from stamps of stars.
 
@@ -352,14 +372,16 @@ def measure_psf(
         x and y of the stars in the field, from -1 to 1. The PSF may then vary over the field: linearly from
         `LEAST_VARIED` stars and as a quadratic polynomial from `LEAST_CURVED`, if it predicts the widths and
         ellipticities of stars better when each is left out.
+    least : int
+        Number of stars that have to agree.
 
     Returns
     -------
     EffectivePsf or None
-        None if fewer than `LEAST_STARS` stars agree on a PSF.
+        None if fewer than `least` stars agree on a PSF.
     """
     stars = Stars.of(stamps, correlation)
-    if len(stars.x) < LEAST_STARS:
+    if len(stars.x) < least:
         return None
     model, degree, fitted, error = Model.moffat(fwhm), 0, np.zeros((len(stars.x), 3)), 0.0
     stars.begin(fwhm)
@@ -377,18 +399,18 @@ def measure_psf(
             degree, fitted = _variation(shapes, places, stars.kept)
             stars.drop_shapes(shapes - fitted, errors, model)
             if stars.kept.any():
-                stars.drop_lit(model)
-        if stars.kept.sum() < LEAST_STARS - (turn + 1 < _ROUNDS):
+                stars.drop_lit(model, least)
+        if stars.kept.sum() < least - (turn + 1 < _ROUNDS):
             return None
-        if turn < 2:
+        if turn < 3:
             model = _with_profile(model, stars)
-        else:
+        if turn >= 2:
             off = fitted - np.median(fitted[stars.kept], axis=0) if degree else None
             model, error = _with_departure(model, stars, off)
     kept = stars.kept.copy()
     stars.fit(model, 1.0)
     stars.kept &= kept
-    if stars.kept.sum() < LEAST_STARS:
+    if stars.kept.sum() < least:
         return None
     return _finished(model, stars, degree, places, error)
 

@@ -173,8 +173,11 @@ class Stars:
             limit = np.maximum(np.maximum(usual, _WIDER * 2 * (model.scale / TO_FWHM) ** 2), 3 * errors)
             self.kept &= (np.abs(off) < limit).all(axis=1)
 
-    def drop_lit(self, model: Model) -> None:
-        """Drop the stars in the light of other sources: those with more light about the core than the others."""
+    def drop_lit(self, model: Model, least: int = LEAST_STARS) -> None:
+        """Drop the stars in the light of other sources: those with more light about the core than the others.
+
+        None is dropped if fewer than `least`, or than half of the stars, would be left.
+        """
         index, u, v = self.core(_LIT_TO * model.scale)
         r = np.hypot(u, v)
         there = (r > _LIT_FROM * model.scale) & (r < _LIT_TO * model.scale) & self.good[index]
@@ -186,10 +189,11 @@ class Stars:
         area = np.pi * (_LIT_TO**2 - _LIT_FROM**2) * model.scale**2
         light = area * np.where(there, left, 0).sum((1, 2)) / number / flux
         error = area * self.noise * self.correlation / np.sqrt(number) / flux
-        off = light - np.median(light[self.kept])
-        limit = np.maximum(np.maximum(_LIT, 3 * error), 3 * scatter_of(light[self.kept, None]))
+        # Other sources only add light: the scatter is that of the stars with less of it than most.
+        off = (light - np.median(light[self.kept])) / np.maximum(error, _LIT / 3)
+        limit = 3 * max(1.4826 * float(np.median(np.abs(off[self.kept & (off <= 0)]))), 1)
         clear = self.kept & (off < limit)
-        if clear.sum() >= max(LEAST_STARS, self.kept.sum() / 2):
+        if clear.sum() >= max(least, self.kept.sum() / 2):
             self.kept = clear
 
     def shapes(self, model: Model) -> tuple[np.ndarray, np.ndarray]:

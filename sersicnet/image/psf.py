@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from sersicnet.errors import InputError, warn
+from sersicnet.image import psffigure
 from sersicnet.image.psffield import Nodes, Polynomial
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ class Psf:
         if not self.source:
             object.__setattr__(self, "source", Path(self.name).name)
 
-    def __repr__(self) -> str:
-        return f"<Psf {self.source}: FWHM {self.fwhm:.3f} pixels{', varies over the image' * self.varies}>"
+    __repr__, _repr_png_, plot = psffigure.in_words, psffigure.png, psffigure.plot_psf
 
     def __getstate__(self) -> dict[str, Any]:
         # What was measured on the image is measured again by another process.

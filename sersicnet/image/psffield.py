@@ -20,6 +20,9 @@ _LEAST_COVERED = 0.5
 _FAR = 0.25
 """Places of a PSF that reach beyond an image by more than this fraction of its side give a warning."""
 
+_APART = 0.5
+"""Least distance of two lines of a grid, pixels: two detectors may have lines in neighbouring pixels, at their gap."""
+
 _FARTHEST = 1.05
 """Largest normalised coordinate of a polynomial; a larger one gives a warning."""
 
@@ -229,7 +232,7 @@ def _aligned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates of the lines of a grid, in ascending order, and the number of each value's line."""
     order = np.argsort(values, kind="stable")
     line = np.zeros(len(values), int)
-    line[order[1:]] = np.cumsum(np.diff(values[order]) > 1e-3 * max(float(np.ptp(values)), 1.0))
+    line[order[1:]] = np.cumsum(np.diff(values[order]) > _APART)
     return np.bincount(line, values) / np.bincount(line), line
 
 

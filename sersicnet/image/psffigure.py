@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,59 @@ SHOWN, LEAST_SHOWN = 4.0, 8.0
 
 FAINTEST = 1e-4
 """Faintest pixel that is shown, as a fraction of the peak."""
+
+SIDE = 3.0
+"""Side of a panel, inches."""
+
+
+def in_words(psf: Any) -> str:
+    """A PSF, which is a `sersicnet.Psf` in all of these functions, in a line."""
+    size = f"{psf.image.shape[1]} x {psf.image.shape[0]} pixels"
+    if psf.oversampling > 1:
+        size += f" of 1/{psf.oversampling} of a pixel of the image"
+    error = f" known to {psf.error:.1%}" if psf.error > 0 else ""
+    return f"<Psf {psf.source}: FWHM {psf.fwhm:.3f} pixels{error}, {size}{', varies over the image' * psf.varies}>"
+
+
+def plot_psf(psf: Any, axes: Sequence[Any] | None = None) -> list[Any]:
+    """Draw the PSF, and its light within a radius; of a PSF that varies, the one in the middle of the image.
+
+    The picture is logarithmic, down to a ten-thousandth of the peak.
+
+    Parameters
+    ----------
+    axes : sequence of Axes, optional
+        Two axes of Matplotlib; by default those of a new figure.
+
+    Returns
+    -------
+    list of Axes
+
+    Raises
+    ------
+    InputError
+        If there are not two axes.
+    """
+    axes = axes_for(2, axes)
+    draw_psf(axes[0], psf)
+    draw_light(axes[1], psf)
+    return axes
+
+
+def png(psf: Any) -> bytes:
+    """The same figure as a PNG, which a notebook shows for the last line of a cell."""
+    return png_of(2, lambda axes: plot_psf(psf, axes))
+
+
+def png_of(panels: int, draw: Callable[[list[Any]], Any]) -> bytes:
+    """A figure of a number of panels, which `draw` draws into, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(SIDE * panels, 1.1 * SIDE), layout="constrained")
+    draw(list(figure.subplots(1, panels, squeeze=False)[0]))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
 
 
 def draw_psf(axes: Any, psf: Any) -> None:
@@ -54,7 +108,27 @@ def draw_light(axes: Any, psf: Any) -> None:
     axes.legend(fontsize=8, loc="lower right")
 
 
-def axes_for(panels: int, axes: Sequence[Any] | None = None, side: float = 3.0) -> list[Any]:
+def draw_stars(axes: Any, x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> None:
+    """Draw where the stars of a PSF are in the image into Matplotlib's axes.
+
+    Parameters
+    ----------
+    axes : Axes
+    x, y : ndarray, float64, (S,)
+        Zero-based pixels.
+    shape : (int, int)
+        Height and width of the image; (0, 0) if it is not known.
+    """
+    axes.plot(x, y, "*", color="#d55e00", ms=8)
+    if min(shape) > 0:
+        axes.set_xlim(-0.5, shape[1] - 0.5)
+        axes.set_ylim(-0.5, shape[0] - 0.5)
+    axes.set_aspect("equal")
+    axes.set_xlabel("x [pixels]", fontsize=9)
+    axes.set_title(f"{len(x)} stars", fontsize=9)
+
+
+def axes_for(panels: int, axes: Sequence[Any] | None = None, side: float = SIDE) -> list[Any]:
     """Axes of Matplotlib for a number of panels: the given ones, or those of a new figure, which a notebook shows.
 
     Raises

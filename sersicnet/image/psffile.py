@@ -323,7 +323,9 @@ def _of_stdpsf(unit: Any, label: str) -> _Found:
                 f"A grid of STDPSF states {number} positions in {key}01 and so on; {label} has {len(line)}: it is "
                 "damaged."
             )
-        lines.append(np.array(line) - 1)
+        # The line of ACS at the gap is listed twice, for the detectors on both sides.
+        at_gap = np.append(False, np.diff(line) == 0)
+        lines.append(np.array(line) - 1 + at_gap)
     return _of_grid(_pixels(unit, label), lines, label, 1 / STDPSF_OVERSAMPLING)
 
 

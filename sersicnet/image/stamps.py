@@ -75,6 +75,35 @@ class Stamps:
             out[i] = min(float(np.exp(-radius).sum()) / (2 * math.pi * scales[0] * scales[1]), 1.0)
         return out
 
+    def aperture(self, which: np.ndarray) -> np.ndarray:
+        """Flux in the circle of `sersicnet.image.photometry.APERTURE` and its error, float64, (K, 2), image units.
+
+        It is the sum of the pixels, and so may be negative. The error is that of independent pixels of blank sky.
+        NaN for stamps without data in the middle.
+
+        Parameters
+        ----------
+        which : ndarray, int, (K,)
+            Indices of the stamps.
+        """
+        from photutils.geometry import circular_overlap_grid  # simulations, which need none of it, start sooner
+
+        from sersicnet.image.photometry import APERTURE
+
+        out = np.full((len(which), 2), np.nan)
+        side = 2 * math.ceil(APERTURE) + 4
+        first = (STAMP_SIZE - side) // 2
+        inner = slice(first, first + side)
+        for row, i in zip(out, which.tolist(), strict=True):
+            if self.empty[i]:
+                continue
+            left, lower = first - 0.5 - self.x[i], first - 0.5 - self.y[i]
+            share = circular_overlap_grid(left, left + side, lower, lower + side, side, side, APERTURE, 1, 1)
+            noise = self.noise[i, inner, inner].astype(float)
+            variance = np.where(np.isfinite(noise), noise, self.rms[i]) ** 2
+            row[:] = np.sum(share * self.pixels[i, inner, inner]) * self.rms[i], np.sqrt(np.sum(share * variance))
+        return out
+
     def offsets(self) -> np.ndarray:
         """Centroids of the light near the positions, minus the positions, float64, (N, 2) pixels.
 

@@ -20,7 +20,7 @@ from sersicnet.image.psffield import Polynomial
 from sersicnet.image.regions import grown_labels
 from sersicnet.image.sky import Map, Mesh
 from sersicnet.image.stamps import cut
-from sersicnet.image.stars import ROUND, profiles, saturated, sizes, stellar_locus
+from sersicnet.image.stars import FEW_STARS, ROUND, profiles, saturated, sizes, stellar_locus
 
 WINDOW = 1024
 """Side of the windows in which stars are looked for, pixels."""
@@ -71,6 +71,13 @@ class ImagePsf:
         FWHM of the PSF over the image, pixels.
     ellipticity : float
         Largest ellipticity of the PSF over the image.
+    shape : (int, int)
+        Height and width of the image; (0, 0) if it is not known.
+    few : StarStamps or None
+        Without a PSF, stamps of the stars at x and y, which may serve where the width of the PSF is known roughly, see
+        `sersicnet.image.fewstars.confirmed`.
+    few_correlation : float
+        Correlation of the noise of these stamps.
     """
 
     psf: Psf | None
@@ -82,6 +89,9 @@ class ImagePsf:
     narrowest: float = float("nan")
     widest: float = float("nan")
     ellipticity: float = float("nan")
+    shape: tuple[int, int] = (0, 0)
+    few: StarStamps | None = field(default=None, repr=False)
+    few_correlation: float = 1.0
 
     def __repr__(self) -> str:
         if self.psf is None:
@@ -93,12 +103,12 @@ class ImagePsf:
         )
 
     def plot(self, axes: Sequence[Any] | None = None) -> list[Any]:
-        """Draw the PSF in the middle of the image, and its light within a radius.
+        """Draw the PSF in the middle of the image, its light within a radius, and where its stars are.
 
         Parameters
         ----------
         axes : sequence of Axes, optional
-            Two axes of Matplotlib; by default those of a new figure.
+            Three axes of Matplotlib; by default those of a new figure.
 
         Returns
         -------
@@ -107,14 +117,17 @@ class ImagePsf:
         Raises
         ------
         InputError
-            If the image shows no PSF, or there are not two axes.
+            If the image shows no PSF, or there are not three axes.
         """
         if self.psf is None:
             raise InputError(f"The image shows no PSF ({self.reason}): there is none to plot.")
-        axes = psffigure.axes_for(2, axes)
-        psffigure.draw_psf(axes[0], self.psf)
-        psffigure.draw_light(axes[1], self.psf)
+        axes = psffigure.axes_for(3, axes)
+        psffigure.plot_psf(self.psf, axes[:2])
+        psffigure.draw_stars(axes[2], self.x, self.y, self.shape)
         return axes
+
+    def _repr_png_(self) -> bytes | None:
+        return None if self.psf is None else psffigure.png_of(3, self.plot)
 
 
 def find_psf(
@@ -146,7 +159,7 @@ def find_psf(
     Returns
     -------
     ImagePsf
-        Without a PSF if fewer than `sersicnet.image.epsf.LEAST_STARS` stars are usable.
+        Without a PSF if fewer than `sersicnet.image.epsf.LEAST_STARS` stars are usable; its `few` has these.
     """
     search = partial(_search, source, mesh, detector or Detector(), saturation)
     found: list[_Candidates] = []
@@ -156,28 +169,42 @@ def find_psf(
         fwhm, chosen = _stars(candidates, source.shape)
         if len(chosen) >= ENOUGH:
             break
+    factor = correlation(mesh.autocorrelation)
     if not len(chosen):
         n = max(len(candidates.fine) + len(candidates.elongated), len(candidates.coarse))
-        return ImagePsf(None, f"no stellar locus among {n} bright sources")
+        locus = candidates.fine[stellar_locus(candidates.fine, FEW_STARS), 3].astype(int)
+        few = locus[locus >= 0]
+        few = few[~candidates.clipped[few]]
+        return _too_few(candidates, few, factor, f"no stellar locus among {n} bright sources")
     usable = chosen[~candidates.clipped[chosen]]
     if len(usable) < LEAST_STARS:
         clipped = len(chosen) - len(usable)
         which = "all saturated" if not len(usable) else f"{clipped} of them saturated"
-        return ImagePsf(None, f"{len(chosen)} stars, {which}; {LEAST_STARS} others are needed")
+        return _too_few(candidates, usable, factor, f"{len(chosen)} stars, {which}; {LEAST_STARS} others are needed")
     single = usable[~candidates.blended[usable]]
     usable = _best(candidates, single if len(single) >= _FEW_SINGLE else usable)
-    values = candidates.values[usable]
-    stamps = StarStamps(
-        values, np.broadcast_to(np.float32(1), values.shape), np.isnan(values), *candidates.in_stamp[usable].T
-    )
     place = _normalised(candidates.x[usable], candidates.y[usable], source.shape)
-    measured = measure_psf(stamps, fwhm, correlation(mesh.autocorrelation), place)
+    measured = measure_psf(_stamps(candidates, usable), fwhm, factor, place)
     if measured is None:
-        return ImagePsf(None, f"{len(usable)} stars, of which fewer than {LEAST_STARS} agree on a PSF")
+        reason = f"{len(usable)} stars, of which fewer than {LEAST_STARS} agree on a PSF"
+        return _too_few(candidates, usable, factor, reason)
     try:
         return _result(measured, candidates.x[usable], candidates.y[usable], source.shape)
     except InputError as error:
         return ImagePsf(None, f"{len(usable)} stars, whose stack is no PSF: {error}")
+
+
+def _stamps(candidates: _Candidates, which: np.ndarray) -> StarStamps:
+    """Stamps of some candidates, in units of their noise."""
+    values = candidates.values[which]
+    noise = np.broadcast_to(np.float32(1), values.shape)
+    return StarStamps(values, noise, np.isnan(values), *candidates.in_stamp[which].T)
+
+
+def _too_few(candidates: _Candidates, which: np.ndarray, factor: float, reason: str) -> ImagePsf:
+    """No PSF, but a few stars, if there are any; many that do not agree are none."""
+    few = _stamps(candidates, which) if 0 < len(which) <= _FEW_SINGLE else None
+    return ImagePsf(None, reason, candidates.x[which], candidates.y[which], few=few, few_correlation=factor)
 
 
 # --- candidates ---------------------------------------------------------------------------------------
@@ -410,4 +437,5 @@ def _result(measured: EffectivePsf, x: np.ndarray, y: np.ndarray, shape: tuple[i
         narrowest=min(widths),
         widest=max(widths),
         ellipticity=max(one.ellipticity for one in here),
+        shape=shape,
     )

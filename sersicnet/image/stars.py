@@ -25,6 +25,9 @@ LEAST_STARS = 5
 MANY_STARS = 8
 """Stars that a stellar locus has at least, where other sources are."""
 
+FEW_STARS = 3
+"""Stars that a stellar locus has at least, where nothing else is nearly as narrow and the width is known roughly."""
+
 MOST_STARS = 200
 """Stars that are stacked at most, the brightest."""
 
@@ -143,7 +146,7 @@ def profiles(
     return np.array(rows).reshape(-1, 4)
 
 
-def stellar_locus(found: np.ndarray) -> np.ndarray:
+def stellar_locus(found: np.ndarray, least: int = LEAST_STARS) -> np.ndarray:
     """Which of the measured sources are stars.
 
     Stars have one width and one profile; galaxies are broader and differ: stars form a
@@ -158,6 +161,8 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
     ----------
     found : ndarray, float64, (M, 4)
         See `profiles`.
+    least : int
+        In place of `LEAST_STARS`.
 
     Returns
     -------
@@ -174,7 +179,7 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
     ends = np.searchsorted(width, width + _SAME_WIDTH * tolerance, side="right")
     best, chosen = 0.0, np.zeros(0, int)
     for first, end in enumerate(ends):
-        if end - first < LEAST_STARS:
+        if end - first < least:
             continue
         span = _SAME_WIDTH * tolerance[first]
         alike = np.abs(light - np.median(light[first:end])) < _SAME_LIGHT * tolerance[first]
@@ -184,7 +189,7 @@ def stellar_locus(found: np.ndarray) -> np.ndarray:
         alone = n >= MANY_STARS + _CONTRAST * expected and alike[:first].sum() <= _NARROWER * n
         # Few sources agree by chance among many galaxies: no source of any other kind may be as narrow.
         alone |= n == np.searchsorted(width, width[first] + span + _APART, side="right")
-        if alone and n >= LEAST_STARS and n - expected > best:
+        if alone and n >= least and n - expected > best:
             best, chosen = n - expected, order[first:end][alike[first:end]]
     return chosen
 

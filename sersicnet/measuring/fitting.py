@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet.catalogue.parameters import Galaxies, possible
+from sersicnet.catalogue.parameters import possible
 from sersicnet.domain import Domain
 from sersicnet.engine.fit import MODEL_ERROR, SKY_LEFT, Fitter, Noise
 from sersicnet.engine.prior import R_BOUNDS, Prior
@@ -97,10 +97,14 @@ class Fitting:
         return all(name in self.fix for name in SHAPE)
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of what is kept, the position of forced photometry among them."""
+        return tuple(FIXABLE if self.forced else self.fix)
+
+    @property
     def fixed(self) -> list[int]:
         """Indices of the parameters that are kept."""
-        names = FIXABLE if self.forced else self.fix
-        return sorted({k for name in names for k in FIXABLE[name]})
+        return sorted({k for name in self.kept for k in FIXABLE[name]})
 
     def of_image(self, exposure: Exposure, psf: Psf | None, network: Weights | None) -> ImageFitting:
         """The fits of one image.
@@ -398,37 +402,3 @@ def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:
         mag, r_eff, n, e = population.galaxies_of(prior, scale, ranges).T
     flux = 10 ** (-0.4 * (mag - exposure.zero_point.value))
     return Prior.of(np.column_stack([flux, r_eff, n, 1 - e]))
-
-
-def starts_of(galaxies: Galaxies, exposure: Exposure, places: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Targets and theta of galaxies, from the columns that their table has.
-
-    With positions on the sky, radii in arcsec and position angles come first: the table may be of another image.
-    A radius in an unknown unit is not used.
-    """
-    found = {name: galaxies.parameter(name) for name in (*TARGET_NAMES, "theta") if name != "r_eff_pix"}
-    scale, radii = exposure.pixel_scale.value, galaxies.radii()
-    on_sky = exposure.wcs is not None and galaxies.sky() is not None
-    if on_sky and "arcsec" in radii and np.isfinite(scale):
-        found["r_eff_pix"] = radii["arcsec"] / scale
-    elif radii.keys() & {"pix", "arcsec"}:
-        found["r_eff_pix"] = galaxies.radius_in_pixels(scale, "give `pixel_scale`, or r_eff_pix.")
-    if on_sky and places is not None and galaxies.has("pa"):
-        found["theta"] = exposure.image.direction(places[:, 0], places[:, 1], galaxies.column("pa", "deg"))
-    return {name: values for name, values in found.items() if values is not None}
-
-
-def check_fixed(
-    fix: Sequence[str], starts: dict[str, np.ndarray], galaxies: Galaxies | None, *, with_network: bool
-) -> None:
-    """Refuse to fix what no table gives."""
-    if galaxies is None or with_network:
-        raise InputError(
-            "`fix` keeps values of a table in fits without a network: give `positions` to `sersicnet fit`."
-        )
-    names = {"r_eff": "r_eff_pix"}
-    missing = [name for name in fix if name != "position" and names.get(name, name) not in starts]
-    if missing:
-        raise InputError(
-            f"`fix` keeps columns of {galaxies.name}: it has no {', '.join(missing)}. It has {galaxies.columns}."
-        )

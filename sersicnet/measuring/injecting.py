@@ -84,6 +84,13 @@ class Injection:
         if self.avoid is not None and not np.isfinite(self.avoid):
             raise InputError(f"A magnitude is a number; received `avoid` {self.avoid}.")
 
+    @property
+    def kinds(self) -> str:
+        """Which galaxies, in words."""
+        if str(self.galaxies) == "candels":
+            return "spread evenly over the range of the image's own galaxies" if self.evenly else "those of CANDELS"
+        return f"spread evenly over the range of {self.galaxies}" if self.evenly else f"rows of {self.galaxies}"
+
     def config(self) -> dict[str, Any]:
         """All that the galaxies depend on, beside the mosaic; can be written as JSON."""
         is_table = str(self.galaxies) != "candels"
@@ -259,6 +266,12 @@ def places(
         out.append(Places(np.array(here), *at.T))
     exposure.close()
     return out
+
+
+def least_passes(shape: tuple[int, int], n: int) -> int:
+    """Passes that so many galaxies need at least on an image of this shape."""
+    rows, columns = (max(1, round(side / CELL)) for side in shape)
+    return -(-n // (rows * columns))
 
 
 def _cells(n: int) -> tuple[np.ndarray, float]:

@@ -17,6 +17,7 @@ from typing import Any
 from astropy.table import QTable, Table
 
 from sersicnet import weights as trained
+from sersicnet.catalogue import chosen
 from sersicnet.catalogue import table as tables
 from sersicnet.catalogue.measured import Catalogue
 from sersicnet.errors import DatasetError, InputError
@@ -41,6 +42,7 @@ def plan(
     positions: str | Path | Table | None = None,
     validated: str | Path | None = None,
     debias: bool = False,
+    columns: str | Sequence[str] = (),
     outputs: Outputs | None = None,
     work: Work | None = None,
     command: str = "",
@@ -65,7 +67,7 @@ def plan(
         )
     return Plan.of(
         exposure, network=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, fitting=refine, resample=resample,
-        positions=positions, validated=validated, debias=debias, outputs=outputs,
+        positions=positions, validated=validated, debias=debias, wanted=columns, outputs=outputs,
         work=work or Work(), command=command, report=report,
     )  # fmt: skip
 
@@ -82,6 +84,7 @@ def measure(
     positions: str | Path | Table | None = None,
     validated: str | Path | None = None,
     debias: bool = False,
+    columns: str | Sequence[str] = (),
     outputs: Outputs | None = None,
     work: Work | None = None,
     command: str = "",
@@ -115,13 +118,17 @@ def measure(
         It excludes `refine`: fits work at any pixel scale.
     positions : str, Path or Table, optional
         Table with positions, see `sersicnet.catalogue.parameters`: these are measured instead of detected
-        sources, one row each, in the order of the table. If the table has both pixel and sky positions,
-        the sky positions are used, provided that the image has a WCS.
+        sources, one row each, in the order of the table and with its ids. If the table has both pixel and sky
+        positions, the sky positions are used, provided that the image has a WCS.
     validated : str or Path, optional
         File of `sersicnet.measuring.validate.validate` for the same mosaic and options: its factors are applied to
         the errors.
     debias : bool
         Whether to take out the biases that the validation found, too.
+    columns : str or sequence of str
+        Columns of the catalogue, in its own order: names of `sersicnet.schema.COLUMNS`, or of their groups
+        ``position_errors``, ``surface_brightness``, ``correlations`` and ``quantiles``, or "all"; as text with commas
+        between. With ``+`` before each, they are added to those by default, as in ``"+correlations,+quantiles"``.
     outputs : Outputs, optional
         Files to write; none by default.
     work : Work, optional
@@ -156,7 +163,7 @@ def measure(
     """
     made = plan(
         exposure, weights=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, refine=refine, resample=resample,
-        positions=positions, validated=validated, debias=debias, outputs=outputs,
+        positions=positions, validated=validated, debias=debias, columns=columns, outputs=outputs,
         work=work, command=command, report=report, **options,
     )  # fmt: skip
     return made.run(report)
@@ -168,6 +175,8 @@ def fit(
     psf: str | Path | Psf,
     fitting: Fitting | None = None,
     positions: str | Path | Table | None = None,
+    columns: str | Sequence[str] = (),
+    from_band: str | None = None,
     outputs: Outputs | None = None,
     work: Work | None = None,
     command: str = "",
@@ -178,7 +187,7 @@ def fit(
 
     Parameters
     ----------
-    exposure, outputs, work, command, report, **options
+    exposure, columns, outputs, work, command, report, **options
         As for `measure`.
     psf : str, Path or Psf
         The effective PSF of the image, see `sersicnet.image.psffile.read_psf`.
@@ -189,7 +198,10 @@ def fit(
         As for `measure`. Fits start from its columns mag, r_eff_pix or r_eff,
         sersic_n, ellipticity or q, and theta, if it has them; other start values
         are from the moments of the source detected at the position. A row without a
-        detected source can only be fitted if it has a mag and a radius.
+        detected source can only be fitted if it has a mag and a radius. The rows keep their ids.
+    from_band : str, optional
+        The band of `positions` whose values are used, if it is a catalogue of several bands; by default the band
+        that sources were detected on.
 
     Returns
     -------
@@ -212,7 +224,8 @@ def fit(
     """
     made = Plan.of(
         _opened(exposure, options, report), network=None, psf=psf, fitting=fitting or Fitting(prior="none"),
-        resample=False, positions=positions, outputs=outputs or Outputs(), work=work or Work(),
+        resample=False, positions=positions, from_band=from_band, wanted=columns, outputs=outputs or Outputs(),
+        work=work or Work(),
         command=command, report=report,
     )  # fmt: skip
     return made.run(report)
@@ -232,6 +245,7 @@ def measure_many(
     *,
     opening: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    columns: str | Sequence[str] = (),
     work: Work | None = None,
     report: Report = silent,
     **options: Any,
@@ -252,8 +266,9 @@ def measure_many(
         Options of `sersicnet.image.exposure.Exposure.open` for all images.
     overwrite : bool
         Whether to replace existing files.
-    work, report, **options
-        As for `measure`, without the parameters that describe a single image.
+    columns, work, report, **options
+        As for `measure`, without the parameters that describe a single image. A common catalogue always has the
+        column ``image``.
 
     Returns
     -------
@@ -270,6 +285,7 @@ def measure_many(
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Each catalogue needs a name of its own; two would be {twice}. Measure them one by one.")
     together = not output.is_dir()
+    listed = [name for name in chosen.wanted(columns) if not together or name.removeprefix("+") != "image"]
     keep = output.with_name(output.name + ".run")
     work = work or Work()
     if together:
@@ -284,7 +300,7 @@ def measure_many(
         try:
             exposure = Exposure.open(path, **(opening or {}))
             outputs = Outputs(catalogue=to, overwrite=overwrite)
-            table = measure(exposure, outputs=outputs, work=own, report=prefixed, **options)
+            table = measure(exposure, columns=listed, outputs=outputs, work=own, report=prefixed, **options)
         except (InputError, DatasetError) as error:
             failed.append(str(error))
             continue

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from astropy.table import QTable
 
 from sersicnet import output
 from sersicnet.catalogue import crossmatch, ds9, report
 from sersicnet.catalogue import table as tables
+from sersicnet.catalogue.chosen import Wanted, chosen
 from sersicnet.catalogue.columns import Draw
 from sersicnet.catalogue.crossmatch import Comparison, Reference
 from sersicnet.errors import InputError, OutputError
@@ -73,6 +75,17 @@ class Outputs:
         """Names of the requested outputs that need fits."""
         return [name for name in ("model", "residual") if getattr(self, name) is not None]
 
+    def of_band(self, band: str) -> Outputs:
+        """The files of one of several bands: ``model.fits`` is ``model_F125W.fits``; there is no catalogue."""
+        own: dict[str, Any] = {}
+        for name, endings in _ENDINGS.items():
+            given = getattr(self, name)
+            if given is not None:
+                path = Path(given)
+                ending = max((one for one in endings if path.name.endswith(one)), key=len, default=path.suffix)
+                own[name] = path.with_name(f"{path.name.removesuffix(ending)}_{band}{ending}")
+        return replace(self, catalogue=None, **own)
+
     def checked(self, image: Path | None) -> Files:
         """Check that the files can be written.
 
@@ -113,6 +126,7 @@ class Result:
     Attributes
     ----------
     table : QTable
+        With all columns that the run can have.
     exposure : Exposure
         The original image.
     source : Source
@@ -127,6 +141,8 @@ class Result:
         Side of the tiles that images are written in, pixels.
     seen : Seeing or None
         The PSF that the network was shown.
+    columns : tuple of str
+        Those that are wanted, as `sersicnet.catalogue.chosen.wanted` returns them.
     """
 
     table: QTable
@@ -138,6 +154,12 @@ class Result:
     psf: Psf | None
     tile: int
     seen: Seeing | None = None
+    columns: Wanted = ()
+
+    @property
+    def catalogue(self) -> QTable:
+        """The table with the columns that are wanted."""
+        return self.table[chosen(self.columns, self.table.colnames)]
 
     @property
     def draw(self) -> Draw | None:
@@ -173,6 +195,12 @@ class Files:
             return []
         return [self.catalogue.with_name(f"{tables.stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
 
+    @property
+    def paths(self) -> list[Path]:
+        """All of the files."""
+        own = (getattr(self, field.name) for field in fields(self) if field.name != "reference")
+        return [*(path for path in own if path is not None), *self.differences]
+
     def write(self, found: Result) -> None:
         """Write the catalogue first, and then the other files, so that an error in these does not lose the catalogue.
 
@@ -182,7 +210,17 @@ class Files:
             If a file cannot be written.
         """
         if self.catalogue is not None:
-            tables.write(found.table, self.catalogue)
+            tables.write(found.catalogue, self.catalogue)
+        self.write_products(found)
+
+    def write_products(self, found: Result) -> None:
+        """Write all files but the catalogue.
+
+        Raises
+        ------
+        InputError, OutputError
+            If one cannot be written; beside a catalogue, the others are written all the same.
+        """
         comparison = None if self.reference is None else crossmatch.match(found.table, self.reference)
         products: list[Callable[[], None]] = [
             lambda: self._write_images(found),

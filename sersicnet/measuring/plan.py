@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import QTable
 
 import sersicnet
 from sersicnet import session, weights, workers
+from sersicnet.catalogue import chosen
+from sersicnet.catalogue.factors import Factors
 from sersicnet.catalogue.galaxy import Correlations, Picture
 from sersicnet.catalogue.measured import Catalogue
-from sersicnet.catalogue.parameters import Galaxies
-from sersicnet.catalogue.validation import Factors, distances
 from sersicnet.domain import Domain, Seen
 from sersicnet.errors import InputError, warn
 from sersicnet.image import psffile, stars
@@ -34,8 +33,10 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting, check_fixed, holds_photon_noise, starts_of
+from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
+from sersicnet.measuring.identity import identity
 from sersicnet.measuring.outputs import Files, Outputs, Result
+from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
 from sersicnet.measuring.seeing import Seeing, doubts, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import Flag
@@ -146,6 +147,8 @@ class Plan:
         Positions to measure, x and y in pixels of `source`; None to measure the detected sources.
     starts : dict
         Start parameters of the fits at the positions, by name.
+    listed : Listed or None
+        The table of positions.
     detector : Detector or Carried
         What detects: on the source, or on another image.
     files : Files
@@ -158,6 +161,8 @@ class Plan:
         Of a validation, for the errors.
     debias : bool
         Whether to take out the biases that the validation found, too.
+    columns : tuple of str
+        Columns of the catalogue, as `sersicnet.catalogue.chosen.wanted` returns them.
     seen : Seeing or None
         The PSF, if it is known from a measurement of the same image.
     mesh : Mesh or None
@@ -174,6 +179,7 @@ class Plan:
     fitting: ImageFitting | None
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
+    listed: Listed | None = None
     detector: Detector | Carried = tiles.DETECTOR
     files: Files
     overwrite: bool
@@ -181,6 +187,7 @@ class Plan:
     command: str
     factors: Factors | None = None
     debias: bool = False
+    columns: chosen.Wanted = ()
     seen: Seeing | None = None
     mesh: Mesh | None = None
 
@@ -199,12 +206,14 @@ class Plan:
         gain: float | None = None,
         fitting: Fitting | None,
         resample: bool,
-        positions: str | Path | Table | None,
+        positions: Positions | None,
+        from_band: str | None = None,
         outputs: Outputs,
         work: Work,
         command: str,
         validated: str | Path | None = None,
         debias: bool = False,
+        wanted: str | Sequence[str] = (),
         report: Report = silent,
     ) -> Plan:
         """Check all inputs before the pixels are read; for the parameters see `sersicnet.measuring.measure.measure`."""
@@ -233,7 +242,8 @@ class Plan:
             raise InputError("`debias` takes out the biases that a validation found: give `validated` with it.")
         factors = None if validated is None else Factors.read(validated)
         later = shown and psf is None  # the fits get the PSF that the image shows
-        galaxies, places = _places(positions, exposure)
+        fix = () if fitting is None else fitting.fix
+        listed, places, starts = read_positions(positions, exposure, from_band, fix, with_network=network is not None)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale)
         if exposure.wcs is None:
@@ -243,11 +253,6 @@ class Plan:
                 "has pixel columns only."
             )
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
-        starts = {} if galaxies is None or network is not None else starts_of(galaxies, exposure, places)
-        if fitting is not None and fitting.fix:
-            check_fixed(fitting.fix, starts, galaxies, with_network=network is not None)
-        if places is not None:
-            places = source.to_grid(places)
         plan = cls(
             exposure=exposure,
             source=source,
@@ -257,15 +262,18 @@ class Plan:
             gain=gain,
             refine=fitting,
             fitting=None if fitting is None or later else fitting.of_image(exposure, psf, network),
-            places=places,
+            places=None if places is None else source.to_grid(places),
             starts=starts,
+            listed=listed,
             files=files,
             overwrite=outputs.overwrite,
             work=work,
             command=command,
             factors=factors,
             debias=debias,
+            columns=chosen.wanted(wanted),
         )
+        chosen.check(plan.columns, plan.table(columns.no_values()).colnames)
         if factors is not None:
             factors.check(plan.options())
         return plan
@@ -322,16 +330,8 @@ class Plan:
         )
 
     def options(self) -> dict[str, Any]:
-        """All that the values of a catalogue depend on, with a digest of the mosaic; can be written as JSON."""
-        refine = self.refine
-        out: dict[str, Any] = {
-            "mosaic": [_digest(image) for image in self.exposure.images],
-            **self._described(),
-            "positions": self.places is not None,
-            "refine": None if refine is None else {**asdict(refine), "prior": str(refine.prior)},
-        }
-        self.exposure.close()
-        return out
+        """All that the values of a catalogue depend on, with digests of the image and its maps."""
+        return identity(self.exposure, self._described(), positions=self.places is not None, fitting=self.refine)
 
     def _described(self) -> dict[str, Any]:
         return {
@@ -357,7 +357,7 @@ class Plan:
             found.mesh if self.source is self.exposure else None,
             Correlations(np.array(found.table["x"].value), found.values.correlations.astype(np.float32)),
         )
-        return Catalogue._with(found.table, picture)
+        return Catalogue._with(found.catalogue, picture)
 
     def sky(self, report: Report = silent) -> Mesh:
         """Sky and noise of the source, without measuring anything else."""
@@ -397,7 +397,7 @@ class Plan:
                 fitters=fitters,
                 psf=None if seen is None else seen.psf,
                 gain=self.gain,
-                fix=() if self.refine is None else tuple(self.refine.fix),
+                fix=() if self.refine is None else self.refine.kept,
                 forced=self.refine is not None and self.refine.forced,
                 psf_width=0.0 if fitting is None else fitting.psf_width,
                 profiles=self.network is not None or self.psf is not None,
@@ -424,7 +424,7 @@ class Plan:
                     meta.update(seen.meta())
                     values.flags[:] |= Flag.PSF_ASSUMED * seen.assumed
             if self.factors is not None:
-                self._correct(values, self.factors)
+                columns.correct(values, self.factors, self.source.factor, debias=self.debias)
                 meta.update(VALFILE=self.factors.name, VALSHA=self.factors.sha256, VALBIAS=self.debias)
             used = seen.psf if seen is not None else None if fitting is None else fitting.psf
             doubted = self.psf if self.psf is not None else used
@@ -432,32 +432,29 @@ class Plan:
                 doubt = doubts(self.exposure, doubted, None if self.psf is None else self._of_stars(profiles))
                 if doubt:
                     meta["PSFDOUBT"] = doubt
-            fitted = fitting is not None
-            table = columns.catalogue(
-                self.exposure,
-                self.source,
-                values,
-                errors=fitted or bool(self.network is not None and self.network.card["errors"]),
-                fitted=fitted,
-                angles=fitted or bool(self.network is not None and self.network.card.get("orientation")),
-                fluxes=bool(self.refine is not None and self.refine.fix),
-                parents=self.places is None,
-            )
+            table = self.table(values)
             table.meta.update(meta)
             if fitting is not None:
                 table.meta.update(fitting.meta)
+            if self.listed is not None:
+                table.meta.update(self.listed.mark(table))
             if isinstance(self.detector, Carried):
-                table.meta.update(columns.offset(self.exposure.name, self.detector.exposure.name, values))
-            found = Result(table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen)
+                origin = table.meta["DETECTON"] = self.detector.exposure.name
+                table.meta.update(columns.offset(self.exposure.name, f"where the WCS of {origin} puts them", values))
+            elif self.listed is not None and self.refine is not None and "position" in self.refine.kept:
+                table.meta.update(columns.offset(self.exposure.name, f"their positions in {self.listed.name}", values))
+            found = Result(
+                table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen, self.columns
+            )
             self.files.write(found)
         return found
 
-    def _correct(self, values: tiles.Values, factors: Factors) -> None:
-        """Apply the factors of a validation to errors and values, in place."""
-        unit = np.array([1.0, 1 / self.source.factor, 1.0, 1.0])
-        away = distances(values.x, values.y) / self.source.factor
-        predicted, errors = factors.applied(values.targets * unit, values.errors * unit, away, debias=self.debias)
-        values.targets[:], values.errors[:] = predicted / unit, errors / unit
+    def table(self, values: tiles.Values) -> QTable:
+        """The catalogue with all columns that it can have."""
+        return columns.catalogue(
+            self.exposure, self.source, values, network=self.network, fitted=self.refine is not None,
+            detections=self.places is None, limits=self.refine is not None or self.places is not None,
+        )  # fmt: skip
 
     def _seeing(self, mesh: Mesh, saturation: float, apply: workers.Apply, report: Report) -> Seeing | None:
         """The PSF that the network is shown; None if it is shown none."""
@@ -507,7 +504,7 @@ class Plan:
             "device": None if self.network is None else self.network.device,
             "images": images,
             "detected on": self._detected_on(path is not None),
-            "positions": None if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest(),
+            "positions": digest(self.places, self.starts),
             "tile": self.work.tile,
             **fits,
         }
@@ -631,18 +628,6 @@ class Plan:
         return tiles.Values(**{name: values[order] for name, values in joined.items()}), profiles
 
 
-_DIGEST_ROWS = 64
-"""Rows of an image that tell it from another one."""
-
-
-def _digest(image: Image) -> str:
-    """SHA-256 of the shape and of some rows of an image, which a copy of the file has, too."""
-    seen = hashlib.sha256(repr(image.shape).encode())
-    for row in np.unique(np.linspace(0, image.shape[0] - 1, _DIGEST_ROWS).astype(int)).tolist():
-        seen.update(np.ascontiguousarray(image.read((slice(row, row + 1), slice(0, image.shape[1])))).tobytes())
-    return seen.hexdigest()
-
-
 def _tile_name(core: Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
 
@@ -676,19 +661,3 @@ def _at_scale_of(network: Weights, exposure: Exposure, resample: bool, *, refine
             "the lags that are measured, so that S/N is overestimated and errors are underestimated."
         )
     return grid
-
-
-def _places(positions: str | Path | Table | None, exposure: Exposure) -> tuple[Galaxies | None, np.ndarray | None]:
-    """The user's table of galaxies, and their x and y in pixels of the image, (N, 2).
-
-    Positions on the sky are preferred, unless the image has no WCS.
-    """
-    if positions is None:
-        return None, None
-    galaxies = Galaxies(positions, "`positions`") if isinstance(positions, Table) else Galaxies.read(positions)
-    sky, pixels = galaxies.sky(), galaxies.pixels()
-    if sky is not None and (exposure.wcs is not None or pixels is None):
-        return galaxies, np.column_stack(exposure.image.pixels(*sky.T))
-    if pixels is not None:
-        return galaxies, pixels
-    raise InputError(f"A table of positions has columns x and y, or ra and dec; received {galaxies.columns}.")

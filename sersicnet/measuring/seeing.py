@@ -9,6 +9,7 @@ import numpy as np
 from sersicnet.errors import InputError, warn
 from sersicnet.image import starpsf
 from sersicnet.image.exposure import Exposure
+from sersicnet.image.fewstars import confirmed
 from sersicnet.image.psf import Psf, Width
 from sersicnet.image.sky import Map, Mesh, estimate_sky
 from sersicnet.image.starpsf import ImagePsf
@@ -109,8 +110,12 @@ def seeing(
     if stars.psf is not None:
         return Seeing(stars.psf, stars=stars)
     assumed, in_space = observatories.usual_psf(exposure.image.header, exposure.pixel_scale.value)
-    if assumed is not None and in_space:
-        return Seeing(assumed)
+    if assumed is not None:
+        stars = confirmed(stars, assumed)
+        if stars.psf is not None:
+            return Seeing(stars.psf, assumed=not in_space, stars=stars)
+        if in_space:
+            return Seeing(assumed)
     assumed = assumed or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
     warn(
         f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of "
@@ -133,7 +138,8 @@ def find_psf(image: Any, **options: Any) -> ImagePsf:
     Returns
     -------
     ImagePsf
-        Its ``psf`` is None if the stars do not suffice; ``reason`` states why.
+        Its ``psf`` is None if the stars do not suffice; ``reason`` states why. A PSF of 3 or 4 stars is
+        taken if it is about as wide as that of the instrument that the header states.
 
     Raises
     ------
@@ -145,6 +151,9 @@ def find_psf(image: Any, **options: Any) -> ImagePsf:
         mesh = estimate_sky(exposure, DETECTOR.threshold)
         sky = float(np.median(mesh.level) + 5 * np.median(mesh.rms))
         found = starpsf.find_psf(exposure, mesh, DETECTOR, exposure.saturation if exposure.saturation > sky else np.inf)
+        usual, _ = observatories.usual_psf(exposure.image.header, exposure.pixel_scale.value)
+        if usual is not None:
+            found = confirmed(found, usual)
     finally:
         exposure.close()
     return found

@@ -247,7 +247,10 @@ DETECTED = ("a", "b", "area", "parent_x", "parent_y", *photometry.Photometry._fi
 
 
 def _detected(scene: _Scene, own: np.ndarray) -> np.ndarray:
-    """`DETECTED` of each place, float64, (N, 10); NaN without a detection and for places of other tiles."""
+    """`DETECTED` of each place, float64, (N, 10); NaN without a detection and for places of other tiles.
+
+    `Values.note` adds the flux in the circle at places without a detection.
+    """
     found, source, setting = scene.found, scene.source, scene.setting
     out = np.full((len(scene.x), len(DETECTED)), np.nan)
     rows = np.flatnonzero(own & (source >= 0))
@@ -283,6 +286,7 @@ class Values(NamedTuple):
     y0: np.ndarray
     x: np.ndarray  # position of the detection or the place, or the fitted one
     y: np.ndarray
+    position: np.ndarray  # covariance of a fitted x and y, (N, 3): xx, yy and xy; NaN without a fit
     targets: np.ndarray
     errors: np.ndarray
     flux: np.ndarray  # fitted, image units; NaN without a fit
@@ -306,29 +310,22 @@ class Values(NamedTuple):
         """Values from the detections; aperture photometry is measured only for the places of the tile itself."""
         n = len(scene.x)
         signal = scene.of_source(scene.found.flux) / np.sqrt(scene.of_source(scene.found.area))
+        unknown = ("flux", "flux_err", "theta_err", "sky", "chi2", "rms", "size", "size_snr")
+        tables = {"targets": len(TARGET_NAMES), "errors": len(TARGET_NAMES), "correlations": len(weights.PAIRS[0])}
+        tables |= {"position": 3, "offset": 2}
         out = cls(
             place=scene.place,
             x0=scene.x.copy(),
             y0=scene.y.copy(),
             x=scene.x.copy(),
             y=scene.y.copy(),
-            targets=np.full((n, len(TARGET_NAMES)), np.nan),
-            errors=np.full((n, len(TARGET_NAMES)), np.nan),
-            flux=np.full(n, np.nan),
-            flux_err=np.full(n, np.nan),
-            correlations=np.full((n, len(weights.PAIRS[0])), np.nan),
             theta=scene.of_source(scene.found.theta),
-            theta_err=np.full(n, np.nan),
-            sky=np.full(n, np.nan),
-            chi2=np.full(n, np.nan),
             status=np.full(n, -1),
-            rms=np.full(n, np.nan),
-            size=np.full(n, np.nan),
-            size_snr=np.full(n, np.nan),
             snr=signal / scene.sky.correlation,
             flags=np.zeros(n, int),
-            offset=np.full((n, 2), np.nan),
             detected=_detected(scene, own),
+            **{name: np.full(n, np.nan) for name in unknown},
+            **{name: np.full((n, width), np.nan) for name, width in tables.items()},
         )
         out.flags[scene.of_source(scene.found.blended.astype(float)) == 1] |= Flag.BLENDED
         return out
@@ -340,7 +337,7 @@ class Values(NamedTuple):
         self.size[rows], self.size_snr[rows], _ = stars.sizes(stamps)
         flags |= Flag.SATURATED * stars.saturated(stamps, scene.setting.saturation)
         self.snr[rows] /= stamps.rms
-        if isinstance(scene.setting.detector, Carried):
+        if isinstance(scene.setting.detector, Carried) or "position" in scene.setting.fix:
             self.offset[rows] = stamps.offsets()
         flags |= Flag.NO_DATA * stamps.empty
         if stamps.unusable.any():
@@ -349,6 +346,8 @@ class Values(NamedTuple):
             unknown = ~np.isfinite(a + b + theta)
             a[unknown], b[unknown], theta[unknown] = photometry.APERTURE, photometry.APERTURE, 0
             flags |= Flag.MASKED * (stamps.masked_light(a, b, theta) > MASKED_LIMIT)
+        unseen = np.flatnonzero(scene.source[rows] < 0)
+        self.detected[rows.start + unseen, -2:] = stamps.aperture(unseen) * [1, scene.sky.correlation]
         flags |= Flag.CROWDED * (stamps.neighbours > CROWDED_LIMIT)
         with np.errstate(invalid="ignore"):
             flags |= Flag.LOW_SNR * ~(self.snr[rows] >= LOW_SNR_LIMIT)
@@ -687,6 +686,8 @@ def _take(
     errors = errors[taken]
     errors[errors == 0] = np.nan
     values.flux[at], values.flux_err[at] = flux, errors[:, 2]
+    place = (fits.covariance * worse[:, :, None] ** 2)[taken][:, [0, 1, 0], [0, 1, 1]]
+    values.position[at] = np.where(errors[:, [0, 1, 0]] > 0, place, np.nan)
     values.x[at], values.y[at], values.theta[at] = x, y, theta
     values.targets[at] = np.column_stack([zero - 2.5 * np.log10(flux), r_eff, n, 1 - q])
     of_noise = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])

@@ -18,9 +18,10 @@ from astropy.table import QTable
 from sersicnet import weights as trained
 from sersicnet.catalogue import table as tables
 from sersicnet.catalogue import validationpage
-from sersicnet.catalogue.columns import column
+from sersicnet.catalogue.columns import column, flags_of
 from sersicnet.catalogue.crossmatch import pairs
-from sersicnet.catalogue.validation import Validation, distances
+from sersicnet.catalogue.factors import distances
+from sersicnet.catalogue.validation import Validation
 from sersicnet.domain import Domain
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, SersicnetWarning, warn
@@ -32,11 +33,12 @@ from sersicnet.image.starpsf import find_psf
 from sersicnet.measuring import measure as measuring
 from sersicnet.measuring import tiles
 from sersicnet.measuring.fitting import Fitting, gain_of_weights, psf_of_weights
-from sersicnet.measuring.injecting import AVOIDED, Injection, Places, places
+from sersicnet.measuring.injecting import AVOIDED, Injection, Places, least_passes, places
 from sersicnet.measuring.outputs import Outputs, Result
-from sersicnet.measuring.plan import Plan, Work
+from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.output import Report, Run, check_output, silent
-from sersicnet.schema import COLUMN
+from sersicnet.schema import COLUMN, TARGET_NAMES
+from sersicnet.simulating.population import Mixture
 from sersicnet.weights import Weights
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ _log = logging.getLogger(__name__)
 REACH = 2.0
 """Distance at which a detection may be an added galaxy, pixels, at least; it is the FWHM of the PSF or half of the
 effective radius, if these are larger."""
+
+PIXEL_SECONDS = 5e-7
+"""Time that a process needs to measure a pixel of a mosaic with 100 sources on a million pixels, seconds."""
 
 GAINED = 0.5
 """Part of the light of an added galaxy by which a source of the mosaic is brighter if the galaxy is found in it."""
@@ -109,16 +114,10 @@ def validate(
     """
     injection, work = injection or Injection(), work or Work()
     files = _Files.checked(output, injected, overwrite)
-    if gain is not None and not (np.isfinite(gain) and gain > 0):
-        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
-    network = weights if isinstance(weights, Weights) else trained.load(weights)
-    taken = gain if "psf" in network.inputs or refine is not None else None
-    made = measuring.plan(
-        exposure, weights=network, psf=psf, psf_fwhm=psf_fwhm, gain=taken, refine=refine, resample=resample,
-        outputs=Outputs(overwrite=overwrite), work=work, command=command, report=report,
+    made, known = _checked(
+        exposure, files, injection, weights=weights, psf=psf, psf_fwhm=psf_fwhm, gain=gain, refine=refine,
+        resample=resample, overwrite=overwrite, work=work, command=command, report=report,
     )  # fmt: skip
-    files.check_image(made.exposure.image.path)
-    known = injection.known(made.exposure.pixel_scale.value)
     options = made.options()
     config = {"options": options, "injection": injection.config(), "gain": gain, "tile": work.tile}
     with Run(files.run, config, overwrite) as kept:
@@ -144,7 +143,8 @@ def validate(
         rows = _rows(made.exposure, drawn, passes, measured)
         rows.meta.update(base.table.meta)
         rows.meta.update(tables.origin())
-        found = Validation(rows, _mag_and_size(base.table), negative, scene.psf.fwhm, options)
+        own = np.column_stack([_targets(base.table), flags_of(base.table)])
+        found = Validation(rows, own, negative, scene.psf.fwhm, options)
         for k, path in enumerate(images, start=1):
             _write_image(added(k), path, work.tile)
         if files.output is not None and files.page is not None:
@@ -153,6 +153,83 @@ def validate(
         if files.run is not None:
             kept.remove()
     return found
+
+
+class Foresight(NamedTuple):
+    """What a validation would do.
+
+    Attributes
+    ----------
+    outlook : Outlook
+        Of the measurement.
+    galaxies : int
+        Number of galaxies that are added.
+    kinds : str
+        Which galaxies, in words.
+    mag : (float, float) or None
+        Range of their magnitudes; None if it follows from the mosaic's own galaxies.
+    passes : int
+        Times that galaxies are added, at least; the mosaic and its negative are measured, too.
+    seconds : float
+        Approximate time, without fits, where there are 100 sources on a million pixels.
+    """
+
+    outlook: Outlook
+    galaxies: int
+    kinds: str
+    mag: tuple[float, float] | None
+    passes: int
+    seconds: float
+
+
+def foresee(
+    exposure: Any,
+    output: str | Path | None = None,
+    *,
+    injection: Injection | None = None,
+    injected: str | Path | None = None,
+    overwrite: bool = False,
+    work: Work | None = None,
+    **options: Any,
+) -> Foresight:
+    """Check the parameters of `validate`, with the same errors and warnings, and describe the run without measuring.
+
+    Returns
+    -------
+    Foresight
+    """
+    injection, work = injection or Injection(), work or Work()
+    files = _Files.checked(output, injected, overwrite)
+    made, known = _checked(exposure, files, injection, overwrite=overwrite, work=work, **options)
+    outlook = made.outlook()
+    mag = injection.mag
+    if mag is None and isinstance(known, np.ndarray):
+        mag = float(known[:, 0].min()), float(known[:, 0].max())
+    passes = least_passes(outlook.shape, injection.n)
+    seconds = (passes + 2) * outlook.shape[0] * outlook.shape[1] * PIXEL_SECONDS / outlook.workers
+    return Foresight(outlook, injection.n, injection.kinds, mag, passes, seconds)
+
+
+def _checked(
+    exposure: Any,
+    files: _Files,
+    injection: Injection,
+    *,
+    weights: str | Path | Weights = trained.DEFAULT,
+    gain: float | None = None,
+    refine: Fitting | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> tuple[Plan, np.ndarray | Mixture | None]:
+    """The plan of the measurement, and what is known of the galaxies before the mosaic is measured."""
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
+    network = weights if isinstance(weights, Weights) else trained.load(weights)
+    taken = gain if "psf" in network.inputs or refine is not None else None
+    outputs = Outputs(overwrite=overwrite)
+    made = measuring.plan(exposure, weights=network, gain=taken, refine=refine, outputs=outputs, **options)
+    files.check_image(made.exposure.image.path)
+    return made, injection.known(made.exposure.pixel_scale.value)
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -359,7 +436,7 @@ class _Run:
         done = None if key is None else self.kept.arrays(f"{key.name}-found")
         if done is None:
             with _quietly():
-                table = self.result(name, self._with(exposure, seen=scene.result.seen)).table
+                table = self.result(name, self._with(exposure, seen=scene.result.seen)).catalogue
             done = _matched(scene, {n: v[where.numbers] for n, v in drawn.items()}, where, table)
             if key is not None:
                 self.kept.keep_arrays(f"{key.name}-found", done)
@@ -367,15 +444,15 @@ class _Run:
         return done
 
     def negative(self, base: Result) -> np.ndarray:
-        """Magnitude and radius of the detections of the negative, whose sky is that of the mosaic, float64, (N, 2)."""
+        """Targets of the detections of the negative, whose sky is that of the mosaic, float64, (N, 4)."""
         exposure = replace(self.plan.exposure, image=Negative(self.plan.exposure.image), saturation=np.inf)
         mesh = replace(base.mesh, level=-base.mesh.level)
         with _quietly():
-            return _mag_and_size(self.result("negative", self._with(exposure, seen=base.seen, mesh=mesh)).table)
+            return _targets(self.result("negative", self._with(exposure, seen=base.seen, mesh=mesh)).table)
 
 
-def _mag_and_size(table: QTable) -> np.ndarray:
-    return np.column_stack([column(table, "mag"), column(table, "r_eff_pix")])
+def _targets(table: QTable) -> np.ndarray:
+    return np.column_stack([column(table, name) for name in TARGET_NAMES])
 
 
 # --- matching --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 from sersicnet.errors import DatasetError
 from sersicnet.image import detect
 from sersicnet.image.exposure import Exposure
+from sersicnet.image.fewstars import confirmed
 from sersicnet.image.pixels import correlation
 from sersicnet.image.psf import Psf
 from sersicnet.image.psffile import read_psf
@@ -48,8 +49,11 @@ class Shown:
         found = find_psf(self.exposure, self._mesh, self._detector, self.exposure.saturation)
         if found.psf is None:
             usual, in_space = usual_psf(self.exposure.image.header, self.exposure.pixel_scale.value)
-            if usual is not None and in_space:
+            if usual is not None:
+                found = confirmed(found, usual)
+            if found.psf is None and usual is not None and in_space:
                 return usual
+        if found.psf is None:
             raise DatasetError(
                 f"{self.exposure.name} shows no PSF ({found.reason}), which the network is shown: name a file of the "
                 "PSF in a column psf of the labels."

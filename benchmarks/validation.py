@@ -1,0 +1,230 @@
+"""Errors of a catalogue before and after a validation, against the truth, and what a validation costs.
+
+``python benchmarks/validation.py --work FOLDER [--size 10000] [--n 2000 6000] [--large 20000]
+[--real NAME IMAGE RMS GAIN] [--psf FILE] [--weights NAME]``
+
+Prints the Markdown tables of ``docs/accuracy/mosaics.md``.
+
+- ``--size``: a simulated mosaic of so many pixels a side (``sersicnet simulate --mosaic SIZE --seed 9``) is measured,
+  validated with each number of galaxies, and measured with the factors, without and with ``--debias``. The truth of
+  the mosaic is another one than that of the added galaxies. A detection and a galaxy that are each other's nearest
+  within 3 pixels are compared, by bins of what is measured. ``excess`` is how far the fractions of all bins are from
+  68.27 %, root mean square, without what the numbers in the bins alone do.
+- ``--large``: `measure` and `validate` on a mosaic of so many pixels a side, made of copies of the one of ``--size``:
+  time on the clock, CPU time of all processes, and the largest sum of their proportional set sizes.
+- ``--real``: a real image with a map of its noise: completeness, and coverage before and after, with the factors of
+  the other four fifths of the added galaxies.
+
+What exists in FOLDER is used again.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from scipy.spatial import KDTree
+from survey import Watch
+
+from sersicnet.catalogue.factors import PARAMETERS, angle_between, distances
+from sersicnet.catalogue.validation import NOT_COUNTED
+from sersicnet.image import mosaic
+from sersicnet.schema import TARGET_NAMES
+
+GAIN, SEED, MATCHED = 3200, 9, 3.0
+BINS = {
+    "measured mag": [0, 22, 23, 24, 24.5, 25, 25.5, 26, 30],
+    "R_e / FWHM": [0, 0.5, 0.7, 1, 1.4, 2, 3, 1000],
+    "next source / FWHM": [0, 3, 5, 8, 12, 20, 1e9],
+}
+LEAST = 30
+"""Galaxies that a bin needs."""
+
+
+def sersicnet(*arguments):
+    """Run a command; its time on the clock, and its `Watch`."""
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "sersicnet", *map(str, arguments), "--quiet", "--overwrite"])
+    watch = Watch(process.pid)
+    watch.start()
+    if process.wait():
+        sys.exit(process.returncode)
+    watch.join()
+    return time.monotonic() - started, watch
+
+
+def table_of(path, hdu="CATALOG"):
+    """A table without units or masks."""
+    with fits.open(path) as hdus:
+        return Table(hdus[hdu].data)
+
+
+def stacked(table, pattern, names=TARGET_NAMES):
+    """Columns side by side."""
+    return np.column_stack([np.asarray(table[pattern.format(name)], float) for name in names])
+
+
+def pairs(catalogue, truth):
+    """Rows of the catalogue that count, and of the truth, that are each other's nearest."""
+    seen, true = (np.column_stack([table["x"], table["y"]]) for table in (catalogue, truth))
+    away, there = KDTree(true).query(seen)
+    back = KDTree(seen).query(true)[1]
+    good = (away < MATCHED) & (back[there] == np.arange(len(seen)))
+    good &= (np.asarray(catalogue["flags"], int) & int(NOT_COUNTED)) == 0
+    good &= np.isfinite(stacked(catalogue, "{}")).all(axis=1)
+    return np.flatnonzero(good), there[good]
+
+
+def pulls(catalogue, rows, truth, true):
+    """How many errors the truth is away, (N, 5)."""
+    off = stacked(catalogue, "{}")[rows] - stacked(truth, "{}")[true]
+    turned = angle_between(np.asarray(catalogue["theta"], float)[rows], np.asarray(truth["theta"], float)[true])
+    return np.abs(np.column_stack([off, turned])) / stacked(catalogue, "{}_err", PARAMETERS)[rows]
+
+
+def shares(pull, limit):
+    """Percent within a limit, for each parameter."""
+    return ", ".join(f"{100 * share:.0f}" for share in (pull <= limit).mean(axis=0)) + " %"
+
+
+def accuracy(work, size, numbers, options):
+    """Print the tables of a simulated mosaic."""
+    image, truth_path = work / f"m{size}.fits", work / f"m{size}_truth.ecsv"
+    if not image.exists():
+        sersicnet("simulate", "--mosaic", size, "--seed", SEED, "-o", image)
+    truth = Table.read(truth_path)
+    plain = work / "plain.fits"
+    took, watch = sersicnet("measure", image, "--gain", GAIN, *options, "-o", plain)
+    costs = [("measure", took, watch)]
+    made = {"claimed": plain}
+    for n in numbers:
+        factors = work / f"validation-{n}.fits"
+        took, watch = sersicnet("validate", image, "--gain", GAIN, *options, "--n", n, "-o", factors)
+        costs.append((f"validate --n {n}", took, watch))
+        for name, more in ((f"{n}", ()), (f"{n}, debias", ("--debias",))):
+            made[name] = work / f"cat-{name.replace(', ', '-')}.fits"
+            sersicnet("measure", image, "--gain", GAIN, *options, "--validated", factors, *more, "-o", made[name])
+    compare({name: table_of(path) for name, path in made.items()}, truth, fits.getheader(plain, 1)["PSFFWHM"])
+    cost(costs)
+
+
+def compare(catalogues, truth, fwhm):
+    """Print coverage by bins of what is measured; the first of the catalogues has the claimed errors."""
+    rows, true = pairs(catalogues["claimed"], truth)
+    found = {name: pulls(one, rows, truth, true) for name, one in catalogues.items()}
+    one = catalogues["claimed"]
+    away = distances(np.asarray(one["x"], float), np.asarray(one["y"], float))
+    measured = (one["mag"][rows], one["r_eff_pix"][rows] / fwhm, away[rows] / fwhm)
+    off = [one["mag"][rows] - truth["mag"][true], one["r_eff_pix"][rows] / truth["r_eff_pix"][true] - 1]
+    print(f"\n{len(rows)} galaxies; within 1 sigma: mag, R_e, n, e, theta\n")
+    print(f"| | N | mag | R_e | {' | '.join(found)} |\n|---{'|---' * (len(found) + 3)}|")
+    excess = {name: [] for name in found}
+    for (title, edges), values in zip(BINS.items(), measured, strict=True):
+        bins = np.searchsorted(edges[1:-1], np.asarray(values, float), side="right")
+        for k in range(len(edges) - 1):
+            chosen = bins == k
+            n = int(chosen.sum())
+            if n < LEAST:
+                continue
+            cells = [f"{title} {edges[k]:g}-{edges[k + 1]:g}", f"{n}"]
+            cells += [f"{np.median(off[0][chosen]):+.3f}", f"{100 * np.median(off[1][chosen]):+.1f} %"]
+            cells += [shares(pull[chosen], 1) for pull in found.values()]
+            print(f"| {' | '.join(cells)} |")
+            for name, pull in found.items():
+                excess[name].append(((pull[chosen] <= 1).mean(axis=0) - 0.6827) ** 2 - 0.6827 * 0.3173 / n)
+    cells = ["all", f"{len(rows)}", f"{np.median(off[0]):+.3f}", f"{100 * np.median(off[1]):+.1f} %"]
+    print(f"| {' | '.join([*cells, *(shares(pull, 1) for pull in found.values())])} |")
+    print(f"| {' | '.join(['all, within 2 sigma', '', '', '', *(shares(pull, 2) for pull in found.values())])} |")
+    rms = {name: np.sqrt(np.maximum(np.mean(values, axis=0), 0)) for name, values in excess.items()}
+    parts = (", ".join(f"{100 * value:.1f}" for value in values) + " %" for values in rms.values())
+    print(f"| {' | '.join(['excess', '', '', '', *parts])} |")
+
+
+def large(work, size, copied, options):
+    """Print what `measure` and `validate` cost on a large mosaic."""
+    path = work / f"large-{size}.fits"
+    if not path.exists():
+        tile(work / f"m{copied}.fits", path, size // copied)
+    costs = []
+    for verb, name in (("measure", "large-cat.fits"), ("validate", "large-val.fits")):
+        took, watch = sersicnet(verb, path, "--gain", GAIN, *options, "-o", work / name)
+        costs.append((verb, took, watch))
+    cost(costs)
+
+
+def tile(image, path, times):
+    """Copies of a mosaic, side by side, as plain float32."""
+    one = mosaic.read_image(image)
+    n = one.shape[0]
+    header = fits.Header({"SIMPLE": True, "BITPIX": -32, "NAXIS": 2, "NAXIS1": times * n, "NAXIS2": times * n})
+    cards = one.header.copy(strip=True)
+    header.extend((card for card in cards.cards if card.keyword not in header), unique=True)
+    stream = fits.StreamingHDU(path, header)
+    for _ in range(times):
+        for first in range(0, n, 256):
+            rows = one.read((slice(first, min(first + 256, n)), slice(0, n))).astype(">f4")
+            stream.write(np.tile(rows, times))
+    stream.close()
+
+
+def cost(costs):
+    """Print a table of times and memory."""
+    print("\n| | time | CPU time | of `measure` | memory |\n|---|---|---|---|---|")
+    for name, took, watch in costs:
+        times = f"{watch.cpu / costs[0][2].cpu:.1f}"
+        print(f"| `{name}` | {took:.0f} s | {watch.cpu:.0f} s | {times} | {watch.peak / 1e9:.1f} GB |")
+
+
+def real(work, name, image, rms, gain, n, options):
+    """Print completeness and coverage of a real image."""
+    path = work / f"{name}.fits"
+    if not path.exists():
+        sersicnet("validate", image, "--rms", rms, "--gain", gain, "--n", n, *options, "-o", path)
+    header, added = fits.getheader(path), table_of(path, "GALAXIES")
+    print(
+        f"\n{name}: {len(added)} galaxies, {np.sum(added['found'])} found, {np.sum(added['merged'])} merged; ", end=""
+    )
+    print(f"PSF {header['PSFFWHM']:.2f} pixels from {header['PSFSRC']}\n")
+    print("| true mag | added | found | lost in a brighter source | complete | pure |\n|---|---|---|---|---|---|")
+    for row in table_of(path, "SHARES"):
+        if row["by"].strip() == "mag":
+            cells = (row["galaxies"], row["found"], row["merged"])
+            parts = (f"{100 * row[kind]:.0f} %" if row[kind] >= 0 else "" for kind in ("completeness", "purity"))
+            print(f"| {row['low']:g}-{row['high']:g} | {' | '.join(map(str, cells))} | {' | '.join(parts)} |")
+    statistics = table_of(path, "STATISTICS")
+    print(
+        "\n| | N | mag | R_e | within 1 sigma | with factors | within 2 sigma | with factors |\n|---" + "|---" * 7 + "|"
+    )
+    bins = list(dict.fromkeys(zip(statistics["by"], statistics["low"], statistics["high"], strict=True)))
+    for by, low, high in bins:
+        own = statistics[(statistics["by"] == by) & (statistics["low"] == low)]
+        cells = [by.strip() if by.strip() == "all" else f"{by.strip()} {low:.4g}-{high:.4g}", str(own["n"][0])]
+        cells += [f"{own['bias'][0]:+.3f}", f"{100 * np.expm1(own['bias'][1]):+.1f} %"]
+        for kind in ("within", "after", "within_two", "after_two"):
+            cells.append(", ".join(f"{100 * value:.0f}" for value in own[kind]) + " %")
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--n", type=int, nargs="+", default=[2000])
+    parser.add_argument("--large", type=int)
+    parser.add_argument("--copied", type=int, default=10000)
+    parser.add_argument("--real", nargs=4, action="append", default=[], metavar=("NAME", "IMAGE", "RMS", "GAIN"))
+    parser.add_argument("--psf", help="the PSF of the mosaic of --size and --large; found or assumed by default")
+    parser.add_argument("--weights", default="fovea")
+    given = parser.parse_args()
+    given.work.mkdir(exist_ok=True, parents=True)
+    options = ["--weights", given.weights, *(["--psf", given.psf] if given.psf else [])]
+    if given.size:
+        accuracy(given.work, given.size, given.n, options)
+    if given.large:
+        large(given.work, given.large, given.copied, options)
+    for one in given.real:
+        real(given.work, *one, given.n[0], options[:2])
