@@ -17,7 +17,8 @@ for a galaxy of S/N 500 differs from the next turn's by 0.4 sigma, and averages 
 """
 
 _LOG = np.flatnonzero([target.log for target in TARGETS])
-_COMPONENTS = slice(2 * N_TARGETS + 6, 2 * N_TARGETS + 8)
+COMPONENTS = slice(2 * N_TARGETS + 6, 2 * N_TARGETS + 8)
+"""Columns of the components of the ellipticity among the answers of a network, see `sersicnet.networks.with_units`."""
 
 
 def oriented(inputs: Inputs, which: np.ndarray) -> Inputs:
@@ -65,7 +66,7 @@ def average(answer: Callable[[Inputs], np.ndarray], inputs: Inputs, out: np.ndar
     some, answers = inputs.taken(rows), [out[rows]]
     answers += [answer(some.map(partial(_quarters, turns=turns))).astype(float) for turns in (1, 2, 3)]
     for turns, each in enumerate(answers):
-        each[:, _COMPONENTS] *= 1 - 2 * (turns % 2)
+        each[:, COMPONENTS] *= 1 - 2 * (turns % 2)
         each[:, N_TARGETS + _LOG] /= each[:, _LOG]
         each[:, _LOG] = np.log(each[:, _LOG])
     mean = np.mean(answers, axis=0)

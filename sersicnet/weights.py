@@ -92,6 +92,9 @@ class Prediction(NamedTuple):
         if not card.get("orientation"):
             return cls(targets, errors)
         correlations, components, spread = out[:, 8:14], out[:, 14:16], out[:, 16]
+        table = card.get("calibration") or {}
+        if "orientation" in table:
+            spread = spread * np.interp(out[:, 0], table["mag"], table["orientation"])
         length = np.hypot(*components.T)
         with np.errstate(divide="ignore", invalid="ignore"):
             theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
@@ -488,6 +491,7 @@ def _check_kinds(card: Mapping[str, Any]) -> None:
 
 def _check_calibration(card: Mapping[str, Any]) -> None:
     """Raise ValueError unless the calibration is a table of positive factors at increasing magnitudes."""
+    number(card.get("quarter_turns", 0.0))
     table = card.get("calibration")
     if not table:
         return
@@ -497,7 +501,10 @@ def _check_calibration(card: Mapping[str, Any]) -> None:
     factors = [[number(value) for value in row] for row in table["factors"]]
     if not mag or len(factors) != len(mag) or any(len(row) != N_TARGETS for row in factors):
         raise ValueError(f"its calibration has {N_TARGETS} factors for each magnitude; received other lengths")
-    if mag != sorted(set(mag)) or min(map(min, factors)) <= 0:
+    of_orientation = [number(value) for value in table.get("orientation", [1.0] * len(mag))]
+    if len(of_orientation) != len(mag):
+        raise ValueError("its calibration has a factor of the orientation for each magnitude; received other lengths")
+    if mag != sorted(set(mag)) or min(map(min, [*factors, of_orientation])) <= 0:
         raise ValueError("its calibration has increasing magnitudes and positive factors")
 
 

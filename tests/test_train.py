@@ -524,6 +524,18 @@ def test_errors_are_calibrated_by_magnitude():
     assert weights.calibrated({}, predicted[:, 0], errors) is errors
 
 
+def test_errors_of_the_orientation_are_calibrated_by_magnitude():
+    rng = np.random.default_rng(0)
+    n = 6000
+    truth, out = rng.uniform(-0.4, 0.4, (n, 2)), np.ones((n, 17))
+    out[:, 0], out[:, 16] = np.sort(rng.uniform(-10, 0, n)), 0.02
+    out[:, 14:16] = truth + 0.02 * (1 + np.arange(n) / n)[:, None] * rng.standard_normal((n, 2))
+    factors = card.of_orientation(truth, out)
+    assert factors[0] == pytest.approx(1.04, rel=0.06)
+    assert factors[-1] == pytest.approx(1.96, rel=0.06)
+    assert card.of_orientation(np.where(truth > 0.3, np.nan, truth), out) is None
+
+
 def tiny_model():
     stamps = keras.Input((2,))
     model = keras.Model(stamps, keras.layers.Dense(1)(stamps))

@@ -14,7 +14,7 @@ from sersicnet import networks, weights
 from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.networks import keras
-from sersicnet.orientations import QUARTER_TURNS
+from sersicnet.orientations import COMPONENTS, QUARTER_TURNS
 from sersicnet.schema import N_TARGETS, TARGET_NAMES
 from sersicnet.training.device import device
 from sersicnet.training.joined import Examples
@@ -119,8 +119,38 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     turns = QUARTER_TURNS if architecture.oriented else 0.0
     out, rows = _judged(model, task, turns)
     errors = out[:, N_TARGETS : 2 * N_TARGETS]
-    fields = {"calibration": calibration(task.source.targets[rows], out[:, :N_TARGETS], errors)}
-    return model, fields | ({"quarter_turns": turns} if turns else {})
+    calibrated = calibration(task.source.targets[rows], out[:, :N_TARGETS], errors)
+    if not turns:
+        return model, {"calibration": calibrated}
+    found = of_orientation(task.source.orientation[rows], out)
+    if calibrated is not None and found is not None:
+        calibrated["orientation"] = found
+    return model, {"calibration": calibrated, "quarter_turns": turns}
+
+
+def of_orientation(truth: np.ndarray, out: np.ndarray) -> list[float] | None:
+    """Factors on the error of the components of the ellipticity, in the bins of `calibration`.
+
+    Parameters
+    ----------
+    truth : ndarray, float, (N, 2)
+        Components, see `sersicnet.schema.orientation`.
+    out : ndarray, float, (N, 17)
+        Answers, see `sersicnet.networks.with_units`.
+
+    Returns
+    -------
+    list of float or None
+        None if some components are not known, or for fewer than two bins' galaxies.
+    """
+    off = np.hypot(*(out[:, COMPONENTS] - truth).T)
+    if not np.isfinite(off).all():
+        return None
+    # 68.27 % of two independent deviations of unit variance are together within this length.
+    length = float(np.sqrt(-2 * np.log1p(-WITHIN_ONE_SIGMA)))
+    predicted = np.column_stack([out[:, 0], off / length])
+    table = calibration(np.zeros_like(predicted), predicted, np.column_stack([np.ones(len(out)), out[:, -1]]))
+    return None if table is None else [row[1] for row in table["factors"]]
 
 
 def _judged(model: keras.Model, task: Task, quarter_turns: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +169,8 @@ def calibration(
 
     Parameters
     ----------
-    targets, predicted, errors : ndarray, float, (N, 4)
-        Of galaxies that were not trained on; the magnitude relative to the noise.
+    targets, predicted, errors : ndarray, float, (N, P)
+        The magnitude, relative to the noise, and other parameters of galaxies that were not trained on.
     least : int
         Galaxies that a bin needs.
     most : int
