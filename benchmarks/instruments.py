@@ -56,6 +56,7 @@ def drawn(figure, galaxies):
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from PIL import Image
 
     height = -(-len(galaxies) // 3)
     fig, axes = plt.subplots(height, 9, figsize=(13, 1.55 * height), layout="constrained")
@@ -63,11 +64,14 @@ def drawn(figure, galaxies):
         ax.set_axis_off()
     for i, (name, galaxy) in enumerate(galaxies):
         three = axes[i // 3, 3 * (i % 3) :]
-        noise = np.median(galaxy.noise)
+        known = galaxy.noise[np.isfinite(galaxy.noise) & (galaxy.noise > 0)]
+        noise = np.median(known)
         for ax, image in zip(three, (galaxy.stamp, galaxy.model, galaxy.residual), strict=False):
             ax.imshow(np.arcsinh(image / noise / 3), origin="lower", cmap="gray_r", vmin=-1.5, vmax=4.5)
         three[0].set_title(name, fontsize=7, loc="left", pad=2)
-    fig.savefig(figure, dpi=100)
+    fig.savefig(figure, dpi=90)
+    with Image.open(figure) as picture:
+        picture.convert("L").quantize(32).save(figure, optimize=True)  # noise does not compress
 
 
 def main():
