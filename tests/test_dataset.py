@@ -46,7 +46,7 @@ def test_a_dataset_may_be_smaller_than_a_block(tmp_path):
 @pytest.mark.parametrize("size", [7, 16, 64])
 def test_batches_show_every_row_once(small_dataset, size):
     with Dataset(small_dataset) as data:
-        batches = list(dataset._batches(data, size, 16, 64, np.random.default_rng(0), pool_blocks=2))
+        batches = list(dataset.streamed(data, size, 16, 64, np.random.default_rng(0), pool_blocks=2))
         seen = np.concatenate([indices for _, indices in batches])
         assert sorted(seen) == list(range(16, 64))
         assert list(seen) != sorted(seen)
@@ -208,7 +208,7 @@ def test_galaxies_without_a_good_label_are_left_out(with_status):
         assert np.isfinite(data.targets).all()
         assert data.sha256() != whole.sha256()
         seen = {}
-        for batch, indices in dataset._batches(data, 7, 0, len(data), np.random.default_rng(0), pool_blocks=1):
+        for batch, indices in dataset.streamed(data, 7, 0, len(data), np.random.default_rng(0), pool_blocks=1):
             seen.update(zip(indices.tolist(), batch.stamps, strict=True))
         assert sorted(seen) == list(range(len(good)))
         for index, stamp in seen.items():

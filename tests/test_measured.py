@@ -240,7 +240,7 @@ def test_a_galaxy_needs_its_place(catalogue):
 def test_fits_have_covariances(field, psf, alone):
     fitting = sersicnet.Fitting(prior="none", gain=3200, model_error=0)
     found = sersicnet.fit(field[0], psf=psf, fitting=fitting, positions=alone)
-    covariance = found.galaxy(1).covariance
+    covariance = found.galaxy(int(alone["id"][0])).covariance
     np.testing.assert_allclose(np.diag(covariance)[0], found["mag_err"][0].value ** 2, rtol=1e-6)
     # A profile that is larger, or has more light in its wings, has more light in all: its magnitude is smaller.
     assert covariance[0, 1] < 0

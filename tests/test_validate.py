@@ -199,7 +199,8 @@ def test_the_repr_of_a_validation_sums_it_up(done):
     found, _ = done
     first, *others = repr(found).splitlines()
     assert first.endswith(f"small.fits[1]: 27 galaxies added, {found.rows['found'].sum()} found")
-    assert [line.split(":")[0].strip() for line in others] == ["mag", "ln r_eff_pix", "ln sersic_n", "ellipticity"]
+    names = ["mag", "ln r_eff_pix", "ln sersic_n", "ellipticity", "theta"]
+    assert [line.split(":")[0].strip() for line in others] == names
     overall = [one for one in found.statistics() if one.by == "all"]
     assert f"bias {overall[1].bias:+.3f} ± " in others[1]
 

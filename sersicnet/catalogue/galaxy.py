@@ -31,12 +31,14 @@ class Correlations(NamedTuple):
 
     Attributes
     ----------
+    ids : ndarray, int, (N,)
     x : ndarray, float64, (N,)
-        The column of the catalogue as it was measured: a row whose id belongs to another x is not of this run.
+        Columns of the catalogue as it was measured: a row whose id belongs to another x is not of this run.
     values : ndarray, float32, (N, 6)
-        As in `sersicnet.weights.Prediction`; NaN where they are not known. The row with the id 1 is the first.
+        As in `sersicnet.weights.Prediction`; NaN where they are not known.
     """
 
+    ids: np.ndarray
     x: np.ndarray
     values: np.ndarray
 
@@ -141,10 +143,11 @@ class Galaxy:
         """Correlations of the errors, (6,), from the columns of the catalogue or from its run."""
         if set(CORRELATIONS) <= set(self._table.colnames):
             return np.array([column(self._table, name)[0] for name in CORRELATIONS])
-        known, number = self._picture.correlations, self.id - 1
-        if known is None or not 0 <= number < len(known.x) or known.x[number] != self.x:
+        known = self._picture.correlations
+        if known is None:
             return None
-        return known.values[number]
+        rows = np.flatnonzero((known.ids == self.id) & (known.x == self.x))
+        return known.values[rows[0]] if len(rows) else None
 
     def numbers(self) -> list[tuple[str, str, str]]:
         """Name, value with its error, and unit of what was measured, as text."""
