@@ -232,7 +232,9 @@ def bands(data: Path, work: Path) -> None:
         sersicnet.Band(exposure=images[band], psf=folder / f"decals_{band}_psf.fits", name=band) for band in ("g", "z")
     ]
     path = work / "bands.fits"
-    sersicnet.measure_bands(given, [images["r"]], refine=sersicnet.Fitting(), output=path, overwrite=True)
+    sersicnet.measure_bands(
+        given, [images["r"]], refine=sersicnet.Fitting(), outputs=sersicnet.Outputs(catalogue=path, overwrite=True)
+    )
     draw.bands(path, work / "bands.png")
     save((work / "bands.png").read_bytes(), "bands.png")
 
