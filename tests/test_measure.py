@@ -28,6 +28,7 @@ from sersicnet.image.stamps import cut
 from sersicnet.image.stars import saturated
 from sersicnet.measuring import fitting, outputs, tiles
 from sersicnet.measuring import measure as module
+from sersicnet.measuring.plan import Work
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.stamps import observe
@@ -932,6 +933,17 @@ def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_we
     for file in files:
         file.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.fits", "whole.fits"]
+
+
+def test_an_unfinished_run_of_another_version_is_another_run(field, tmp_path, monkeypatch):
+    """Its tiles lack what is measured now, and versions in development have the same number."""
+    made = module.plan(field[0], work=Work(run=tmp_path / "run"))
+    with monkeypatch.context() as before:
+        before.setattr(tiles.Values, "_fields", tuple(set(tiles.Values._fields) - {"position"}))
+        with made._kept() as kept:
+            kept.keep_arrays("mesh", {"level": np.zeros(2)})
+    with pytest.raises(InputError, match=r"unfinished run with other options \(values of a source\)"), made._kept():
+        pass
 
 
 # --- several images -------------------------------------------------------------------------

@@ -322,7 +322,9 @@ def _check_maps(noise: Any, mask: Any, *, in_memory: bool) -> None:
     for name, given in (("noise", noise), ("mask", mask)):
         if given is not None and isinstance(given, str | Path) is in_memory:
             where, kind = ("memory", "an array") if in_memory else ("a file", "a path")
-            advice = "Read the map into an array" if in_memory else "Write the map to a file, or give the image as an array"
+            advice = (
+                "Read the map into an array" if in_memory else "Write the map to a file, or give the image as an array"
+            )
             raise InputError(f"`{name}` of an image in {where} is {kind}; received {type(given).__name__}. {advice}.")
 
 

@@ -506,6 +506,7 @@ class Plan:
             "detected on": self._detected_on(path is not None),
             "positions": digest(self.places, self.starts),
             "tile": self.work.tile,
+            "values of a source": list(tiles.Values._fields),
             **fits,
         }
         with Run(path, config, self.overwrite) as kept:
