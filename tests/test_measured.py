@@ -340,6 +340,22 @@ def test_a_catalogue_is_summed_up_above_its_table(catalogue):
     assert "without flags" not in Catalogue(QTable(catalogue))._repr_html_()
 
 
+def test_flags_that_a_table_does_not_have_are_not_stated(catalogue):
+    """No column of flags does not mean that there are no flags."""
+    some = catalogue["id", "x", "y", "mag"]
+    galaxy = some.galaxy(4)
+    assert "flags" not in some.summary() and some.summary().endswith(").")
+    assert "flags" not in repr(galaxy) and "S/N" not in repr(galaxy)
+    assert "lags" not in galaxy._repr_html_().split("<table>")[1] and "S/N" not in galaxy._repr_html_()
+    assert galaxy.flags is None and galaxy.meanings == []
+    assert some.plot().get_legend() is None
+
+
+def test_a_plot_needs_places(catalogue):
+    with pytest.raises(InputError, match="this table has no x, y"):
+        catalogue["id", "mag"].plot()
+
+
 def test_reprs_are_short(catalogue, psf, small_dataset, field):
     from sersicnet import weights
 
