@@ -158,3 +158,8 @@ def test_bands_beside_each_other_have_the_columns_that_are_wanted(names, expecte
     table = catalogue.side_by_side(bands["A"]["id", "ra", "ra_err"], bands, names)
     assert table.colnames == expected
     assert len(table) == 3
+
+
+def test_what_single_precision_cannot_hold_is_infinite():
+    """The upper quantile of a radius whose relative error is 100: no warning, which tests take for an error."""
+    assert np.isinf(catalogue.assembled({"r_eff_pix_p84": np.array([1e300])})["r_eff_pix_p84"].value).all()

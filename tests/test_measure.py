@@ -977,6 +977,13 @@ def test_many_images_in_one_catalogue(pieces, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["all.fits"]
 
 
+def test_the_column_of_the_image_alone_is_not_all_columns(pieces, tmp_path):
+    [(joined, _)] = module.measure_many(pieces, tmp_path / "all.fits", columns="image")
+    assert joined.colnames == ["image", "id"]
+    with pytest.raises(InputError, match="lists image, which needs one catalogue of several images"):
+        module.measure_many(pieces, tmp_path, columns="image", overwrite=True)
+
+
 def test_many_images_in_a_catalogue_each(pieces, tmp_path):
     written = module.measure_many(pieces, tmp_path)
     assert [path.name for _, path in written] == ["lower_cat.fits", "upper_cat.fits"]

@@ -132,8 +132,7 @@ class Catalogue(QTable):
         source = known("PSFSRC", "of unknown origin")
         psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({source})" if "PSFFWHM" in self.meta else ""
         return (
-            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}{clean}"
-            f"{f'; {shown}' if shown else ''}."
+            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}{clean}{f'; {shown}' if shown else ''}."
         )
 
     def __repr__(self) -> str:

@@ -275,11 +275,15 @@ def write(table: QTable, path: Path) -> None:
 
 
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
-    """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions."""
+    """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions.
+
+    What single precision cannot hold becomes infinite.
+    """
     table = QTable()
     for name, column in COLUMN.items():
         if name in columns:
-            content = np.asarray(columns[name]).astype(column.dtype)
+            with np.errstate(over="ignore"):
+                content = np.asarray(columns[name]).astype(column.dtype)
             table[name] = content * units.Unit(column.unit) if column.unit else content
             table[name].info.description = column.description
     return table
