@@ -31,12 +31,15 @@ class Correlations(NamedTuple):
 
     Attributes
     ----------
+    id : ndarray, int, (N,)
+        The column of the catalogue.
     x : ndarray, float64, (N,)
         The column of the catalogue as it was measured: a row whose id belongs to another x is not of this run.
     values : ndarray, float32, (N, 6)
-        As in `sersicnet.weights.Prediction`; NaN where they are not known. The row with the id 1 is the first.
+        As in `sersicnet.weights.Prediction`; NaN where they are not known.
     """
 
+    id: np.ndarray
     x: np.ndarray
     values: np.ndarray
 
@@ -153,10 +156,9 @@ class Galaxy:
         """Correlations of the errors, (6,), from the columns of the catalogue or from its run."""
         if set(CORRELATIONS) <= set(self._table.colnames):
             return np.array([column(self._table, name)[0] for name in CORRELATIONS])
-        known, number = self._picture.correlations, self.id - 1
-        if known is None or not 0 <= number < len(known.x) or known.x[number] != self.x:
-            return None
-        return known.values[number]
+        known = self._picture.correlations
+        rows = [] if known is None else np.flatnonzero((known.id == self.id) & (known.x == self.x))
+        return known.values[rows[0]] if known is not None and len(rows) else None
 
     def numbers(self) -> list[tuple[str, str, str]]:
         """Name, value with its error, and unit of what was measured, as text."""

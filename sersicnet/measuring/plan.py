@@ -355,8 +355,11 @@ class Plan:
             self.exposure,
             self.psf if found.psf is None else found.psf,
             found.mesh if self.source is self.exposure else None,
-            Correlations(np.array(found.table["x"].value), found.values.correlations.astype(np.float32)),
-        )
+            Correlations(
+                np.array(found.table["id"]), np.array(found.table["x"].value),
+                found.values.correlations.astype(np.float32),
+            ),
+        )  # fmt: skip
         return Catalogue._with(found.catalogue, picture)
 
     def sky(self, report: Report = silent) -> Mesh:
