@@ -157,8 +157,10 @@ class Galaxy:
         if set(CORRELATIONS) <= set(self._table.colnames):
             return np.array([column(self._table, name)[0] for name in CORRELATIONS])
         known = self._picture.correlations
-        rows = [] if known is None else np.flatnonzero((known.id == self.id) & (known.x == self.x))
-        return known.values[rows[0]] if known is not None and len(rows) else None
+        if known is None:
+            return None
+        rows = np.flatnonzero((known.id == self.id) & (known.x == self.x))
+        return known.values[rows[0]] if len(rows) else None
 
     def numbers(self) -> list[tuple[str, str, str]]:
         """Name, value with its error, and unit of what was measured, as text."""
