@@ -162,7 +162,7 @@ def test_columns_of_bands_are_checked_before_any_work(scene, tmp_path):
     with pytest.raises(InputError, match=r"received 'mag_F160W'\. Is it mag\?"):
         plan(columns="id,mag_F160W")
     with pytest.raises(InputError, match="lists parent, which needs detections"):
-        plan(columns="parent", output=tmp_path)
+        plan(columns="parent", outputs=Outputs(catalogue=tmp_path))
     with pytest.raises(InputError, match="lists chi2, which needs fits"):
         plan(columns="chi2")
 
