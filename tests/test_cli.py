@@ -65,7 +65,7 @@ def test_a_summary_of_bands_with_values_from_different_sources(capsys):
     summary = capsys.readouterr().err
     assert "25.0000 AB" in summary
     assert "0.0600 arcsec, from WCS" in summary
-    assert "2.50 pixels wide" in summary
+    assert "FWHM 2.50 pixels" in summary
 
 
 def test_the_version_is_printed(run):
