@@ -12,8 +12,8 @@ Prints the Markdown tables of ``docs/accuracy/mosaics.md``.
   68.27 %, root mean square, without what the numbers in the bins alone do.
 - ``--large``: `measure` and `validate` on a mosaic of so many pixels a side, made of copies of the one of ``--size``:
   time on the clock, CPU time of all processes, and the largest sum of their proportional set sizes.
-- ``--real``: a real image with a map of its noise: completeness, and coverage before and after, with the factors of
-  the other four fifths of the added galaxies.
+- ``--real``: an image from elsewhere with a map of its noise: completeness, and coverage before and after, with the
+  factors of the other four fifths of the added galaxies.
 
 What exists in FOLDER is used again.
 """
@@ -180,7 +180,7 @@ def cost(costs):
 
 
 def real(work, name, image, rms, gain, n, options):
-    """Print completeness and coverage of a real image."""
+    """Print completeness and coverage of an image from elsewhere."""
     path = work / f"{name}.fits"
     if not path.exists():
         sersicnet("validate", image, "--rms", rms, "--gain", gain, "--n", n, *options, "-o", path)

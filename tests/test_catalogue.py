@@ -139,3 +139,27 @@ def test_images_of_strange_names_have_models(tmp_path):
     with catalogue.writing_image(mosaic.read_image(path), tmp_path / "model\udcff.fits") as pixels:
         pixels[:] = 2
     assert fits.getheader(tmp_path / "model\udcff.fits")["IMAGE"] == r"a\tb\x1b\udcff.fits[0]"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("id", "mag"), ["id", "mag_A", "mag_B"]),
+        (("mag",), ["mag_A", "mag_B"]),
+        (("id",), ["id"]),
+        (("ra", "ra_err", "mag"), ["ra", "ra_err", "mag_A", "ra_B", "mag_B", "ra_err_B"]),
+        (("flags",), ["flags", "flags_A", "flags_B"]),
+    ],
+)
+def test_bands_beside_each_other_have_the_columns_that_are_wanted(names, expected):
+    """Band B is fitted: its position and the error of this are its own, whether or not other columns of fits are."""
+    measured = dict.fromkeys(("id", "ra", "ra_err", "mag", "flags"), np.arange(3))
+    bands = {"A": catalogue.assembled(measured), "B": catalogue.assembled(measured | {"fit_status": np.zeros(3)})}
+    table = catalogue.side_by_side(bands["A"]["id", "ra", "ra_err"], bands, names)
+    assert table.colnames == expected
+    assert len(table) == 3
+
+
+def test_what_single_precision_cannot_hold_is_infinite():
+    """The upper quantile of a radius whose relative error is 100: no warning, which tests take for an error."""
+    assert np.isinf(catalogue.assembled({"r_eff_pix_p84": np.array([1e300])})["r_eff_pix_p84"].value).all()

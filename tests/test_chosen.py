@@ -61,7 +61,7 @@ def test_names_that_mean_nothing_are_refused(columns, message):
         ("mag_err", ("mag_err",), "weights that predict errors, or fits"),
         ("chi2", ("sky", "chi2", "fit_status"), "fits"),
         ("parent", ("parent",), "detections instead of positions"),
-        ("image", ("image",), "several images"),
+        ("image", ("image",), "one catalogue of several images"),
         ("mag_limit", ("mag_limit",), "positions, several bands or fits"),
     ],
 )

@@ -118,6 +118,14 @@ def test_bad_arrays_are_refused(data, options, message):
         Exposure.of(data, **options)
 
 
+@pytest.mark.parametrize("what", ["noise", "mask"])
+def test_a_map_of_a_file_is_a_file_and_that_of_an_array_an_array(field, what):
+    with pytest.raises(InputError, match=rf"^`{what}` of an image in a file is a path; received ndarray\. .*"):
+        Exposure.of(field[0], **{what: np.ones((10, 10))})
+    with pytest.raises(InputError, match=rf"^`{what}` of an image in memory is an array; received str\. "):
+        Exposure.of(np.ones((10, 10)), zero_point=25.0, **{what: "map.fits"})
+
+
 def test_an_exposure_takes_no_more_options(opened):
     assert Exposure.of(opened) is opened
     with pytest.raises(InputError, match="complete; received zero_point"):

@@ -28,6 +28,7 @@ from sersicnet.image.stamps import cut
 from sersicnet.image.stars import saturated
 from sersicnet.measuring import fitting, outputs, tiles
 from sersicnet.measuring import measure as module
+from sersicnet.measuring.plan import Work
 from sersicnet.schema import COLUMN, COLUMNS, RANGE_FLAGS, TARGET_NAMES, Flag
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.stamps import observe
@@ -934,6 +935,17 @@ def test_a_killed_run_continues_with_the_tiles_that_are_missing(crowded, tiny_we
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.fits", "whole.fits"]
 
 
+def test_an_unfinished_run_of_another_version_is_another_run(field, tmp_path, monkeypatch):
+    """Its tiles lack what is measured now, and versions in development have the same number."""
+    made = module.plan(field[0], work=Work(run=tmp_path / "run"))
+    with monkeypatch.context() as before:
+        before.setattr(tiles.Values, "_fields", tuple(set(tiles.Values._fields) - {"position"}))
+        with made._kept() as kept:
+            kept.keep_arrays("mesh", {"level": np.zeros(2)})
+    with pytest.raises(InputError, match=r"unfinished run with other options \(values of a source\)"), made._kept():
+        pass
+
+
 # --- several images -------------------------------------------------------------------------
 
 
@@ -963,6 +975,13 @@ def test_many_images_in_one_catalogue(pieces, tmp_path):
     assert "ZEROPT" not in header
     assert "ZEROPT 26.9463" in "".join(header["HISTORY"])
     assert [item.name for item in tmp_path.iterdir()] == ["all.fits"]
+
+
+def test_the_column_of_the_image_alone_is_not_all_columns(pieces, tmp_path):
+    [(joined, _)] = module.measure_many(pieces, tmp_path / "all.fits", columns="image")
+    assert joined.colnames == ["image", "id"]
+    with pytest.raises(InputError, match="lists image, which needs one catalogue of several images"):
+        module.measure_many(pieces, tmp_path, columns="image", overwrite=True)
 
 
 def test_many_images_in_a_catalogue_each(pieces, tmp_path):

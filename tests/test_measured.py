@@ -13,7 +13,7 @@ import sersicnet
 from sersicnet import Catalogue
 from sersicnet.catalogue.galaxy import SHOWN
 from sersicnet.errors import InputError, SersicnetError
-from sersicnet.schema import FLAG_MEANING, TARGET_NAMES, Flag
+from sersicnet.schema import CORRELATIONS, FLAG_MEANING, TARGET_NAMES, Flag
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
 mpl.use("Agg")
@@ -232,6 +232,16 @@ def test_a_file_with_correlations_has_the_covariance(catalogue, alone, field, tm
     np.testing.assert_allclose(read.galaxy(1).covariance, found.galaxy(1).covariance, rtol=1e-5)
 
 
+def test_rows_with_ids_of_a_table_have_their_own_covariance(alone, field, psf):
+    """Also where two rows are at the same x."""
+    (row,) = alone
+    places = QTable({"id": [2, 1, 7], "x": [row["x"].value] * 3, "y": row["y"].value + np.array([0.0, 3.0, 6.0])})
+    found = sersicnet.measure(field[0], psf=psf, positions=places, columns="+correlations")
+    plain = found[[name for name in found.colnames if name not in CORRELATIONS]]
+    for number in (2, 1, 7):
+        np.testing.assert_allclose(plain.galaxy(number).covariance, found.galaxy(number).covariance, rtol=1e-4)
+
+
 def test_a_galaxy_needs_its_place(catalogue):
     with pytest.raises(InputError, match="this table has no x, y"):
         catalogue["id", "mag"].galaxy(1)
@@ -240,7 +250,7 @@ def test_a_galaxy_needs_its_place(catalogue):
 def test_fits_have_covariances(field, psf, alone):
     fitting = sersicnet.Fitting(prior="none", gain=3200, model_error=0)
     found = sersicnet.fit(field[0], psf=psf, fitting=fitting, positions=alone)
-    covariance = found.galaxy(int(alone["id"][0])).covariance
+    covariance = found.galaxy(alone["id"][0]).covariance
     np.testing.assert_allclose(np.diag(covariance)[0], found["mag_err"][0].value ** 2, rtol=1e-6)
     # A profile that is larger, or has more light in its wings, has more light in all: its magnitude is smaller.
     assert covariance[0, 1] < 0
@@ -338,6 +348,25 @@ def test_a_catalogue_is_summed_up_above_its_table(catalogue):
     assert catalogue[:1].summary().startswith("1 source of")
     assert "without flags" not in catalogue["id", "x"]._repr_html_()
     assert "without flags" not in Catalogue(QTable(catalogue))._repr_html_()
+
+
+def test_flags_that_a_table_does_not_have_are_not_stated(catalogue):
+    """No column of flags does not mean that there are no flags."""
+    some = catalogue["id", "x", "y", "mag"]
+    galaxy = some.galaxy(4)
+    page = galaxy._repr_html_()
+    assert some.summary().endswith(").")
+    for text in (some.summary(), repr(galaxy), page.split("<table>")[1]):
+        assert "lags" not in text
+    assert "S/N" not in repr(galaxy) + page
+    assert galaxy.flags is None
+    assert galaxy.meanings == []
+    assert some.plot().get_legend() is None
+
+
+def test_a_plot_needs_places(catalogue):
+    with pytest.raises(InputError, match="this table has no x, y"):
+        catalogue["id", "mag"].plot()
 
 
 def test_reprs_are_short(catalogue, psf, small_dataset, field):

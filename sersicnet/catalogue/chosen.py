@@ -94,7 +94,7 @@ def check(names: Wanted, available: Iterable[str]) -> None:
 
 
 _NEEDS = {
-    "image": "several images",
+    "image": "one catalogue of several images",
     "parent": "detections instead of positions",
     "mag_limit": "positions, several bands or fits",
     **dict.fromkeys(("sky", "chi2", "fit_status"), "fits"),

@@ -31,14 +31,15 @@ class Correlations(NamedTuple):
 
     Attributes
     ----------
-    ids : ndarray, int, (N,)
+    id : ndarray, int, (N,)
+        The column of the catalogue.
     x : ndarray, float64, (N,)
-        Columns of the catalogue as it was measured: a row whose id belongs to another x is not of this run.
+        The column of the catalogue as it was measured: a row whose id belongs to another x is not of this run.
     values : ndarray, float32, (N, 6)
         As in `sersicnet.weights.Prediction`; NaN where they are not known.
     """
 
-    ids: np.ndarray
+    id: np.ndarray
     x: np.ndarray
     values: np.ndarray
 
@@ -93,15 +94,15 @@ class Galaxy:
     id : int
     x, y : float
         Zero-based pixels of the image.
-    flags : Flag
-        Bits of the column ``flags``.
+    flags : Flag or None
+        Bits of the column ``flags``; None if the catalogue does not have it.
     """
 
     def __init__(self, table: QTable, picture: Picture) -> None:
         self._table, self._picture = table, picture
         self.id = int(column(table, "id")[0])
         self.x, self.y = (float(column(table, name)[0]) for name in ("x", "y"))
-        self.flags = Flag(int(flags_of(table)[0]))
+        self.flags = Flag(int(flags_of(table)[0])) if "flags" in table.colnames else None
         r_eff = float(column(table, "r_eff_pix")[0])
         self._cutout = Cutout.of(self.x, self.y, r_eff, picture.exposure.shape)
 
@@ -118,7 +119,19 @@ class Galaxy:
     @property
     def meanings(self) -> list[str]:
         """The flags in words; none for a galaxy without remarks."""
-        return [meaning for flag, meaning in FLAG_MEANING.items() if self.flags & flag]
+        return [meaning for _, meaning in self._raised]
+
+    @property
+    def _raised(self) -> list[tuple[str, str]]:
+        """Name and meaning of each flag."""
+        flags = self.flags or Flag(0)
+        return [(flag.name or str(flag.value), meaning) for flag, meaning in FLAG_MEANING.items() if flags & flag]
+
+    @property
+    def _snr(self) -> str:
+        """The signal to noise as text, after a semicolon; empty if it is not known."""
+        snr = float(column(self._table, "snr")[0])
+        return f"; S/N {snr:.0f}" if np.isfinite(snr) else ""
 
     @property
     def covariance(self) -> np.ndarray | None:
@@ -146,7 +159,7 @@ class Galaxy:
         known = self._picture.correlations
         if known is None:
             return None
-        rows = np.flatnonzero((known.ids == self.id) & (known.x == self.x))
+        rows = np.flatnonzero((known.id == self.id) & (known.x == self.x))
         return known.values[rows[0]] if len(rows) else None
 
     def numbers(self) -> list[tuple[str, str, str]]:
@@ -166,9 +179,8 @@ class Galaxy:
             for name, value, unit in self.numbers()
             if name in brief
         ]
-        names = [flag.name or str(flag.value) for flag in FLAG_MEANING if self.flags & flag]
-        snr = f"S/N {float(column(self._table, 'snr')[0]):.0f}"
-        return f"<Galaxy {self.id}: {', '.join(parts)}; {snr}; {', '.join(names) or 'no flags'}>"
+        names = ", ".join(name for name, _ in self._raised) or "no flags"
+        return f"<Galaxy {self.id}: {', '.join(parts)}{self._snr}{f'; {names}' if self.flags is not None else ''}>"
 
     # --- pixels ---
 
@@ -297,15 +309,11 @@ class Galaxy:
         rows = "".join(
             f"<tr><th>{name}</th><td>{value}</td><td>{unit}</td></tr>" for name, value, unit in self.numbers()
         )
-        flags = "".join(
-            f"<li>{escape(flag.name or str(flag.value))}: {escape(meaning)}</li>"
-            for flag, meaning in FLAG_MEANING.items()
-            if self.flags & flag
-        )
-        snr = float(column(self._table, "snr")[0])
+        raised = "".join(f"<li>{escape(name)}: {escape(meaning)}</li>" for name, meaning in self._raised)
+        flags = "" if self.flags is None else f"<ul>{raised}</ul>" if raised else "<p>No flags.</p>"
         return (
-            f"<div><p><b>Galaxy {self.id}</b> at x = {self.x:.1f}, y = {self.y:.1f}; S/N {snr:.0f}</p>\n{picture}\n"
-            f"<table>{rows}</table>\n{f'<ul>{flags}</ul>' if flags else '<p>No flags.</p>'}\n</div>"
+            f"<div><p><b>Galaxy {self.id}</b> at x = {self.x:.1f}, y = {self.y:.1f}{self._snr}</p>\n{picture}\n"
+            f"<table>{rows}</table>\n{flags}\n</div>"
         )
 
 

@@ -124,7 +124,7 @@ class Catalogue(QTable):
     def summary(self) -> str:
         """How many sources there are, how they were measured, and how many have which flags, in a sentence."""
         flags, known = flags_of(self), self.meta.get
-        clean = int((flags == 0).sum())
+        clean = f": {int((flags == 0).sum()):,} without flags" if "flags" in self.colnames else ""
         image = f" of {Path(printable(str(known('IMAGE')))).name}" if "IMAGE" in self.meta else ""
         counts = [(int((flags & flag != 0).sum()), flag.name or str(flag.value)) for flag in Flag]
         shown = ", ".join(f"{n:,} {name}" for n, name in sorted(counts, reverse=True) if n)
@@ -132,8 +132,7 @@ class Catalogue(QTable):
         source = known("PSFSRC", "of unknown origin")
         psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({source})" if "PSFFWHM" in self.meta else ""
         return (
-            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}: {clean:,} without flags"
-            f"{f'; {shown}' if shown else ''}."
+            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}{clean}{f'; {shown}' if shown else ''}."
         )
 
     def __repr__(self) -> str:
@@ -225,9 +224,11 @@ class Catalogue(QTable):
         Raises
         ------
         InputError
-            If the table has no image, the window is not within it, or it cannot be read.
+            If the table has no image or lacks x or y, the window is not within the image, or it cannot be read.
         """
         picture, exposure = self.picture, self.exposure
+        if missing := [name for name in ("x", "y") if name not in self.colnames]:
+            raise InputError(f"Sources are drawn at their x and y; this table has no {', '.join(missing)}.")
         rows, columns = window = _window(window, exposure.shape)
         block = -(-max(rows.stop - rows.start, columns.stop - columns.start) // SIDE)
         mesh = picture.mesh
@@ -264,9 +265,9 @@ class Catalogue(QTable):
             if len(chosen):
                 add_ellipses(ax, run, chosen, pixel)
                 ax.plot([], [], "o", mfc="none", color=one.colour, label=f"{one.name} ({len(chosen):,})")
-        if inside.any():
+        if inside.any() and "flags" in self.colnames:
             ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3, frameon=False)
-        if ids if ids is not None else inside.sum() <= FEW:
+        if "id" in self.colnames and (ids if ids is not None else inside.sum() <= FEW):
             for row in np.flatnonzero(inside):
                 beside = 0.7 * max(float(np.nan_to_num(run.r_eff[row])), 3 * pixel)
                 ax.annotate(

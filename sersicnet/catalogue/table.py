@@ -7,7 +7,7 @@ import gzip
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -275,11 +275,15 @@ def write(table: QTable, path: Path) -> None:
 
 
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
-    """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions."""
+    """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions.
+
+    What single precision cannot hold becomes infinite.
+    """
     table = QTable()
     for name, column in COLUMN.items():
         if name in columns:
-            content = np.asarray(columns[name]).astype(column.dtype)
+            with np.errstate(over="ignore"):
+                content = np.asarray(columns[name]).astype(column.dtype)
             table[name] = content * units.Unit(column.unit) if column.unit else content
             table[name].info.description = column.description
     return table
@@ -320,15 +324,17 @@ def joined(tables: Sequence[QTable]) -> QTable:
     return out
 
 
-def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
+def side_by_side(detections: QTable, bands: Mapping[str, QTable], names: Collection[str]) -> QTable:
     """One catalogue of several bands with the same rows.
 
     Parameters
     ----------
     detections : QTable
-        Columns of the sources, under their own names; or none.
+        Columns of the sources, under their own names.
     bands : mapping of QTable
         The catalogue of each band by its name, which is added to the names of its columns, as in ``mag_F125W``.
+    names : collection of str
+        The columns that are wanted, of sources and bands.
 
     Returns
     -------
@@ -336,16 +342,15 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
         ``flags`` are the flags of all bands together, if they have that column. Cards that differ between the bands go
         into the history, one line for each band.
     """
-    out = detections.copy()
-    out.meta.clear()
-    flags = [table["flags"] for table in bands.values() if "flags" in table.colnames]
+    out = QTable({name: detections[name] for name in detections.colnames if name in names})
+    flags = [table["flags"] for table in bands.values() if "flags" in table.colnames and "flags" in names]
     if flags:
         out["flags"] = np.bitwise_or.reduce(flags).astype(COLUMN["flags"].dtype)
         out["flags"].info.description = COLUMN["flags"].description + "; of all bands"
     for band, table in bands.items():
-        moved = ("ra", "dec") if "fit_status" in table.colnames else ()  # a fit has a position of its own
+        moved = _OF_POSITION if "fit_status" in table.colnames else ()  # a fit has a position of its own
         for name in table.colnames:
-            if name in _OF_SOURCE and name not in moved:
+            if name not in names or (name in _OF_SOURCE and name not in moved):
                 continue
             own = f"{name}_{band}"
             out[own] = table[name]
@@ -367,7 +372,8 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable]) -> QTable:
     return out
 
 
-_OF_SOURCE = ("id", "ra", "dec", "ra_err", "dec_err", "a_image", "b_image", "parent")
+_OF_POSITION = ("ra", "dec", "ra_err", "dec_err")
+_OF_SOURCE = ("id", *_OF_POSITION, "a_image", "b_image", "parent")
 """Columns of a band that are those of the detection."""
 
 

@@ -115,6 +115,7 @@ class Exposure:
             If a file cannot be used, or the zero point is not known.
         """
         _check_kind(noise_kind)
+        _check_maps(noise, mask, in_memory=False)
         image = read_image(path, hdu)
         return cls._assembled(
             image,
@@ -171,6 +172,7 @@ class Exposure:
         InputError
             If an array cannot be used, or the zero point is not known.
         """
+        _check_maps(noise, mask, in_memory=True)
         image = HeldImage(data, header, wcs, name)
         maps = []
         for values, what in ((noise, "the noise map"), (mask, "the mask")):
@@ -313,6 +315,17 @@ class Exposure:
 def _check_kind(noise_kind: str) -> None:
     if noise_kind not in NOISE_KINDS:
         raise InputError(f"A noise map holds one of {', '.join(NOISE_KINDS)}; received {noise_kind}.")
+
+
+def _check_maps(noise: Any, mask: Any, *, in_memory: bool) -> None:
+    """Refuse a map in memory of an image in a file, and the other way round."""
+    for name, given in (("noise", noise), ("mask", mask)):
+        if given is not None and isinstance(given, str | Path) is in_memory:
+            where, kind = ("memory", "an array") if in_memory else ("a file", "a path")
+            advice = (
+                "Read the map into an array" if in_memory else "Write the map to a file, or give the image as an array"
+            )
+            raise InputError(f"`{name}` of an image in {where} is {kind}; received {type(given).__name__}. {advice}.")
 
 
 def _saturation(image: Image) -> float:

@@ -154,10 +154,8 @@ class BandsPlan:
                 tables.write(one.catalogue, paths[name])
                 done.append((one.catalogue, paths[name]))
         else:
-            names = chosen(self.columns, COLUMN)
-            sources = sources[[name for name in sources.colnames if name in names]]
-            each = {band: one.table[[c for c in one.table.colnames if c in names]] for band, one in measured.items()}
-            table = tables.side_by_side(sources, each)
+            each = {band: one.table for band, one in measured.items()}
+            table = tables.side_by_side(sources, each, chosen(self.columns, COLUMN))
             if found is not None:
                 table.meta["DETECTON"] = found.exposure.name
             if self.detected:

@@ -285,7 +285,10 @@ def measure_many(
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Each catalogue needs a name of its own; two would be {twice}. Measure them one by one.")
     together = not output.is_dir()
-    listed = [name for name in chosen.wanted(columns) if not together or name.removeprefix("+") != "image"]
+    asked = chosen.wanted(columns)
+    listed = [name for name in asked if not together or name.removeprefix("+") != "image"]
+    if asked == ("image",) and together:
+        listed = ["id"]  # nothing would mean the columns by default
     keep = output.with_name(output.name + ".run")
     work = work or Work()
     if together:

@@ -356,11 +356,10 @@ class Plan:
             self.psf if found.psf is None else found.psf,
             found.mesh if self.source is self.exposure else None,
             Correlations(
-                np.array(found.table["id"]),
-                np.array(found.table["x"].value),
+                np.array(found.table["id"]), np.array(found.table["x"].value),
                 found.values.correlations.astype(np.float32),
             ),
-        )
+        )  # fmt: skip
         return Catalogue._with(found.catalogue, picture)
 
     def sky(self, report: Report = silent) -> Mesh:
@@ -510,6 +509,7 @@ class Plan:
             "detected on": self._detected_on(path is not None),
             "positions": digest(self.places, self.starts),
             "tile": self.work.tile,
+            "values of a source": list(tiles.Values._fields),
             **fits,
         }
         with Run(path, config, self.overwrite) as kept:
