@@ -85,7 +85,7 @@ def test_the_circle_about_any_place_holds_the_light_of_its_pixels():
     sky = Sky(np.zeros_like(data), np.where(bad, np.nan, np.float32(rms)), np.ones((1, 1)), 1.0)
     places = np.vstack([rng.uniform(70, 230, (30, 2)), [[150.2, 149.7], [-900, 0]]])
     flux, error = cut(data, bad, sky, *places.T).aperture(np.arange(32)).T
-    expected = [CircularAperture(place, APERTURE).do_photometry(data)[0][0] for place in places[:30]]
+    expected = [CircularAperture(place, APERTURE).to_mask("exact").multiply(data).sum() for place in places[:30]]
     np.testing.assert_allclose(flux[:30], expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(error[:31], rms * APERTURE * np.sqrt(np.pi), rtol=1e-3)
     assert np.isnan([flux[31], error[31]]).all()
