@@ -338,14 +338,8 @@ class Dataset:
         rows = np.flatnonzero(self.truth["mag"] <= faint_limit)[:limit]
         if not len(rows):
             raise DatasetError(f"{self.path} holds no galaxy brighter than mag {faint_limit:g}.")
-        inputs = Inputs.empty(len(rows), like=self.inputs(0, 0))
-        with _threads() as threads:
-            blocks = [(first, min(first + BLOCK, len(self))) for first in range(0, int(rows[-1]) + 1, BLOCK)]
-            places = np.searchsorted(rows, blocks)
-            wanted = [rows[low:high] - first for (low, high), (first, _) in zip(places, blocks, strict=True)]
-            _fill(threads, self, blocks, inputs, wanted)
         return Arrays(
-            inputs,
+            gathered(self, rows),
             self.targets[rows],
             np.zeros(len(rows), bool),
             self.truth["mag"][rows],
@@ -493,6 +487,18 @@ def streamed(
             rest = order[whole:]
             left = indices[rest]
             buffer.put(slice(0, len(rest)), buffer.taken(rest))
+
+
+def gathered(source: Readable, rows: np.ndarray) -> Inputs:
+    """Inputs of some rows of a source, sorted, int, (N,) with N > 0, in memory; each block is read once."""
+    inputs = Inputs.empty(len(rows), like=source.inputs(0, 0))
+    end = int(rows[-1]) + 1
+    blocks = [(first, min(first + BLOCK, end)) for first in range(0, end, BLOCK)]
+    places = np.searchsorted(rows, blocks)
+    wanted = [rows[low:high] - first for (low, high), (first, _) in zip(places, blocks, strict=True)]
+    with _threads() as threads:
+        _fill(threads, source, blocks, inputs, wanted)
+    return inputs
 
 
 def _threads() -> ThreadPoolExecutor:

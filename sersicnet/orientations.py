@@ -12,8 +12,9 @@ from sersicnet.schema import N_TARGETS, TARGETS, Inputs
 QUARTER_TURNS = 0.05
 """Predicted error of a magnitude below which answers are averaged over four orientations.
 
-There the deviations of a network are its own as much as the noise's: on F160W and HSC images, one answer of `fovea`
-for a galaxy of S/N 500 differs from the next turn's by 0.4 sigma, and averages scatter by 10 to 20 % less.
+There the deviations of a network are its own as much as the noise's: on F160W and HSC images, one answer of an
+earlier `fovea` for a galaxy of S/N 500 differs from the next turn's by 0.4 sigma, and averages
+scatter by 10 to 20 % less.
 """
 
 _LOG = np.flatnonzero([target.log for target in TARGETS])

@@ -94,7 +94,7 @@ def test_detections_scatter_as_the_description_says(camera):
 
 
 def test_a_detection_that_is_farther_off_than_the_margin_is_not_the_galaxys():
-    """A stamp centred on it would leave the scene: `simulate` ended with an error there, once in 60,000 stamps."""
+    """A stamp centred on it would leave the scene: `simulate` ended with an error there, once in 180,000 stamps."""
     middle = (scene.SIZE - 1) / 2
     galaxy = np.array([middle, middle, 1e4, 64.0, 4.0, 0.9, 0.0])
     everywhere = np.ones((scene.SIZE, scene.SIZE), int)

@@ -381,7 +381,7 @@ def is_surface_brightness(unit: units.UnitBase | None) -> bool:
 
 
 def _word(word: str) -> str | None:
-    """The name of a unit that astropy knows, from one of its spellings; None for an unknown word."""
+    """The name of a unit of astropy, from one of its spellings; None for an unknown word."""
     if (flux := _FLUX_WORD.fullmatch(word)) is not None:
         prefix, jansky = flux[1] or "", flux[2]
         letter = "M" if prefix == "M" else _PREFIXES.get(prefix.lower(), prefix.lower())

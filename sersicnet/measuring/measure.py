@@ -145,7 +145,7 @@ def measure(
     Returns
     -------
     Catalogue
-        A QTable that knows its image. Columns of `sersicnet.schema.COLUMNS`; values that could not be measured are NaN.
+        A QTable with its image. Columns of `sersicnet.schema.COLUMNS`; values that could not be measured are NaN.
         Without a WCS there are no ``ra`` and ``dec``, and without a pixel scale no ``r_eff``.
 
     Raises

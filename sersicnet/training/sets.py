@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet.dataset import BLOCK, Arrays, Dataset, streamed
+from sersicnet.dataset import BLOCK, Arrays, Dataset, gathered, streamed
 from sersicnet.errors import DatasetError
 from sersicnet.schema import Inputs
 
@@ -126,9 +126,8 @@ class Sets:
             raise DatasetError(f"{self!r} hold no galaxy brighter than mag {faint_limit:g}.")
         if limit is not None and limit < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
-        blocks = [self.inputs(int(row), int(row) + 1) for row in rows]
         return Arrays(
-            Inputs.concatenated(blocks), self.targets[rows], np.zeros(len(rows), bool), self.mag[rows],
+            gathered(self, rows), self.targets[rows], np.zeros(len(rows), bool), self.mag[rows],
             rows=self.rows[rows], recipe=self.config, orientation=self.orientation[rows],
         )  # fmt: skip
 
