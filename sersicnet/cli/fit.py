@@ -132,7 +132,7 @@ def fit(
     --fix r_eff,sersic_n,ellipticity,theta -o f814w_fluxes.fits
 
     Example: sersicnet fit f125w.fits f814w.fits --psf f125w_psf.fits --psf f814w_psf.fits --positions bands.fits
-    --from-band F160W --fix r_eff,sersic_n,ellipticity,theta -o fluxes.fits
+    --from-band F125W --fix r_eff,sersic_n,ellipticity,theta -o fluxes.fits
     """
     # long: the options.
     with importing():
