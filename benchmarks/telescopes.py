@@ -96,7 +96,7 @@ def bounds(name: str, seed: int, snr: np.ndarray, most: int) -> tuple[np.ndarray
         piece = world.piece(name, seed, int(number))
         own, instrument = chosen[chosen // BLOCK == number], piece.instrument
         _, truth = draw_stamps(piece.of(simulation), own)
-        taps = np.array([instrument.noise_tap, 1.0, instrument.noise_tap]) / (1 + 2 * instrument.noise_tap)
+        taps = instrument.noise_kernel()
         render = Renderer(piece.psf.image, STAMP_SIZE, piece.psf.oversampling)
         flux = 10 ** (-0.4 * (truth["mag"] - instrument.zero_point))
         shape = (truth[key] for key in ("r_eff_pix", "sersic_n"))
@@ -104,7 +104,7 @@ def bounds(name: str, seed: int, snr: np.ndarray, most: int) -> tuple[np.ndarray
             np.column_stack([truth["x"], truth["y"], flux, *shape, 1 - truth["ellipticity"], truth["theta"]]),
             truth["rms"], strict=True,
         ):  # fmt: skip
-            sigma = independent_sigma(np.pad(render(galaxy)[0], 1), rms / (taps**2).sum(), instrument.exposure)
+            sigma = independent_sigma(np.pad(render(galaxy)[0], len(taps) // 2), rms / (taps**2).sum(), instrument.exposure)
             fisher = fisher_matrix(render, galaxy, sigma, taps)
             bound = np.sqrt(np.diag(covariance(fisher[None], instrument.sky_residual * rms)[0]))
             sigmas.append(bound / np.array([1, galaxy[3], galaxy[4], 1]))

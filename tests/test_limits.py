@@ -16,16 +16,17 @@ TAPS = np.array([0.31, 1.0, 0.31]) / 1.62
 GALAXY = np.array([15.8, 15.2, 30.0, 3.0, 1.5, 0.6, 30.0])
 
 
-def test_the_covariance_is_that_of_noise_through_the_kernel():
-    size = 6
-    sigma = np.random.default_rng(0).uniform(0.5, 2, (size + 2, size + 2))
-    mixing = np.zeros((size, size, size + 2, size + 2))
+@pytest.mark.parametrize("taps", [TAPS, np.convolve(TAPS, TAPS)])
+def test_the_covariance_is_that_of_noise_through_the_kernel(taps):
+    size, n = 6, len(taps)
+    sigma = np.random.default_rng(0).uniform(0.5, 2, (size + n - 1, size + n - 1))
+    mixing = np.zeros((size, size, *sigma.shape))
     for y in range(size):
         for x in range(size):
-            mixing[y, x, y : y + 3, x : x + 3] = np.outer(TAPS, TAPS)
+            mixing[y, x, y : y + n, x : x + n] = np.outer(taps, taps)
     mixing = mixing.reshape(size**2, -1)
     expected = (mixing * sigma.ravel() ** 2) @ mixing.T
-    bands = limits.covariance_bands(sigma, TAPS)
+    bands = limits.covariance_bands(sigma, taps)
     for lag, band in enumerate(bands):
         assert band[: size**2 - lag] == pytest.approx(np.diag(expected, -lag))
 

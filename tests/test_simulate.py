@@ -48,19 +48,40 @@ def test_noise_of_a_large_aperture_is_larger_than_that_of_its_pixels():
     assert sums.std() / 40 == pytest.approx(2.2, rel=0.07)
 
 
-def test_sources_add_their_poisson_noise():
+def test_noise_of_fine_pixels_is_convolved_twice():
+    fine = replace(F160W, noise_tap=0.6, noise_passes=2, sky_residual=0.0)
+    noise = observe(np.zeros((1000, 1000)), 1.0, fine, np.random.default_rng(1))
+    assert noise.std() == pytest.approx(1, rel=0.01)
+    for lag, expected in enumerate(fine.autocorrelation()[4, 5:], start=1):
+        assert (noise[:, lag:] * noise[:, :-lag]).mean() == pytest.approx(expected, abs=0.02)
+    sums = noise.reshape(25, 40, 25, 40).sum(axis=(1, 3))
+    assert sums.std() / 40 == pytest.approx(fine.correlation, rel=0.1)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_sources_add_their_poisson_noise(passes):
     bright = np.full((500, 500), 50.0)
-    noise = observe(bright, 1e-6, F160W, np.random.default_rng(1)) - 50
+    noise = observe(bright, 1e-6, replace(F160W, noise_passes=passes), np.random.default_rng(1)) - 50
     sums = noise.reshape(25, 20, 25, 20).sum(axis=(1, 3))
     assert sums.std() == pytest.approx(np.sqrt(400 * 50 / F160W.exposure), rel=0.1)
 
 
+def test_the_sky_that_is_left_slopes_about_the_middle_of_the_stamp():
+    sloping = replace(F160W, sky_residual=0.0, sky_slope=0.1)
+    rng = np.random.default_rng(1)
+    skies = np.array([observe(np.zeros((128, 128)), 1.0, sloping, rng) for _ in range(300)])
+    assert skies[:, 62:67, 62:67].mean() == pytest.approx(0, abs=0.1)
+    rises = skies[:, :, 118:].mean(axis=(1, 2)) - skies[:, :, :10].mean(axis=(1, 2))
+    assert rises.std() == pytest.approx(0.1 * 118 / 20, rel=0.15)
+
+
 @pytest.mark.parametrize("height", [255, 256, 257, 700])
-def test_a_large_image_is_observed_strip_by_strip_to_the_same_values(height):
+@pytest.mark.parametrize("instrument", [F160W, replace(F160W, noise_passes=2, sky_slope=0.1)])
+def test_a_large_image_is_observed_strip_by_strip_to_the_same_values(height, instrument):
     model = (np.random.default_rng(0).random((height, 30)) ** 20 * 30).astype(np.float32)
-    expected = observe(model, 0.0035, F160W, np.random.default_rng(1))
-    observe_in_place(model, 0.0035, F160W, np.random.default_rng(1))
-    np.testing.assert_array_equal(model, expected)
+    expected = observe(model, 0.0035, instrument, np.random.default_rng(1))
+    observe_in_place(model, 0.0035, instrument, np.random.default_rng(1))
+    np.testing.assert_allclose(model, expected, rtol=0, atol=0 if instrument == F160W else 1e-8)
 
 
 def test_the_file_does_not_depend_on_the_workers(tmp_path):

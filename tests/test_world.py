@@ -58,8 +58,23 @@ def test_stamps_have_the_psf_and_the_noise_that_the_network_is_shown():
     faint = corners[np.abs(corners.mean(axis=(1, 2))) < 0.3]
     assert faint.std(axis=(1, 2)).mean() == pytest.approx(1, abs=0.1)
     lag = (faint[:, :, 1:] * faint[:, :, :-1]).mean() - faint.mean() ** 2
-    tap = piece.instrument.noise_tap
-    assert lag == pytest.approx(2 * tap / (1 + 2 * tap**2), abs=0.08)
+    autocorrelation = piece.instrument.autocorrelation()
+    middle = len(autocorrelation) // 2
+    assert lag == pytest.approx(autocorrelation[middle, middle + 1], abs=0.08)
+
+
+def test_images_differ_in_what_the_subtraction_of_the_sky_left():
+    instruments = [world.piece("any", 7, number).instrument for number in range(60)]
+    left = np.array([instrument.sky_residual for instrument in instruments])
+    usual = left == world.ANY.sky_residual
+    assert 15 < usual.sum() < 45
+    assert (left[~usual] > 0.02).all()
+    assert (left[~usual] < 0.2).all()
+    for instrument in instruments:
+        level = instrument.sky_residual
+        assert instrument.sky_slope == (0 if level == world.ANY.sky_residual else level / 2)
+    assert {instrument.noise_passes for instrument in instruments} == {1, 2}
+    assert max(instrument.correlation for instrument in instruments) > 2.9
 
 
 def test_galaxies_are_of_every_size_and_signal_to_noise():

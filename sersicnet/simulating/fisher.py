@@ -54,26 +54,27 @@ def covariance_bands(sigma: np.ndarray, taps: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    sigma : ndarray, float, (S + 2, S + 2)
-        Independent noise of each pixel, with a border of one pixel.
-    taps : ndarray, float, (3,)
+    sigma : ndarray, float, (S + 2 P, S + 2 P)
+        Independent noise of each pixel, with a border of P pixels.
+    taps : ndarray, float, (2 P + 1,)
         Kernel along either axis that this noise went through.
 
     Returns
     -------
-    ndarray, float64, (2 S + 3, S * S)
+    ndarray, float64, (2 P (S + 1) + 1, S * S)
     """
-    size = len(sigma) - 2
+    n = len(taps)
+    size = len(sigma) - n + 1
     variance = sigma**2
     kernel = np.outer(taps, taps)
-    bands = np.zeros((2 * size + 3, size, size))
-    for dy in range(3):
-        for dx in range(-2, 3):
+    bands = np.zeros(((n - 1) * (size + 1) + 1, size, size))
+    for dy in range(n):
+        for dx in range(1 - n, n):
             if dy == 0 and dx < 0:
                 continue
             shared = np.zeros((size, size))
-            for j in range(dy, 3):
-                for i in range(max(0, dx), min(3, 3 + dx)):
+            for j in range(dy, n):
+                for i in range(max(0, dx), min(n, n + dx)):
                     shared += kernel[j, i] * kernel[j - dy, i - dx] * variance[j : j + size, i : i + size]
             shared[size - dy :] = 0
             shared[:, size - dx if dx > 0 else size :] = 0
@@ -236,8 +237,7 @@ def of_dataset(
     """
     simulation, render_at = _rebuilt(data)
     instrument = simulation.instrument
-    taps = np.array([instrument.noise_tap, 1.0, instrument.noise_tap])
-    taps /= taps.sum()
+    taps = instrument.noise_kernel()
     rows = np.sort(np.random.default_rng(0).permutation(len(data))[:most])
     truth = {name: column[rows] for name, column in data.truth.items()}
     flux = 10 ** (-0.4 * (truth["mag"] - instrument.zero_point))
@@ -251,7 +251,7 @@ def of_dataset(
             report(i, len(rows))
             render = render_at(float(which[i]))
             # Beyond the stamp there is noise, but no galaxy: that is how `simulate` draws it.
-            image = np.pad(render(galaxy)[0], 1)
+            image = np.pad(render(galaxy)[0], len(taps) // 2)
             sigma = independent_sigma(image, truth["rms"][i] / (taps**2).sum(), instrument.exposure)
             fisher[i] = fisher_matrix(render, galaxy, sigma, taps)
     report(len(rows), len(rows))

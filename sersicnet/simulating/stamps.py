@@ -52,9 +52,20 @@ def observe(model: np.ndarray, rms: float, instrument: Instrument, rng: np.rando
     ndarray, float32, (H, W)
     """
     height, width = model.shape
-    white = rng.standard_normal((height + 2, width + 2), dtype=np.float32)
-    sky = float(rng.normal(0, instrument.sky_residual * rms))
+    border = 2 * instrument.noise_passes
+    white = rng.standard_normal((height + border, width + border), dtype=np.float32)
+    sky = _sky_left(height, width, rms, instrument, rng)
     return exposed(model, float(rms), instrument, white, sky).astype(np.float32)
+
+
+def _sky_left(height: int, width: int, rms: float, instrument: Instrument, rng: np.random.Generator) -> Any:
+    """What the subtraction of the sky leaves: a level, or a plane, (H, W)."""
+    level = float(rng.normal(0, instrument.sky_residual * rms))
+    if instrument.sky_slope == 0:
+        return level
+    along_x, along_y = rng.normal(0, instrument.sky_slope * rms / 20, 2)
+    y, x = np.ogrid[:height, :width]
+    return (level + along_x * (x - width // 2) + along_y * (y - height // 2)).astype(np.float32)
 
 
 def observe_in_place(canvas: np.ndarray, rms: float, instrument: Instrument, rng: np.random.Generator) -> None:
@@ -67,21 +78,22 @@ def observe_in_place(canvas: np.ndarray, rms: float, instrument: Instrument, rng
     rms, instrument, rng
         As for `observe`.
     """
-    height, width = canvas.shape
-    white = rng.standard_normal((2, width + 2), dtype=np.float32)  # noise of the two rows around the next one
-    above = canvas[:0]  # the row before the strip, without noise
+    (height, width), reach = canvas.shape, instrument.noise_passes
+    # Noise of the rows around the next one.
+    white = rng.standard_normal((2 * reach, width + 2 * reach), dtype=np.float32)
+    above = canvas[:0]  # the rows before the strip, without noise
     for first in range(0, height, _STRIP):
         last = min(first + _STRIP, height)
-        white = np.concatenate([white, rng.standard_normal((last - first, width + 2), dtype=np.float32)])
-        model = np.concatenate([above, canvas[first : last + 1]])
-        # A row of model beyond the strip needs another row of noise, which does not reach the strip.
+        white = np.concatenate([white, rng.standard_normal((last - first, width + 2 * reach), dtype=np.float32)])
+        model = np.concatenate([above, canvas[first : last + reach]])
+        # Rows of model beyond the strip need other rows of noise, which do not reach the strip.
         margins = len(above), len(model) - len(above) - (last - first)
         noise = np.pad(white, [margins, (0, 0)])
-        above = canvas[last - 1 : last].copy()
+        above = canvas[last - reach : last].copy()
         observed = exposed(model, float(rms), instrument, noise, 0.0)
         canvas[first:last] = observed[margins[0] : margins[0] + last - first]
-        white = white[-2:]
-    canvas += float(rng.normal(0, instrument.sky_residual * rms))
+        white = white[-2 * reach :]
+    canvas += _sky_left(height, width, rms, instrument, rng)
 
 
 def exposed(model: Any, rms: Any, instrument: Instrument, white: Any, sky: Any) -> Any:
@@ -94,9 +106,9 @@ def exposed(model: Any, rms: Any, instrument: Instrument, white: Any, sky: Any) 
     rms : array, float, (..., 1, 1), or float
         Standard deviation of a blank pixel of the result.
     instrument : Instrument
-    white : array, float, (..., H + 2, W + 2)
-        Standard normal numbers.
-    sky : array, float, (..., 1, 1), or float
+    white : array, float, (..., H + 2 P, W + 2 P)
+        Standard normal numbers; P is the instrument's `noise_passes`.
+    sky : array, float, (..., 1, 1) or (..., H, W), or float
         Residual of the sky subtraction, electrons/s.
 
     Returns
@@ -105,14 +117,15 @@ def exposed(model: Any, rms: Any, instrument: Instrument, white: Any, sky: Any) 
     """
     xp = array_api_compat.array_namespace(model)
     middle, side = (float(v) / (1 + 2 * instrument.noise_tap) for v in (1, instrument.noise_tap))
-    level = rms / (middle**2 + 2 * side**2)
+    level = rms * instrument.correlation
     photons = xp.clip(model, 0, None) / instrument.exposure
-    for axis in (-2, -1):  # pixels around the image are blank
+    for axis in (-2, -1) * instrument.noise_passes:  # pixels around the image are blank
         edge = xp.zeros_like(photons[..., :1, :] if axis == -2 else photons[..., :1])
         photons = xp.concat([edge, photons, edge], axis=axis)
     noise = white * xp.sqrt(level**2 + photons)
-    noise = middle * noise[..., 1:-1, :] + side * (noise[..., :-2, :] + noise[..., 2:, :])
-    noise = middle * noise[..., 1:-1] + side * (noise[..., :-2] + noise[..., 2:])
+    for _ in range(instrument.noise_passes):
+        noise = middle * noise[..., 1:-1, :] + side * (noise[..., :-2, :] + noise[..., 2:, :])
+        noise = middle * noise[..., 1:-1] + side * (noise[..., :-2] + noise[..., 2:])
     return model + noise + sky
 
 

@@ -6,6 +6,7 @@ without it can draw galaxies with the PSFs that a dataset holds.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,12 @@ class Instrument:
     halo_fraction, halo_scale, halo_beta : float
         A Moffat profile that holds the PSF's wings: its share of the light, its
         scale radius in arcsec, and its exponent.
+    noise_passes : int
+        How often the noise is convolved with the taps: twice where pixels are a small
+        fraction of the detector's.
+    sky_slope : float
+        Standard deviation of the slope of the sky that is left, along each axis, in units
+        of rms per 20 pixels: haloes of bright galaxies, and what a mesh does not follow.
     """
 
     name: str
@@ -65,17 +72,25 @@ class Instrument:
     halo_fraction: float
     halo_scale: float
     halo_beta: float
+    noise_passes: int = 1
+    sky_slope: float = 0.0
+
+    def noise_kernel(self) -> np.ndarray:
+        """What white noise is convolved with along each axis, float64, (2 noise_passes + 1,); of unit sum."""
+        taps = np.array([self.noise_tap, 1.0, self.noise_tap])
+        taps /= taps.sum()
+        return functools.reduce(np.convolve, [taps] * self.noise_passes)
 
     @property
     def correlation(self) -> float:
         """Noise of a large aperture over that of uncorrelated pixels with the same rms."""
-        return (1 + 2 * self.noise_tap) ** 2 / (1 + 2 * self.noise_tap**2)
+        return float(1 / (self.noise_kernel() ** 2).sum())
 
     def autocorrelation(self) -> np.ndarray:
-        """Of the noise of blank pixels, by lag along y and x, float64, (5, 5); 1 in the middle."""
-        kernel = np.array([self.noise_tap, 1.0, self.noise_tap])
+        """Of the noise of blank pixels, by lag along y and x, float64, (K, K); 1 in the middle."""
+        kernel = self.noise_kernel()
         line = np.convolve(kernel, kernel)
-        return np.outer(line, line) / line[2] ** 2
+        return np.outer(line, line) / line.max() ** 2
 
 
 F160W = Instrument(

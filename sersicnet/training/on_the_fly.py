@@ -287,7 +287,8 @@ class OnDevice:
         level = self._asarray(rms.astype(np.float32))[:, None, None]
         rng = np.random.default_rng([simulation.seed, seed, 1, 1])
         sky = simulation.instrument.sky_residual * rms * rng.standard_normal(n)
-        white = self._normal(int(rng.integers(2**62)), (n, height + 2, width + 2))
+        border = 2 * simulation.instrument.noise_passes
+        white = self._normal(int(rng.integers(2**62)), (n, height + border, width + border))
         sky = self._asarray(sky.astype(np.float32))[:, None, None]
         return exposed(models, level, simulation.instrument, white, sky) / level
 
