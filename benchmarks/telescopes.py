@@ -7,7 +7,8 @@ them through another one, and the network is shown that PSF, or in half of the c
 give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000.
 With ``--width 1.05`` it is shown the true PSF made 5 % wider. Nothing is taken from a training set: the seeds differ.
 ``--limits 150`` compares the errors of as many galaxies of S/N > 50 with the Cramer-Rao bound, for isolated Sersic
-galaxies and the true PSF. ``--save`` keeps the rows for `docs/draw.py`.
+galaxies and the true PSF. ``--beside ./hsc`` divides the scatter by that of other weights on the same galaxies, as
+of a specialist for that telescope. ``--save`` keeps the rows for `docs/draw.py`.
 """
 
 from __future__ import annotations
@@ -137,9 +138,11 @@ def main() -> None:
     parser.add_argument("--neighbours", action="store_true", help="a third of the images with neighbours")
     parser.add_argument("--galaxies", default="sersic", help="sersic, real-like or both")
     parser.add_argument("--limits", type=int, default=0, help="galaxies that the Cramer-Rao bound is computed for")
+    parser.add_argument("--beside", help="weights whose scatter that of --weights is divided by")
     parser.add_argument("--save", type=Path, help="JSON file of the rows")
     arguments = parser.parse_args()
     network, rows, limits = weights.load(arguments.weights), [], []
+    other = weights.load(arguments.beside) if arguments.beside else None
     print(f"{network.name}: median error ± 68 % scatter (within 1 and 1.96 sigma)\n")
     print("| telescope | | N | mag | ln R_e | ln n | e |\n|---|---|---|---|---|---|---|")
 
@@ -150,6 +153,10 @@ def main() -> None:
         rows.append({"telescope": name, "bin": label, "n": int(which.sum()), **values})
         cells = " | ".join(f"{m:+.3f} ± {s:.3f} ({one:.2f} {two:.2f})" for m, s, one, two in values.values())
         print(f"| {name} | {label} | {which.sum()} | {cells} |", flush=True)
+        if other is not None:
+            theirs = errors(beside, targets, which)
+            cells = " | ".join(f"{ours[1] / theirs[key][1]:.2f} ({theirs[key][0]:+.3f})" for key, ours in values.items())
+            print(f"| {name} | scatter over that of {other.name} (its median error), {label} | | {cells} |", flush=True)
 
     for name in arguments.telescopes:
         inputs, targets, snr, size, theta = galaxies(
@@ -157,6 +164,7 @@ def main() -> None:
             neighbours=arguments.neighbours, kind=arguments.galaxies,
         )  # fmt: skip
         found = network.predict(inputs.taken(slice(len(targets))))
+        beside = other.predict(inputs.taken(slice(len(targets)))) if other is not None else found
         for low, high in pairwise(BINS):
             row(name, f"S/N {low:g} to {high:g}", (snr >= low) & (snr < high))
         row(name, "S/N > 50", snr > 50)
