@@ -28,7 +28,8 @@ from sersicnet import cli
 from sersicnet.errors import SersicnetWarning
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("index", "tutorial", "gallery", "howto", "telescopes", "reference", "conventions")
+RECIPES = sorted(f"howto/{path.stem}" for path in (ROOT / "docs/howto").glob("*.md"))
+NAMES = ("index", "tutorial", "gallery", "howto", *RECIPES, "telescopes", "reference", "conventions")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 CUT = {"--n": "16", "--mosaic": "400"}
 """Sizes that options get here."""
