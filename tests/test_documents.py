@@ -123,6 +123,7 @@ def stores(tmp_path_factory, field, small_dataset):
     bright = truth[np.argsort(truth["mag"])[:3]]
     bright["x", "y"].write(there / "positions.csv")
     bright["x", "y"].write(there / "targets.csv")
+    truth["x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity"].write(there / "labels.csv")
     truth["ra", "dec", "mag", "r_eff_pix", "sersic_n", "ellipticity"].write(there / "other.csv")
     Table.read(there / "other.csv").write(there / "other.fits")
     galaxies = Table(
