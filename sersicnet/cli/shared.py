@@ -363,9 +363,9 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
         if "PSFFWHM" in header:
             grid.add_row("PSF", psf_in_words(header))
         if "PSFDOUBT" in header:
-            grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
+            grid.add_row("doubtful PSF", header["PSFDOUBT"])
         if "OUTSIDE" in header:
-            grid.add_row("outside of the weights' domain", header["OUTSIDE"])
+            grid.add_row("outside the domain of the weights", header["OUTSIDE"])
         stderr.print(grid)
         say(quiet, f"wrote {fact['catalogue']}")
     rows = sum(fact["sources"] for fact in facts)
