@@ -317,7 +317,7 @@ FLAG_MEANING = {
     Flag.SATURATED: "the peak is cut off, or reaches the header's SATURATE: too little light was counted",
     Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: "
     "a star, a nucleus, or an unresolved galaxy",
-    Flag.PSF_ASSUMED: "too few stars and no PSF file: the PSF was assumed, and the errors include its uncertainty",
+    Flag.PSF_ASSUMED: "the PSF was assumed, from too few stars or a width alone: the errors include its uncertainty",
 }
 """Meaning of each bit; the table in the documentation is generated from it."""
 
