@@ -119,7 +119,7 @@ def _head(run: Measurement, usable: int) -> str:
         ("Noise of a blank pixel", _read(run, "SKYRMS", "{:.4g} image units (median)")),
         ("Noise of apertures", _read(run, "NOISECOR", "{:.2f} times that of independent pixels, if they are large")),
         ("Factor on the noise map", _read(run, "MAPFACT", "{:.4g}") if "MAPFACT" in run.meta else ""),
-        ("Outside the domain of the weights", str(known("OUTSIDE", ""))),
+        ("Outside of the weights' domain", str(known("OUTSIDE", ""))),
         ("PSF of the fits", str(known("PSF", ""))),
         ("Gain of the fits", _read(run, "GAIN", "{:.5g} electrons per image unit") if "GAIN" in run.meta else ""),
         ("Prior of the fits", str(known("PRIOR", ""))),
@@ -173,9 +173,9 @@ def _short(value: float) -> str:
 
 def _detections(run: Measurement, view: View) -> str:
     parts = [
-        "<p>The image in units of its noise, with an asinh stretch. Ellipses have the effective radius, axis ratio and "
-        "angle of each source, with a least size so that they can be seen; crosses have no parameters. "
-        "Colours show the flags: click on one to hide its sources.</p>",
+        "<p>The image in units of its noise, through an asinh. Ellipses have the effective radius, axis ratio and "
+        "angle of each source, but are not drawn smaller than can be seen; crosses have no parameters. "
+        "Colours show the flags: click one to hide it.</p>",
         _overlaid(run, view, "all", "the whole image with its detections"),
     ]
     window = _busiest(run) if view.block > 1 else None
@@ -268,7 +268,7 @@ def _counts(run: Measurement, usable: int) -> str:
             "fainter sources are missing, unless there are none."
         )
     elif drawn:
-        lines.append("The counts do not turn over, or there are too few sources.")
+        lines.append("The counts do not turn over, or sources are too few to tell.")
     if drawn:
         lines.append("Bars are the square root of the number. Nothing is corrected for sources that were not found.")
     return f'<p>{" ".join(lines)}</p>\n<div class="grid">{page.picture(figure, "number counts")}</div>'
@@ -278,11 +278,11 @@ def _counts(run: Measurement, usable: int) -> str:
 
 
 def _gallery(run: Measurement) -> str:
-    panels = "image, model and residual" if run.draw is not None else "the image"
+    panels = "image, model, and what is left" if run.draw is not None else "the image"
     parts = [
-        f"<p>For each: {panels}. The image is in units of its noise, with an asinh stretch; "
-        + ("the residual is linear, from -5 (blue) to 5 (red) times the noise. " if run.draw is not None else "")
-        + "The ellipse is at the effective radius.</p>"
+        f"<p>For each: {panels}. The image is in units of its noise, through an asinh; "
+        + ("what is left is linear, from -5 (blue) to 5 (red) times the noise. " if run.draw is not None else "")
+        + "The ellipse is that of the effective radius.</p>"
     ]
     empty = True
     for title, rows in _chosen(run):

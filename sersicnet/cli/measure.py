@@ -122,7 +122,7 @@ def measure(
     validated: Annotated[
         Path | None,
         typer.Option(
-            help="File that `sersicnet validate` wrote for the same image and options; its factors correct the errors.",
+            help="File of `sersicnet validate` for the same image and options, whose factors the errors get.",
             show_default=False,
         ),
     ] = None,
