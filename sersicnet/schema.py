@@ -310,14 +310,14 @@ FLAG_MEANING = {
         flag: f"{target.name} lies outside the range that the network was trained on"
         for flag, target in zip(RANGE_FLAGS, TARGETS, strict=True)
     },
-    Flag.OUT_OF_DOMAIN: f"the width of the PSF differs by more than {PSF_TOLERANCE:.0%} from what the network was "
-    f"trained on, or depth by more than a factor {DEPTH_TOLERANCE:g}",
+    Flag.OUT_OF_DOMAIN: "the PSF, the depth or the noise correlation of the image is outside the domain of the "
+    "weights; see OUTSIDE in the header",
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
     Flag.SATURATED: "the peak is cut off, or reaches the header's SATURATE: too little light was counted",
     Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: "
     "a star, a nucleus, or an unresolved galaxy",
-    Flag.PSF_ASSUMED: "too few stars and no PSF file: a PSF was assumed, and the errors include that",
+    Flag.PSF_ASSUMED: "the PSF was assumed, from too few stars or a width alone: the errors include its uncertainty",
 }
 """Meaning of each bit; the table in the documentation is generated from it."""
 
@@ -368,7 +368,7 @@ QUANTILES = (16, 50, 84)
 
 
 COLUMNS = (
-    Column("image", "U", "", "meta.id;meta.dataset", "image that the row is from; where there are several"),
+    Column("image", "U", "", "meta.id;meta.dataset", "image of the row, if several were measured"),
     Column("id", "i4", "", "meta.id;meta.main", "number of the row from 1, or id in the table of positions"),
     Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "right ascension, ICRS"),
     Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "declination, ICRS"),
@@ -395,7 +395,7 @@ COLUMNS = (
     Column("sersic_n_err", "f4", "", "stat.error;src.morph.param", "1 sigma error of sersic_n"),
     Column("ellipticity", "f4", "", "src.ellipticity", "1 - q, with the axis ratio q = b/a"),
     Column("ellipticity_err", "f4", "", "stat.error;src.ellipticity", "1 sigma error of ellipticity"),
-    Column("theta", "f4", "deg", "pos.posAng", "angle of major axis from +x to +y; moments, or the fit"),
+    Column("theta", "f4", "deg", "pos.posAng", "angle of the major axis from +x to +y: network, fit or moments"),
     Column("theta_err", "f4", "deg", "stat.error;pos.posAng", "1 sigma error of theta and pa; at most 52"),
     Column("pa", "f4", "deg", "pos.posAng;pos.eq", "position angle of the major axis, east of north, ICRS"),
     Column("r_circ", "f4", "arcsec", "phys.angSize", "circularised effective radius, r_eff sqrt(1 - ellipticity)"),
@@ -406,11 +406,11 @@ COLUMNS = (
     Column("kron_radius", "f4", "", "phys.size", "Kron radius in units of a_image"),
     Column("mag_aper", "f4", "mag", "phot.mag", "AB magnitude in a circle of 10 pixels diameter"),
     Column("mag_aper_err", "f4", "mag", "stat.error;phot.mag", "its error from the noise of the sky"),
-    Column("a_image", "f4", "pix", "phys.angSize.smajAxis", "1 sigma of the moments along the major axis, as seen"),
-    Column("b_image", "f4", "pix", "phys.angSize.sminAxis", "1 sigma of the moments along the minor axis, as seen"),
-    Column("area", "i4", "", "phys.angArea", "number of detected pixels; 0 for none"),
-    Column("parent", "i4", "", "meta.id.parent", "id of the brightest source that touches; its own if none does"),
-    Column("sky", "f4", "", "instr.background", "fitted level under the galaxy, sky subtracted, image units"),
+    Column("a_image", "f4", "pix", "phys.angSize.smajAxis", "1 sigma of the moments along the major axis, as observed"),
+    Column("b_image", "f4", "pix", "phys.angSize.sminAxis", "1 sigma of the moments along the minor axis, as observed"),
+    Column("area", "i4", "", "phys.angArea", "number of detected pixels; 0 if not detected"),
+    Column("parent", "i4", "", "meta.id.parent", "id of the brightest touching source, or its own id if none"),
+    Column("sky", "f4", "", "instr.background", "fitted residual level under the galaxy, image units"),
     Column("chi2", "f4", "", "stat.fit.chi2", "reduced chi-square of the fit"),
     Column(
         "fit_status",

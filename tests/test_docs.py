@@ -10,6 +10,7 @@ import typer
 from sersicnet import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
+RECIPES = sorted((DOCS / "howto").glob("*.md"))
 COMMANDS = typer.main.get_command(cli.app).commands
 OPTIONS = sorted(
     {
@@ -33,7 +34,7 @@ def reference():
 @pytest.mark.parametrize("spellings", OPTIONS, ids=[spellings[0] for spellings in OPTIONS])
 def test_every_option_is_explained_in_the_docs(spellings):
     """By a page that a person wrote; the tutorial's and the benchmarks' examples do not explain."""
-    written = "\n".join((DOCS / page).read_text("utf-8") for page in ("howto.md", "reference.md"))
+    written = "\n".join((DOCS / page).read_text("utf-8") for page in (*RECIPES, "reference.md"))
     assert re.search(rf"(?<![\w-])({'|'.join(spellings)})(?![\w-])", written)
 
 
@@ -51,7 +52,7 @@ def test_the_docs_name_no_option_that_does_not_exist():
     """In commands, and in backticks; accuracy.md has options of the benchmarks, too."""
     command = re.compile(rf"^.*\bsersicnet (?:{'|'.join(COMMANDS)}) .*$", re.MULTILINE)
     known = {spelling for spellings in OPTIONS for spelling in spellings} | {"--help", "--version"}
-    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+    for page in (*DOCS.glob("*.md"), *RECIPES, DOCS.parent / "README.md"):
         text = page.read_text("utf-8")
         found = set() if page.name == "accuracy.md" else set(re.findall(r"`(--[a-z-]+)", text))
         for line in command.findall(text):

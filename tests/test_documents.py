@@ -28,7 +28,8 @@ from sersicnet import cli
 from sersicnet.errors import SersicnetWarning
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("index", "tutorial", "gallery", "howto", "telescopes", "reference", "conventions")
+RECIPES = sorted(f"howto/{path.stem}" for path in (ROOT / "docs/howto").glob("*.md"))
+NAMES = ("index", "tutorial", "gallery", "howto", *RECIPES, "telescopes", "reference", "conventions")
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 CUT = {"--n": "16", "--mosaic": "400"}
 """Sizes that options get here."""
@@ -122,6 +123,7 @@ def stores(tmp_path_factory, field, small_dataset):
     bright = truth[np.argsort(truth["mag"])[:3]]
     bright["x", "y"].write(there / "positions.csv")
     bright["x", "y"].write(there / "targets.csv")
+    truth["x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity"].write(there / "labels.csv")
     truth["ra", "dec", "mag", "r_eff_pix", "sersic_n", "ellipticity"].write(there / "other.csv")
     Table.read(there / "other.csv").write(there / "other.fits")
     galaxies = Table(

@@ -417,7 +417,7 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
     if not len(i):
         warn(
             f"None of the {len(table)} sources lies within {radius:g} {unit} of one of the {there.rows} of "
-            f"{there.name}. Do both speak of the same field?"
+            f"{there.name}. Are both of the same field?"
         )
     elif np.hypot(*offset) > OFFSET[on]:
         warn(
@@ -425,7 +425,7 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
             f"{np.hypot(*comparison.offset_error):.3f} {unit} in the median: is the WCS of the image right?"
             if on == "sky"
             else f"Positions differ from those of {there.name} by {np.hypot(*offset):.2f} pixels in the median: "
-            "does it count from 1, or speak of another image?"
+            "does it count from 1, or is it of another image?"
         )
     return comparison
 

@@ -207,7 +207,7 @@ def _by(statistics: list[Statistic], by: str, label: str, *, log: bool) -> str:
 def _errors(found: Validation, statistics: list[Statistic]) -> str:
     own = found.found
     if not len(own.errors) or not np.isfinite(own.errors).all():
-        return "<p>These weights give no errors.</p>"
+        return "<p>These weights predict no errors.</p>"
     figure, axes = _figure(2, len(TARGETS), (3.2, 3.0))
     off = np.abs(own.predicted - own.truth)
     for i, name in enumerate(TARGET_NAMES):
@@ -246,9 +246,9 @@ def _errors(found: Validation, statistics: list[Statistic]) -> str:
     axes[0, 0].legend(fontsize=8)
     axes[1, 0].set_ylabel("fraction within 1 sigma")
     return (
-        "<p>Above: how far from the truth 68 % of the galaxies are, against the error that they have; on the line, "
-        "errors are right. Below: the fraction within 1 sigma; the grey band is 68 ± 2 %. Orange: with the factors "
-        "that the other four fifths of the galaxies give.</p>\n"
+        "<p>Above: the actual error that holds 68 % of the galaxies, against the claimed error; on the line, errors "
+        "are right. Below: the fraction within 1 sigma; the grey band is 68 ± 2 %. Orange: with the factors from the "
+        "other four fifths of the galaxies.</p>\n"
         f'<div class="wide">{page.picture(figure_link(figure), "errors against claimed errors")}</div>'
     )
 
@@ -298,9 +298,9 @@ def _worst(found: Validation, added: Callable[[int], Exposure], mesh: Mesh, psf:
         cells.append(_galaxy(found, row, pull, exposure, mesh, psf))
         exposure.close()
     return (
-        "<p>For each: the mosaic with the galaxy in units of its noise, through an asinh; the measured model; and what "
-        "is left, linear, from -5 (blue) to 5 (red) times the noise. The parameter is named that is the most errors "
-        f'away from the truth.</p>\n<div class="grid">{"".join(cells)}</div>'
+        "<p>For each: the mosaic with the galaxy in units of its noise, with an asinh stretch; the measured model; and "
+        "the residual, linear, from -5 (blue) to 5 (red) times the noise. The caption names the parameter with the "
+        f'largest error in units of its claimed error.</p>\n<div class="grid">{"".join(cells)}</div>'
     )
 
 

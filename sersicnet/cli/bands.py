@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sersicnet.measuring.bands import Band
 
 NONE = "none"
-"""What stands for an image without the option, as in GALFIT's input files."""
+"""Value for an image without the option, as in GALFIT's input files."""
 
 
 def _number(text: str) -> float | None:
@@ -38,7 +38,7 @@ def _whole(text: str) -> int | None:
 
 
 def _repeated(text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=f"{text} Repeated for several bands.", show_default=False, **more)
+    return typer.Option(*names, help=f"{text} Repeat it for several bands.", show_default=False, **more)
 
 
 Rms = Annotated[list[str] | None, _repeated("FITS map of the noise (rms).", metavar="PATH")]
@@ -59,8 +59,8 @@ Hdu = Annotated[
 NoiseIncludes = Annotated[
     list[str] | None,
     _repeated(
-        "What the noise map includes: sky, the noise of blank pixels; or total, the photon noise of sources too, "
-        "which fits then do not add.",
+        "Content of the noise map: sky, the noise of blank pixels; or total, which includes the photon noise of "
+        "sources, so that fits do not add it.",
         "--noise",
         metavar="[sky|total]",
     ),
@@ -85,8 +85,8 @@ PsfFile = Annotated[
 PsfFwhm = Annotated[
     list[float] | None,
     _repeated(
-        "Full width of the PSF in pixels, if this is all that is known; by default the PSF is measured from the stars "
-        "of the image. For weights that are shown the PSF.",
+        "FWHM of the PSF in pixels, if you know only its width; by default the PSF is measured from the stars of the "
+        "image. Only for weights that are shown the PSF.",
         parser=_number,
         metavar="FLOAT",
     ),

@@ -41,8 +41,8 @@ def evaluate(
     domains: Annotated[
         Path | None,
         typer.Option(
-            help="Dataset or table of another domain; a classifier tries to tell it from DATA by the network's "
-            "features.",
+            help="Dataset or table of another domain; a classifier tries to separate it from DATA by the features of "
+            "the network.",
             show_default=False,
         ),
     ] = None,

@@ -59,7 +59,7 @@ def fit(
     psf: Annotated[
         list[str],
         typer.Option(
-            help="File of the effective PSF (an image, PSFEx, ...). Repeated for several bands.",
+            help="File of the effective PSF (an image, PSFEx, ...). Repeat it for several bands.",
             metavar="PATH",
             show_default=False,
         ),
@@ -108,8 +108,8 @@ def fit(
     fix: Annotated[
         str | None,
         typer.Option(
-            help="What keeps the values of --positions: position, r_eff, sersic_n, ellipticity, theta, with commas "
-            "between. The last four together fix the position, too: forced photometry, fluxes with their sign.",
+            help="Parameters that keep the values of --positions: position, r_eff, sersic_n, ellipticity, theta, with "
+            "commas between. The last four together also fix the position: forced photometry.",
             metavar="NAME,...",
             show_default=False,
         ),

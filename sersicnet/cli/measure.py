@@ -86,9 +86,9 @@ def measure(
         list[str] | None,
         typer.Option(
             "--detect-on",
-            help="Image to detect sources on, once for all images, which are bands: they are cut at the same places, "
-            "with the same neighbours. Repeated, for several on the same grid, which are combined by their noise. "
-            "Options of an image are then repeated in the order of the bands; none is for a band without one.",
+            help="Image to detect the sources on. The other images are then bands of the same sky, measured at the "
+            "same positions; repeat the options of an image in their order, with none for a band without one. Repeat "
+            "--detect-on for several images on the same grid, which are combined by their noise.",
             metavar="IMAGE",
             show_default=False,
         ),
@@ -127,12 +127,12 @@ def measure(
         ),
     ] = None,
     debias: Annotated[
-        bool, typer.Option("--debias", help="Take the biases that --validated found out of the values, too.")
+        bool, typer.Option("--debias", help="Also subtract the biases in --validated from the values.")
     ] = False,
     columns: Columns = "",
     psf_out: Annotated[
         Path | None,
-        typer.Option(help="FITS file to write with the PSF that was used, which --psf reads.", show_default=False),
+        typer.Option(help="FITS file to write: the PSF that was used, which --psf can read.", show_default=False),
     ] = None,
     model: Model = None,
     residual: Residual = None,

@@ -57,8 +57,8 @@ NoiseIncludes = Annotated[
     str | None,
     typer.Option(
         "--noise",
-        help="What the noise map includes: sky, the noise of blank pixels; or total, the photon noise of sources too, "
-        "which fits then do not add.",
+        help="Content of the noise map: sky, the noise of blank pixels; or total, which includes the photon noise of "
+        "sources, so that fits do not add it.",
         metavar="[sky|total]",
         show_default=False,
     ),
@@ -112,8 +112,8 @@ PsfFile = Annotated[
 PsfFwhm = Annotated[
     float | None,
     typer.Option(
-        help="Full width of the PSF in pixels, if this is all that is known; by default the PSF is measured from "
-        "the stars of the image. For weights that are shown the PSF.",
+        help="FWHM of the PSF in pixels, if you know only its width; by default the PSF is measured from the stars of "
+        "the image. Only for weights that are shown the PSF.",
         show_default=False,
     ),
 ]
@@ -128,8 +128,8 @@ Columns = Annotated[
     str,
     typer.Option(
         help="Columns of the catalogue, with commas between: names, groups of them (position_errors, "
-        "surface_brightness, correlations, quantiles), or all. With a + before each, they are added to those by "
-        "default: +correlations,+quantiles.",
+        "surface_brightness, correlations, quantiles), or all. Names with a + are added to the default columns: "
+        "+correlations,+quantiles.",
         metavar="NAME,...",
         show_default=False,
     ),
@@ -147,7 +147,7 @@ Scheduler = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(help="Where the network runs: cpu, gpu, or auto, which is a GPU if ONNX Runtime has one that works."),
+    typer.Option(help="Device that runs the network: cpu, gpu, or auto, a GPU if ONNX Runtime finds a working one."),
 ]
 
 TestSet = Annotated[
@@ -363,9 +363,9 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
         if "PSFFWHM" in header:
             grid.add_row("PSF", psf_in_words(header))
         if "PSFDOUBT" in header:
-            grid.add_row("the PSF is doubtful", header["PSFDOUBT"])
+            grid.add_row("doubtful PSF", header["PSFDOUBT"])
         if "OUTSIDE" in header:
-            grid.add_row("outside of the weights' domain", header["OUTSIDE"])
+            grid.add_row("outside the domain of the weights", header["OUTSIDE"])
         stderr.print(grid)
         say(quiet, f"wrote {fact['catalogue']}")
     rows = sum(fact["sources"] for fact in facts)

@@ -112,10 +112,9 @@ def simulate(
     telescopes: Annotated[
         str,
         typer.Option(
-            help="Every 16 stamps are from another image, with its own PSF, noise and depth: of any telescope, of one "
-            "such as hst, jwst, euclid, rubin or sdss, of a filter, hst-ir/F160W, or of one that a TOML file "
-            "describes. "
-            "HST F160W, one PSF, by default.",
+            help="Telescopes of the images: any; one such as hst, jwst, euclid, rubin or sdss; a filter, "
+            "hst-ir/F160W; or a TOML file that describes one. Every 16 stamps are from another image, with its own "
+            "PSF, noise and depth. HST F160W with one PSF by default.",
             show_default=False,
         ),
     ] = "",

@@ -70,12 +70,12 @@ def validate(
             show_default=False,
         ),
     ] = None,
-    n: Annotated[int, typer.Option(help="Number of galaxies that are added.", min=1)] = 2000,
+    n: Annotated[int, typer.Option(help="Number of galaxies to add.", min=1)] = 2000,
     galaxies: Annotated[
         str,
         typer.Option(
-            help="Which galaxies: candels, its radii, indices and axis ratios at each magnitude; or a table, such as "
-            "a catalogue of the image, whose rows are drawn at random.",
+            help="Galaxies to add: candels, with the radii, indices and axis ratios of CANDELS at each magnitude; or a "
+            "table, such as a catalogue of the image, whose rows are drawn at random.",
         ),
     ] = "candels",
     evenly: Annotated[

@@ -182,7 +182,7 @@ def _labelled(names: Sequence[str | Path]) -> dict[str, weights.Weights]:
     cards = [network.name for network in loaded]
     labels = [card if cards.count(card) == 1 else str(name) for card, name in zip(cards, names, strict=True)]
     if len(set(labels)) < len(labels):
-        raise InputError(f"Each weights are scored once; received {', '.join(map(str, names))}.")
+        raise InputError(f"Each set of weights is scored once; received {', '.join(map(str, names))}.")
     return dict(zip(labels, loaded, strict=True))
 
 
@@ -315,7 +315,7 @@ def evaluate_catalogue(
     if not len(i):
         raise InputError(
             f"None of the {len(found)} sources of {catalogue} lies within {tolerance:g} {unit} of one of the "
-            f"{len(known)} of {truth}. Do both speak of the same image? Else give a larger `tolerance`."
+            f"{len(known)} of {truth}. Are both of the same image? If so, give a larger `tolerance`."
         )
     given = [found.parameter(f"{name}_err") for name in TARGET_NAMES]
     errors = [values[i] for values in given if values is not None]

@@ -50,7 +50,7 @@ DETECTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A band with what belongs to it alone.
+    """A band with its own PSF, gain and name.
 
     Attributes
     ----------

@@ -68,8 +68,8 @@ class Fitting:
     robust : bool
         Whether to limit the influence of pixels far from the model.
     fix : sequence of str
-        What keeps the values of the table of positions, of `FIXABLE`. All of `SHAPE` together fix the position,
-        too: fluxes are then measured by a linear solve, see `sersicnet.engine.forced`.
+        Parameters of `FIXABLE` that keep the values of the table of positions. All of `SHAPE` together fix the
+        position, too: fluxes are then measured by a linear solve, see `sersicnet.engine.forced`.
 
     Raises
     ------

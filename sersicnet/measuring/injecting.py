@@ -55,7 +55,7 @@ class Injection:
         the range of the mosaic's own galaxies and 1 mag fainter. Or a table of galaxies, see
         `sersicnet.catalogue.parameters.Galaxies`: each galaxy has the parameters of a row drawn at random.
     evenly : bool
-        Whether magnitude, log radius and log index are even over the range of the table, or without one of the
+        Whether magnitude, log radius and log index are even over the range of the table or, without a table, of the
         mosaic's own galaxies and 1 mag fainter.
     mag : (float, float), optional
         Range of the magnitudes (AB).
@@ -66,7 +66,7 @@ class Injection:
     Raises
     ------
     InputError
-        If a number makes no sense.
+        If a number is out of range.
     """
 
     n: int = 2000

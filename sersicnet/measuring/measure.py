@@ -100,11 +100,11 @@ def measure(
     weights : str, Path or Weights
         Name of shipped weights, or a weights directory.
     psf : str, Path or Psf, optional
-        The effective PSF of the image, see `sersicnet.image.psffile.read_psf`. Networks that know any telescope are
-        shown it, and the fits use it; by default it is measured from the image's stars. Weights of one
-        telescope compare its width with their domain, and the fits use the PSF of that domain by default.
+        The effective PSF of the image, see `sersicnet.image.psffile.read_psf`. Networks for any telescope are
+        shown it, and the fits use it; by default it is measured from the stars of the image. With weights of one
+        telescope, its width is compared with their domain, and the fits use the PSF of that domain by default.
     psf_fwhm : float, optional
-        Full width of the PSF in pixels, if this is all that is known, for networks that are shown the PSF.
+        FWHM of the PSF in pixels, if only its width is known, for networks that are shown the PSF.
     gain : float, optional
         Electrons per image unit, for networks that are shown the photon noise of galaxies. That of the fits is an
         option of `refine`.
@@ -124,11 +124,11 @@ def measure(
         File of `sersicnet.measuring.validate.validate` for the same mosaic and options: its factors are applied to
         the errors.
     debias : bool
-        Whether to take out the biases that the validation found, too.
+        Whether to subtract the biases that the validation found, too.
     columns : str or sequence of str
         Columns of the catalogue, in its own order: names of `sersicnet.schema.COLUMNS`, or of their groups
         ``position_errors``, ``surface_brightness``, ``correlations`` and ``quantiles``, or "all"; as text with commas
-        between. With ``+`` before each, they are added to those by default, as in ``"+correlations,+quantiles"``.
+        between. Names with ``+`` are added to the default columns, as in ``"+correlations,+quantiles"``.
     outputs : Outputs, optional
         Files to write; none by default.
     work : Work, optional

@@ -239,7 +239,7 @@ class Plan:
         if files.psf_out is not None and not shown and fitting is None:
             raise InputError("`psf_out` is written by a network that is shown the PSF, or by fits.")
         if debias and validated is None:
-            raise InputError("`debias` takes out the biases that a validation found: give `validated` with it.")
+            raise InputError("`debias` subtracts the biases that a validation found: give `validated` with it.")
         factors = None if validated is None else Factors.read(validated)
         later = shown and psf is None  # the fits get the PSF that the image shows
         fix = () if fitting is None else fitting.fix

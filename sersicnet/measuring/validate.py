@@ -89,8 +89,8 @@ def validate(
     weights, psf, psf_fwhm, refine, resample, work, command, report
         As for `sersicnet.measuring.measure.measure`.
     gain : float, optional
-        Electrons per image unit, which the photon noise of the galaxies follows from; where `measure` takes a gain, it
-        also gets this one.
+        Electrons per image unit, for the photon noise of the galaxies; where `measure` takes a gain, it also gets
+        this one.
     injected : str or Path, optional
         FITS image to write: the mosaic with the galaxies; ``NAME-1.fits`` and so on for several passes.
     overwrite : bool

@@ -430,7 +430,7 @@ def _read(path: str | Path) -> Psf:
         warn(f"{psf.name} varies over the image: the PSF in the middle of its field is used.")
     if psf.oversampling > 1 and psf.fwhm < LEAST_SAMPLED:
         warn(
-            f"{psf.name} has a FWHM of {psf.fwhm:.2g} pixels: stamps are drawn with a sample of it per pixel, which do "
-            "not hold its shape."
+            f"{psf.name} has a FWHM of {psf.fwhm:.2g} pixels: stamps are drawn with one sample of it per pixel, "
+            "which is too coarse for its shape."
         )
     return psf.at_pixel_scale()
