@@ -21,7 +21,7 @@ from sersicnet.catalogue.factors import Factors
 from sersicnet.catalogue.galaxy import Correlations, Picture
 from sersicnet.catalogue.measured import Catalogue
 from sersicnet.domain import Domain, Seen
-from sersicnet.errors import InputError, warn
+from sersicnet.errors import InputError, WeightsError, warn
 from sersicnet.image import psffile, stars
 from sersicnet.image.carried import Carried
 from sersicnet.image.detect import Detector
@@ -221,7 +221,7 @@ class Plan:
         if work.workers > 1:
             workers.check_main()
         exposure = Exposure.of(exposure)
-        files = outputs.checked(exposure.image.path)
+        files = outputs.checked(*(image.path for image in exposure.images))
         if network is not None and not isinstance(network, Weights):
             network = weights.load(network)
         if network is not None:
@@ -409,6 +409,12 @@ class Plan:
                 threads=workers.cores() if len(self.cores) == 1 else 1,
             )
             values, profiles = self._measured(setting, kept, apply, report)
+            if self.network is not None and columns.flag_unanswered(values, self.network):
+                kept.remove()
+                raise WeightsError(
+                    f"The network of {self.network.name} returns no number for any galaxy in "
+                    f"{self.exposure.name}: its training failed. Measure with other weights, or train these again."
+                )
             columns.flag_large(values)
             meta = columns.provenance(self.exposure, self.source, mesh, self.network, self.command)
             if self.network is not None:
