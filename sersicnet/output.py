@@ -413,9 +413,14 @@ class Run:
             with suppress(OSError):  # not empty
                 self.path.rmdir()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything is kept."""
+        return self.path is not None and (self.path / CONFIG).exists()
+
     def remove(self) -> None:
         """Drop all that was kept, and close the run: it is done."""
-        if self.path is not None and (self.path / CONFIG).exists():
+        if self.path is not None and self.has_begun:
             with _explained(self.path, "The output is complete; remove the directory by hand"):
                 self._drop(self.path)
         self.close()

@@ -1004,6 +1004,16 @@ def test_a_bad_image_among_many_costs_no_finished_work(pieces, tmp_path, monkeyp
     assert len(joined) > 10
 
 
+def test_a_list_without_a_good_image_leaves_nothing(tmp_path):
+    bad = [tmp_path / "a.fits", tmp_path / "b.fits"]
+    for path in bad:
+        path.write_text("no image")
+    with pytest.raises(InputError, match="2 of 2 images could not be measured") as error:
+        module.measure_many(bad, tmp_path / "all.fits")
+    assert "kept" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == bad
+
+
 def test_images_of_one_name_are_refused(pieces, tmp_path):
     with pytest.raises(InputError, match="needs a name of its own"):
         module.measure_many([pieces[0], pieces[0]], tmp_path)

@@ -33,11 +33,11 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
+from sersicnet.measuring.fitting import Fitting, ImageFitting, check_gain, holds_photon_noise
 from sersicnet.measuring.identity import identity
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
-from sersicnet.measuring.seeing import Seeing, doubts, seeing
+from sersicnet.measuring.seeing import Seeing, doubts, moffat, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import Flag
 from sersicnet.weights import Weights
@@ -234,6 +234,9 @@ class Plan:
             raise InputError(
                 "`psf_fwhm` is for a network that is shown the PSF, where no PSF is known: leave it out, or give `psf`."
             )
+        if psf_fwhm is not None:
+            moffat(psf_fwhm, "the user", 0.0)  # refuses an impossible width before anything is measured
+        check_gain(gain)
         if gain is not None and not shown and fitting is None:
             raise InputError("`gain` belongs to fits: give `refine` with it.")
         if files.psf_out is not None and not shown and fitting is None:
@@ -242,6 +245,8 @@ class Plan:
             raise InputError("`debias` takes out the biases that a validation found: give `validated` with it.")
         factors = None if validated is None else Factors.read(validated)
         later = shown and psf is None  # the fits get the PSF that the image shows
+        if later and fitting is not None:
+            fitting.check_prior(exposure)
         fix = () if fitting is None else fitting.fix
         listed, places, starts = read_positions(positions, exposure, from_band, fix, with_network=network is not None)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
@@ -522,7 +527,7 @@ class Plan:
             try:
                 yield kept
             except KeyboardInterrupt:
-                if path is not None:
+                if kept.has_begun:
                     warn(f"Interrupted: finished tiles are kept in {path}, and the same command continues.")
                 raise
             finally:
