@@ -384,10 +384,7 @@ class Run:
             found = self.read(CONFIG.removesuffix(".json"))
             if found is not None and _text(found) != self._config:
                 if not overwrite:
-                    raise InputError(
-                        f"{path} holds an unfinished run with other options{_unlike(found, config)}. "
-                        "Repeat its command, or give `overwrite` to start anew."
-                    )
+                    raise InputError(f"{path} holds an unfinished run {_unlike(found, config)} to start anew.")
                 with _explained(path, _KEPT):
                     self._drop(path)
         except BaseException:
@@ -416,9 +413,14 @@ class Run:
             with suppress(OSError):  # not empty
                 self.path.rmdir()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything is kept."""
+        return self.path is not None and (self.path / CONFIG).exists()
+
     def remove(self) -> None:
         """Drop all that was kept, and close the run: it is done."""
-        if self.path is not None and (self.path / CONFIG).exists():
+        if self.path is not None and self.has_begun:
             with _explained(self.path, "The output is complete; remove the directory by hand"):
                 self._drop(self.path)
         self.close()
@@ -560,23 +562,29 @@ def _text(config: Any) -> str:
     return json.dumps(config, indent=1, sort_keys=True)
 
 
+_OF_VERSION = ("version", "versions", "values of a source")
+"""What a configuration holds of the version that began the run; a user cannot repeat it."""
+
 _MOST_TOLD = 6
 """Number of options that a message about other options names."""
 
 
 def _unlike(found: Any, config: Mapping[str, Any]) -> str:
-    """The options that differ, with both values if these are short, in brackets."""
-    if not isinstance(found, dict):
-        return ""
-    before, now = _flat(found), _flat(json.loads(json.dumps(config)))
+    """How an unfinished run differs, with both values of each option if these are short, and what to do."""
+    before, now = _flat(found if isinstance(found, dict) else {}), _flat(json.loads(json.dumps(config)))
     names = [name for name in {**now, **before} if _text(before.get(name)) != _text(now.get(name))]
-    told = []
+    # Another version may know an option that is not set here: then no value differs.
+    of_version = [name for name in names if name.partition(".")[0] in _OF_VERSION]
+    told, names = [], of_version or names
     for name in names[:_MOST_TOLD]:
         values = [_shown(options.get(name)) for options in (before, now)]
         told.append(f"{name}: {values[0]}, now {values[1]}" if max(map(len, values)) < 40 else name)
     if len(names) > _MOST_TOLD:
         told.append(f"{len(names) - _MOST_TOLD} more")
-    return f" ({'; '.join(told)})" if told else ""
+    details = f" ({'; '.join(told)})" if told else ""
+    if of_version or not names:
+        return f"of another version of sersicnet or its libraries{details}, which cannot be continued. Give `overwrite`"
+    return f"with other options{details}. Repeat its command, or give `overwrite`"
 
 
 def _shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 import errno
 import gc
+import io
 import json
 import os
 import re
@@ -357,6 +358,16 @@ def test_interruptions_and_the_system_s_errors_are_no_tracebacks(run, field, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interruption_before_the_command_begins_is_no_traceback(monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["info"])
+    assert done.value.code == 130
+
+
 def test_an_error_of_the_system_that_names_no_file_is_a_bug(field, monkeypatch, tmp_path):
     def fail(*arguments, **options):
         raise OSError("a mistake of ours")
@@ -497,6 +508,20 @@ def test_the_installed_command_starts_without_the_test_tools(tmp_path):
 def valid(text):
     """JSON as the standard has it, without NaN."""
     return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_messages_that_cannot_be_written_end_nothing(monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    for broken in (Broken(), None):
+        with monkeypatch.context() as without:
+            without.setattr(sys, "stderr", broken)
+            for _ in range(2):
+                shared.say(False, "done")
+            if sys.stderr is not None:
+                sys.stderr.close()
 
 
 def test_json_is_valid_without_a_pixel_scale(run, blank, tmp_path):

@@ -7,6 +7,7 @@ from test_fit import QUIET, RMS
 
 from sersicnet.engine.fit import Status
 from sersicnet.engine.render import Renderer
+from sersicnet.errors import SersicnetWarning
 from sersicnet.image.exposure import Exposure
 from sersicnet.measuring import columns, tiles
 from sersicnet.measuring.outputs import Outputs
@@ -64,6 +65,19 @@ def test_fluxes_of_a_network_are_of_its_magnitudes_and_of_the_pixels_where_nothi
     np.testing.assert_allclose(found["mag_limit"].value, [np.nan, limit, limit, np.nan], rtol=1e-6)
     assert "mag_limit" not in table(exposure, values, limits=False).colnames
     assert values.targets[2, 0] == 22.0  # the model of the galaxy keeps it
+
+
+def test_galaxies_that_a_network_has_no_number_for_are_flagged():
+    targets = np.tile([22.0, 5.0, 1.5, 0.3], (4, 1))
+    targets[1] = np.nan  # without data
+    targets[2, 1], targets[3] = np.inf, np.nan
+    values = values_of(4, targets=targets, flags=[0, Flag.NO_DATA, 0, Flag.EDGE])
+    with pytest.warns(SersicnetWarning, match="no number for 2 of 3 galaxies"):
+        assert not columns.flag_unanswered(values, SimpleNamespace(name="w"))
+    assert values.flags.tolist() == [0, Flag.NO_DATA, Flag.RANGE_R_EFF, Flag.EDGE | Flag.OUT_OF_RANGE]
+    for rows, expected in (([0, 1], False), ([1], False), ([1, 2, 3], True)):
+        some = values_of(len(rows), targets=targets[rows], flags=[Flag.NO_DATA * (row == 1) for row in rows])
+        assert columns.flag_unanswered(some, SimpleNamespace(name="w")) is expected
 
 
 def test_fluxes_of_fits_are_theirs(exposure):

@@ -1,7 +1,9 @@
 """Mosaics that are damaged, or odd: each gives the right catalogue, or one line that tells what is wrong."""
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -147,6 +149,8 @@ REFUSED = {
     "no width": (lambda f, d: write(f, np.zeros((0, 300), np.float32)), "300 x 0 pixels"),
     "gzip cut short": (lambda f, d: zipped(f, d, lambda content: content[:90_000]), "cut short"),
     "gzip cut in the header": (lambda f, d: zipped(f, d, lambda content: content[:300]), "cut short"),
+    "bzip2 cut short": (lambda f, d: packed(f, d, "bz2", lambda content: content[:-20_000]), "cut short"),
+    "xz cut short": (lambda f, d: packed(f, d, "xz", lambda content: content[:-20_000]), "cut short"),
     "gzip with a wrong checksum": (lambda f, d: zipped(f, d, lambda content: content[:-8] + b"12345678"), "CRC"),
     "tile-compressed, cut short": (lambda f, d: tiled(f, d, lambda content: content[:-20_000]), "truncated"),
     "tile-compressed, damaged": (lambda f, d: tiled(f, d, blanked), "decompression error"),
@@ -176,8 +180,13 @@ def write_head(data):
 
 
 def zipped(folder, data, damage=lambda content: content):
+    return packed(folder, data, "gz", damage)
+
+
+def packed(folder, data, ending, damage=lambda content: content):
     path = write(folder, data)
-    return rewrite(path, damage(gzip.compress(path.read_bytes())), "mosaic.fits.gz")
+    pack = {"gz": gzip, "bz2": bz2, "xz": lzma}[ending].compress
+    return rewrite(path, damage(pack(path.read_bytes())), f"mosaic.fits.{ending}")
 
 
 def folder_named(folder):
@@ -218,6 +227,8 @@ HARMLESS = {
     "double precision": lambda f, d: write(f, d.astype(">f8")),
     "written from little-endian memory": lambda f, d: write(f, d.astype("<f8")),
     "gzip": zipped,
+    "bzip2": lambda f, d: packed(f, d, "bz2"),
+    "xz": lambda f, d: packed(f, d, "xz"),
     "tile-compressed": tiled,
     "a garbled card": lambda f, d: change(write(f, d, OBSERVER="me"), "OBSERVER", "OBS\x01\x02 ?? = $$$ '"),
     "an open string": lambda f, d: change(write(f, d, OBSERVER="me"), "OBSERVER", "OBSERVER= O'Brien"),

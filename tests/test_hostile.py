@@ -455,6 +455,15 @@ def test_the_plain_network_of_these_tests_measures(run, directory):
     assert run(directory) == (0, "")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_returns_no_number_is_one_line(run, directory, tmp_path, value):
+    b = numpy_helper.from_array(np.full(8, value, np.float32), "b")
+    (directory / "network.onnx").write_bytes(model(ending("b"), [*AXES, b]).SerializeToString())
+    sign(directory)
+    assert_one_line(*run(directory), "returns no number for any galaxy")
+    assert not (tmp_path / "cat.ecsv").exists()
+
+
 @pytest.mark.parametrize("name", weights.shipped())
 def test_shipped_networks_ask_for_little(name):
     content = (weights.shipped_directory() / name / "network.onnx").read_bytes()

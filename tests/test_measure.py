@@ -485,6 +485,9 @@ def test_flag_saturated(field, isolated, tmp_path):
     assert measure(clipped, **options)["flags"][0] & Flag.SATURATED
     told = write(tmp_path / "told.fits", image, fits.Header([*header.cards, ("SATURATE", 0.9 * float(peak))]))
     assert measure(told, **options)["flags"][0] & Flag.SATURATED
+    level = fits.Header([*header.cards, ("SATURATE", 100 + 0.9 * float(peak))])
+    on_a_sky = write(tmp_path / "on_a_sky.fits", image + np.float32(100), level)
+    assert measure(on_a_sky, **options)["flags"][0] & Flag.SATURATED
     assert not measure(write(tmp_path / "as_it_is.fits", image, header), **options)["flags"][0] & Flag.SATURATED
 
 
@@ -942,7 +945,7 @@ def test_an_unfinished_run_of_another_version_is_another_run(field, tmp_path, mo
         before.setattr(tiles.Values, "_fields", tuple(set(tiles.Values._fields) - {"position"}))
         with made._kept() as kept:
             kept.keep_arrays("mesh", {"level": np.zeros(2)})
-    with pytest.raises(InputError, match=r"unfinished run with other options \(values of a source\)"), made._kept():
+    with pytest.raises(InputError, match=r"run of another version .* \(values of a source\), which"), made._kept():
         pass
 
 
@@ -999,6 +1002,16 @@ def test_a_bad_image_among_many_costs_no_finished_work(pieces, tmp_path, monkeyp
     monkeypatch.setattr(tiles, "measure_tile", lambda *args, **named: pytest.fail("measured again"))
     [(joined, _)] = module.measure_many(pieces, tmp_path / "all.fits")
     assert len(joined) > 10
+
+
+def test_a_list_without_a_good_image_leaves_nothing(tmp_path):
+    bad = [tmp_path / "a.fits", tmp_path / "b.fits"]
+    for path in bad:
+        path.write_text("no image")
+    with pytest.raises(InputError, match="2 of 2 images could not be measured") as error:
+        module.measure_many(bad, tmp_path / "all.fits")
+    assert "kept" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == bad
 
 
 def test_images_of_one_name_are_refused(pieces, tmp_path):

@@ -357,6 +357,14 @@ def test_an_empty_primary_is_not_the_image(tmp_path, primary):
         assert Exposure.of(opened, zero_point=25.0).shape == (20, 30)
 
 
+def test_a_mask_with_a_plane_of_the_sources_is_told(tmp_path):
+    """Rubin and HSC mark each detected source in their masks, and all pixels that are not zero are ignored."""
+    image = read_image(planes(tmp_path / "image.fits", ("IMAGE", {})))
+    path = planes(tmp_path / "calexp.fits", ("IMAGE", {}), ("MASK", {"HIERARCH MP_DETECTED": 5, "MP_BAD": 0}))
+    with pytest.warns(SersicnetWarning, match=r"calexp.fits\[2\] has a bit for each of several planes"):
+        read_map(path, "mask", image)
+
+
 def test_planes_of_one_pixel_are_dropped_however_the_file_is_compressed(tmp_path):
     data = np.random.default_rng(0).normal(0, 1, (1, 30, 40)).astype(np.float32)
     fits.writeto(tmp_path / "a.fits", data)

@@ -282,6 +282,13 @@ def test_a_run_with_other_options_is_dropped_only_on_demand(tmp_path):
         Run(path, {**old, "images": new["images"]}, False)
     with pytest.raises(InputError, match=r"\(seed: 1, now 0\.33333333; a: null, now 1; .*; 3 more\)"):
         Run(path, {"seed": 1 / 3} | dict.fromkeys("abcd", 1), False)
+    for known, told in (({"come": None}, ""), ({"version": "2"}, " (version: null, now 2)")):
+        with pytest.raises(InputError) as error:
+            Run(path, {**old, **known}, False)
+        assert str(error.value) == (
+            f"{path} holds an unfinished run of another version of sersicnet or its libraries{told}, which cannot be "
+            "continued. Give `overwrite` to start anew."
+        )
     with Run(path, old, False) as run:
         assert run.arrays("tile") is not None
     with Run(path, new, True) as run:

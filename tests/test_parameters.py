@@ -173,6 +173,15 @@ def test_labels_read_them(table, image):
 # --- what a column may hold ---
 
 
+@pytest.mark.parametrize("ids", [[3, 3], [0, 1], [2**40, 1], ["a", "b"], [1.0, 2.5]])
+def test_ids_that_are_not_kept_are_told_once(ids):
+    """A catalogue whose ids are others than those of its table is matched with it by mistake."""
+    galaxies = Galaxies(Table({"id": ids, "x": [1.0, 2.0], "y": [1.0, 2.0]}), "the table")
+    with pytest.warns(SersicnetWarning, match="ids of the table are not kept, and rows are numbered from 1"):
+        assert galaxies.ids() is None
+    assert galaxies.ids() is None
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_catalogue_of_several_bands_is_read_for_one(tmp_path, ending):
     """By the names of its columns where a format has no header; columns of sources stay."""
@@ -199,8 +208,6 @@ def test_a_catalogue_of_several_bands_is_read_for_one(tmp_path, ending):
     np.testing.assert_array_equal(other.parameter("sersic_n"), [2, 3])
     np.testing.assert_array_equal(one.ids(), [3, 8])
     assert Galaxies(Table({"ra": [1.0], "dec": [1.0], "pa_2MASS": [3.0]})).bands == []  # one column makes no band
-    galaxies.table["id"] = [3, 3]
-    assert galaxies.ids() is None
 
 
 @pytest.mark.parametrize("ending", FORMATS)

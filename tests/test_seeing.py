@@ -12,7 +12,8 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.psffile import read_psf
 from sersicnet.image.sky import estimate_sky
 from sersicnet.measuring import seeing, tiles
-from sersicnet.measuring.measure import fit, measure
+from sersicnet.measuring.fitting import Fitting
+from sersicnet.measuring.measure import fit, measure, plan
 from sersicnet.schema import Flag
 from sersicnet.simulating import observatories
 from sersicnet.simulating.telescopes import F160W, effective_psf
@@ -154,12 +155,15 @@ def test_the_psf_that_was_used_is_written(field, psf_weights, tmp_path):
     ("options", "message"),
     [
         ({"psf": OURS, "psf_fwhm": 3.0}, "`psf_fwhm` is for a network that is shown the PSF"),
+        ({"psf_fwhm": 0.17}, "The FWHM of a PSF is from 1 to 16 pixels"),
+        ({"gain": 0.0}, "A gain is a positive number"),
+        ({"refine": Fitting(prior="no.csv")}, "there is none at no.csv"),
         ({"psf": OURS, "resample": True}, "`resample` is for weights of one pixel scale"),
     ],
 )
-def test_options_that_exclude_each_other_are_refused(field, psf_weights, options, message):
+def test_options_that_make_no_sense_are_refused_before_anything_is_measured(field, psf_weights, options, message):
     with pytest.raises(InputError, match=message):
-        measured(field, psf_weights, **options)
+        plan(str(field[0]), weights=psf_weights, **options)
 
 
 def test_a_network_that_is_shown_no_psf_takes_no_width(field):

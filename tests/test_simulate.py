@@ -248,6 +248,8 @@ def test_an_existing_output_is_kept(tmp_path):
 def test_no_stamps_are_refused(tmp_path):
     with pytest.raises(InputError, match="at least one stamp; received n = 0"):
         simulate(tmp_path / "train.h5", Simulation(0))
+    with pytest.raises(InputError, match=r"is an HDF5 file; received train.fits.*`mosaic`"):
+        simulate(tmp_path / "train.fits", Simulation(4))
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,9 @@ import pytest
 
 from sersicnet.engine.render import Renderer
 from sersicnet.image import detect
+from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import full_width
+from sersicnet.image.stamps import cut
 from sersicnet.image.stars import (
     LEAST_STARS,
     PSF_SIDE,
@@ -13,6 +15,7 @@ from sersicnet.image.stars import (
     largest_star,
     look_like_stars,
     profiles,
+    saturated,
     size_of,
     stellar_locus,
     width_of,
@@ -75,6 +78,17 @@ def test_fewer_than_five_stars_are_no_stellar_locus():
     rng = np.random.default_rng(5)
     sources = [*point_sources(rng, LEAST_STARS - 1), *galaxies(rng, 30)]
     assert np.isnan(width_in(sky_with(sources, effective_psf(F160W))).value)
+
+
+def test_a_saturation_level_includes_the_sky():
+    """A star in the middle of a pixel: many of its pixels are alike, so that its cut-off peak is not conspicuous."""
+    y, x = np.indices((60, 60)) - 30.0
+    star = 20 + 500 * (1 + np.hypot(x, y) ** 2 / 3) ** -2.5
+    sky = Sky(np.full(star.shape, 20.0, np.float32), np.full(star.shape, 0.003, np.float32), np.ones((1, 1)), np.nan)
+    middle = np.array([30.0])
+    for values, level, expected in ((np.minimum(star, 60), 60.0, True), (star, 521.0, False), (star, 519.0, True)):
+        stamps = cut(values.astype(np.float32), np.zeros(star.shape, bool), sky, middle, middle)
+        assert saturated(stamps, level).tolist() == [expected]
 
 
 def test_saturated_stars_and_cosmic_rays_do_not_count():

@@ -94,15 +94,12 @@ class Galaxy:
     id : int
     x, y : float
         Zero-based pixels of the image.
-    flags : Flag or None
-        Bits of the column ``flags``; None if the catalogue does not have it.
     """
 
     def __init__(self, table: QTable, picture: Picture) -> None:
         self._table, self._picture = table, picture
         self.id = int(column(table, "id")[0])
         self.x, self.y = (float(column(table, name)[0]) for name in ("x", "y"))
-        self.flags = Flag(int(flags_of(table)[0])) if "flags" in table.colnames else None
         r_eff = float(column(table, "r_eff_pix")[0])
         self._cutout = Cutout.of(self.x, self.y, r_eff, picture.exposure.shape)
 
@@ -117,14 +114,34 @@ class Galaxy:
     # --- numbers ---
 
     @property
+    def flags(self) -> Flag:
+        """Bits of the column ``flags``.
+
+        Raises
+        ------
+        InputError
+            If the catalogue does not have it: a galaxy whose flags are not known is not one without flags.
+        """
+        if not self._has_flags:
+            raise InputError(
+                "The catalogue has no column flags, so that the flags of its galaxies are not known: add flags to its "
+                "columns."
+            )
+        return Flag(int(flags_of(self._table)[0]))
+
+    @property
+    def _has_flags(self) -> bool:
+        return "flags" in self._table.colnames
+
+    @property
     def meanings(self) -> list[str]:
-        """The flags in words; none for a galaxy without remarks."""
+        """The flags in words; none for a galaxy without remarks. Raises `InputError` as `flags` does."""
         return [meaning for _, meaning in self._raised]
 
     @property
     def _raised(self) -> list[tuple[str, str]]:
         """Name and meaning of each flag."""
-        flags = self.flags or Flag(0)
+        flags = self.flags
         return [(flag.name or str(flag.value), meaning) for flag, meaning in FLAG_MEANING.items() if flags & flag]
 
     @property
@@ -179,8 +196,8 @@ class Galaxy:
             for name, value, unit in self.numbers()
             if name in brief
         ]
-        names = ", ".join(name for name, _ in self._raised) or "no flags"
-        return f"<Galaxy {self.id}: {', '.join(parts)}{self._snr}{f'; {names}' if self.flags is not None else ''}>"
+        flags = f"; {', '.join(name for name, _ in self._raised) or 'no flags'}" if self._has_flags else ""
+        return f"<Galaxy {self.id}: {', '.join(parts)}{self._snr}{flags}>"
 
     # --- pixels ---
 
@@ -309,8 +326,10 @@ class Galaxy:
         rows = "".join(
             f"<tr><th>{name}</th><td>{value}</td><td>{unit}</td></tr>" for name, value, unit in self.numbers()
         )
-        raised = "".join(f"<li>{escape(name)}: {escape(meaning)}</li>" for name, meaning in self._raised)
-        flags = "" if self.flags is None else f"<ul>{raised}</ul>" if raised else "<p>No flags.</p>"
+        flags = ""
+        if self._has_flags:
+            raised = "".join(f"<li>{escape(name)}: {escape(meaning)}</li>" for name, meaning in self._raised)
+            flags = f"<ul>{raised}</ul>" if raised else "<p>No flags.</p>"
         return (
             f"<div><p><b>Galaxy {self.id}</b> at x = {self.x:.1f}, y = {self.y:.1f}{self._snr}</p>\n{picture}\n"
             f"<table>{rows}</table>\n{flags}\n</div>"

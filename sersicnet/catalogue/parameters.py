@@ -8,6 +8,7 @@ a column without a unit has the unit of its name: degrees for ``ra``, arcsec for
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, warn
 from sersicnet.schema import TARGET_NAMES
 
 if TYPE_CHECKING:
@@ -182,12 +183,29 @@ class Galaxies:
         return out
 
     def ids(self) -> np.ndarray | None:
-        """The ids of the rows, int, (N,); None if the table has none that are whole, positive and distinct."""
-        if not self.has("id") or _bare(self.table[self.spelled("id")])[0].dtype.kind not in "iu":
+        """The ids of the rows, int, (N,); None if the table has none that are whole, positive and distinct.
+
+        Warns
+        -----
+        SersicnetWarning
+            The first time that the table has others, whose place the numbers of the rows take.
+        """
+        return self._ids
+
+    @functools.cached_property
+    def _ids(self) -> np.ndarray | None:
+        if not self.has("id"):
             return None
-        values = self.column("id")
-        good = np.isfinite(values) & (values > 0) & (values < 2**31)
-        return values.astype(int) if good.all() and len(np.unique(values)) == len(values) else None
+        if _bare(self.table[self.spelled("id")])[0].dtype.kind in "iu":
+            values = self.column("id")
+            good = np.isfinite(values) & (values > 0) & (values < 2**31)
+            if good.all() and len(np.unique(values)) == len(values):
+                return values.astype(int)
+        warn(
+            f"The ids of {self.name} are not kept, and rows are numbered from 1: ids are distinct whole numbers from 1 "
+            f"to {2**31 - 1}."
+        )
+        return None
 
     # --- columns ---
 

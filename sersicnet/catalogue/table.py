@@ -43,7 +43,7 @@ def check_ending(path: Path) -> None:
 
 def stem(image: Path) -> str:
     """Name of an image or a catalogue without its directory and endings."""
-    return re.sub(r"(\.fits?|\.asdf)?(\.fz|\.gz)?(\[.*\])?$", "", image.name, count=1)
+    return re.sub(r"(\.fits?|\.asdf)?(\.fz|\.gz|\.bz2|\.xz)?(\[.*\])?$", "", image.name, count=1)
 
 
 def located(path: str | Path) -> tuple[Path, str | None]:

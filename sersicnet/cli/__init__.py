@@ -58,4 +58,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0 when done, 1 for an error, 2 for wrong usage, 130 if interrupted."""
     shared.arguments[:] = sys.argv[1:] if arguments is None else arguments
-    app(args=shared.arguments)
+    try:
+        app(args=shared.arguments)
+    except KeyboardInterrupt:  # before the command begins; later ones are caught inside
+        sys.exit(130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import re
 import shlex
 import sys
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -29,7 +30,29 @@ if TYPE_CHECKING:
 
     from sersicnet.training import loop
 
-stderr = Console(stderr=True, highlight=False)
+
+class _Stderr:
+    """Standard error. What it cannot take, such as after a terminal was closed, is dropped: it must not end a run."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, what: str, *text: str) -> None:
+        if sys.stderr is not None:
+            try:
+                getattr(sys.stderr, what)(*text)
+            except OSError:
+                sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # Python flushes it when it ends
+
+
+stderr = Console(file=cast("IO[str]", _Stderr()), highlight=False)
 arguments: list[str] = []
 """Arguments of the running command line."""
 

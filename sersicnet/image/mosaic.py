@@ -12,7 +12,7 @@ import hashlib
 import re
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ LEAST_SIDE = 16
 
 MOST_COMPRESSION = 10_000
 """Pixels of a tile-compressed image for each byte of its file; masks of one value have up to 4,000."""
+
+DETECTED_PLANE = "MP_DETECTED"
+"""Keyword of the bit in masks of Rubin and HSC that marks detected sources."""
 
 _STEP = 2.0
 """Distance on either side of a position between which a direction is measured, pixels."""
@@ -464,7 +467,7 @@ def read_image(
     Parameters
     ----------
     path : str or Path
-        FITS file, tile-compressed (.fz) and gzipped (.gz) ones included, or its http, https or
+        FITS file, tile-compressed (.fz) and packed (.gz, .bz2, .xz) ones included, or its http, https or
         ftp address; an extension may follow in brackets, ``file.fits[SCI]``. A file at an address
         is downloaded once, into Astropy's cache; `astropy.utils.data.clear_download_cache` empties it.
     hdu : int or str, optional
@@ -498,7 +501,7 @@ def read_image(
         check_shape(label, data.shape, shape, least)
         return HeldFile(path, data, header, label)
     with readable(label), path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
+        unpacked = _unpacked(file.read(6))
         file.seek(0)
         # The file is opened here because astropy does not close a damaged file.
         with fits.open(file, memmap=False) as hdus:
@@ -511,7 +514,7 @@ def read_image(
             if not found:
                 raise InputError(f"{name} holds no data. Choose another extension: give `hdu`.")
             check_shape(name, found, shape, least)
-            size = _length(path, compressed)
+            size = path.stat().st_size if unpacked is None else _length(path, unpacked)
             least_size = (
                 found[0] * found[1] / MOST_COMPRESSION
                 if isinstance(unit, fits.CompImageHDU)
@@ -520,9 +523,9 @@ def read_image(
             if size < least_size:
                 raise InputError(
                     f"{name} states {found[1]} x {found[0]} pixels, which a file of {size:,} bytes cannot hold: it is "
-                    "damaged or cut short."
+                    "damaged, cut short, or packed by another program than gzip, bzip2 or xz."
                 )
-            if compressed:
+            if unpacked is not None:
                 with np.errstate(over="ignore"):
                     held = np.ascontiguousarray(unit.data, dtype=np.float32).reshape(found)
     return FitsImage(path, chosen, header, (found[0], found[1]), held, name)
@@ -564,12 +567,26 @@ def _downloaded(address: str) -> Path:
         ) from error
 
 
-def _length(path: Path, compressed: bool) -> int:
-    """Length of a file after gzip, bytes; the whole file is read, because gzip's checksum is at the end."""
-    if not compressed:
-        return path.stat().st_size
+def _unpacked(start: bytes) -> Callable[[Path], Any] | None:
+    """The function that opens a packed file, which can only be read as a whole, by its first bytes; None for others."""
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open
+    # Python may be built without these modules, and few files need them.
+    if start.startswith(b"BZh"):
+        import bz2
+
+        return bz2.open
+    if start == b"\xfd7zXZ\x00":
+        import lzma
+
+        return lzma.open
+    return None
+
+
+def _length(path: Path, unpacked: Callable[[Path], Any]) -> int:
+    """Length of an unpacked file, bytes; the whole file is read, because the checksum of gzip is at the end."""
     length = 0
-    with gzip.open(path) as whole:
+    with unpacked(path) as whole:
         while part := whole.read(1 << 24):
             length += len(part)
     return length
@@ -597,6 +614,12 @@ def read_map(path: str | Path, kind: str, image: Image) -> Image:
         raise InputError(
             f"A noise map or mask is an image of its own; received {found.name}, the image that it should belong to. "
             f"Name the extension that is {NAMES[kind]}, as in {found.path.name}[{WORDS[kind][0]}]."
+        )
+    if kind == "mask" and DETECTED_PLANE in found.header:
+        warn(
+            f"{found.name} has a bit for each of several planes, as Rubin and HSC write masks, and one of them, "
+            f"{DETECTED_PLANE}, marks the sources: all pixels that are not zero are ignored, and so are the sources, "
+            "unless that bit was taken out. Give a mask of the bad planes alone, such as BAD, SAT and NO_DATA."
         )
     return found
 

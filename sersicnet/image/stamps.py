@@ -35,6 +35,8 @@ class Stamps:
         Fraction of pixels that belong to other sources.
     empty : ndarray, bool, (N,)
         Whether none of the central 5 x 5 pixels has data.
+    sky : ndarray, float64, (N,)
+        Sky that was subtracted at each source, image units.
     """
 
     pixels: np.ndarray
@@ -47,6 +49,7 @@ class Stamps:
     unusable: np.ndarray
     neighbours: np.ndarray
     empty: np.ndarray
+    sky: np.ndarray
 
     def masked_light(self, a: np.ndarray, b: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Fraction of the light of each source that is in pixels of the image without data, float64, (N,).
@@ -184,6 +187,7 @@ def cut(
         np.zeros(n),
         np.zeros(n),
         np.ones(n, bool),
+        np.full(n, np.nan),
     )
     middle = slice(size // 2 - 3, size // 2 + 2)
     for i in range(n):
@@ -210,6 +214,8 @@ def cut(
         if not len(some):
             some = noise[np.isfinite(noise)]
         out.rms[i] = median(some) if len(some) else np.nan
+        place = zip((y[i] - origin[1], x[i] - origin[0]), data.shape, strict=True)
+        out.sky[i] = sky.level[tuple(min(max(round(at), 0), side - 1) for at, side in place)]
         out.inside[i] = [end for part in stamp_part for end in (part.start, part.stop)]
         out.unusable[i] = lost / size**2
         out.neighbours[i] = (np.count_nonzero(replaced) - lost) / size**2

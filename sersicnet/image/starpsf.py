@@ -152,7 +152,8 @@ def find_psf(
         Its sky and noise.
     detector : Detector, optional
     saturation : float
-        Saturation level, image units; infinite if it is not known.
+        Saturation level, image units, sky included; infinite if it is not known. A level that blank sky exceeds is
+        ignored.
     apply : callable
         Applies a function to the windows, as `map` does.
 
@@ -161,6 +162,8 @@ def find_psf(
     ImagePsf
         Without a PSF if fewer than `sersicnet.image.epsf.LEAST_STARS` stars are usable; its `few` has these.
     """
+    if not saturation > np.median(mesh.level) + 5 * np.median(mesh.rms):
+        saturation = np.inf
     search = partial(_search, source, mesh, detector or Detector(), saturation)
     found: list[_Candidates] = []
     for windows in _windows(source.shape):

@@ -380,7 +380,7 @@ def size_of(psf: np.ndarray) -> float:
     stamp[0, outer, outer] = 1e6 * psf[inner, inner]
     here, no, one = np.array([float(at)]), np.zeros(stamp.shape, bool), np.ones(1)
     inside = np.array([[0, STAMP_SIZE, 0, STAMP_SIZE]])
-    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), inside, 0 * one, 0 * one, no[:, 0, 0])
+    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), inside, 0 * one, 0 * one, no[:, 0, 0], 0 * one)
     return float(sizes(star)[0][0])
 
 
@@ -405,14 +405,14 @@ def saturated(stamps: Stamps, level: float = np.inf) -> np.ndarray:
     ----------
     stamps : Stamps
     level : float
-        Image units above the sky.
+        Image units, sky included.
     """
     middle = slice(STAMP_SIZE // 2 - 5, STAMP_SIZE // 2 + 4)
     centre = np.where(stamps.replaced[:, middle, middle], -np.inf, stamps.pixels[:, middle, middle])
     centre = centre.reshape(len(centre), (middle.stop - middle.start) ** 2)
     highest = centre.max(axis=1, initial=-np.inf, keepdims=True)
     with np.errstate(invalid="ignore"):
-        reached = highest[:, 0] * stamps.rms >= level
+        reached = highest[:, 0] * stamps.rms + stamps.sky >= (1 - SAME) * level
         flat = np.isclose(centre, highest, rtol=SAME, atol=SAME_NOISE).sum(axis=1) >= PLATEAU
     flat &= highest[:, 0] > LOW_SNR_LIMIT
     around = slice(STAMP_SIZE // 2 - PLATEAU_REACH, STAMP_SIZE // 2 + PLATEAU_REACH)

@@ -42,6 +42,31 @@ def flag_large(values: tiles.Values) -> None:
         values.flags[values.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
 
 
+def flag_unanswered(values: tiles.Values, network: Weights) -> bool:
+    """Flag galaxies with data for which a network returns no number as outside its range, in place.
+
+    Returns
+    -------
+    bool
+        Whether there are such galaxies, and no others with data.
+
+    Warns
+    -----
+    SersicnetWarning
+        If there are some among others.
+    """
+    missing = ~np.isfinite(values.targets) & (values.flags & Flag.NO_DATA == 0)[:, None]
+    for flag, rows in zip(RANGE_FLAGS, missing.T, strict=True):
+        values.flags[rows] |= flag
+    n, with_data = int(missing.any(axis=1).sum()), int((values.flags & Flag.NO_DATA == 0).sum())
+    if n and n < with_data:
+        warn(
+            f"The network of {network.name} returns no number for {n} of {with_data} galaxies: they are NaN, and "
+            "flagged as outside its range. Its training may have failed: measure with other weights."
+        )
+    return n > 0 and n == with_data
+
+
 def flag_domain(values: tiles.Values, network: Weights, seen: Seen, largest_star: float) -> str:
     """Set the flags that need the whole catalogue and the domain of the weights, in place.
 

@@ -86,8 +86,7 @@ class Fitting:
     def __post_init__(self) -> None:
         if not 0 <= self.model_error < 1:
             raise InputError(f"`model_error` is a fraction from 0 to below 1; received {self.model_error}.")
-        if self.gain is not None and not (np.isfinite(self.gain) and self.gain > 0):
-            raise InputError(f"A gain is a positive number of electrons per image unit; received {self.gain}.")
+        check_gain(self.gain)
         if unknown := [name for name in self.fix if name not in FIXABLE]:
             raise InputError(f"`fix` names some of {', '.join(FIXABLE)}; received {unknown[0]!r}.")
 
@@ -105,6 +104,10 @@ class Fitting:
     def fixed(self) -> list[int]:
         """Indices of the parameters that are kept."""
         return sorted({k for name in self.kept for k in FIXABLE[name]})
+
+    def check_prior(self, exposure: Exposure) -> None:
+        """Refuse a prior that cannot be used for an image, before anything is measured."""
+        _prior(self.prior, exposure)
 
     def of_image(self, exposure: Exposure, psf: Psf | None, network: Weights | None) -> ImageFitting:
         """The fits of one image.
@@ -376,6 +379,12 @@ def psf_of_weights(network: Weights) -> Psf:
         raise InputError(f"{network.name} was trained with PSFs from files: give the image's PSF with `psf`.")
     warn(f"No `psf` was given: the fits use the PSF of the weights' domain, {trained_on['name']}.")
     return Psf.of(training_psf(trained_on), f"of the weights: {trained_on['name']}")
+
+
+def check_gain(gain: float | None) -> None:
+    """Refuse a gain that is no positive number."""
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
 
 
 def _prior(prior: str | Path, exposure: Exposure) -> Prior | None:

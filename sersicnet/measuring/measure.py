@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,23 +297,27 @@ def measure_many(
         tables.check_ending(output)
         keep.mkdir(exist_ok=True)
     done, failed = [], []
-    for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
-        prefixed = functools.partial(_prefixed, report, f"{number}/{len(images)} {path.name}: ")
-        to = None if together else output / name
-        own = replace(work, run=keep / name if together else None)
-        try:
-            exposure = Exposure.open(path, **(opening or {}))
-            outputs = Outputs(catalogue=to, overwrite=overwrite)
-            table = measure(exposure, columns=listed, outputs=outputs, work=own, report=prefixed, **options)
-        except (InputError, DatasetError) as error:
-            failed.append(str(error))
-            continue
-        done.append((table, to or output))
+    try:
+        for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
+            prefixed = functools.partial(_prefixed, report, f"{number}/{len(images)} {path.name}: ")
+            to = None if together else output / name
+            own = replace(work, run=keep / name if together else None)
+            try:
+                exposure = Exposure.open(path, **(opening or {}))
+                outputs = Outputs(catalogue=to, overwrite=overwrite)
+                table = measure(exposure, columns=listed, outputs=outputs, work=own, report=prefixed, **options)
+            except (InputError, DatasetError) as error:
+                failed.append(str(error))
+                continue
+            done.append((table, to or output))
+    finally:
+        with suppress(OSError):  # what is finished stays
+            keep.rmdir()
     if failed:
-        kept = f"The finished images are kept in {keep}." if together else "The other catalogues are written."
+        kept = f" The finished images are kept in {keep}." if together else " The other catalogues are written."
         raise InputError(
-            f"{len(failed)} of {len(images)} images could not be measured: {' '.join(failed)} {kept} Repair or leave "
-            "out these images, and repeat the command."
+            f"{len(failed)} of {len(images)} images could not be measured: {' '.join(failed)}{kept if done else ''} "
+            "Repair or leave out these images, and repeat the command."
         )
     if together:
         table = tables.joined([table for table, _ in done])

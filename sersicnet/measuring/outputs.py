@@ -86,13 +86,13 @@ class Outputs:
                 own[name] = path.with_name(f"{path.name.removesuffix(ending)}_{band}{ending}")
         return replace(self, catalogue=None, **own)
 
-    def checked(self, image: Path | None) -> Files:
+    def checked(self, *images: Path | None) -> Files:
         """Check that the files can be written.
 
         Parameters
         ----------
-        image : Path or None
-            The file of the image, which no output may replace.
+        *images : Path or None
+            The files of the image and its maps, which no output may replace.
 
         Raises
         ------
@@ -113,7 +113,8 @@ class Outputs:
                 raise InputError(f"{_KINDS[name]} ends in {' or '.join(_ENDINGS[name])}; received {path.name}.")
         files = Files(**paths, reference=None if self.match is None else Reference.read(self.match))
         more = [output.check_output(path, self.overwrite) for path in files.differences]
-        names = [Path(os.path.realpath(path)) for path in (*([] if image is None else [image]), *paths.values(), *more)]
+        read = {Path(os.path.realpath(path)) for path in images if path is not None}
+        names = [*read, *(Path(os.path.realpath(path)) for path in (*paths.values(), *more))]
         if len(set(names)) < len(names):
             raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in names)}.")
         return files

@@ -21,7 +21,7 @@ from sersicnet.catalogue.factors import Factors
 from sersicnet.catalogue.galaxy import Correlations, Picture
 from sersicnet.catalogue.measured import Catalogue
 from sersicnet.domain import Domain, Seen
-from sersicnet.errors import InputError, warn
+from sersicnet.errors import InputError, WeightsError, warn
 from sersicnet.image import psffile, stars
 from sersicnet.image.carried import Carried
 from sersicnet.image.detect import Detector
@@ -33,11 +33,11 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
-from sersicnet.measuring.fitting import Fitting, ImageFitting, holds_photon_noise
+from sersicnet.measuring.fitting import Fitting, ImageFitting, check_gain, holds_photon_noise
 from sersicnet.measuring.identity import identity
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
-from sersicnet.measuring.seeing import Seeing, doubts, seeing
+from sersicnet.measuring.seeing import Seeing, doubts, moffat, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import Flag
 from sersicnet.weights import Weights
@@ -221,7 +221,7 @@ class Plan:
         if work.workers > 1:
             workers.check_main()
         exposure = Exposure.of(exposure)
-        files = outputs.checked(exposure.image.path)
+        files = outputs.checked(*(image.path for image in exposure.images))
         if network is not None and not isinstance(network, Weights):
             network = weights.load(network)
         if network is not None:
@@ -234,6 +234,9 @@ class Plan:
             raise InputError(
                 "`psf_fwhm` is for a network that is shown the PSF, where no PSF is known: leave it out, or give `psf`."
             )
+        if psf_fwhm is not None:
+            moffat(psf_fwhm, "the user", 0.0)  # refuses an impossible width before anything is measured
+        check_gain(gain)
         if gain is not None and not shown and fitting is None:
             raise InputError("`gain` belongs to fits: give `refine` with it.")
         if files.psf_out is not None and not shown and fitting is None:
@@ -242,6 +245,8 @@ class Plan:
             raise InputError("`debias` subtracts the biases that a validation found: give `validated` with it.")
         factors = None if validated is None else Factors.read(validated)
         later = shown and psf is None  # the fits get the PSF that the image shows
+        if later and fitting is not None:
+            fitting.check_prior(exposure)
         fix = () if fitting is None else fitting.fix
         listed, places, starts = read_positions(positions, exposure, from_band, fix, with_network=network is not None)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
@@ -409,6 +414,12 @@ class Plan:
                 threads=workers.cores() if len(self.cores) == 1 else 1,
             )
             values, profiles = self._measured(setting, kept, apply, report)
+            if self.network is not None and columns.flag_unanswered(values, self.network):
+                kept.remove()
+                raise WeightsError(
+                    f"The network of {self.network.name} returns no number for any galaxy in "
+                    f"{self.exposure.name}: its training failed. Measure with other weights, or train these again."
+                )
             columns.flag_large(values)
             meta = columns.provenance(self.exposure, self.source, mesh, self.network, self.command)
             if self.network is not None:
@@ -516,7 +527,7 @@ class Plan:
             try:
                 yield kept
             except KeyboardInterrupt:
-                if path is not None:
+                if kept.has_begun:
                     warn(f"Interrupted: finished tiles are kept in {path}, and the same command continues.")
                 raise
             finally:

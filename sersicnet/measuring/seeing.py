@@ -149,8 +149,7 @@ def find_psf(image: Any, **options: Any) -> ImagePsf:
     exposure = Exposure.of(image, **options if isinstance(image, Exposure) else {"zero_point": 0.0, **options})
     try:
         mesh = estimate_sky(exposure, DETECTOR.threshold)
-        sky = float(np.median(mesh.level) + 5 * np.median(mesh.rms))
-        found = starpsf.find_psf(exposure, mesh, DETECTOR, exposure.saturation if exposure.saturation > sky else np.inf)
+        found = starpsf.find_psf(exposure, mesh, DETECTOR, exposure.saturation)
         usual, _ = observatories.usual_psf(exposure.image.header, exposure.pixel_scale.value)
         if usual is not None:
             found = confirmed(found, usual)

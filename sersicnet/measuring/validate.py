@@ -32,7 +32,7 @@ from sersicnet.image.resample import Resampled
 from sersicnet.image.starpsf import find_psf
 from sersicnet.measuring import measure as measuring
 from sersicnet.measuring import tiles
-from sersicnet.measuring.fitting import Fitting, gain_of_weights, psf_of_weights
+from sersicnet.measuring.fitting import Fitting, check_gain, gain_of_weights, psf_of_weights
 from sersicnet.measuring.injecting import AVOIDED, Injection, Places, least_passes, places
 from sersicnet.measuring.outputs import Outputs, Result
 from sersicnet.measuring.plan import Outlook, Plan, Work
@@ -222,8 +222,7 @@ def _checked(
     **options: Any,
 ) -> tuple[Plan, np.ndarray | Mixture | None]:
     """The plan of the measurement, and what is known of the galaxies before the mosaic is measured."""
-    if gain is not None and not (np.isfinite(gain) and gain > 0):
-        raise InputError(f"A gain is a positive number of electrons per image unit; received {gain}.")
+    check_gain(gain)
     network = weights if isinstance(weights, Weights) else trained.load(weights)
     taken = gain if "psf" in network.inputs or refine is not None else None
     outputs = Outputs(overwrite=overwrite)

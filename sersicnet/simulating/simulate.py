@@ -97,6 +97,11 @@ def simulate(
     if workers > 1:
         check_main()
     output = check_output(output, overwrite)
+    if output.suffix.lower() in (".fits", ".fit", ".fz"):
+        raise InputError(
+            f"A training set is an HDF5 file; received {output.name}. Give a name that ends in .h5; or, for an image, "
+            "`mosaic`."
+        )
     if simulation.n < 1:
         raise InputError(f"A training set has at least one stamp; received n = {simulation.n}.")
     check_room(output, simulation.n)

@@ -62,7 +62,7 @@ def real_galaxies(
     return galaxies
 
 
-_MOSAIC = re.compile(r"\.fits?(\.fz|\.gz)?(\[[^\[\]]+\])?$", re.IGNORECASE)
+_MOSAIC = re.compile(r"\.fits?(\.fz|\.gz|\.bz2|\.xz)?(\[[^\[\]]+\])?$", re.IGNORECASE)
 
 MOST_GALAXIES = 10_000
 """Galaxies of a mosaic held in memory: 655 MB."""
