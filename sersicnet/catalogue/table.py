@@ -274,6 +274,31 @@ def write(table: QTable, path: Path) -> None:
             table.write(partial, format=kind, overwrite=True)
 
 
+def with_image(table: QTable, path: Path) -> QTable:
+    """Add the column ``image`` to a catalogue in CSV, which has no header for the image.
+
+    Parameters
+    ----------
+    table : QTable
+        Of one image.
+    path : Path
+        The file to write. The path of the image is relative to its directory if the image is below it, else absolute.
+
+    Returns
+    -------
+    QTable
+        The table itself if the file has another format, or the image is not a file.
+    """
+    image = str(table.meta.get("IMAGE", ""))
+    if FORMATS[path.suffix.lower()] != "ascii.csv" or "image" in table.colnames or not located(image)[0].is_file():
+        return table
+    file, directory = Path(image).resolve(), path.resolve().parent
+    stated = str(file.relative_to(directory) if file.is_relative_to(directory) else file)
+    out = table.copy(copy_data=False)
+    out.add_column(np.full(len(table), stated), index=0, name="image")
+    return out
+
+
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
     """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions.
 

@@ -136,8 +136,8 @@ def read_labels(
     Parameters
     ----------
     path : str or Path
-        Table with the columns ``image`` (path, relative to the table; not needed with
-        `image`), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
+        Table with the columns ``image`` (path, relative to the table; not needed with `image`, or with a catalogue
+        whose header has the image), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
         ``r_eff`` (arcsec; both along the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``,
         and if known ``snr``, ``theta`` (degrees from +x) and ``psf`` (a file of the PSF, relative to the table; by
         default it is measured from the stars of the image), in any format, units and spelling that
@@ -271,10 +271,7 @@ class _Labels(NamedTuple):
 
         galaxies = Galaxies.read(path)
         if image is None and not galaxies.has("image"):
-            raise DatasetError(
-                f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with "
-                "`image`."
-            )
+            image = _stated_image(path, str(galaxies.table.meta.get("IMAGE", "")))
         galaxies.require(*TARGET_NAMES)
         sky, pixels = galaxies.sky(), galaxies.pixels()
         places = sky if pixels is None else pixels
@@ -318,6 +315,25 @@ class _Labels(NamedTuple):
             None if snr is None else snr[rows], None if theta is None else theta[rows],
             [path.parent / name if name else None for name in names], status is not None, where,
         )  # fmt: skip
+
+
+def _stated_image(path: Path, name: str) -> Path:
+    """The image in the header of a catalogue: a path from the current directory, or from that of the catalogue."""
+    from sersicnet.catalogue.table import located
+
+    if not name:
+        raise DatasetError(
+            f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with `image`."
+        )
+    places = {(place / name).resolve() for place in (Path(), path.parent)}
+    found = [place for place in places if located(place)[0].is_file()]
+    if len(found) != 1:
+        why = "there are two of that name, here and" if found else "there is no such file, neither here nor"
+        raise DatasetError(
+            f"{path} is a catalogue of {name}, and {why} beside the catalogue. Give it a column image; finetune and "
+            "evaluate take one image for all rows with `image`."
+        )
+    return found[0]
 
 
 def _impossible(name: str, values: np.ndarray) -> np.ndarray:
