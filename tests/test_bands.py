@@ -384,6 +384,9 @@ def test_bands_are_compared_at_the_same_places_and_shown_side_by_side(scene, tmp
     assert "F160W, F814W" in page.text
     assert "F814W: beside" in page.text
     assert not list(tmp_path.glob("page_*"))
+    outputs = Outputs(catalogue=tmp_path, match=tmp_path / "other.csv")
+    alone = plan_bands([Band(exposure=detected)], [detected], weights="fovea", outputs=outputs)
+    assert [path.name for path in alone.files.differences["F160W"]] == ["F160W_cat_match.md", "F160W_cat_match.png"]
     plain = Table({"ra": table["ra"], "dec": table["dec"], "mag": table["mag_F160W"]})
     plain.write(tmp_path / "plain.csv")
     for band, other in Reference.read_bands(tmp_path / "plain.csv", ["F160W", "F814W"]).items():

@@ -275,7 +275,7 @@ def write(table: QTable, path: Path) -> None:
 
 
 def with_image(table: QTable, path: Path) -> QTable:
-    """Add the column ``image`` to a catalogue in CSV, which has no header for the image.
+    """Add the column ``image`` to a catalogue of fits in CSV or VOTable, of which no header is read again.
 
     Parameters
     ----------
@@ -287,10 +287,12 @@ def with_image(table: QTable, path: Path) -> QTable:
     Returns
     -------
     QTable
-        The table itself if the file has another format, or the image is not a file.
+        The table itself if the file has another format, the image is not a file, or nothing was fitted: parameters of
+        a network alone are no labels.
     """
     image = str(table.meta.get("IMAGE", ""))
-    if FORMATS[path.suffix.lower()] != "ascii.csv" or "image" in table.colnames or not located(image)[0].is_file():
+    labels = FORMATS[path.suffix.lower()] in ("ascii.csv", "votable") and "fit_status" in table.colnames
+    if not labels or "image" in table.colnames or not located(image)[0].is_file():
         return table
     file, directory = Path(image).resolve(), path.resolve().parent
     stated = str(file.relative_to(directory) if file.is_relative_to(directory) else file)
