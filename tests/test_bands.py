@@ -312,6 +312,7 @@ def test_the_places_of_a_table_are_measured_in_every_band(scene, tmp_path):
     np.testing.assert_array_equal(found["id"], table["id"])
     np.testing.assert_array_equal(found["ra"].value, table["ra"])
     assert "parent" not in found.colnames
+    assert np.isfinite(found["a_image_F814W"]).all()  # of the ellipse of mag_auto, which is detected on the band
     assert "DETECTON" not in found.meta
     for name, truth in (("F160W", rows), ("F814W", fine_rows)):
         for i, k in enumerate("xy"):

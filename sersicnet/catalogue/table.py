@@ -377,7 +377,7 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable], names: Collect
     for band, table in bands.items():
         moved = _OF_POSITION if "fit_status" in table.colnames else ()  # a fit has a position of its own
         for name in table.colnames:
-            if name not in names or (name in _OF_SOURCE and name not in moved):
+            if name not in names or (name in _OF_SOURCE and name in detections.colnames and name not in moved):
                 continue
             own = f"{name}_{band}"
             out[own] = table[name]
@@ -401,7 +401,7 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable], names: Collect
 
 _OF_POSITION = ("ra", "dec", "ra_err", "dec_err")
 _OF_SOURCE = ("id", *_OF_POSITION, "a_image", "b_image", "parent")
-"""Columns of a band that are those of the detection."""
+"""Columns of a band that are those of the sources, if these have them."""
 
 
 def _column(name: str) -> Column:
