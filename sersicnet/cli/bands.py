@@ -177,7 +177,8 @@ class PerImage:
                 exposure=exposures[path],
                 psf=psf_of(options),
                 gain=options["gain"],
-                **{name: options.get(name) for name in ("psf_fwhm", "validated")},
+                psf_fwhm=options.get("psf_fwhm"),
+                validated=options.get("validated"),
             )
             for path, options in zip(images, each, strict=False)
         ]
