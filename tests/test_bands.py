@@ -1,19 +1,25 @@
 import functools
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import QTable
+from astropy.table import QTable, Table
 from astropy.wcs import WCS
+from test_report import Page
 
-from sersicnet import cli
+from sersicnet import cli, measure, plan
+from sersicnet.catalogue.crossmatch import Reference
+from sersicnet.catalogue.factors import Curves, Factors
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image.carried import Carried, combined
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import grown
+from sersicnet.image.psffile import write_psf
 from sersicnet.image.sky import estimate_sky
 from sersicnet.measuring import bands
 from sersicnet.measuring.bands import Band, measure_bands, plan_bands
@@ -255,12 +261,18 @@ def test_bands_without_a_source_have_empty_catalogues(scene, tmp_path):
 def test_options_of_bands_are_given_once_for_each(scene, tmp_path, capsys):
     (detected, _, _), (fine, _, _) = scene
     one, two = (str(exposure.image.path) for exposure in (detected, fine))
+    pixels = tmp_path / "pixels.csv"
+    pixels.write_text("x,y\n1,2\n")
     for options, rule in (
         (["--rms", one], r"--rms is given once for each band, 2 in all, in their order, .* received 1\."),
         (["--psf-fwhm", "3"], r"--psf-fwhm is given once for each band, 2 in all"),
         (["--model", str(tmp_path / "m.fits")], r"--model belongs to fits: give --refine with it"),
-        (["--match", one], r"Several bands take no option that belongs to one image; received --match"),
-        (["--positions", one], r"Several bands take no option that belongs to one image; received --positions"),
+        (["--match", str(pixels)], r"Several bands are matched on the sky, by ra and dec; .*pixels\.csv has x, y"),
+        (["--positions", str(pixels)], r"at the places of a table: .* either --detect-on or --positions"),
+        (["--resample"], r"Several bands take no option that belongs to one image; received --resample"),
+        (["--validated", one], r"--validated is given once for each band, 2 in all"),
+        (["--debias", "--validated", "none", "--validated", "none"], r"--debias .* give --validated with it"),
+        (["--validated", "none", "--validated", one], r"is not a file that `sersicnet validate` writes"),
         (["--detect-on", two], r"have the same pixels"),
     ):
         arguments = ["measure", one, two, "--detect-on", one, "-w", "fovea", "-o", str(tmp_path / "x.fits"), *options]
@@ -270,7 +282,118 @@ def test_options_of_bands_are_given_once_for_each(scene, tmp_path, capsys):
         assert done.value.code == 1
         assert re.search(rule, error)
         assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["pixels.csv"]
+
+
+def listed(scene):
+    """The places of the galaxies, in another order and with ids of their own."""
+    (detected, _, rows), _ = scene
+    order = np.random.default_rng(0).permutation(N)
+    ra, dec = detected.image.sky(*rows[order, :2].T)
+    return Table({"id": order + 31, "ra": ra, "dec": dec}), order
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_the_places_of_a_table_are_measured_in_every_band(scene, tmp_path):
+    (detected, psf, rows), (fine, fine_psf, fine_rows) = scene
+    table, order = listed(scene)
+    table.write(tmp_path / "targets.csv")
+    for path, one in (("one_psf.fits", (psf, detected)), ("two_psf.fits", (fine_psf, fine))):
+        write_psf(tmp_path / path, one[0], one[1].shape)
+    images = [str(exposure.image.path) for exposure in (detected, fine)]
+    with pytest.raises(SystemExit) as done:
+        cli.main(
+            ["measure", *images, "--positions", str(tmp_path / "targets.csv"), "-w", "fovea", "--workers", "1", "-q",
+             "--psf", str(tmp_path / "one_psf.fits"), "--psf", str(tmp_path / "two_psf.fits"),
+             "-o", str(tmp_path / "bands.fits")]
+        )  # fmt: skip
+    assert done.value.code == 0
+    found = QTable.read(tmp_path / "bands.fits")
+    np.testing.assert_array_equal(found["id"], table["id"])
+    np.testing.assert_array_equal(found["ra"].value, table["ra"])
+    assert "parent" not in found.colnames
+    assert np.isfinite(found["a_image_F814W"]).all()  # of the ellipse of mag_auto, which is detected on the band
+    assert "DETECTON" not in found.meta
+    for name, truth in (("F160W", rows), ("F814W", fine_rows)):
+        for i, k in enumerate("xy"):
+            np.testing.assert_allclose(found[f"{k}_{name}"].value, truth[order, i], atol=1e-4)
+        away = found[f"mag_{name}"].value - (25 - 2.5 * np.log10(sky_of()[order, 2]))
+        assert np.abs(np.median(away)) < 0.1
+    alone = measure(fine, positions=table, weights="fovea", psf=fine_psf)
+    np.testing.assert_allclose(found["mag_F814W"], alone["mag"], rtol=1e-5)
+
+
+def validation_of(exposure, psf, path, factor):
+    """The file of a validation that multiplies all errors."""
+    curves = Curves(np.full(4, np.log(factor)), np.tile(np.arange(8.0), (4, 4, 1)), np.zeros((4, 4, 8)))
+    factors = Factors(curves, curves._replace(constants=np.zeros(4)), curves, psf.fwhm, {})
+    header = fits.Header({"PSFFWHM": psf.fwhm})
+    header["OPTIONS"] = json.dumps(plan(exposure, weights="fovea", psf=psf).options())
+    fits.HDUList([fits.PrimaryHDU(header=header), fits.table_to_hdu(factors.table())]).writeto(path)
+    fits.setval(path, "EXTNAME", value="FACTORS", ext=1)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_a_validation_of_a_band_corrects_the_errors_of_this_band(scene, tmp_path):
+    (detected, psf, _), (fine, fine_psf, _) = scene
+    both = [Band(exposure=detected, psf=psf), Band(exposure=fine, psf=fine_psf)]
+    before = measure_bands(both, [detected], weights="fovea")
+    both[1] = replace(both[1], validated=validation_of(fine, fine_psf, tmp_path / "v.fits", 3.0))
+    after = measure_bands(both, [detected], weights="fovea", debias=True)
+    np.testing.assert_array_equal(after["mag_err_F160W"], before["mag_err_F160W"])
+    for name in ("mag_err", "r_eff_err", "sersic_n_err", "ellipticity_err"):
+        np.testing.assert_allclose(after[f"{name}_F814W"], 3 * before[f"{name}_F814W"], rtol=1e-4)
+    assert "VALFILE" not in after.meta
+    lines = dict(line.split(": ", 1) for line in after.meta["HISTORY"])
+    assert "VALFILE" not in lines["F160W"]
+    assert "VALFILE v.fits" in lines["F814W"]
+    assert "VALBIAS True" in lines["F814W"]
+    with pytest.raises(InputError, match=r"v\.fits is of another mosaic"):
+        plan_bands([replace(both[0], validated=tmp_path / "v.fits")], [detected], weights="fovea")
+    with pytest.raises(InputError, match="positions was false, and is true now"):
+        plan_bands(both[1:], positions=listed(scene)[0], weights="fovea")
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_bands_are_compared_at_the_same_places_and_shown_side_by_side(scene, tmp_path, capsys):
+    (detected, _, _), (fine, _, _) = scene
+    table, order = listed(scene)
+    _, _, flux, r_eff, n, q, _ = sky_of()[order].T
+    for name, off in (("F160W", 0.5), ("F606W", 9.0)):
+        table[f"mag_{name}"] = 25 - 2.5 * np.log10(flux) + off
+        table[f"r_eff_{name}"], table[f"sersic_n_{name}"], table[f"ellipticity_{name}"] = r_eff, n, 1 - q
+    table.write(tmp_path / "other.csv")
+    images = [str(exposure.image.path) for exposure in (detected, fine)]
+    options = ["-w", "fovea", "--workers", "1", "-q", "--detect-on", images[0], "-o", str(tmp_path / "bands.fits")]
+    more = ["--match", str(tmp_path / "other.csv"), "--report", str(tmp_path / "page.html")]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["measure", *images, *options, *more])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert out.index("## F160W") < out.index("## F814W")
+    texts = [(tmp_path / f"bands_match_{name}.md").read_text() for name in ("F160W", "F814W")]
+    assert all(text in out for text in texts)
+    partners = [text.split(" have a partner")[0] for text in texts]
+    assert partners[0] == partners[1]
+    assert partners[0].startswith(f"{N} of ")
+    assert re.search(r"\| mag \| all \| 12 \| -0\.[45]", texts[0])
+    assert "Not compared: mag, R_e, log10 n, ellipticity." in texts[1]
+    assert len(list(tmp_path.glob("bands_match_*.png"))) == 2
+    page = Page(tmp_path / "page.html")
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "F160W, F814W" in page.text
+    assert "F814W: beside" in page.text
+    assert not list(tmp_path.glob("page_*"))
+    outputs = Outputs(catalogue=tmp_path, match=tmp_path / "other.csv")
+    alone = plan_bands([Band(exposure=detected)], [detected], weights="fovea", outputs=outputs)
+    assert [path.name for path in alone.files.differences["F160W"]] == ["F160W_cat_match.md", "F160W_cat_match.png"]
+    plain = Table({"ra": table["ra"], "dec": table["dec"], "mag": table["mag_F160W"]})
+    plain.write(tmp_path / "plain.csv")
+    for band, other in Reference.read_bands(tmp_path / "plain.csv", ["F160W", "F814W"]).items():
+        assert "differ by a colour" in other.notes[-1], band
+    with pytest.raises(InputError, match=r"has the bands F160W, F606W; received J, none of them"):
+        Reference.read_bands(tmp_path / "other.csv", ["J"])
 
 
 def test_what_cannot_be_measured_together_is_refused(scene, blank, tmp_path):

@@ -4,8 +4,10 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import QTable
 
 from sersicnet import dataset
+from sersicnet.catalogue import table as tables
 from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError, OutputError
 from sersicnet.image import mosaic
@@ -372,6 +374,46 @@ def test_fits_that_left_the_image_are_no_labels(labelled):
     assert galaxies.snr.tolist() == [30]
     with pytest.raises(DatasetError, match="table of another one"):
         labels.read_labels(labelled(header + outside))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".fits", ".ecsv", ".parquet", ".vot"])
+def test_a_catalogue_is_a_table_of_labels_of_its_image(field, tmp_path, monkeypatch, ending):
+    """It has the image as a column or in the header: by its whole path, or beside the catalogue."""
+    (tmp_path / "field.fits").symlink_to(field[0])
+    truth = field[1][:3]
+    names = ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity")
+    found = QTable({name: truth[name] for name in names}, meta={"IMAGE": f"{field[0]}[1]"})
+    found["fit_status"] = np.zeros(3, "i4")
+    path = tmp_path / f"cat{ending}"
+    tables.write(tables.with_image(found, path), path)
+    assert len(labels.real_galaxies(path)) == 3
+    found.meta["IMAGE"] = "field.fits"
+    monkeypatch.chdir(tmp_path)
+    tables.write(tables.with_image(found, path), path)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert len(labels.real_galaxies(path)) == 3
+
+
+def test_the_image_of_a_catalogue_is_asked_for_if_it_is_not_known(field, tmp_path, monkeypatch):
+    path = tmp_path / "cat.fits"
+    names = ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity")
+    found = QTable({name: field[1][name][:3] for name in names}, meta={"IMAGE": "field.fits"})
+    tables.write(found, path)
+    with pytest.raises(DatasetError, match="needs a column image"):  # what a network predicts is no label
+        labels.real_galaxies(path)
+    assert tables.with_image(found, tmp_path / "cat.csv") is found
+    found["fit_status"] = np.zeros(3, "i4")
+    tables.write(found, path)
+    with pytest.raises(DatasetError, match=r"catalogue of field\.fits, and there is no such file, neither here nor"):
+        labels.real_galaxies(path)
+    (tmp_path / "field.fits").symlink_to(field[0])
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    (tmp_path / "other/field.fits").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"there are two of that name, here and beside the catalogue"):
+        labels.real_galaxies(path)
+    assert len(labels.real_galaxies(path, field[0])) == 3
 
 
 def test_arrays_stream_like_a_dataset():

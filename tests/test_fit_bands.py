@@ -158,12 +158,11 @@ def test_options_are_repeated_in_the_order_of_the_bands():
 
 
 def test_files_of_a_band_have_its_name():
-    own = Outputs(catalogue="c.fits", model="a/m.fits.gz", regions="x.y.reg", report="r.html").of_band("F125W")
-    assert [str(each) for each in (own.model, own.regions, own.report)] == [
-        "a/m_F125W.fits.gz", "x.y_F125W.reg", "r_F125W.html"
-    ]  # fmt: skip
-    assert own.catalogue is None
-    assert own.psf_out is None
+    own = Outputs(
+        catalogue="c.fits", model="a/m.fits.gz", regions="x.y.reg", report="r.html", match="m.csv"
+    ).of_band("F125W")  # fmt: skip
+    assert [str(each) for each in (own.model, own.regions)] == ["a/m_F125W.fits.gz", "x.y_F125W.reg"]
+    assert [own.catalogue, own.psf_out, own.report, own.match] == [None] * 4
 
 
 def run(arguments, capsys):

@@ -135,6 +135,40 @@ def test_a_report_that_cannot_be_written_is_refused(tmp_path):
     assert len(list(tmp_path.glob(".report*"))) == 0
 
 
+def test_a_report_of_bands_shows_each_galaxy_in_all_of_them(tmp_path):
+    """With stamps as wide on the sky: twice as many pixels in the band of half the pixel scale."""
+    image, mesh = noisy(tmp_path)
+    coarse = catalogue(30)
+    fine = catalogue(30, {**META, "PIXSCALE": 0.03, "VALFILE": "v.fits", "DETECTON": "deep.fits"})
+    for name in ("x", "y", "r_eff_pix"):
+        fine[name] = 2 * coarse[name]  # most are outside of the image of this band, which has the same pixels
+    runs = {
+        "F125W": columns.Measurement(coarse, image, mesh, None),
+        "F<W": columns.Measurement(fine, image, mesh, lambda window: np.zeros((200, 200), np.float32)[window]),
+    }
+    report.write_report_of_bands(tmp_path / "report.html", runs)
+    page = Page(tmp_path / "report.html")
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"https?://|url\(|@import|<script", page.source)
+    ids = re.findall(r' id="([^"]+)"', page.source)
+    assert len(set(ids)) == len(ids) > 0
+    clean = (coarse["flags"] == 0) & (fine["flags"] == 0)
+    assert f"{clean.sum()} ({clean.mean():.0%}) without flags" in page.text
+    assert "F125W: counts and depth" in page.text
+    assert "F<W: counts and depth" in page.text
+    assert "v.fits" in page.text
+    shown = re.findall(r"(\d+) (F125W|F<W) · ", page.text)
+    assert [band for _, band in shown] == ["F125W", "F<W"] * (len(shown) // 2)
+    assert len({number for number, _ in shown}) == len(shown) // 2 > 8
+    assert "F<W · outside of the image" in page.text
+    widths = re.findall(r'viewBox="0 0 (\d+) (\d+)" role="img" aria-label="source (\d+) (\S+):', page.source)
+    sides = {(number, band): int(side) for _, side, number, band in widths}
+    both = [number for number, band in sides if band == "F&lt;W"]
+    assert both
+    for number in both:
+        assert (sides[number, "F&lt;W"] - 1) / (sides[number, "F125W"] - 1) == pytest.approx(2, abs=0.1)
+
+
 def test_a_large_image_is_averaged_without_its_bad_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "STRIP", 4000)
     image, mesh = noisy(tmp_path, (203, 310))

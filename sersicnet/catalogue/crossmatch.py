@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,6 +112,49 @@ class Reference:
         sky, pixels = galaxies.sky(), galaxies.pixels()
         if sky is None and pixels is None:
             raise InputError(f"A catalogue to match has ra and dec, or x and y; {path} has {galaxies.columns}.")
+        return cls._of(galaxies, sky, pixels)
+
+    @classmethod
+    def read_bands(cls, path: str | Path, bands: Sequence[str]) -> dict[str, Reference]:
+        """Read a table for several bands, which are matched by the positions of their sources on the sky.
+
+        Parameters
+        ----------
+        path : str or Path
+            As for `read`. Of a catalogue of several bands, such as those of `sersicnet.measure_bands`, a band is
+            compared with the columns that end in its name; any other table is compared with every band.
+        bands : sequence of str
+
+        Returns
+        -------
+        dict of Reference
+            For each band; without parameters for a band that a catalogue of several bands does not have.
+
+        Raises
+        ------
+        InputError
+            If the table cannot be read, has no positions on the sky, or is of several bands, but none of these.
+        """
+        galaxies = Galaxies.read(path)
+        sky = galaxies.sky()
+        if sky is None:
+            raise InputError(f"Several bands are matched on the sky, by ra and dec; {path} has {galaxies.columns}.")
+        theirs = {band.lower() for band in galaxies.bands}
+        if not theirs:
+            one = cls._of(galaxies, sky, None)
+            note = "Each band is compared with the same columns there: magnitudes of other bands differ by a colour."
+            return dict.fromkeys(bands, replace(one, notes=(*one.notes, note)))
+        if not theirs & {band.lower() for band in bands}:
+            raise InputError(
+                f"{path} has the bands {', '.join(galaxies.bands)}; received {', '.join(bands)}, none of them. Give a "
+                "catalogue of one of these, or of one band."
+            )
+        none = cls(printable(str(path)), len(galaxies), sky, None, {}, ())
+        return {band: cls._of(galaxies.of_band(band), sky, None) if band.lower() in theirs else none for band in bands}
+
+    @classmethod
+    def _of(cls, galaxies: Galaxies, sky: np.ndarray | None, pixels: np.ndarray | None) -> Reference:
+        """The parameters of a table that can be compared."""
         found: dict[str, np.ndarray] = {}
         for name in ("mag", "mag_auto"):
             values = galaxies.parameter(name)
@@ -135,7 +179,7 @@ class Reference:
                 found[name] = values
         for name, values in found.items():
             values[~possible(name, values)] = np.nan
-        return cls(printable(str(path)), len(galaxies), sky, pixels, found, tuple(notes))
+        return cls(printable(galaxies.name), len(galaxies), sky, pixels, found, tuple(notes))
 
 
 # --- the comparison --------------------------------------------------------------------------------------------
@@ -220,6 +264,11 @@ class Comparison:
     mag: np.ndarray
     differences: dict[str, np.ndarray]
     notes: tuple[str, ...]
+
+    def _of_band(self, table: Table, other: Reference) -> Comparison:
+        """The same partners, with the parameters of another table and of another reference."""
+        galaxies = Galaxies(table, "the catalogue")
+        return replace(self, clean=_clean(galaxies, self.i), **_compared(galaxies, other, self.i, self.j))
 
     @property
     def unit(self) -> str:
@@ -410,8 +459,7 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
     comparison = Comparison(
         other=there.name, on=on, radius=radius, rows=(len(table), there.rows), i=i, j=j, offset=offset,
         offset_error=np.array([Statistic.of(values).error for values in apart.T]), apart=apart,
-        clean=galaxies.column("flags")[i] == 0 if galaxies.has("flags") else np.ones(len(i), bool),
-        **_compared(galaxies, there, i, j),
+        clean=_clean(galaxies, i), **_compared(galaxies, there, i, j),
     )  # fmt: skip
     unit = comparison.unit
     if not len(i):
@@ -428,6 +476,32 @@ def match(table: Table, other: str | Path | Reference, *, radius: float | None =
             "does it count from 1, or is it of another image?"
         )
     return comparison
+
+
+def match_bands(sources: Table, bands: Mapping[str, Table], others: Mapping[str, Reference]) -> dict[str, Comparison]:
+    """Compare several bands of the same sources with another catalogue.
+
+    Parameters
+    ----------
+    sources : Table
+        With ra and dec, which partners are found by.
+    bands : mapping of Table
+        The catalogue of each band by its name, with a row for each source.
+    others : mapping of Reference
+        As `Reference.read_bands` returns it.
+
+    Returns
+    -------
+    dict of Comparison
+        For each band, with the same partners.
+
+    Warns
+    -----
+    SersicnetWarning
+        As `match`, once.
+    """
+    partners = match(sources, next(iter(others.values())))
+    return {band: partners._of_band(table, others[band]) for band, table in bands.items()}
 
 
 def _places(galaxies: Galaxies, other: Reference) -> tuple[str, np.ndarray, np.ndarray]:
@@ -487,6 +561,11 @@ def _moved(on: str, places: np.ndarray, offset: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         east = offset[0] / 3600 / np.cos(np.radians(places[:, 1]))
     return np.column_stack([places[:, 0] + east, np.clip(places[:, 1] + offset[1] / 3600, -90, 90)])
+
+
+def _clean(galaxies: Galaxies, rows: np.ndarray) -> np.ndarray:
+    """Which rows have no flags, bool, (P,); all of a table without flags."""
+    return galaxies.column("flags")[rows] == 0 if galaxies.has("flags") else np.ones(len(rows), bool)
 
 
 def _compared(galaxies: Galaxies, other: Reference, i: np.ndarray, j: np.ndarray) -> dict[str, Any]:

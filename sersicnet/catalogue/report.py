@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from astropy.table import QTable
 
 import sersicnet
 from sersicnet.catalogue import page
-from sersicnet.catalogue.columns import CLASSES, Draw, Measurement, column
+from sersicnet.catalogue.columns import CLASSES, Draw, Measurement, classes, column
 from sersicnet.catalogue.depth import depth, half_magnitudes, turnover
 from sersicnet.catalogue.figures import (
     SIDE,
@@ -25,10 +25,10 @@ from sersicnet.catalogue.figures import (
     png_link,
     red_and_blue,
 )
-from sersicnet.catalogue.signal import Cutout, View, averaged, signal_of
+from sersicnet.catalogue.signal import Cutout, View, averaged, half_side, signal_of
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.pixels import Window
-from sersicnet.schema import FLAG_MEANING, TARGETS
+from sersicnet.schema import FLAG_MEANING, TARGETS, Flag
 
 if TYPE_CHECKING:
     from sersicnet.catalogue.crossmatch import Comparison
@@ -84,6 +84,45 @@ def write_report(
     page.write(Path(path), f"sersicnet: {run.name}", sections)
 
 
+def write_report_of_bands(
+    path: str | Path, runs: Mapping[str, Measurement], comparisons: Mapping[str, Comparison] | None = None
+) -> None:
+    """Write the report of several bands: each galaxy in all bands side by side, and then the parts of each band.
+
+    The page holds its pictures and needs no network.
+
+    Parameters
+    ----------
+    path : str or Path
+        Page; it appears whole or not at all.
+    runs : mapping of Measurement
+        Each band by its name; all have the same rows.
+    comparisons : mapping of Comparison, optional
+        A comparison of each band with another catalogue, which the page shows as well.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read.
+    OutputError
+        If the page cannot be written.
+    """
+    first, comparisons = next(iter(runs.values())), comparisons or {}
+    try:
+        title = escape(", ".join(runs))
+        sections = [
+            page.section("", f"<h1>{title}</h1>\n{_source_count(first, _all_flags(runs.values()))}"),
+            page.section("Galaxies", _gallery_of_bands(runs)),
+            page.section("Flags", _flag_table(runs)),
+        ]
+        for k, (band, run) in enumerate(runs.items()):
+            sections += _sections_of(run, comparisons.get(band), band, f"band{k}")
+    finally:
+        for run in runs.values():
+            run.exposure.close()
+    page.write(Path(path), f"sersicnet: {', '.join(runs)}", sections)
+
+
 def _sections(run: Measurement, comparison: Comparison | None) -> list[str]:
     view = averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
     return [
@@ -92,15 +131,42 @@ def _sections(run: Measurement, comparison: Comparison | None) -> list[str]:
         page.section("Parameters", _parameters(run)),
         page.section("Counts and depth", _counts(run, view.usable)),
         page.section("Galaxies", _gallery(run)),
-        page.section("Flags", _flag_table(run)),
+        page.section("Flags", _flag_table({"sources": run})),
         *([] if comparison is None else [page.section(f"Beside {comparison.other}", _compared(comparison))]),
     ]
+
+
+def _sections_of(run: Measurement, comparison: Comparison | None, band: str, key: str) -> list[str]:
+    """The parts of one of several bands; `key` begins the ids of its elements."""
+    view = averaged(run.exposure, run.mesh, run.exposure.image.whole, -(-max(run.exposure.shape) // SIDE))
+    beside = [] if comparison is None else [(f"beside {comparison.other}", _compared(comparison))]
+    parts = [
+        ("what was read and used", f"{_numbers(run)}\n{_used(run, view.usable)}"),
+        ("sources", _detections(run, view, key)),
+        ("parameters", _parameters(run)),
+        ("counts and depth", _counts(run, view.usable)),
+        *beside,
+    ]
+    return [page.section(f"{band}: {title}", content) for title, content in parts]
 
 
 # --- what was read ---
 
 
 def _head(run: Measurement, usable: int) -> str:
+    return (
+        f"<h1>{escape(Path(run.name).name)}</h1>\n{_source_count(run, run.flags)}\n"
+        f"{_numbers(run)}\n<h2>What was read and used</h2>\n{_used(run, usable)}"
+    )
+
+
+def _source_count(run: Measurement, flags: np.ndarray) -> str:
+    n, clean = len(run.table), int((flags == 0).sum())
+    share = f" ({clean / n:.0%})" if n else ""
+    return f"<p><b>{n:,}</b> source{'' if n == 1 else 's'}, <b>{clean:,}</b>{share} without flags.</p>"
+
+
+def _used(run: Measurement, usable: int) -> str:
     height, width = run.exposure.shape
     rows = [("Image", f"{run.name}, {width} x {height} pixels, {usable / (width * height):.1%} of them with data")]
     area = run.area(usable)
@@ -112,6 +178,8 @@ def _head(run: Measurement, usable: int) -> str:
     else:
         rows.append(("Weights", "none: fits only"))
     rows += [
+        ("Sources are of", str(known("DETECTON", ""))),
+        ("Errors corrected by", str(known("VALFILE", ""))),
         ("Zero point", _read(run, "ZEROPT", "{:.4f} AB mag for one image unit", "ZPSOURCE")),
         ("Pixel scale", _read(run, "PIXSCALE", "{:.5g} arcsec", "PIXSRC")),
         ("Resampled", f"to pixels of {run.measured_scale:.5g} arcsec" if "RESAMPLE" in run.meta else ""),
@@ -127,13 +195,7 @@ def _head(run: Measurement, usable: int) -> str:
         ("Command", str(known("COMMAND", ""))),
         ("Made", f"{known('DATE', 'at an unknown time')} UTC, sersicnet {known('SNETVER', sersicnet.__version__)}"),
     ]
-    n, clean = len(run.table), int(run.clean.sum())
-    share = f" ({clean / n:.0%})" if n else ""
-    return (
-        f"<h1>{escape(Path(run.name).name)}</h1>\n"
-        f"<p><b>{n:,}</b> source{'' if n == 1 else 's'}, <b>{clean:,}</b>{share} without flags.</p>\n"
-        f"{_numbers(run)}\n<h2>What was read and used</h2>\n{page.table([row for row in rows if row[1]], prose=True)}"
-    )
+    return page.table([row for row in rows if row[1]], prose=True)
 
 
 def _read(run: Measurement, key: str, form: str, source: str | None = None) -> str:
@@ -171,12 +233,12 @@ def _short(value: float) -> str:
 # --- the image ---
 
 
-def _detections(run: Measurement, view: View) -> str:
+def _detections(run: Measurement, view: View, key: str = "") -> str:
     parts = [
         "<p>The image in units of its noise, through an asinh. Ellipses have the effective radius, axis ratio and "
         "angle of each source, but are not drawn smaller than can be seen; crosses have no parameters. "
         "Colours show the flags: click one to hide it.</p>",
-        _overlaid(run, view, "all", "the whole image with its detections"),
+        _overlaid(run, view, f"{key}all", "the whole image with its detections"),
     ]
     window = _busiest(run) if view.block > 1 else None
     if window is not None:
@@ -184,7 +246,7 @@ def _detections(run: Measurement, view: View) -> str:
         where = f"x {columns.start} to {columns.stop - 1}, y {rows.start} to {rows.stop - 1}"
         parts += [
             f"<h3>The busiest part</h3>\n<p>At full resolution: {where}.</p>",
-            _overlaid(run, averaged(run.exposure, run.mesh, window, 1), "part", f"the part of the image at {where}"),
+            _overlaid(run, averaged(run.exposure, run.mesh, window, 1), f"{key}part", f"the image at {where}"),
         ]
     return "\n".join(parts)
 
@@ -285,7 +347,7 @@ def _gallery(run: Measurement) -> str:
         + "The ellipse is that of the effective radius.</p>"
     ]
     empty = True
-    for title, rows in _chosen(run):
+    for title, rows in _chosen([run]):
         if len(rows):
             empty = False
             cells = "\n".join(_galaxy(run, int(row)) for row in rows)
@@ -293,25 +355,64 @@ def _gallery(run: Measurement) -> str:
     return "\n".join(parts) if not empty else "<p>There are none to show.</p>"
 
 
-def _chosen(run: Measurement) -> Iterator[tuple[str, np.ndarray]]:
-    """Rows of the gallery, each once."""
+def _gallery_of_bands(runs: Mapping[str, Measurement]) -> str:
+    drawn = any(run.draw is not None for run in runs.values())
+    panels = "image, model, and what is left" if drawn else "the image"
+    parts = [
+        f"<p>For each band: {panels}, as wide on the sky in all bands, on the pixels of the band, which may be turned. "
+        "The image is in units of its noise, through an asinh; "
+        + ("what is left is linear, from -5 (blue) to 5 (red) times the noise. " if drawn else "")
+        + f"The ellipse is that of the effective radius. Flags are those of all bands, magnitudes those of "
+        f"{escape(next(iter(runs)))}.</p>"
+    ]
+    for title, rows in _chosen(list(runs.values())):
+        if len(rows):
+            parts.append(f"<h3>{escape(title)}</h3>")
+            parts += [_in_bands(runs, int(row)) for row in rows]
+    return "\n".join(parts) if len(parts) > 1 else "<p>There are none to show.</p>"
+
+
+def _in_bands(runs: Mapping[str, Measurement], row: int) -> str:
+    """A galaxy in all bands, side by side."""
+    scales = np.array([run.scale for run in runs.values()])
+    radii = [run.r_eff[row] * run.scale for run in runs.values()]
+    finest = float(np.nanmin(scales)) if np.isfinite(scales).any() else np.nan
+    largest = np.nanmax(radii) if np.isfinite(radii).any() else np.nan
+    cells = []
+    for band, run in runs.items():
+        half = max(round(half_side(largest / finest) * finest / run.scale), 1) if run.scale > 0 else None
+        cells.append(_galaxy(run, row, band, half))
+    return f'<div class="grid">{"".join(cells)}</div>'
+
+
+def _all_flags(runs: Iterable[Measurement]) -> np.ndarray:
+    return np.bitwise_or.reduce([run.flags for run in runs])
+
+
+def _chosen(runs: Sequence[Measurement]) -> Iterator[tuple[str, np.ndarray]]:
+    """Rows of the gallery, each once: of all bands by their flags together, and by the magnitude of the first."""
     rng = np.random.default_rng(0)
-    height, width = run.exposure.shape
-    with np.errstate(invalid="ignore"):
-        inside = (run.x > -0.5) & (run.x < width - 0.5) & (run.y > -0.5) & (run.y < height - 0.5)
-    clean = np.flatnonzero(inside & run.clean & np.isfinite(run.mag))
-    brightest = clean[np.argsort(run.mag[clean], kind="stable")][:BRIGHTEST]
+    inside, flags, mag = np.zeros(len(runs[0].table), bool), _all_flags(runs), runs[0].mag
+    for run in runs:
+        height, width = run.exposure.shape
+        with np.errstate(invalid="ignore"):
+            inside |= (run.x > -0.5) & (run.x < width - 0.5) & (run.y > -0.5) & (run.y < height - 0.5)
+    clean, kind = np.flatnonzero(inside & (flags == 0) & np.isfinite(mag)), classes(flags)
+    brightest = clean[np.argsort(mag[clean], kind="stable")][:BRIGHTEST]
     yield "The brightest without flags", brightest
     others = np.setdiff1d(clean, brightest)
     yield "Others without flags, at random", rng.permutation(others)[:RANDOM]
     for k, one in enumerate(CLASSES[:-1]):
-        yield f"Flags: {one.name}", rng.permutation(np.flatnonzero(inside & (run.kind == k)))[:FLAGGED]
+        yield f"Flags: {one.name}", rng.permutation(np.flatnonzero(inside & (kind == k)))[:FLAGGED]
 
 
-def _galaxy(run: Measurement, row: int) -> str:
+def _galaxy(run: Measurement, row: int, band: str = "", half: int | None = None) -> str:
+    """A galaxy; in one of several bands, with the band's name and a given half of its side in pixels."""
     x, y, r_eff, e = run.x[row], run.y[row], run.r_eff[row], run.e[row]
-    cutout = Cutout.of(float(x), float(y), float(r_eff), run.exposure.shape)
-    assert cutout is not None  # rows of the gallery are inside the image
+    name = f"{column(run.table, 'id')[row]:.0f}" + (f" {band}" if band else "")
+    cutout = Cutout.of(float(x), float(y), float(r_eff), run.exposure.shape, half)
+    if cutout is None:  # of several bands, one has it
+        return f'<figure class="stamp"><figcaption><b>{escape(name)}</b> · outside of the image</figcaption></figure>'
     side, corner, window = cutout.side, cutout.corner, cutout.window
     signal, bad = signal_of(run.exposure, run.mesh, window)
     signal[bad] = np.nan
@@ -320,7 +421,6 @@ def _galaxy(run: Measurement, row: int) -> str:
         pixels = run.exposure.read(window)
         model = run.draw(window) / run.mesh.at(window, pixels).rms
         planes += [grey(cutout.placed(model)), red_and_blue(cutout.placed(signal - model))]
-    name = column(run.table, "id")[row]
     ellipse = ""
     if 0 < r_eff < np.inf and 1 - e > 0:
         at = x - corner[0] + 0.5, side - (y - corner[1] + 0.5)
@@ -331,14 +431,14 @@ def _galaxy(run: Measurement, row: int) -> str:
             f'rx="{r_eff:.2f}" ry="{r_eff * (1 - e):.2f}" '
             f'transform="translate({at[0]:.2f} {at[1]:.2f}) rotate({turn:.1f})"/></svg>'
         )
-    text = f"source {name:.0f}: {run.mag[row]:.2f} mag"
-    return page.stamp(planes, text, _caption(run, row, side), ellipse)
+    text = f"source {name}: {run.mag[row]:.2f} mag"
+    return page.stamp(planes, text, _caption(run, row, name, side), ellipse)
 
 
-def _caption(run: Measurement, row: int, side: int) -> str:
+def _caption(run: Measurement, row: int, name: str, side: int) -> str:
     size, unit = run.sizes()
     parts = [
-        f"<b>{column(run.table, 'id')[row]:.0f}</b>",
+        f"<b>{escape(name)}</b>",
         f"mag {run.mag[row]:.2f}",
         f"R<sub>e</sub> {size[row]:.3g} {'″' if unit == 'arcsec' else 'px'}",
         f"n {run.n[row]:.2f}",
@@ -353,15 +453,19 @@ def _caption(run: Measurement, row: int, side: int) -> str:
 # --- flags and others ---
 
 
-def _flag_table(run: Measurement) -> str:
-    n = len(run.table)
-    rows = []
-    for flag, meaning in FLAG_MEANING.items():
-        count = int((run.flags & flag != 0).sum())
-        share = f"{count / n:.1%}" if n else ""
-        rows.append((str(flag.value), flag.name or "", f"{count:,}", share, meaning))
-    rows.append(("0", "", f"{int(run.clean.sum()):,}", f"{run.clean.mean():.1%}" if n else "", "none of them"))
-    return page.table(rows, ("bit", "flag", "sources", "", "meaning"), prose=True)
+def _flag_table(runs: Mapping[str, Measurement]) -> str:
+    """The number of sources with each flag, and their share; the names of the runs are the heads of their columns."""
+
+    def row(flag: Flag | None, meaning: str) -> list[str]:
+        own = ["0", ""] if flag is None else [str(flag.value), flag.name or ""]
+        for run in runs.values():
+            raised = run.clean if flag is None else run.flags & flag != 0
+            own += [f"{int(raised.sum()):,}", f"{raised.mean():.1%}" if len(raised) else ""]
+        return [*own, meaning]
+
+    rows = [*(row(flag, meaning) for flag, meaning in FLAG_MEANING.items()), row(None, "none of them")]
+    heads = [head for name in runs for head in (name, "")]
+    return page.table(rows, ("bit", "flag", *heads, "meaning"), prose=True)
 
 
 def _compared(comparison: Comparison) -> str:

@@ -92,8 +92,8 @@ class Cutout(NamedTuple):
     window: Window
 
     @classmethod
-    def of(cls, x: float, y: float, r_eff: float, shape: tuple[int, int]) -> Cutout | None:
-        """The square of a galaxy, as wide as eight effective radii within limits; None if its centre is off the image.
+    def of(cls, x: float, y: float, r_eff: float, shape: tuple[int, int], half: int | None = None) -> Cutout | None:
+        """The square of a galaxy; None if its centre is off the image.
 
         Parameters
         ----------
@@ -101,11 +101,13 @@ class Cutout(NamedTuple):
             Pixels; the radius may be NaN.
         shape : (int, int)
             Height and width of the image.
+        half : int, optional
+            Half of its side, pixels; see `half_side` for the default.
         """
         height, width = shape
         if not (-0.5 < x < width - 0.5 and -0.5 < y < height - 0.5):
             return None
-        half = int(np.clip(np.ceil(4 * r_eff), LEAST_HALF, MOST_HALF)) if np.isfinite(r_eff) else USUAL_HALF
+        half = half_side(r_eff) if half is None else half
         side, corner = 2 * half + 1, (round(x) - half, round(y) - half)
         window = (
             slice(max(corner[1], 0), min(corner[1] + side, height)),
@@ -122,3 +124,8 @@ class Cutout(NamedTuple):
         )
         out[rows, columns] = values
         return out
+
+
+def half_side(r_eff: float) -> int:
+    """Half of the side of the cutout of a galaxy, pixels: four effective radii, which may be NaN, within limits."""
+    return int(np.clip(np.ceil(4 * r_eff), LEAST_HALF, MOST_HALF)) if np.isfinite(r_eff) else USUAL_HALF

@@ -274,6 +274,33 @@ def write(table: QTable, path: Path) -> None:
             table.write(partial, format=kind, overwrite=True)
 
 
+def with_image(table: QTable, path: Path) -> QTable:
+    """Add the column ``image`` to a catalogue of fits in CSV or VOTable, of which no header is read again.
+
+    Parameters
+    ----------
+    table : QTable
+        Of one image.
+    path : Path
+        The file to write. The path of the image is relative to its directory if the image is below it, else absolute.
+
+    Returns
+    -------
+    QTable
+        The table itself if the file has another format, the image is not a file, or nothing was fitted: parameters of
+        a network alone are no labels.
+    """
+    image = str(table.meta.get("IMAGE", ""))
+    labels = FORMATS[path.suffix.lower()] in ("ascii.csv", "votable") and "fit_status" in table.colnames
+    if not labels or "image" in table.colnames or not located(image)[0].is_file():
+        return table
+    file, directory = Path(image).resolve(), path.resolve().parent
+    stated = str(file.relative_to(directory) if file.is_relative_to(directory) else file)
+    out = table.copy(copy_data=False)
+    out.add_column(np.full(len(table), stated), index=0, name="image")
+    return out
+
+
 def assembled(columns: Mapping[str, np.ndarray]) -> QTable:
     """The given columns in the order of `sersicnet.schema.COLUMNS`, with units and descriptions.
 
@@ -350,7 +377,7 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable], names: Collect
     for band, table in bands.items():
         moved = _OF_POSITION if "fit_status" in table.colnames else ()  # a fit has a position of its own
         for name in table.colnames:
-            if name not in names or (name in _OF_SOURCE and name not in moved):
+            if name not in names or (name in _OF_SOURCE and name in detections.colnames and name not in moved):
                 continue
             own = f"{name}_{band}"
             out[own] = table[name]
@@ -374,7 +401,7 @@ def side_by_side(detections: QTable, bands: Mapping[str, QTable], names: Collect
 
 _OF_POSITION = ("ra", "dec", "ra_err", "dec_err")
 _OF_SOURCE = ("id", *_OF_POSITION, "a_image", "b_image", "parent")
-"""Columns of a band that are those of the detection."""
+"""Columns of a band that are those of the sources, if these have them."""
 
 
 def _column(name: str) -> Column:

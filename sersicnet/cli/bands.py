@@ -99,6 +99,12 @@ Gain = Annotated[
         metavar="FLOAT",
     ),
 ]
+Validated = Annotated[
+    list[str] | None,
+    _repeated(
+        "File of `sersicnet validate` for the same image and options, whose factors the errors get.", metavar="PATH"
+    ),
+]
 
 OF_EXPOSURE = ("zero_point", "pixel_scale", "hdu", "rms", "wht", "var", "mask", "noise_includes")
 """Options that images to detect on have, too."""
@@ -167,7 +173,13 @@ class PerImage:
             path: Exposure.open(path, **self.opening(options)) for path, options in zip(paths, each, strict=True)
         }
         bands = [
-            Band(exposure=exposures[path], psf=psf_of(options), psf_fwhm=options.get("psf_fwhm"), gain=options["gain"])
+            Band(
+                exposure=exposures[path],
+                psf=psf_of(options),
+                gain=options["gain"],
+                psf_fwhm=options.get("psf_fwhm"),
+                validated=options.get("validated"),
+            )
             for path, options in zip(images, each, strict=False)
         ]
         return bands, [exposures[path] for path in detect_on]

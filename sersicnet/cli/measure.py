@@ -21,6 +21,7 @@ from sersicnet.cli.bands import (
     PsfFile,
     PsfFwhm,
     Rms,
+    Validated,
     Var,
     Wht,
     ZeroPoint,
@@ -100,7 +101,8 @@ def measure(
     positions: Annotated[
         Path | None,
         typer.Option(
-            help="Table with x, y (from 0) or ra, dec of the sources to measure; all detections by default.",
+            help="Table with x, y (from 0) or ra, dec of the sources to measure; all detections by default. Several "
+            "images are then bands, which need ra, dec.",
             show_default=False,
         ),
     ] = None,
@@ -119,13 +121,7 @@ def measure(
     prior: FitPrior = "candels",
     model_error: ModelError = 0.05,
     robust: Robust = False,
-    validated: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of `sersicnet validate` for the same image and options, whose factors the errors get.",
-            show_default=False,
-        ),
-    ] = None,
+    validated: Validated = None,
     debias: Annotated[
         bool, typer.Option("--debias", help="Also subtract the biases in --validated from the values.")
     ] = False,
@@ -170,6 +166,8 @@ def measure(
 
     Example: sersicnet measure f125w.fits f814w.fits --detect-on f160w.fits -o bands.fits
 
+    Example: sersicnet measure f125w.fits f814w.fits --positions targets.csv -o bands.fits
+
     Example: sersicnet measure mosaic.fits --dry-run
     """
     # long: the options; what they mean together is in the functions below.
@@ -191,39 +189,39 @@ def measure(
         {
             "zero_point": zero_point, "pixel_scale": pixel_scale, "hdu": hdu, "rms": rms, "wht": wht, "var": var,
             "mask": mask, "noise_includes": noise_includes, "psf": psf, "psf_oversampling": psf_oversampling,
-            "psf_fwhm": psf_fwhm, "gain": gain,
+            "psf_fwhm": psf_fwhm, "gain": gain, "validated": validated,
         },
         noise_as_given=noise_as_given,
     )  # fmt: skip
     products = {"model": model, "residual": residual, "regions": regions, "report": report, "psf_out": psf_out}
     fitting = Fitting(prior=prior, model_error=model_error, robust=robust)
     work = Work(workers=cores(workers), scheduler=scheduler, device=device)
-    if detect_on:
-        refuse(
-            "Several bands take no option that belongs to one image",
-            positions=positions, resample=resample, validated=validated, debias=debias, match=match,
-        )  # fmt: skip
+    if detect_on or (positions is not None and len(paths) > 1):
+        refuse("Several bands take no option that belongs to one image", resample=resample)
         if output is None and len(paths) > 1:
             raise InputError("Several bands need a catalogue, or a directory with one for each: give `output`.")
-        bands, detected = own.bands(paths, expanded(detect_on))
+        bands, detected = own.bands(paths, expanded(detect_on or []))
         output = output or Path(stem(paths[0]) + "_cat.fits")
         with progress_bar(quiet, "reading") as update:
             plan = planning.plan_bands(
-                bands, detected, weights=weights, refine=fitting if refine else None, columns=columns,
-                outputs=Outputs(catalogue=output, overwrite=overwrite, **products), work=work, command=command_line(),
-                report=stages(update),
+                bands, detected, positions=positions, weights=weights, refine=fitting if refine else None,
+                debias=debias, columns=columns, work=work, command=command_line(), report=stages(update),
+                outputs=Outputs(catalogue=output, overwrite=overwrite, match=match, **products),
             )  # fmt: skip
             if not dry_run:
                 written = [(table, path) for table, path in plan.run(stages(update)) if path is not None]
         if dry_run:
             print_outlook(plan.outlooks(), as_json)
-        else:
-            say_catalogues(quiet, as_json, written, time.monotonic() - started)
+            return
+        for band, (text, _) in plan.files.differences.items():
+            if not as_json:
+                typer.echo(f"## {band}\n\n{text.read_text('utf-8')}")
+        say_catalogues(quiet, as_json, written, time.monotonic() - started)
         return
     single = own.single()
     if len(paths) > 1:
         own_maps = {name: single[name] for name in ("rms", "wht", "var", "mask")}
-        _check_several(output, positions=positions, validated=validated, match=match, **own_maps, **products)
+        _check_several(output, validated=single["validated"], match=match, **own_maps, **products)
     output = output or Path(stem(paths[0]) + "_cat.fits")
     opened = own.opening(single)
     options: dict[str, Any] = {
@@ -233,7 +231,7 @@ def measure(
         "gain": single["gain"],
         "refine": replace(fitting, gain=single["gain"]) if refine else None,
         "resample": resample,
-        "validated": validated,
+        "validated": single["validated"],
         "debias": debias,
         "columns": columns,
         "work": work,

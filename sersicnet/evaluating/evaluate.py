@@ -198,8 +198,10 @@ def _opened(
 
 
 def lacks_images(data: str | Path) -> bool:
-    """Whether data are a table without the column ``image``, such as a catalogue."""
-    return holds_table(data) and not Galaxies.read(data).has("image")
+    """Whether data are a table that does not have the images of its rows, such as a catalogue of a network."""
+    from sersicnet.training.labels import has_images
+
+    return holds_table(data) and not has_images(Galaxies.read(data))
 
 
 def _estimates(source: Dataset, report: Report) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -2,9 +2,10 @@
 
 `measure_bands` detects sources on one image, and its sources are the places of each band: positions, ellipses and
 pixels are carried over through both WCS, see `sersicnet.image.carried`. A tile detects again on the part of the
-detection image that it needs, with the same result, so that no segmentation of a whole mosaic is kept. `fit_bands`
-fits the galaxies of a table. Apart from that a band is measured as any image is, with its own PSF, zero point, pixel
-scale and noise, in tiles that an interrupted run keeps. The catalogues are joined at the end.
+detection image that it needs, with the same result, so that no segmentation of a whole mosaic is kept. It also
+measures the places of a table, and `fit_bands` fits the galaxies of one. Apart from that a band is measured as any
+image is, with its own PSF, zero point, pixel scale and noise, in tiles that an interrupted run keeps. The catalogues
+are joined at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,12 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from sersicnet import weights as trained
+from sersicnet.catalogue import crossmatch
+from sersicnet.catalogue import report as pages
 from sersicnet.catalogue import table as tables
 from sersicnet.catalogue.chosen import Wanted, check, chosen, wanted
+from sersicnet.catalogue.columns import Measurement
+from sersicnet.catalogue.crossmatch import Reference
 from sersicnet.catalogue.parameters import Galaxies
 from sersicnet.errors import InputError, OutputError
 from sersicnet.image.carried import Carried, check_overlap, check_same_grid, check_sky, combined
@@ -34,7 +39,7 @@ from sersicnet.image.psf import Psf
 from sersicnet.measuring import tiles
 from sersicnet.measuring.columns import no_values
 from sersicnet.measuring.fitting import Fitting
-from sersicnet.measuring.outputs import Files, Outputs, Result
+from sersicnet.measuring.outputs import Files, Outputs, Result, differences_beside, write_comparison
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.measuring.positions import galaxies_of, places_of
 from sersicnet.output import Report, check_output, silent
@@ -46,6 +51,9 @@ DETECTION = (
     "snr", "x_err", "y_err", "ra_err", "dec_err",
 )  # fmt: skip
 """Columns of the detection image in a catalogue of several bands."""
+
+LISTED = ("id", "ra", "dec")
+"""Columns of the sources of a table in a catalogue of several bands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,8 @@ class Band:
     psf_fwhm : float, optional
     gain : float, optional
         As for `sersicnet.measuring.measure.measure`; with fits, the gain is that of the fits, too.
+    validated : str or Path, optional
+        File of `sersicnet.measuring.validate.validate` for this band alone, whose factors its errors get.
     name : str
         Name in the columns of the catalogue; by default the filter of the header, or the name of the file.
     """
@@ -68,11 +78,132 @@ class Band:
     psf: str | Path | Psf | None = None
     psf_fwhm: float | None = None
     gain: float | None = None
+    validated: str | Path | None = None
     name: str = ""
 
     def opened(self) -> Band:
         """The same band with an Exposure."""
         return replace(self, exposure=Exposure.of(self.exposure))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BandsFiles:
+    """The files of several bands after their checks.
+
+    Attributes
+    ----------
+    catalogue : Path or None
+        Catalogue of all bands, or a directory that gets one for each.
+    each : dict of Files
+        Files that each band has for itself, besides its catalogue.
+    report : Path or None
+        Page of all bands.
+    references : dict of Reference
+        Another catalogue to compare each band with; empty without one.
+    """
+
+    catalogue: Path | None
+    each: dict[str, Files]
+    report: Path | None
+    references: dict[str, Reference]
+
+    @classmethod
+    def checked(cls, outputs: Outputs, bands: Sequence[str], exposures: Sequence[Exposure]) -> BandsFiles:
+        """Check all that is written, and the catalogue to compare with."""
+        files = cls(
+            catalogue=None if outputs.catalogue is None else Path(outputs.catalogue),
+            each={band: outputs.of_band(band).checked(None) for band in bands},
+            report=Outputs(report=outputs.report, overwrite=outputs.overwrite).checked(None).report,
+            references={} if outputs.match is None else Reference.read_bands(outputs.match, bands),
+        )
+        for path in files._catalogues:
+            check_output(path, outputs.overwrite)
+            tables.check_ending(path)
+        for two in files.differences.values():
+            for path in two:
+                check_output(path, outputs.overwrite)
+        written = [Path(os.path.realpath(path)) for path in files._paths]
+        images = [image for exposure in exposures for image in exposure.images]
+        read = {Path(os.path.realpath(image.path)) for image in images if image.path is not None}
+        if lost := [path.name for path in written if path in read]:
+            raise InputError(f"No output replaces an image; received {lost[0]} for both. Give another name.")
+        if twice := [path.name for path in written if written.count(path) > 1]:
+            raise InputError(f"Each output needs a name of its own; two would be {twice[0]}.")
+        return files
+
+    @property
+    def of_bands(self) -> dict[str, Path]:
+        """The catalogue of each band; empty if there is one catalogue, or none."""
+        if self.catalogue is None or not self.catalogue.is_dir():
+            return {}
+        return {band: self.catalogue / f"{band}_cat.fits" for band in self.each}
+
+    @property
+    def differences(self) -> dict[str, list[Path]]:
+        """Table and figure of the comparison of each band, beside its catalogue."""
+        if self.catalogue is None:
+            return {}
+        alone = self.of_bands
+        return {
+            band: differences_beside(alone[band]) if alone else differences_beside(self.catalogue, band)
+            for band in self.references
+        }
+
+    @property
+    def keep(self) -> Path | None:
+        """Directory of unfinished work."""
+        if self.catalogue is None or not self.catalogue.is_dir():
+            return None if self.catalogue is None else self.catalogue.with_name(self.catalogue.name + ".run")
+        return self.catalogue / "bands.run"
+
+    @property
+    def _catalogues(self) -> list[Path]:
+        return list(self.of_bands.values()) or ([] if self.catalogue is None else [self.catalogue])
+
+    @property
+    def _paths(self) -> list[Path]:
+        page = [] if self.report is None else [self.report]
+        own = [path for files in self.each.values() for path in files.paths]
+        return [*self._catalogues, *page, *own, *(path for both in self.differences.values() for path in both)]
+
+    def write_products(self, results: Mapping[str, Result], sources: QTable) -> None:
+        """Write all files but the catalogues; one that cannot be written does not stop the others.
+
+        Raises
+        ------
+        InputError, OutputError
+            If one cannot be written.
+        """
+        comparisons = {}
+        if self.references:
+            catalogues = {band: one.table for band, one in results.items()}
+            comparisons = crossmatch.match_bands(sources, catalogues, self.references)
+        products: list[Callable[[], None]] = [
+            *(functools.partial(self.each[band].write_products, one) for band, one in results.items()),
+            *(functools.partial(write_comparison, comparisons[band], *two) for band, two in self.differences.items()),
+            lambda: self._write_report(results, comparisons),
+        ]
+        failed = []
+        for product in products:
+            try:
+                product()
+            except (InputError, OutputError) as error:
+                if self.catalogue is None:
+                    raise
+                failed.append(str(error))
+        if failed:
+            raise OutputError(
+                f"{' '.join(failed)} The catalogue is written in {self.catalogue}; the same call with `overwrite` "
+                "writes the rest."
+            )
+
+    def _write_report(self, results: Mapping[str, Result], comparisons: Mapping[str, crossmatch.Comparison]) -> None:
+        if self.report is not None:
+            runs = {
+                band: Measurement(one.table, one.exposure, one.mesh_of_image(), one.draw)
+                for band, one in results.items()
+            }
+            pages.write_report_of_bands(self.report, runs, comparisons)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,14 +218,9 @@ class BandsPlan:
         Id, ra and dec of the sources of a table; None if they are detected.
     bands : dict of Plan
         Plans of the bands by their names, without places yet if sources are detected.
-    files : dict of Files
-        Files of each band besides the catalogue.
+    files : BandsFiles
     detected : str
         The band that sources are detected on; empty if it is none of them.
-    output : Path or None
-        Catalogue of all bands, or a directory that gets one for each.
-    keep : Path or None
-        Directory of unfinished work.
     columns : tuple of str
         As `sersicnet.catalogue.chosen.wanted` returns them.
     """
@@ -102,10 +228,8 @@ class BandsPlan:
     detection: list[Plan]
     listed: QTable | None = None
     bands: dict[str, Plan]
-    files: dict[str, Files]
+    files: BandsFiles
     detected: str = ""
-    output: Path | None
-    keep: Path | None
     columns: Wanted = ()
 
     def outlooks(self) -> list[Outlook]:
@@ -125,14 +249,15 @@ class BandsPlan:
         OutputError, WorkError
             If a file cannot be written, or a worker was killed. Finished tiles are kept.
         """
-        if self.keep is not None:
-            self.keep.mkdir(exist_ok=True)
+        keep = self.files.keep
+        if keep is not None:
+            keep.mkdir(exist_ok=True)
         try:
             return self._run(report)
         finally:
-            if self.keep is not None:
+            if keep is not None:
                 with suppress(OSError):  # what is unfinished stays
-                    self.keep.rmdir()
+                    keep.rmdir()
 
     def _run(self, report: Report) -> list[tuple[QTable, Path | None]]:
         sources, found = self.listed, None
@@ -147,8 +272,7 @@ class BandsPlan:
                 plan = replace(plan, places=carried.places(found.values.x0, found.values.y0), detector=carried)
             measured[name] = plan.result(functools.partial(_prefixed, report, f"{name}: "))
         # All files are written when all bands are measured.
-        if self.output is not None and self.output.is_dir():
-            paths = _paths_in(self.output, self.bands)
+        if paths := self.files.of_bands:
             done: list[tuple[QTable, Path | None]] = []
             for name, one in measured.items():
                 tables.write(one.catalogue, paths[name])
@@ -160,28 +284,13 @@ class BandsPlan:
                 table.meta["DETECTON"] = found.exposure.name
             if self.detected:
                 table.meta["DETBAND"] = self.detected
-            if self.output is not None:
-                tables.write(table, self.output)
-            done = [(table, self.output)]
-        self._write_products(measured)
-        if self.keep is not None:
-            shutil.rmtree(self.keep)
+            if self.files.catalogue is not None:
+                tables.write(table, self.files.catalogue)
+            done = [(table, self.files.catalogue)]
+        self.files.write_products(measured, sources)
+        if self.files.keep is not None:
+            shutil.rmtree(self.files.keep)
         return done
-
-    def _write_products(self, results: Mapping[str, Result]) -> None:
-        failed = []
-        for name, result in results.items():
-            try:
-                self.files[name].write_products(result)
-            except (InputError, OutputError) as error:
-                if self.output is None:
-                    raise
-                failed.append(str(error))
-        if failed:
-            raise OutputError(
-                f"{' '.join(failed)} The catalogue is written in {self.output}; the same call with `overwrite` writes "
-                "the rest."
-            )
 
     def _detection(self, report: Report) -> Plan:
         """The plan of the image that sources are detected on: the only one, or all combined."""
@@ -194,10 +303,12 @@ class BandsPlan:
 
 def plan_bands(
     bands: Sequence[Band],
-    detect_on: Sequence[Any],
+    detect_on: Sequence[Any] = (),
     *,
+    positions: str | Path | Table | None = None,
     weights: str | Path | Weights = trained.DEFAULT,
     refine: Fitting | None = None,
+    debias: bool = False,
     columns: str | Sequence[str] = (),
     outputs: Outputs | None = None,
     work: Work | None = None,
@@ -205,49 +316,56 @@ def plan_bands(
     report: Report = silent,
 ) -> BandsPlan:
     """Check the parameters of `measure_bands`, with the same errors and warnings, without measuring."""
-    work, outputs, listed = work or Work(), outputs or Outputs(), wanted(columns)
-    if not bands or not detect_on:
-        raise InputError("Several bands need at least one band and one image to detect on.")
+    work, outputs, asked = work or Work(), outputs or Outputs(), wanted(columns)
+    if not bands or bool(detect_on) == (positions is not None):
+        raise InputError(
+            "Several bands are measured at the sources of an image or at the places of a table: give at least one "
+            "band, and either `detect_on` or `positions`."
+        )
+    if debias and all(band.validated is None for band in bands):
+        raise InputError("`debias` takes out the biases that a validation found: give `validated` with it.")
     bands, detect_on = [band.opened() for band in bands], [Exposure.of(one) for one in detect_on]
     names = _names(bands)
     if refine is None and outputs.of_fits:
         raise InputError(f"`{outputs.of_fits[0]}` belongs to fits: give `refine` with it.")
-    for exposure in detect_on:
-        check_overlap(exposure.image, detect_on[0].image)
-    for band in bands:
-        check_overlap(band.exposure.image, detect_on[0].image)
-    check_same_grid(detect_on)
+    galaxies = None if positions is None else _on_sky(positions, None, bands, shapes=False)
     exposures = [*(band.exposure for band in bands), *detect_on]
-    files, keep = _checked(outputs, names, exposures)
+    if galaxies is None:
+        for exposure in reversed(exposures):
+            check_overlap(exposure.image, detect_on[0].image)
+        check_same_grid(detect_on)
+    files = BandsFiles.checked(outputs, names, exposures)
     if not isinstance(weights, Weights):
         weights = trained.load(weights)
     detection = [
         Plan.of(
             exposure, network=None, psf=None, fitting=None, resample=False, positions=None, outputs=_none(outputs),
-            work=_own_work(work, keep, "detection"), command=command, report=report,
+            work=_own_work(work, files.keep, "detection"), command=command, report=report,
         )
         for exposure in detect_on
     ]  # fmt: skip
     plans = {}
     for name, band in zip(names, bands, strict=True):
         fitting = refine if refine is None or band.gain is None else replace(refine, gain=band.gain)
-        tile = _tile(work.tile, band.exposure, detect_on[0])
+        own = _own_work(work, files.keep, f"band-{name}")
         plan = Plan.of(
             band.exposure, network=weights, psf=band.psf, psf_fwhm=band.psf_fwhm, gain=band.gain, fitting=fitting,
-            resample=False, positions=None, outputs=outputs.of_band(name), command=command, report=report,
-            work=replace(_own_work(work, keep, f"band-{name}"), tile=tile),
+            resample=False, positions=galaxies, outputs=outputs.of_band(name), command=command, report=report,
+            validated=band.validated, debias=debias and band.validated is not None,
+            work=own if galaxies is not None else replace(own, tile=_tile(work.tile, band.exposure, detect_on[0])),
         )  # fmt: skip
-        plans[name] = replace(plan, files=Files(), columns=listed)
-        _check_columns(listed, plans[name], outputs, DETECTION)
-    same = [name for name, band in zip(names, bands, strict=True) if _is(band.exposure, detect_on[0])]
+        plans[name] = replace(plan, files=Files(), columns=asked)
+        _check_columns(asked, plans[name], outputs, DETECTION if galaxies is None else LISTED)
+    only = detect_on[0] if len(detect_on) == 1 else None
+    same = [name for name, band in zip(names, bands, strict=True) if only is not None and _is(band.exposure, only)]
     return BandsPlan(
-        detection=detection, bands=plans, files=files, detected=same[0] if same and len(detect_on) == 1 else "",
-        output=None if outputs.catalogue is None else Path(outputs.catalogue), keep=keep, columns=listed,
+        detection=detection, listed=None if galaxies is None else _listed(galaxies), bands=plans, files=files,
+        detected=same[0] if same else "", columns=asked,
     )  # fmt: skip
 
 
-def measure_bands(bands: Sequence[Band], detect_on: Sequence[Any], **options: Any) -> QTable:
-    """Measure several bands at the places of the sources of one image.
+def measure_bands(bands: Sequence[Band], detect_on: Sequence[Any] = (), **options: Any) -> QTable:
+    """Measure several bands at the places of the sources of one image, or of a table.
 
     Parameters
     ----------
@@ -255,24 +373,25 @@ def measure_bands(bands: Sequence[Band], detect_on: Sequence[Any], **options: An
         Bands may differ in pixel scale and orientation.
     detect_on : sequence of Exposure, or of what `Band` takes
         The image that sources are detected on, with a WCS. Several images on the same grid are combined first,
-        weighted by their inverse variances.
+        weighted by their inverse variances. Not with positions.
     **options
-        ``weights``, ``refine``, ``columns``, ``outputs``, ``work``, ``command`` and ``report`` as for
-        `sersicnet.measuring.measure.measure`. Files of `outputs` besides the catalogue are written for each band, and
-        end in its name: ``model_F125W.fits``.
+        ``positions``, in place of `detect_on`: a table with ra and dec, as for `sersicnet.measuring.measure.measure`,
+        which is measured in every band. ``weights``, ``refine``, ``debias``, ``columns``, ``outputs``, ``work``,
+        ``command`` and ``report`` as there; biases are taken out of bands with a validation. Files of `outputs` are
+        written for each band, and end in its name: ``model_F125W.fits``; the catalogue and the report are of all bands.
 
     Returns
     -------
     QTable
-        One row for each detection. The columns of `DETECTION` are of the detection image, those of a band end in its
-        name, as in ``mag_F125W``. Values of sources outside a band are NaN, and flagged. ``flags`` has the flags of
-        all bands.
+        One row for each detection, or for each row of the table, in its order and with its ids. The columns of
+        `DETECTION` are of the detection image, those of a band end in its name, as in ``mag_F125W``. Values of sources
+        outside a band are NaN, and flagged. ``flags`` has the flags of all bands.
 
     Raises
     ------
     InputError
-        If an input cannot be used: a band or the detection image has no WCS, or they do not overlap. Nothing is
-        written.
+        If an input cannot be used: a band or the detection image has no WCS, they do not overlap, or a band contains
+        none of the positions. Nothing is written.
     OutputError, WorkError
         If a file cannot be written, or a worker was killed. Finished tiles are kept.
 
@@ -306,35 +425,21 @@ def plan_fit_bands(
     bands = [band.opened() for band in bands]
     names = _names(bands)
     for name, band in zip(names, bands, strict=True):
-        check_sky(band.exposure.image)
         if band.psf is None:
             raise InputError(f"Fits need the PSF of each band: there is none of {name}. Give `psf`.")
-    galaxies = galaxies_of(positions, from_band, shapes=True)
-    sky = galaxies.sky()
-    if sky is None:
-        raise InputError(
-            f"Several bands are fitted at positions on the sky: {galaxies.name} needs columns ra and dec; it has "
-            f"{galaxies.columns}."
-        )
-    for band in bands:
-        _check_inside(band.exposure, galaxies)
-    files, keep = _checked(outputs, names, [band.exposure for band in bands])
+    galaxies = _on_sky(positions, from_band, bands, shapes=True)
+    files = BandsFiles.checked(outputs, names, [band.exposure for band in bands])
     plans = {}
     for name, band in zip(names, bands, strict=True):
         plan = Plan.of(
             band.exposure, network=None, psf=band.psf, psf_fwhm=band.psf_fwhm,
             fitting=fitting if band.gain is None else replace(fitting, gain=band.gain),
             resample=False, positions=galaxies, outputs=outputs.of_band(name), command=command, report=report,
-            work=_own_work(work, keep, f"band-{name}"),
+            work=_own_work(work, files.keep, f"band-{name}"), validated=band.validated,
         )  # fmt: skip
         plans[name] = replace(plan, files=Files(), columns=asked)
-        _check_columns(asked, plans[name], outputs, ("id", "ra", "dec"))
-    ids = galaxies.ids()
-    listed = {"id": np.arange(1, len(sky) + 1) if ids is None else ids, "ra": sky[:, 0], "dec": sky[:, 1]}
-    return BandsPlan(
-        detection=[], listed=tables.assembled(listed), bands=plans, files=files,
-        output=None if outputs.catalogue is None else Path(outputs.catalogue), keep=keep, columns=asked,
-    )  # fmt: skip
+        _check_columns(asked, plans[name], outputs, LISTED)
+    return BandsPlan(detection=[], listed=_listed(galaxies), bands=plans, files=files, columns=asked)
 
 
 def fit_bands(bands: Sequence[Band], positions: str | Path | Table, **options: Any) -> QTable:
@@ -354,7 +459,8 @@ def fit_bands(bands: Sequence[Band], positions: str | Path | Table, **options: A
         ``fitting``, ``columns``, ``outputs``, ``work``, ``command`` and ``report`` as for
         `sersicnet.measuring.measure.fit`;
         ``from_band``, the band of the table whose values are used, by default the one that sources were detected on.
-        Files of `outputs` besides the catalogue are written for each band, and end in its name: ``model_F125W.fits``.
+        Files of `outputs` are written for each band, and end in its name: ``model_F125W.fits``; the catalogue and the
+        report are of all bands.
 
     Returns
     -------
@@ -398,33 +504,27 @@ def _check_columns(listed: Wanted, plan: Plan, outputs: Outputs, sources: Sequen
     check(listed, of_band if alone else {*of_band, *sources})
 
 
-def _checked(
-    outputs: Outputs, names: Sequence[str], exposures: Sequence[Exposure]
-) -> tuple[dict[str, Files], Path | None]:
-    """The files of each band besides the catalogue, and the directory of unfinished work; check all that is written."""
-    if outputs.match is not None:
-        raise InputError("`match` compares the catalogue of one image: leave it out, or measure one band.")
-    keep, catalogues = None, []
-    if outputs.catalogue is not None:
-        output = Path(outputs.catalogue)
-        catalogues = list(_paths_in(output, names).values()) if output.is_dir() else [output]
-        for path in catalogues:
-            check_output(path, outputs.overwrite)
-            tables.check_ending(path)
-        keep = output / "bands.run" if output.is_dir() else output.with_name(output.name + ".run")
-    files = {name: outputs.of_band(name).checked(None) for name in names}
-    written = [Path(os.path.realpath(path)) for path in (*catalogues, *(p for f in files.values() for p in f.paths))]
-    read = {
-        Path(os.path.realpath(image.path))
-        for exposure in exposures
-        for image in exposure.images
-        if image.path is not None
-    }
-    if lost := [path.name for path in written if path in read]:
-        raise InputError(f"No output replaces an image; received {lost[0]} for both. Give another name.")
-    if twice := [path.name for path in written if written.count(path) > 1]:
-        raise InputError(f"Each output needs a name of its own; two would be {twice[0]}.")
-    return files, keep
+def _on_sky(positions: Any, from_band: str | None, bands: Sequence[Band], *, shapes: bool) -> Galaxies:
+    """The galaxies of a table, checked: with positions on the sky, of which every band contains some."""
+    for band in bands:
+        check_sky(band.exposure.image)
+    galaxies = galaxies_of(positions, from_band, shapes=shapes)
+    if galaxies.sky() is None:
+        raise InputError(
+            f"Several bands have the same positions on the sky: {galaxies.name} needs columns ra and dec; it has "
+            f"{galaxies.columns}."
+        )
+    for band in bands:
+        _check_inside(band.exposure, galaxies)
+    return galaxies
+
+
+def _listed(galaxies: Galaxies) -> QTable:
+    """The columns `LISTED` of the galaxies of a table."""
+    sky, ids = galaxies.sky(), galaxies.ids()
+    assert sky is not None
+    known = {"id": np.arange(1, len(sky) + 1) if ids is None else ids, "ra": sky[:, 0], "dec": sky[:, 1]}
+    return tables.assembled(known)
 
 
 def _none(outputs: Outputs) -> Outputs:
@@ -478,11 +578,6 @@ def filter_of(header: Mapping[str, Any]) -> str:
         if found and not found.upper().startswith(("CLEAR", "NONE", "N/A")):
             return found
     return ""
-
-
-def _paths_in(directory: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The catalogue of each band in a directory."""
-    return {name: directory / f"{name}_cat.fits" for name in names}
 
 
 def _tile(tile: int, band: Exposure, detected: Exposure) -> int:

@@ -51,12 +51,12 @@ class Outputs:
     regions : str or Path, optional
         Region file for ds9, .reg.
     report : str or Path, optional
-        Report on the run, .html.
+        Report on the run, .html; one for all bands.
     psf_out : str or Path, optional
         FITS file of the PSF that was used, which `sersicnet.image.psffile.read_psf` reads.
     match : str or Path, optional
         Another catalogue to compare with: ``NAME_match.md`` and ``.png`` are written beside the
-        catalogue, and the report shows the comparison.
+        catalogue, and the report shows the comparison. For several bands, ``NAME_match_F125W.md`` and so on.
     overwrite : bool
         Whether to replace existing files, and to drop an unfinished run with other options.
     """
@@ -76,7 +76,7 @@ class Outputs:
         return [name for name in ("model", "residual") if getattr(self, name) is not None]
 
     def of_band(self, band: str) -> Outputs:
-        """The files of one of several bands: ``model.fits`` is ``model_F125W.fits``; there is no catalogue."""
+        """The files that one of several bands has for itself: ``model.fits`` is ``model_F125W.fits``."""
         own: dict[str, Any] = {}
         for name, endings in _ENDINGS.items():
             given = getattr(self, name)
@@ -84,7 +84,7 @@ class Outputs:
                 path = Path(given)
                 ending = max((one for one in endings if path.name.endswith(one)), key=len, default=path.suffix)
                 own[name] = path.with_name(f"{path.name.removesuffix(ending)}_{band}{ending}")
-        return replace(self, catalogue=None, **own)
+        return replace(self, **{**own, "catalogue": None, "report": None, "match": None})
 
     def checked(self, *images: Path | None) -> Files:
         """Check that the files can be written.
@@ -194,7 +194,7 @@ class Files:
         """Table and figure of the comparison with another catalogue, written beside the catalogue."""
         if self.reference is None or self.catalogue is None:
             return []
-        return [self.catalogue.with_name(f"{tables.stem(self.catalogue)}_match{ending}") for ending in (".md", ".png")]
+        return differences_beside(self.catalogue)
 
     @property
     def paths(self) -> list[Path]:
@@ -211,7 +211,10 @@ class Files:
             If a file cannot be written.
         """
         if self.catalogue is not None:
-            tables.write(found.catalogue, self.catalogue)
+            table = found.catalogue
+            if chosen(found.columns, ("image",)):
+                table = tables.with_image(table, self.catalogue)
+            tables.write(table, self.catalogue)
         self.write_products(found)
 
     def write_products(self, found: Result) -> None:
@@ -270,11 +273,27 @@ class Files:
     def _write_comparison(self, comparison: Comparison | None) -> None:
         if comparison is None or not self.differences:
             return
-        text, figure = self.differences
-        with output.whole(text) as partial:
-            partial.write_text(comparison.as_markdown(), "utf-8")
-        comparison.draw(figure)
+        write_comparison(comparison, *self.differences)
 
     def _write_report(self, found: Result, comparison: Comparison | None) -> None:
         if self.report is not None:
             report.write_report(self.report, found.table, found.exposure, found.mesh_of_image(), found.draw, comparison)
+
+
+def differences_beside(catalogue: Path, band: str = "") -> list[Path]:
+    """Table and figure of the comparison of a catalogue, or of a band in it, with another catalogue."""
+    name = f"{tables.stem(catalogue)}_match{band and '_'}{band}"
+    return [catalogue.with_name(name + ending) for ending in (".md", ".png")]
+
+
+def write_comparison(comparison: Comparison, text: Path, figure: Path) -> None:
+    """Write the comparison of a catalogue with another one.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    with output.whole(text) as partial:
+        partial.write_text(comparison.as_markdown(), "utf-8")
+    comparison.draw(figure)

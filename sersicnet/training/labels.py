@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 import numpy as np
@@ -17,6 +17,9 @@ import numpy as np
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
 from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, orientation, relative_magnitude
+
+if TYPE_CHECKING:
+    from sersicnet.catalogue.parameters import Galaxies
 
 STAMPS: frozenset[str] = frozenset({"stamps"})
 """The inputs of a network that is shown nothing else."""
@@ -136,8 +139,8 @@ def read_labels(
     Parameters
     ----------
     path : str or Path
-        Table with the columns ``image`` (path, relative to the table; not needed with
-        `image`), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
+        Table with the columns ``image`` (path, relative to the table; not needed with `image`, or in a catalogue of
+        fits whose header has the image), ``x, y`` (zero-based) or ``ra, dec`` (degrees), ``mag`` (AB), ``r_eff_pix`` or
         ``r_eff`` (arcsec; both along the semi-major axis), ``sersic_n``, ``ellipticity`` or ``q``,
         and if known ``snr``, ``theta`` (degrees from +x) and ``psf`` (a file of the PSF, relative to the table; by
         default it is measured from the stars of the image), in any format, units and spelling that
@@ -270,11 +273,13 @@ class _Labels(NamedTuple):
         from sersicnet.catalogue.parameters import Galaxies
 
         galaxies = Galaxies.read(path)
-        if image is None and not galaxies.has("image"):
+        if image is None and not has_images(galaxies):
             raise DatasetError(
                 f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with "
                 "`image`."
             )
+        if image is None and not galaxies.has("image"):
+            image = _stated_image(path, str(galaxies.table.meta["IMAGE"]))
         galaxies.require(*TARGET_NAMES)
         sky, pixels = galaxies.sky(), galaxies.pixels()
         places = sky if pixels is None else pixels
@@ -318,6 +323,26 @@ class _Labels(NamedTuple):
             None if snr is None else snr[rows], None if theta is None else theta[rows],
             [path.parent / name if name else None for name in names], status is not None, where,
         )  # fmt: skip
+
+
+def has_images(galaxies: Galaxies) -> bool:
+    """Whether a table of labels has the image of its rows: in the column ``image``, or of fits in its header."""
+    return galaxies.has("image") or (galaxies.has("fit_status") and "IMAGE" in galaxies.table.meta)
+
+
+def _stated_image(path: Path, name: str) -> Path:
+    """The image in the header of a catalogue: a path from the current directory, or from that of the catalogue."""
+    from sersicnet.catalogue.table import located
+
+    places = {(place / name).resolve() for place in (Path(), path.parent)}
+    found = [place for place in places if located(place)[0].is_file()]
+    if len(found) != 1:
+        why = "there are two of that name, here and" if found else "there is no such file, neither here nor"
+        raise DatasetError(
+            f"{path} is a catalogue of {name}, and {why} beside the catalogue. Give it a column image; finetune and "
+            "evaluate take one image for all rows with `image`."
+        )
+    return found[0]
 
 
 def _impossible(name: str, values: np.ndarray) -> np.ndarray:
