@@ -157,9 +157,6 @@ def adapt(
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
     point = None if psf is None else read_psf(psf).at_pixel_scale()
-    table = None
-    if str(prior) not in ("candels", "uniform"):
-        table = Prior.of_catalogue(prior, scale.value).joint
     config = {
         "image": hashlib.sha256(frame.data.tobytes()).hexdigest(),
         "zero_point": zero.value,
@@ -169,7 +166,7 @@ def adapt(
         "n": n,
         "epochs": epochs,
         "prior": str(prior),
-        **({} if table is None else {"galaxies": table.record()}),
+        **_table(prior, scale.value),
         "psf": None if point is None else point.sha256,
         "gain": gain,
         "seed": seed,
@@ -202,6 +199,15 @@ def adapt(
         done = _finish(run.path, output, frame.name, found, start, how, n, prior)
         run.remove()
     return done
+
+
+def _table(prior: str | Path, pixel_scale: float) -> dict[str, Any]:
+    """What names the galaxies of a prior that is a table, for the configuration of the run."""
+    if str(prior) in ("candels", "uniform"):
+        return {}
+    joint = Prior.of_catalogue(prior, pixel_scale).joint
+    assert joint is not None
+    return {"galaxies": joint.record()}
 
 
 def _train(
