@@ -265,12 +265,13 @@ def bands(catalogue, figure):
         axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         for which, rows in (("without flags", clean), ("other good fits", good & ~clean)):
             ratio = np.log(y[rows] / x[rows])
-            error = 1.2533 * spread(ratio) / np.sqrt(len(ratio))
+            median = np.exp(np.median(ratio))
+            error = median * 1.2533 * spread(ratio) / np.sqrt(len(ratio))
             relative = np.hypot(
                 *(column(f"{name}_err", band)[rows] / column(name, band)[rows] for band in (one, other))
             )
             print(
-                f"{label}, {other}/{one}, {len(ratio)} {which}: median {np.exp(np.median(ratio)):.2f} ± {error:.2f}, "
+                f"{label}, {other}/{one}, {len(ratio)} {which}: median {median:.2f} ± {error:.2f}, "
                 f"scatter of ln {spread(ratio):.2f}, median error of ln {np.median(relative):.2f}"
             )
     mag, colour = column("mag", one), column("mag", other) - column("mag", one)

@@ -349,8 +349,10 @@ class Dataset:
         )
 
     def sha256(self) -> str:
-        """Hash of truth and quanta, which name the stamps: same recipe, same hash."""
-        digest = hashlib.sha256(self._quantum.tobytes())
+        """Hash of recipe, truth and quanta, which name the stamps: same recipe, same hash."""
+        recipe = {name: value for name, value in self.config.items() if name != "command"}
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+        digest.update(self._quantum.tobytes())
         for name in TRUTH_COLUMNS:
             digest.update(self.truth[name].tobytes())
         return digest.hexdigest()

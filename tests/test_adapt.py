@@ -1,5 +1,6 @@
 import contextlib
 import re
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -16,7 +17,9 @@ from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
 from sersicnet.image.psf import full_width
 from sersicnet.image.psffile import read_psf
+from sersicnet.image.views import psf_views
 from sersicnet.measuring.measure import measure
+from sersicnet.schema import noise_numbers
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.neighbours import Camera
 from sersicnet.simulating.population import _POINT
@@ -145,6 +148,7 @@ def test_the_card_has_the_domain_of_the_mosaic(survey, adapted):
     assert found["before"]["all"]["n"] == card["scores"]["samples"]["all"]["n"] == 16
     assert card["base"]["name"] == "tiny"
     assert card["name"] == "w"
+    assert [limit.split()[0] for limit in card["limits"]] == ["Knows", "Errors", "Stars"]
 
 
 def test_what_was_measured_is_told_before_and_after(adapted):
@@ -243,6 +247,50 @@ def test_the_galaxies_of_a_mosaic_are_unlabelled_and_no_stars(survey):
     assert np.isnan(galaxies.targets).all()
     assert galaxies.inputs(0, len(galaxies)).finite().all()
     np.testing.assert_allclose(galaxies.mag, 24.0 - 2.5 * np.log10(found.flux[good]))
+
+
+def test_galaxies_of_a_mosaic_are_shown_what_simulated_ones_are(survey):
+    path, ours = survey
+    psf, inputs = effective_psf(ours), frozenset({"stamps", "psf", "noise"})
+    galaxies = labels.mosaic_galaxies(path, inputs=inputs, like=(psf, ours))
+    seen = galaxies.inputs(0, len(galaxies))
+    np.testing.assert_allclose(seen.psf[-1], psf_views(psf))
+    np.testing.assert_allclose(seen.noise, np.tile(noise_numbers(ours.correlation, 80.0), (len(galaxies), 1)), atol=0.1)
+
+
+def seen_by(monkeypatch, psf):
+    """Replace all stages of `adapt` but those that cut galaxies; the galaxies that would train."""
+    galaxies, named = [], {"sources": 9, "galaxies": 9, "stars": 9, "psf_source": "stars", "next_correlation": 0.3}
+
+    def simulated(image, run, *arguments):
+        fits.PrimaryHDU(psf).writeto(run / adapt.PSF)
+
+    def trained(run, start, real, *arguments):
+        galaxies.append(real)
+        raise KilledError
+
+    for name, stage in (("_measure", lambda *_: {**SEEN, **named}), ("_simulate", simulated), ("_train", trained)):
+        monkeypatch.setattr(adapt, name, stage)
+    return galaxies
+
+
+def test_galaxies_are_cut_from_a_mosaic_of_any_name(survey, tiny_weights, tmp_path, monkeypatch):
+    path, ours = survey
+    galaxies = seen_by(monkeypatch, effective_psf(ours))
+    image = shutil.copy(path, tmp_path / "ours.img")
+    with pytest.raises(KilledError):
+        adapt.adapt(image, tmp_path / "w", base=tiny_weights, how="dann", n=32, gain=20_000.0)
+    assert len(galaxies[0]) == len(labels.mosaic_galaxies(path))
+
+
+def test_a_run_does_not_continue_with_another_table_of_the_same_name(survey, tiny_weights, tmp_path, monkeypatch):
+    seen_by(monkeypatch, effective_psf(survey[1]))
+    rng, path = np.random.default_rng(0), tmp_path / "galaxies.csv"
+    columns = {"mag": (18, 22), "r_eff_pix": (2, 20), "sersic_n": (1, 3), "ellipticity": (0.1, 0.8)}
+    for expected in (pytest.raises(KilledError), pytest.raises(InputError, match=r"other options .*galaxies\.sha256")):
+        Table({name: rng.uniform(*ends, 300) for name, ends in columns.items()}).write(path, overwrite=True)
+        with expected:
+            adapt.adapt(survey[0], tmp_path / "w", base=tiny_weights, n=32, gain=20_000.0, prior=path)
 
 
 def test_an_image_without_galaxies_has_none(blank):

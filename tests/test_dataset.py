@@ -1,3 +1,5 @@
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -78,6 +80,18 @@ def test_hash_names_the_content(small_dataset, tmp_path):
         assert data.sha256() == data.sha256()
         one = data.selected(99, 4)
     assert one.sha256() != one.taken(np.array([1, 0, 2, 3])).sha256()
+
+
+def test_hash_depends_on_the_recipe_but_not_on_the_command(small_dataset, tmp_path):
+    """Galaxies of one seed are the same through every PSF."""
+    hashes = []
+    for recipe in ({"psf_fwhm": 0.15}, {"psf_fwhm": 0.2}, {"psf_fwhm": 0.2, "command": "another"}):
+        path = shutil.copy(small_dataset, tmp_path / f"{len(hashes)}.h5")
+        with h5py.File(path, "a") as file:
+            file.attrs["config"] = json.dumps({**json.loads(file.attrs["config"]), **recipe})
+        with Dataset(path) as data:
+            hashes.append(data.sha256())
+    assert hashes[0] != hashes[1] == hashes[2]
 
 
 ATTRIBUTES = {"config": {"seed": 5, "command": "one"}, "versions": {}, "zero_point": 25.0, "pixel_scale": 0.06}

@@ -2,7 +2,10 @@ import galsim
 import numpy as np
 import pytest
 
+from sersicnet.image import epsf
 from sersicnet.image.epsf import LEAST_STARS, LEAST_VARIED, REACH, StarStamps, measure_psf
+from sersicnet.image.epsfmodel import Model
+from sersicnet.image.epsfstars import Stars
 from sersicnet.image.psf import Psf, core_of, full_width
 
 SIDE = 56
@@ -129,3 +132,27 @@ def test_the_psf_varies_over_the_field_where_it_pays(change):
     for x in (-0.8, 0.0, 0.8):
         expected = truth(moffat(2.6 * (1 + change * x)), 2).fwhm
         assert full_width(found.at(x, 0.3), 2) == pytest.approx(expected, rel=0.012)
+
+
+def test_broad_stars_vary_within_the_grid_of_the_departure():
+    """Three FWHM of 12 pixels are more than the grid has."""
+    side, places = 81, np.array([[x, y] for x in (-0.5, 0.5) for y in (-0.5, 0.5)])
+    values = np.array([1e5 * drawn(moffat(12), 40, 40, side)] * 4)
+    middle = np.full(4, 40.0)
+    stars = Stars.of(StarStamps(values, np.ones_like(values), np.zeros(values.shape, bool), middle, middle), 1.0)
+    model = Model.moffat(12.0)
+    stars.begin(12.0)
+    stars.fit(model, 3.0)
+    components = epsf._components(model, stars, places, 1)
+    assert components.shape == (3, *model.departure.shape)
+    assert np.abs(components[1:]).max() < 1e-6 * model.round(np.zeros(1), np.zeros(1))[0]
+
+
+def test_squares_about_broad_stars_end_with_their_stamps():
+    values = np.zeros((1, 40, 40))
+    middle = np.array([19.5])
+    stars = Stars.of(StarStamps(values, values + 1, values > 0, middle, middle), 1.0)
+    (_, rows, columns), u, v = stars.core(35.0)
+    assert rows.min() == columns.min() >= 0
+    assert np.array_equal(u[0, 0], columns.ravel() - 19.5)
+    assert np.array_equal(v[0, :, 0], rows.ravel() - 19.5)

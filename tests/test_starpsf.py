@@ -84,6 +84,18 @@ def test_the_psf_does_not_depend_on_workers(monkeypatch):
     assert np.array_equal(alone.x, together.x)
 
 
+def test_a_star_in_two_windows_counts_once(monkeypatch):
+    for name, value in (("WINDOW", 256), ("WINDOWS", 2), ("MORE_WINDOWS", 1)):
+        monkeypatch.setattr(starpsf, name, value)
+    image = field(10 ** np.random.default_rng(1).uniform(1, 2.7, 20), 10, effective_psf(F160W), size=384)
+    first, more = starpsf._windows(image.shape)
+    assert first[0][0].stop > first[1][0].start
+    assert more[0][0].start < first[0][0].stop
+    found = found_in(image)
+    assert len(found.x) > 8
+    assert np.unique(np.rint([found.x, found.y]), axis=1).shape[1] == len(found.x)
+
+
 @pytest.mark.parametrize("shape", [(700, 900), (5000, 5000), (3000, 40000), (60000, 60000)])
 def test_windows_are_spread_over_the_whole_image(shape):
     first, *more = list(starpsf._windows(shape))

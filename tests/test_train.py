@@ -21,7 +21,7 @@ from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWar
 from sersicnet.measuring import tiles
 from sersicnet.networks import keras, ops
 from sersicnet.output import Run
-from sersicnet.schema import Inputs
+from sersicnet.schema import Inputs, noise_numbers
 from sersicnet.simulating.telescopes import F160W
 from sersicnet.training import augment, card, loop, losses, train
 from sersicnet.training import finetune as finetuning
@@ -642,6 +642,7 @@ def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
     deep[:, 64, 64] += 1000
     deeper, fainter = augment.deepened(Inputs(deep), factors, source, rng)
     out = deeper.stamps
+    assert deeper.noise is None
     np.testing.assert_array_equal(out[:16], deep[:16])
     np.testing.assert_allclose(fainter, 2.5 * np.log10(np.sqrt(1 + factors**2)))
     np.testing.assert_allclose(out[:, 64, 64], 1000 * 10 ** (-0.4 * fainter), rtol=0.01)
@@ -651,6 +652,16 @@ def test_noise_makes_a_stamp_shallower_and_stays_what_it_is():
         for lag in ((0, 1), (1, 1), (2, 0), (3, 0)):
             product = some[:, lag[0] :, lag[1] :] * some[:, : 128 - lag[0], : 128 - lag[1]]
             assert product.mean() == pytest.approx(source[3 + lag[0], 3 + lag[1]], abs=0.02)
+
+
+def test_more_electrons_make_the_rms_of_a_shallower_stamp():
+    factors, known = np.array([0.0, 1.0, 2.0, 1.0]), noise_numbers(2.0, np.array([10.0, 10.0, 10.0, np.nan]))
+    inputs = Inputs(np.zeros((4, 128, 128), np.float32), np.zeros((4, 4, 32, 32), np.float32), known)
+    deeper, _ = augment.deepened(inputs, factors, np.pad(F160W.autocorrelation(), 1), np.random.default_rng(0))
+    electrons = 10 * np.sqrt(1 + factors**2)
+    electrons[3] = np.nan
+    np.testing.assert_allclose(deeper.noise, noise_numbers(2.0, electrons), rtol=1e-6)
+    np.testing.assert_array_equal(inputs.noise, noise_numbers(2.0, np.array([10.0, 10.0, 10.0, np.nan])))
 
 
 def test_the_correlation_of_the_noise_is_measured(small_dataset):
@@ -673,6 +684,32 @@ def test_targets_follow_the_noise_that_is_added(small_dataset):
     np.testing.assert_allclose(shifts[..., 1:], 0, atol=1e-4)
     assert 0 < shifts[..., 0].min() < shifts[..., 0].max() < 2.5 * np.log10(np.sqrt(2)) + 1e-4
     assert (shifts[0, :, 0] != shifts[1, :, 0]).all()
+
+
+def test_a_run_killed_after_the_last_step_of_an_epoch_has_seen_no_stamps_since(small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_validated", lambda task: {})
+    with Dataset(small_dataset) as data, Run(tmp_path / "run", {}, overwrite=False) as run:
+        files = loop.RunState(run)
+        files.state["step"] = 3
+        record = loop._epoch(a_task(data), replace(tiny_recipe(), batch=20), 3, files, {}, loop.silent)
+    assert record["stamps_per_second"] == 0
+
+
+def test_noise_is_not_added_to_galaxies_drawn_on_the_fly(small_dataset, tmp_path):
+    with pytest.raises(InputError, match=r"a recipe with `noise` 0\.5\. Set it to 0"):
+        train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(noise=0.5), on_the_fly=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"), [({"neighbours": True}, "single"), ({"galaxies": "real-like"}, "invented")]
+)
+def test_limits_are_those_of_the_training_set_where_a_part_of_it_trains(small_dataset, config, limit):
+    with Dataset(small_dataset) as data:
+        data.config.update(config)
+        part = data.selected(np.inf, 32)
+        first, *_ = card.limits(a_task(part), data, None, errors=True)
+    assert limit in first
+    assert "isolated" not in first
 
 
 @pytest.mark.slow

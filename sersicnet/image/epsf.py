@@ -448,9 +448,10 @@ def _spread(places: np.ndarray) -> bool:
 
 def _components(model: Model, stars: Stars, places: np.ndarray, degree: int) -> np.ndarray:
     """Coefficients of departures from the model that are polynomials in position, float64, (K, m, m)."""
-    b, _, weight, rest, _, star = _rows(model, stars, CORE * model.scale)
+    reach = min(CORE * model.scale, MOST_DEPARTURE)
+    b, _, weight, rest, _, star = _rows(model, stars, reach)
     side = len(model.departure)
-    prior = prior_of(model, CORE * model.scale, _PRIOR_VARIED)
+    prior = prior_of(model, reach, _PRIOR_VARIED)
     free = np.flatnonzero(prior > 0)
     b = (b[:, free] @ sparse.diags_array(prior[free])).tocsr()
     by = terms(places[:, 0], places[:, 1], degree)[star]

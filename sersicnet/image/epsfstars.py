@@ -96,9 +96,12 @@ class Stars:
         )
 
     def core(self, radius: float) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-        """Indices of the pixels of squares about the stars, and their offsets from the centres, (S, m, m)."""
-        half = int(np.ceil(radius))
+        """Indices of the pixels of squares about the stars, and their offsets from the centres, (S, m, m).
+
+        The squares end at the borders of the stamps.
+        """
         side = self.values.shape[1]
+        half = min(int(np.ceil(radius)), (side - 1) // 2)
         offset = np.arange(-half, half + 1)
         rows, columns = (
             np.clip(np.rint(c).astype(int), half, side - 1 - half)[:, None] + offset for c in (self.y, self.x)
@@ -120,7 +123,6 @@ class Stars:
             with np.errstate(invalid="ignore", divide="ignore"):
                 for centre, to in ((self.x, u), (self.y, v)):
                     centre += np.nan_to_num(np.clip(2 * (values * to).sum((1, 2)) / total, -0.5, 0.5))
-        index, u, v = self.core(CORE * fwhm)
         # The sum under the weight is half the flux of a Gaussian star.
         self.flux = np.where(total > 0, 2 * total, _FAINT)
 
@@ -251,9 +253,6 @@ def second_derivatives(model: Model, u: np.ndarray, v: np.ndarray, psf: np.ndarr
     in_x, in_y = (right + left - 2 * psf) / wide**2, (up + down - 2 * psf) / wide**2
     mixed = (corners[0] + corners[1] - corners[2] - corners[3]) / (4 * wide**2)
     return np.stack([0.5 * (in_x + in_y), 0.5 * (in_x - in_y), mixed], axis=-1)
-
-
-_CROSS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
 
 
 class Evaluated(NamedTuple):

@@ -166,8 +166,10 @@ def find_psf(
         saturation = np.inf
     search = partial(_search, source, mesh, detector or Detector(), saturation)
     found: list[_Candidates] = []
+    before: list[Window] = []
     for windows in _windows(source.shape):
-        found += apply(search, windows)
+        found += apply(search, [(window, [*before, *windows[:i]]) for i, window in enumerate(windows)])
+        before += windows
         candidates = _joined(found)
         fwhm, chosen = _stars(candidates, source.shape)
         if len(chosen) >= ENOUGH:
@@ -250,7 +252,7 @@ def _windows(shape: tuple[int, int]) -> Iterator[list[Window]]:
     ]
     yield _at(starts, shape)
     between = [(line[1:] + line[:-1]) / 2 if len(line) > 1 else line for line in starts]
-    yield _at(between, shape)[: MORE_WINDOWS * 2]
+    yield _at(between, shape)
 
 
 def _at(starts: list[np.ndarray], shape: tuple[int, int]) -> list[Window]:
@@ -261,12 +263,16 @@ def _at(starts: list[np.ndarray], shape: tuple[int, int]) -> list[Window]:
     return [(row, column) for row in rows for column in columns]
 
 
-def _search(source: Source, mesh: Mesh, detector: Detector, saturation: float, window: Window) -> _Candidates:
-    """The sources of a window that may be stars."""
+def _search(
+    source: Source, mesh: Mesh, detector: Detector, saturation: float, place: tuple[Window, list[Window]]
+) -> _Candidates:
+    """The sources of a window that may be stars, without those in windows before it, which may overlap it."""
+    window, before = place
     whole, pixels, sky, found = detector.around(source, mesh, window)
     origin = whole[1].start, whole[0].start
-    own = (np.rint(found.y) >= window[0].start) & (np.rint(found.y) < window[0].stop)
-    own &= (np.rint(found.x) >= window[1].start) & (np.rint(found.x) < window[1].stop)
+    own = _inside(found, window)
+    for other in before:
+        own &= ~_inside(found, other)
     data, bad, level, blocks = _in_blocks(pixels, sky, found, origin)
     tables = []
     for within in ((0.0, ROUND), (ROUND, _ELONGATED)):
@@ -302,6 +308,13 @@ def _search(source: Source, mesh: Mesh, detector: Detector, saturation: float, w
         values=values,
         window=np.zeros(len(x), int),
     )
+
+
+def _inside(found: Detections, window: Window) -> np.ndarray:
+    """Which detections lie in a window, bool, (N,)."""
+    x, y = np.rint(found.x), np.rint(found.y)
+    rows, columns = window
+    return np.asarray((y >= rows.start) & (y < rows.stop) & (x >= columns.start) & (x < columns.stop))
 
 
 def _in_blocks(

@@ -157,8 +157,6 @@ def adapt(
     if not np.isfinite(scale.value):
         raise InputError(f"{frame.name} has no WCS, so its pixel scale is not known: give `pixel_scale`.")
     point = None if psf is None else read_psf(psf).at_pixel_scale()
-    if str(prior) not in ("candels", "uniform"):
-        Prior.of_catalogue(prior, scale.value)
     config = {
         "image": hashlib.sha256(frame.data.tobytes()).hexdigest(),
         "zero_point": zero.value,
@@ -168,6 +166,7 @@ def adapt(
         "n": n,
         "epochs": epochs,
         "prior": str(prior),
+        **_table(prior, scale.value),
         "psf": None if point is None else point.sha256,
         "gain": gain,
         "seed": seed,
@@ -192,12 +191,23 @@ def adapt(
             real = None
             if how != "none":
                 report("cutting galaxies", 0, 0)
-                real = labels.real_galaxies(image, zero_point=zero.value, inputs=start.inputs)
+                # With the PSF and noise of the simulated ones: a network could tell both apart by other numbers.
+                like = read_psf(run.path / PSF).image, taken_with
+                real = labels.mosaic_galaxies(image, zero.value, start.inputs, like)
             _train(run.path, start, real, how, n, epochs, seed, command, tell, report)
         report("testing", 0, 0)
         done = _finish(run.path, output, frame.name, found, start, how, n, prior)
         run.remove()
     return done
+
+
+def _table(prior: str | Path, pixel_scale: float) -> dict[str, Any]:
+    """What names the galaxies of a prior that is a table, for the configuration of the run."""
+    if str(prior) in ("candels", "uniform"):
+        return {}
+    joint = Prior.of_catalogue(prior, pixel_scale).joint
+    assert joint is not None
+    return {"galaxies": joint.record()}
 
 
 def _train(
@@ -519,7 +529,7 @@ def _finish(
         "name": output.name,
         "summary": f"`{start.name}` adapted to {image}: trained on with {n:,} galaxies simulated with its PSF and noise"
         + ("." if how == "none" else f", and with {found['galaxies']} real ones without labels ({how})."),
-        "limits": [own, *(limit for limit in done.card["limits"] if not limit.startswith("Knows isolated"))],
+        "limits": [own, *(limit for limit in done.card["limits"] if not limit.startswith("Trained on"))],
         "scores": {**done.card["scores"], "test_set": f"{size:,} other galaxies simulated for {image}"},
         "adapted": {**found, "how": how, "n": n, "prior": str(prior), "base": start.name, "before": before},
     }

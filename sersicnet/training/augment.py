@@ -56,7 +56,8 @@ def deepened(
 ) -> tuple[Inputs, np.ndarray]:
     """Galaxies with more noise, as a shallower image shows them.
 
-    In units of the new noise, stamps are ``(stamp + f noise) / sqrt(1 + f^2)``.
+    In units of the new noise, stamps are ``(stamp + f noise) / sqrt(1 + f^2)``. More electrons make a flux equal to
+    the new rms.
 
     Parameters
     ----------
@@ -81,4 +82,8 @@ def deepened(
     out = inputs.stamps / total.astype(np.float32)[:, None, None]
     for stamp, share, (y, x) in zip(out, factors / total, corners, strict=True):
         stamp += np.float32(share) * noise[y : y + STAMP_SIZE, x : x + STAMP_SIZE]
-    return inputs._replace(stamps=out), 2.5 * np.log10(total)
+    numbers = inputs.noise
+    if numbers is not None:  # the electrons, where they are known
+        numbers = numbers.copy()
+        numbers[:, 1] += numbers[:, 2] * np.log10(total)
+    return inputs._replace(stamps=out, noise=numbers), 2.5 * np.log10(total)

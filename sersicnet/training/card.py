@@ -68,10 +68,10 @@ def summary(
 _BY = {"dann": "against a domain classifier", "daregram": "with aligned inverse Gram matrices (DARE-GRAM)"}
 
 
-def limits(task: Task, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
+def limits(task: Task, simulated: Dataset | Sets, real: Dataset | Arrays | None, *, errors: bool) -> list[str]:
     """The limits of the weights; `errors` states whether they predict errors."""
     if real is None:
-        recipe = task.source.config if isinstance(task.source, Dataset | Sets) else {}
+        recipe = simulated.config
         first = _WITH_NEIGHBOURS if recipe.get("neighbours") else _LIMITS[0]
         if recipe.get("galaxies", "sersic") != "sersic":
             first = _REAL_LIKE

@@ -16,7 +16,18 @@ import numpy as np
 
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError
-from sersicnet.schema import LOW_SNR_LIMIT, STAMP_SIZE, TARGET_NAMES, Inputs, orientation, relative_magnitude
+from sersicnet.schema import (
+    LOW_SNR_LIMIT,
+    STAMP_SIZE,
+    TARGET_NAMES,
+    Inputs,
+    noise_numbers,
+    orientation,
+    relative_magnitude,
+)
+
+if TYPE_CHECKING:
+    from sersicnet.simulating.telescopes import Instrument
 
 if TYPE_CHECKING:
     from sersicnet.catalogue.parameters import Galaxies
@@ -71,7 +82,12 @@ MOST_GALAXIES = 10_000
 """Galaxies of a mosaic held in memory: 655 MB."""
 
 
-def mosaic_galaxies(path: str | Path, zero_point: float | None = None, inputs: frozenset[str] = STAMPS) -> Arrays:
+def mosaic_galaxies(
+    path: str | Path,
+    zero_point: float | None = None,
+    inputs: frozenset[str] = STAMPS,
+    like: tuple[np.ndarray, Instrument] | None = None,
+) -> Arrays:
     """Detect the galaxies of a mosaic and cut their stamps; nothing is known of their parameters.
 
     Left out are sources with a signal to noise below 10, stamps that reach beyond
@@ -87,6 +103,9 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None, inputs: f
         AB magnitude of one image unit; from the header by default.
     inputs : frozenset of str
         As for `real_galaxies`.
+    like : (ndarray, Instrument), optional
+        Effective PSF, float, (P, P), and instrument of simulated galaxies: a network is shown these beside the stamps,
+        instead of what the image shows.
 
     Returns
     -------
@@ -118,14 +137,20 @@ def mosaic_galaxies(path: str | Path, zero_point: float | None = None, inputs: f
     stamps = cut(frame.data, bad, sky, found.x[good], found.y[good], found.dilated(), good + 1)
     mags = zero - 2.5 * np.log10(found.flux[good])
     targets = np.full((len(good), len(TARGET_NAMES)), np.nan)
-    psf = noise = None
-    if "psf" in inputs:
+    views = noise = None
+    if "psf" in inputs and like is not None:
+        from sersicnet.image.views import psf_views
+
+        psf, instrument = like
+        views = np.tile(psf_views(psf), (len(good), 1, 1, 1))
+        noise = noise_numbers(instrument.correlation, instrument.exposure * stamps.rms)
+    elif "psf" in inputs:
         from sersicnet.training.shown import Shown
 
         shown = Shown(path, zero)
-        psf = shown.views(found.x[good], found.y[good])
+        views = shown.views(found.x[good], found.y[good])
         noise = np.tile(shown.noise, (len(good), 1))
-    return Arrays(Inputs(stamps.pixels, psf, noise), targets, np.ones(len(good), bool), mags)
+    return Arrays(Inputs(stamps.pixels, views, noise), targets, np.ones(len(good), bool), mags)
 
 
 def read_labels(

@@ -340,6 +340,7 @@ def _epoch(
     model, state, steps = task.model, files.state, _steps(task, recipe)
     epoch, first = state["epoch"], state["step"]
     started = kept = time.monotonic()
+    seen = 0
     rate = partial(learning_rate, recipe, recipe.epochs * steps)
     recent, clock = deque[float](maxlen=50), deque[tuple[float, int]](maxlen=50)
     for step, batch in enumerate(prefetched(batches(task, recipe, seed, epoch, first, correlations)), start=first):
@@ -355,6 +356,7 @@ def _epoch(
             )
         recent.append(loss)
         clock.append((time.monotonic(), len(batch.rows)))
+        seen += len(batch.rows)
         state["step"], state["loss"] = step + 1, state["loss"] + loss
         mean = float(np.mean(recent))
         report(Progress(epoch + 1, recipe.epochs, step + 1, steps, mean, None, files.schedule, _speed(clock)))
@@ -363,13 +365,12 @@ def _epoch(
             files.keep(model)
             kept = time.monotonic()
     trained = time.monotonic() - started
-    n = task.train_rows[1] - task.train_rows[0]
     return {
         "epoch": epoch + 1,
         "loss": state["loss"] / steps,
         **_validated(task),
         "learning_rate": rate((epoch + 1) * steps - 1),
-        "stamps_per_second": round((min(steps * recipe.batch, n) - first * recipe.batch) / trained, 1),
+        "stamps_per_second": round(seen / trained, 1),
         "seconds": round(state["spent"] + time.monotonic() - kept, 1),
     }
 

@@ -121,6 +121,11 @@ def train(
     paths = [data] if isinstance(data, str | Path) else list(data)
     if on_the_fly and len(paths) > 1:
         raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {len(paths)}.")
+    if on_the_fly and recipe.noise and real is None:
+        raise InputError(
+            f"`on_the_fly` draws galaxies with their noise, and adds none to it; received a recipe with `noise` "
+            f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
+        )
     with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
         examples = _examples(simulated, recipe, limit, real, real_labels, seed)
         keras.utils.set_random_seed(seed)
@@ -157,7 +162,7 @@ def train(
                 "label_mean": task.scaling.mean.tolist(),
                 "label_std": task.scaling.std.tolist(),
                 "domain": domain_of(simulated, recipe),
-                "limits": limits(task, real, errors=networks.ARCHITECTURES[network].spreads),
+                "limits": limits(task, simulated, real, errors=networks.ARCHITECTURES[network].spreads),
             }
             done = saved(output, model, card, test)
             run.remove()
