@@ -105,7 +105,9 @@ def bounds(name: str, seed: int, snr: np.ndarray, most: int) -> tuple[np.ndarray
             np.column_stack([truth["x"], truth["y"], flux, *shape, 1 - truth["ellipticity"], truth["theta"]]),
             truth["rms"], strict=True,
         ):  # fmt: skip
-            sigma = independent_sigma(np.pad(render(galaxy)[0], len(taps) // 2), rms / (taps**2).sum(), instrument.exposure)
+            sigma = independent_sigma(
+                np.pad(render(galaxy)[0], len(taps) // 2), rms / (taps**2).sum(), instrument.exposure
+            )
             fisher = fisher_matrix(render, galaxy, sigma, taps)
             bound = np.sqrt(np.diag(covariance(fisher[None], instrument.sky_residual * rms)[0]))
             sigmas.append(bound / np.array([1, galaxy[3], galaxy[4], 1]))
@@ -155,8 +157,9 @@ def main() -> None:
         print(f"| {name} | {label} | {which.sum()} | {cells} |", flush=True)
         if other is not None:
             theirs = errors(beside, targets, which)
-            cells = " | ".join(f"{ours[1] / theirs[key][1]:.2f} ({theirs[key][0]:+.3f})" for key, ours in values.items())
-            print(f"| {name} | scatter over that of {other.name} (its median error), {label} | | {cells} |", flush=True)
+            ratios = {key: (ours[1] / theirs[key][1], theirs[key][0]) for key, ours in values.items()}
+            cells = " | ".join(f"{ratio:.2f} ({median:+.3f})" for ratio, median in ratios.values())
+            print(f"| {name} | {label}: scatter over that of {other.name}, whose bias is | | {cells} |", flush=True)
 
     for name in arguments.telescopes:
         inputs, targets, snr, size, theta = galaxies(
