@@ -187,7 +187,7 @@ def _used(run: Measurement, usable: int) -> str:
         ("Noise of a blank pixel", _read(run, "SKYRMS", "{:.4g} image units (median)")),
         ("Noise of apertures", _read(run, "NOISECOR", "{:.2f} times that of independent pixels, if they are large")),
         ("Factor on the noise map", _read(run, "MAPFACT", "{:.4g}") if "MAPFACT" in run.meta else ""),
-        ("Outside of the weights' domain", str(known("OUTSIDE", ""))),
+        ("Outside the domain of the weights", str(known("OUTSIDE", ""))),
         ("PSF of the fits", str(known("PSF", ""))),
         ("Gain of the fits", _read(run, "GAIN", "{:.5g} electrons per image unit") if "GAIN" in run.meta else ""),
         ("Prior of the fits", str(known("PRIOR", ""))),
@@ -235,7 +235,7 @@ def _short(value: float) -> str:
 
 def _detections(run: Measurement, view: View, key: str = "") -> str:
     parts = [
-        "<p>The image in units of its noise, through an asinh. Ellipses have the effective radius, axis ratio and "
+        "<p>The image in units of its noise, with an asinh stretch. Ellipses have the effective radius, axis ratio and "
         "angle of each source, but are not drawn smaller than can be seen; crosses have no parameters. "
         "Colours show the flags: click one to hide it.</p>",
         _overlaid(run, view, f"{key}all", "the whole image with its detections"),
@@ -330,7 +330,7 @@ def _counts(run: Measurement, usable: int) -> str:
             "fainter sources are missing, unless there are none."
         )
     elif drawn:
-        lines.append("The counts do not turn over, or sources are too few to tell.")
+        lines.append("The counts do not turn over, or there are too few sources.")
     if drawn:
         lines.append("Bars are the square root of the number. Nothing is corrected for sources that were not found.")
     return f'<p>{" ".join(lines)}</p>\n<div class="grid">{page.picture(figure, "number counts")}</div>'
@@ -340,10 +340,10 @@ def _counts(run: Measurement, usable: int) -> str:
 
 
 def _gallery(run: Measurement) -> str:
-    panels = "image, model, and what is left" if run.draw is not None else "the image"
+    panels = "image, model and residual" if run.draw is not None else "the image"
     parts = [
-        f"<p>For each: {panels}. The image is in units of its noise, through an asinh; "
-        + ("what is left is linear, from -5 (blue) to 5 (red) times the noise. " if run.draw is not None else "")
+        f"<p>For each: {panels}. The image is in units of its noise, with an asinh stretch; "
+        + ("the residual is linear, from -5 (blue) to 5 (red) times the noise. " if run.draw is not None else "")
         + "The ellipse is that of the effective radius.</p>"
     ]
     empty = True
@@ -357,11 +357,11 @@ def _gallery(run: Measurement) -> str:
 
 def _gallery_of_bands(runs: Mapping[str, Measurement]) -> str:
     drawn = any(run.draw is not None for run in runs.values())
-    panels = "image, model, and what is left" if drawn else "the image"
+    panels = "image, model and residual" if drawn else "the image"
     parts = [
         f"<p>For each band: {panels}, as wide on the sky in all bands, on the pixels of the band, which may be turned. "
-        "The image is in units of its noise, through an asinh; "
-        + ("what is left is linear, from -5 (blue) to 5 (red) times the noise. " if drawn else "")
+        "The image is in units of its noise, with an asinh stretch; "
+        + ("the residual is linear, from -5 (blue) to 5 (red) times the noise. " if drawn else "")
         + f"The ellipse is that of the effective radius. Flags are those of all bands, magnitudes those of "
         f"{escape(next(iter(runs)))}.</p>"
     ]
