@@ -409,6 +409,19 @@ def test_a_catalogue_is_a_table_of_labels_of_its_image(field, tmp_path, monkeypa
     assert len(labels.real_galaxies(path)) == 3
 
 
+def test_magnitudes_of_a_catalogue_have_its_zero_point(field, tmp_path):
+    names = ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity")
+    table = QTable({name: field[1][name][:3] for name in names}, meta={"IMAGE": str(field[0])})
+    table["fit_status"] = np.zeros(3, "i4")
+    tables.write(table, tmp_path / "header.fits")
+    given = labels.read_labels(tmp_path / "header.fits", zero_point=21.0).targets[:, 0]
+    table.meta["ZEROPT"] = 20.0
+    tables.write(table, tmp_path / "stated.fits")
+    stated = labels.read_labels(tmp_path / "stated.fits").targets[:, 0]
+    assert stated - given == pytest.approx(1.0)
+    assert labels.read_labels(tmp_path / "stated.fits", zero_point=21.0).targets[:, 0] == pytest.approx(given)
+
+
 def test_the_image_of_a_catalogue_is_asked_for_if_it_is_not_known(field, tmp_path, monkeypatch):
     path = tmp_path / "cat.fits"
     names = ("x", "y", "mag", "r_eff_pix", "sersic_n", "ellipticity")

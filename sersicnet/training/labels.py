@@ -175,7 +175,8 @@ def read_labels(
     image : str or Path, optional
         The one image that all rows lie in.
     zero_point : float, optional
-        AB magnitude of one image unit; from the headers by default.
+        AB magnitude of one image unit; by default from the header of the catalogue, if it states the image, or else
+        from those of the images.
     inputs : frozenset of str
         As for `real_galaxies`.
 
@@ -197,7 +198,7 @@ def read_labels(
 
     path = Path(path)
     try:
-        labels = _Labels.read(path, image)
+        labels = _Labels.read(path, image, zero_point)
     except InputError as error:  # such as a unit that is none of a radius
         raise DatasetError(str(error)) from error
     n = len(labels.mag)
@@ -211,7 +212,7 @@ def read_labels(
     for file_path, members in by_image.items():
         frame = mosaic.read_image(file_path)
         frame.check_wcs()
-        zero = header.zero_point(frame.header, zero_point, frame.scales).value
+        zero = header.zero_point(frame.header, labels.zero_point, frame.scales).value
         places = labels.places[members]
         x, y = np.column_stack(frame.pixels(*places.T)).T if labels.on_sky else places.T
         scale = header.pixel_scale(frame.scales).value if labels.unit == "arcsec" else 1.0
@@ -290,10 +291,11 @@ class _Labels(NamedTuple):
     theta: np.ndarray | None
     psf: list[Path | None]
     fitted: bool
+    zero_point: float | None
     where: Callable[[int], str]
 
     @classmethod
-    def read(cls, path: Path, image: str | Path | None) -> _Labels:
+    def read(cls, path: Path, image: str | Path | None, zero_point: float | None) -> _Labels:
         """Read and check the labels, without opening the images."""
         from sersicnet.catalogue.parameters import Galaxies
 
@@ -304,7 +306,9 @@ class _Labels(NamedTuple):
                 "`image`."
             )
         if image is None and not galaxies.has("image"):
-            image = _stated_image(path, str(galaxies.table.meta["IMAGE"]))
+            stated = galaxies.table.meta
+            image = _stated_image(path, str(stated["IMAGE"]))
+            zero_point = stated.get("ZEROPT") if zero_point is None else zero_point
         galaxies.require(*TARGET_NAMES)
         sky, pixels = galaxies.sky(), galaxies.pixels()
         places = sky if pixels is None else pixels
@@ -346,7 +350,7 @@ class _Labels(NamedTuple):
         return cls(
             images, np.column_stack([first, second]), places is sky, mag, radius, n, e, unit,
             None if snr is None else snr[rows], None if theta is None else theta[rows],
-            [path.parent / name if name else None for name in names], status is not None, where,
+            [path.parent / name if name else None for name in names], status is not None, zero_point, where,
         )  # fmt: skip
 
 
