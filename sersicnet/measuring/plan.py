@@ -230,17 +230,13 @@ class Plan:
             psf = psf if isinstance(psf, Psf) else psffile.read_psf(psf)
             psf = psf.on(exposure.image, exposure.pixel_scale.value)
         shown = network is not None and "psf" in network.inputs
-        if psf_fwhm is not None and (psf is not None or not shown):
-            raise InputError(
-                "`psf_fwhm` is for a network that is shown the PSF, where no PSF is known: leave it out, or give `psf`."
-            )
-        if psf_fwhm is not None:
-            moffat(psf_fwhm, "the user", 0.0)  # refuses an impossible width before anything is measured
+        _check_psf_width(psf_fwhm, shown and psf is None)
         check_gain(gain)
-        if gain is not None and not shown and fitting is None:
-            raise InputError("`gain` belongs to fits: give `refine` with it.")
-        if files.psf_out is not None and not shown and fitting is None:
-            raise InputError("`psf_out` is written by a network that is shown the PSF, or by fits.")
+        if not shown and fitting is None:
+            if gain is not None:
+                raise InputError("`gain` belongs to fits: give `refine` with it.")
+            if files.psf_out is not None:
+                raise InputError("`psf_out` is written by a network that is shown the PSF, or by fits.")
         if debias and validated is None:
             raise InputError("`debias` subtracts the biases that a validation found: give `validated` with it.")
         factors = None if validated is None else Factors.read(validated)
@@ -251,12 +247,7 @@ class Plan:
         listed, places, starts = read_positions(positions, exposure, from_band, fix, with_network=network is not None)
         _log.info("%s: %d x %d pixels", exposure.name, *exposure.shape[::-1])
         _log.info("zero point %.4f from %s; pixel scale %.4f from %s", *exposure.zero_point, *exposure.pixel_scale)
-        if exposure.wcs is None:
-            reason = exposure.image.wcs_problem
-            warn(
-                f"{exposure.name} has no celestial WCS{f' that can be used ({reason})' * bool(reason)}: the catalogue "
-                "has pixel columns only."
-            )
+        _warn_without_wcs(exposure)
         source = exposure if network is None else _at_scale_of(network, exposure, resample, refine=fitting is not None)
         plan = cls(
             exposure=exposure,
@@ -645,6 +636,26 @@ class Plan:
 
 def _tile_name(core: Window) -> str:
     return f"tile-{core[0].start}-{core[1].start}"
+
+
+def _check_psf_width(psf_fwhm: float | None, needed: bool) -> None:
+    """Refuse a width of the PSF that is impossible, or that nothing needs."""
+    if psf_fwhm is None:
+        return
+    if not needed:
+        raise InputError(
+            "`psf_fwhm` is for a network that is shown the PSF, where no PSF is known: leave it out, or give `psf`."
+        )
+    moffat(psf_fwhm, "the user", 0.0)  # refuses an impossible width
+
+
+def _warn_without_wcs(exposure: Exposure) -> None:
+    if exposure.wcs is None:
+        reason = exposure.image.wcs_problem
+        warn(
+            f"{exposure.name} has no celestial WCS{f' that can be used ({reason})' * bool(reason)}: the catalogue "
+            "has pixel columns only."
+        )
 
 
 def _on(network: Weights, work: Work) -> Weights:
