@@ -280,8 +280,9 @@ class Dataset:
         instrument = self.config.get("instrument") or {}
         if not {"exposure", "noise_tap"} <= instrument.keys():
             return None
-        tap = instrument["noise_tap"]
-        return noise_numbers((1 + 2 * tap) ** 2 / (1 + 2 * tap**2), instrument["exposure"] * self.truth["rms"])
+        tap, passes = instrument["noise_tap"], instrument.get("noise_passes", 1)
+        kernel = functools.reduce(np.convolve, [np.array([tap, 1.0, tap]) / (1 + 2 * tap)] * passes)
+        return noise_numbers(1 / (kernel**2).sum(), instrument["exposure"] * self.truth["rms"])
 
     def _stored(self, first: int, last: int) -> np.ndarray:
         """Rows of the file, int32, (last - first, 128, 128).

@@ -1,6 +1,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -14,10 +15,11 @@ from sersicnet.dataset import BLOCK, Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError, OutputError
 from sersicnet.image import mosaic
 from sersicnet.journal import Journal, pack
-from sersicnet.schema import Inputs
+from sersicnet.schema import Inputs, noise_numbers
 from sersicnet.simulating.recipe import Simulation
 from sersicnet.simulating.simulate import simulate
 from sersicnet.simulating.stamps import draw_stamps
+from sersicnet.simulating.telescopes import F160W
 from sersicnet.training import labels
 
 
@@ -548,3 +550,12 @@ def test_what_a_dataset_does_not_say_of_itself_is_one_line(tmp_path, small_datas
         file.attrs["config"] = "{}"
     with Dataset(path) as data, pytest.raises(DatasetError, match="it has no instrument"):
         _ = data.config["instrument"]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_networks_are_shown_the_correlation_of_the_noise_of_a_set(tmp_path, passes):
+    instrument = replace(F160W, noise_passes=passes)
+    with Dataset(simulate(tmp_path / "set.h5", Simulation(4, instrument=instrument), workers=1)) as data:
+        shown = data.inputs(0, 4).noise
+        expected = noise_numbers(instrument.correlation, instrument.exposure * data.truth["rms"])
+        assert shown == pytest.approx(expected)

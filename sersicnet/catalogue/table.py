@@ -275,7 +275,7 @@ def write(table: QTable, path: Path) -> None:
 
 
 def with_image(table: QTable, path: Path) -> QTable:
-    """Add the column ``image`` to a catalogue of fits in CSV or VOTable, of which no header is read again.
+    """Add the column ``image`` to a catalogue of fits in CSV or VOTable, whose headers are not read back.
 
     Parameters
     ----------

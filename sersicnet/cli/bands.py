@@ -85,7 +85,7 @@ PsfFile = Annotated[
 PsfFwhm = Annotated[
     list[float] | None,
     _repeated(
-        "FWHM of the PSF in pixels, if you know only its width; by default the PSF is measured from the stars of the "
+        "FWHM of the PSF in pixels, if only its width is known; by default the PSF is measured from the stars of the "
         "image. Only for weights that are shown the PSF.",
         parser=_number,
         metavar="FLOAT",

@@ -135,7 +135,7 @@ PsfFile = Annotated[
 PsfFwhm = Annotated[
     float | None,
     typer.Option(
-        help="FWHM of the PSF in pixels, if you know only its width; by default the PSF is measured from the stars of "
+        help="FWHM of the PSF in pixels, if only its width is known; by default the PSF is measured from the stars of "
         "the image. Only for weights that are shown the PSF.",
         show_default=False,
     ),

@@ -31,7 +31,7 @@ from sersicnet.catalogue.chosen import Wanted, check, chosen, wanted
 from sersicnet.catalogue.columns import Measurement
 from sersicnet.catalogue.crossmatch import Reference
 from sersicnet.catalogue.parameters import Galaxies
-from sersicnet.errors import InputError, OutputError
+from sersicnet.errors import InputError
 from sersicnet.image.carried import Carried, check_overlap, check_same_grid, check_sky, combined
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.mosaic import FitsImage
@@ -39,7 +39,7 @@ from sersicnet.image.psf import Psf
 from sersicnet.measuring import tiles
 from sersicnet.measuring.columns import no_values
 from sersicnet.measuring.fitting import Fitting
-from sersicnet.measuring.outputs import Files, Outputs, Result, differences_beside, write_comparison
+from sersicnet.measuring.outputs import Files, Outputs, Result, differences_beside, write_comparison, write_each
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.measuring.positions import galaxies_of, places_of
 from sersicnet.output import Report, check_output, silent
@@ -183,19 +183,7 @@ class BandsFiles:
             *(functools.partial(write_comparison, comparisons[band], *two) for band, two in self.differences.items()),
             lambda: self._write_report(results, comparisons),
         ]
-        failed = []
-        for product in products:
-            try:
-                product()
-            except (InputError, OutputError) as error:
-                if self.catalogue is None:
-                    raise
-                failed.append(str(error))
-        if failed:
-            raise OutputError(
-                f"{' '.join(failed)} The catalogue is written in {self.catalogue}; the same call with `overwrite` "
-                "writes the rest."
-            )
+        write_each(products, "" if self.catalogue is None else f"The catalogue is written in {self.catalogue}")
 
     def _write_report(self, results: Mapping[str, Result], comparisons: Mapping[str, crossmatch.Comparison]) -> None:
         if self.report is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -233,18 +233,7 @@ class Files:
             lambda: self._write_comparison(comparison),
             lambda: self._write_report(found, comparison),
         ]
-        failed = []
-        for product in products:
-            try:
-                product()
-            except (InputError, OutputError) as error:
-                if self.catalogue is None:
-                    raise
-                failed.append(str(error))
-        if failed:
-            raise OutputError(
-                f"{' '.join(failed)} {self.catalogue} is written; the same call with `overwrite` writes the rest."
-            )
+        write_each(products, "" if self.catalogue is None else f"{self.catalogue} is written")
 
     def _write_images(self, found: Result) -> None:
         if found.draw is None or (self.model is None and self.residual is None):
@@ -284,6 +273,33 @@ def differences_beside(catalogue: Path, band: str = "") -> list[Path]:
     """Table and figure of the comparison of a catalogue, or of a band in it, with another catalogue."""
     name = f"{tables.stem(catalogue)}_match{band and '_'}{band}"
     return [catalogue.with_name(name + ending) for ending in (".md", ".png")]
+
+
+def write_each(products: Sequence[Callable[[], None]], written: str) -> None:
+    """Write files one after the other; beside a catalogue, one that cannot be written does not stop the others.
+
+    Parameters
+    ----------
+    products : sequence of callable
+        Each writes a file.
+    written : str
+        The catalogue beside them, in words; empty without one: then the first failure ends the writing.
+
+    Raises
+    ------
+    InputError, OutputError
+        If one cannot be written.
+    """
+    failed = []
+    for product in products:
+        try:
+            product()
+        except (InputError, OutputError) as error:
+            if not written:
+                raise
+            failed.append(str(error))
+    if failed:
+        raise OutputError(f"{' '.join(failed)} {written}; the same call with `overwrite` writes the rest.")
 
 
 def write_comparison(comparison: Comparison, text: Path, figure: Path) -> None:

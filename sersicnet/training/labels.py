@@ -27,10 +27,8 @@ from sersicnet.schema import (
 )
 
 if TYPE_CHECKING:
-    from sersicnet.simulating.telescopes import Instrument
-
-if TYPE_CHECKING:
     from sersicnet.catalogue.parameters import Galaxies
+    from sersicnet.simulating.telescopes import Instrument
 
 STAMPS: frozenset[str] = frozenset({"stamps"})
 """The inputs of a network that is shown nothing else."""
@@ -355,7 +353,7 @@ class _Labels(NamedTuple):
 
 
 def has_images(galaxies: Galaxies) -> bool:
-    """Whether a table of labels has the image of its rows: in the column ``image``, or of fits in its header."""
+    """Whether a table of labels states its images: in a column ``image``, or a catalogue of fits in its header."""
     return galaxies.has("image") or (galaxies.has("fit_status") and "IMAGE" in galaxies.table.meta)
 
 
