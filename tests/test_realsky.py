@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from sersicnet.engine.noise import photon_noise
+from sersicnet.engine.noise import photon_noise, tap_of
 from sersicnet.errors import InputError, SersicnetWarning
 from sersicnet.image import mosaic
 from sersicnet.simulating import blank_sky as realsky
@@ -74,6 +76,17 @@ def test_an_image_of_another_pixel_scale_is_a_warning(tmp_path, blank):
 def test_an_image_without_a_zero_point_is_refused(blank):
     with pytest.raises(InputError, match="gives no zero point"):
         realsky.blank_sky(blank(cards={}), F160W)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.01, 0.52, 0.7])
+def test_a_tap_gives_the_correlation_of_next_neighbours_that_it_is_of(correlation):
+    noise = replace(F160W, noise_tap=tap_of(correlation)).autocorrelation()
+    assert noise[2, 3] == noise[3, 2] == pytest.approx(correlation, abs=1e-9)
+
+
+def test_a_correlation_that_no_tap_gives_has_the_tap_of_the_nearest_that_has_one():
+    assert tap_of(-0.1) == tap_of(np.nan) == 0.0
+    assert tap_of(0.9) == tap_of(0.7) == pytest.approx(0.6133, abs=1e-4)
 
 
 def test_photon_noise_is_that_of_the_simulation():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy import fft, ndimage
 
@@ -29,6 +31,25 @@ def correlated_noise(rng: np.random.Generator, size: int, autocorrelation: np.nd
     spectrum = fft.rfft2(rng.standard_normal((period, period), dtype=np.float32))
     noise = fft.irfft2(spectrum * np.sqrt(power).astype(np.float32), (period, period))
     return noise[:size, :size].astype(np.float32)
+
+
+def tap_of(correlation: float) -> float:
+    """The tap of the kernel (tap, 1, tap) that gives white noise a correlation of next neighbours.
+
+    The correlation is 2 tap / (1 + 2 tap^2), which is at most 0.707, where the tap is 0.707, too.
+
+    Parameters
+    ----------
+    correlation : float
+        Of pixels next to each other along an axis. A negative one or NaN, which no tap gives, counts as 0, and
+        one above 0.7 as 0.7.
+
+    Returns
+    -------
+    float
+    """
+    rho = min(max(correlation, 0.0), 0.7)
+    return (1 - math.sqrt(1 - 2 * rho**2)) / (2 * rho) if rho > 0 else 0.0
 
 
 def photon_noise(model: np.ndarray, gain: float, tap: float, rng: np.random.Generator) -> np.ndarray:

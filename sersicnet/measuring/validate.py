@@ -23,6 +23,7 @@ from sersicnet.catalogue.crossmatch import pairs
 from sersicnet.catalogue.factors import distances
 from sersicnet.catalogue.validation import Validation
 from sersicnet.domain import Domain
+from sersicnet.engine.noise import tap_of
 from sersicnet.engine.render import parameters_of
 from sersicnet.errors import InputError, SersicnetWarning, warn
 from sersicnet.image.exposure import Exposure
@@ -322,15 +323,14 @@ class _Scene(NamedTuple):
         mesh = result.mesh_of_image()
         psf = _psf(plan, result)
         side = mesh.autocorrelation.shape[0] // 2
-        rho = float(np.clip(mesh.autocorrelation[side, side + 1] + mesh.autocorrelation[side + 1, side], 0, 1.4)) / 2
-        tap = (1 - np.sqrt(1 - 2 * rho**2)) / (2 * rho) if rho > 0 else 0.0
+        next_ones = mesh.autocorrelation[side, side + 1], mesh.autocorrelation[side + 1, side]
         x, y, mag = (column(result.table, name) for name in ("x", "y", "mag_auto"))
         return cls(
             plan,
             result,
             psf,
             _gain(plan, result) if gain is None else gain,
-            float(tap),
+            tap_of(float(np.mean(next_ones))),
             float(np.median(mesh.rms)),
             x,
             y,

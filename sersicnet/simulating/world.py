@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sersicnet.engine.noise import tap_of
 from sersicnet.errors import InputError
 from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.views import psf_views
@@ -208,9 +209,7 @@ def _of_telescope(name: str, rng: np.random.Generator) -> _Exposed:
     pixel = float(rng.choice(camera.pixel_scales))
     depth = camera.rms_magnitude(rng.uniform(*camera.depth), pixel)
     electrons = np.exp(rng.uniform(*np.log(camera.electrons)))
-    # Of the noise (tap, 1, tap) along an axis, next neighbours correlate by 2 tap / (1 + 2 tap^2).
-    rho = min(rng.uniform(*camera.correlation), 0.7)
-    tap = (1 - np.sqrt(1 - 2 * rho**2)) / (2 * rho) if rho > 0 else 0.0
+    tap = tap_of(rng.uniform(*camera.correlation))
     return _Exposed(camera.draw(rng, band or None, pixel), pixel, depth, electrons, tap)
 
 

@@ -22,6 +22,7 @@ from astropy.io import fits
 from sersicnet import dataset, weights
 from sersicnet.cardpage import duration
 from sersicnet.catalogue.scores import scores
+from sersicnet.engine.noise import tap_of
 from sersicnet.errors import InputError, SersicnetError, warn
 from sersicnet.image import detect
 from sersicnet.image import header as instrument
@@ -398,8 +399,6 @@ def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | Non
             f"No `gain` was given: the galaxies' own Poisson noise is that of the training images of {start.name}, "
             f"{gain:.4g} electrons per image unit."
         )
-    # Of the noise (tap, 1, tap) along an axis, next neighbours correlate by 2 tap / (1 + 2 tap^2).
-    rho = float(np.clip(found["next_correlation"], 0, 0.7))
     return replace(
         F160W,
         name=found["image"],
@@ -408,7 +407,7 @@ def _instrument(found: dict[str, Any], start: weights.Weights, gain: float | Non
         exposure=gain,
         rms_low=found["rms"],
         rms_high=found["rms"],
-        noise_tap=float((1 - np.sqrt(1 - 2 * rho**2)) / (2 * rho)) if rho > 0 else 0.0,
+        noise_tap=tap_of(found["next_correlation"]),
     )
 
 
