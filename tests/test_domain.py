@@ -176,7 +176,8 @@ def test_training_writes_the_range_of_widths(options, widths):
 def test_fits_and_resampling_do_not_send_the_user_from_one_to_the_other(field):
     with pytest.raises(InputError, match=r"fit by `sersicnet fit`, which needs no network"):
         plan(field[0], weights="fovea-sky", refine=Fitting(), resample=True)
-    coarse = Exposure.open(field[0], pixel_scale=0.2)
+    with pytest.warns(SersicnetWarning, match="`pixel_scale` should agree with the WCS"):
+        coarse = Exposure.open(field[0], pixel_scale=0.2)
     with pytest.raises(InputError, match=r"trained at 0\.06\. Give `resample`; or"):
         plan(coarse, weights="fovea-sky")
     with pytest.raises(InputError, match=r"work at any pixel scale: `sersicnet fit`; or"):

@@ -215,6 +215,30 @@ def test_photflam_without_a_unit_is_doubtful():
         zero_point({**header, "EXPTIME": 1000.0})
 
 
+@pytest.mark.parametrize("keyword", ["MAGZERO", "MAGZPT", "PHOTZP"])
+@pytest.mark.parametrize(
+    "unit", [{}, {"BUNIT": "counts"}, {"BUNIT": "ELECTRONS"}, {"BUNIT": "DN"}, {"BUNIT": "UNITLESS"}]
+)
+def test_a_zero_point_of_counts_beside_an_exposure_time_is_doubtful(unit, keyword):
+    header = {keyword: 25.0, "EXPTIME": 1000.0, **unit}
+    said = rf"{keyword} 25 is taken for one image unit .*EXPTIME is 1000.* give `zero_point` 32\.5\.$"
+    with pytest.warns(SersicnetWarning, match=said):
+        assert zero_point(header) == (25.0, keyword)
+    assert zero_point(header, 32.5) == (32.5, "the user")
+    for certain in ({"BUNIT": "ELECTRONS/S"}, {"BUNIT": "counts/min"}, {"EXPTIME": 1.0}, {"EXPTIME": 0.0}):
+        assert zero_point({**header, **certain}) == (25.0, keyword)
+
+
+@pytest.mark.parametrize("header", [{"FLUXMAG0": 1e10}, {"BUNIT": "nJy"}, {"SURVEY": "LegacySurvey"}])
+def test_a_zero_point_that_is_of_the_image_unit_needs_no_exposure_time(header):
+    assert zero_point(header) == zero_point({**header, "EXPTIME": 1000.0})
+
+
+@pytest.mark.parametrize("exposure", ["n/a", None, True])
+def test_an_exposure_time_that_is_no_number_raises_no_doubt(exposure):
+    assert zero_point({"MAGZERO": 25.0, "EXPTIME": exposure}) == (25.0, "MAGZERO")
+
+
 @pytest.mark.parametrize(
     ("header", "used", "others"),
     [
@@ -354,6 +378,18 @@ def test_pixels_that_are_not_square():
         assert pixel_scale(np.array([0.06, 0.063])).value == pytest.approx(0.06148, abs=1e-5)
     with pytest.warns(SersicnetWarning, match="should be square"):
         assert pixel_scale(np.array([0.045, 0.08]), 0.06) == (0.06, "the user")
+
+
+def test_a_pixel_scale_that_contradicts_the_wcs_gives_a_warning_and_is_recorded_with_that_of_the_wcs():
+    said = r"`pixel_scale` should agree with the WCS: 0\.1 arcsec, as given, is used, and the WCS states 0\.06\."
+    with pytest.warns(SersicnetWarning, match=said):
+        assert pixel_scale(np.array([0.06, 0.06]), 0.1) == (0.1, "the user (the WCS states 0.06)")
+    with pytest.warns(SersicnetWarning, match=r"the WCS states 0\.06067"):
+        pixel_scale(np.array([0.06067, 0.06067]), 0.06)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixel_scale(np.array([0.0603, 0.0603]), 0.06) == (0.06, "the user")
+        assert pixel_scale(None, 0.1) == (0.1, "the user")
 
 
 @pytest.mark.parametrize("angle", [0, 30, 77])

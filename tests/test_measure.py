@@ -414,6 +414,7 @@ def test_flag_out_of_range_is_not_set_inside(field, isolated):
     assert not flags_at(field, *isolated) & Flag.OUT_OF_RANGE
 
 
+@pytest.mark.filterwarnings("ignore:`pixel_scale` should agree with the WCS")
 def test_another_pixel_scale_is_refused(field):
     with pytest.raises(InputError, match=r"has 0\.1000 arcsec per pixel, fovea-sky was trained at 0\.06.*`resample`"):
         measure(field[0], pixel_scale=0.1, weights=FIXED)
@@ -1026,8 +1027,10 @@ def test_what_is_foreseen_is_what_happens(field, catalogue):
     assert (outlook.shape, outlook.tiles) == ((512, 512), 4)
     assert 0.2 < outlook.memory < 3
     assert outlook.factor == 1
-    coarser = flat(module.plan, field[0], pixel_scale=0.03, resample=True, weights=FIXED).outlook()
-    assert coarser.factor == pytest.approx(0.5)
+    with pytest.warns(SersicnetWarning, match=r"0\.03 arcsec, as given, is used, and the WCS states 0\.06"):
+        finer = flat(module.plan, field[0], pixel_scale=0.03, resample=True, weights=FIXED).outlook()
+    assert finer.factor == pytest.approx(0.5)
+    assert finer.pixel_scale == (0.03, "the user (the WCS states 0.06)")
 
 
 def test_an_interrupted_run_says_what_it_keeps(crowded, tiny_weights, tmp_path):

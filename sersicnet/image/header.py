@@ -48,6 +48,9 @@ by a few per cent."""
 DISAGREEMENT = 0.01
 """Zero points in a header that differ by more than this from the one that is used give a warning, mag."""
 
+OTHER_SCALE = 0.01
+"""Relative difference between the user's pixel scale and that of the WCS above which there is a warning."""
+
 SQUARE_WARNS, SQUARE_FAILS = 0.02, 0.1
 """Elongation of pixels, as a fraction, that gives a warning, and that is refused. It distorts radii and ellipticities
 by as much; ellipticities of two good fits differ by about 0.02."""
@@ -97,7 +100,8 @@ def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarr
     Warns
     -----
     SersicnetWarning
-        If the header gives different zero points, or a zero point of 0 without a unit that has it.
+        If the header gives different zero points, or a zero point of 0 without a unit that has it, or one that may be
+        for counts or for counts per second.
 
     References
     ----------
@@ -132,6 +136,8 @@ def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarr
                 f"{found.source} is 0: magnitudes are AB only if the image is in maggies, which BUNIT does not state. "
                 "Otherwise give `zero_point`."
             )
+        elif found.source in ZERO_POINT_KEYWORDS:
+            _warn_of_counts(header, found)
     _compare(header, found)
     return found
 
@@ -171,6 +177,20 @@ def _compare(header: Mapping, used: Reading) -> None:
         warn(
             f"The header gives different zero points: {used.value:.4f} from {used.source} is used, not "
             f"{', '.join(different)}. Give `zero_point` to choose."
+        )
+
+
+def _warn_of_counts(header: Mapping, found: Reading) -> None:
+    """Warn of a keyword's zero point that may be for counts or for counts per second: headers have both kinds."""
+    with suppress(InputError):  # an EXPTIME that is no number raises no doubt
+        seconds, unit = _number(header, "EXPTIME"), unit_of(header)
+        if not 0 < seconds < np.inf or seconds == 1 or (unit is not None and not unit.is_equivalent(_COUNT)):
+            return
+        stated = f"BUNIT {header['BUNIT']!r} is no rate" if str(header.get("BUNIT", "")).strip() else "BUNIT is missing"
+        warn(
+            f"{found.source} {found.value:g} is taken for one image unit ({stated}, and EXPTIME is {seconds:g}). If it "
+            "is for one count per second instead, divide the image by its exposure time, or give `zero_point` "
+            f"{found.value + 2.5 * np.log10(seconds):.6g}."
         )
 
 
@@ -407,7 +427,8 @@ def pixel_scale(wcs_scales: np.ndarray | None, given: float | None = None, elong
     Returns
     -------
     Reading
-        The geometric mean of both axes; NaN if there is neither a value nor a WCS.
+        The user's value, or the geometric mean of both axes; NaN if there is neither a value nor a WCS. If the user's
+        value contradicts the WCS, its source states the value of the WCS.
 
     Raises
     ------
@@ -417,18 +438,26 @@ def pixel_scale(wcs_scales: np.ndarray | None, given: float | None = None, elong
     Warns
     -----
     SersicnetWarning
-        If pixels are not square by more than 2 per cent: radii and ellipticities are wrong by as much.
+        If pixels are not square by more than 2 per cent: radii and ellipticities are wrong by as much; or if the user's
+        value differs from the WCS by more than 1 per cent.
     """
+    stated = None if wcs_scales is None else float(np.sqrt(np.prod(wcs_scales)))
     if given is not None:
         value, source = float(given), "the user"
-    elif wcs_scales is not None:
-        value, source = float(np.sqrt(np.prod(wcs_scales))), "WCS"
+    elif stated is not None:
+        value, source = stated, "WCS"
     else:
         return Reading(float("nan"), "none")
     if not (np.isfinite(value) and value > 0):
         raise InputError(f"A pixel scale is a positive number of arcsec; received {value:g} from {source}.")
     if wcs_scales is not None:
         _check_square(wcs_scales, elongation, given)
+    if stated is not None and abs(value - stated) > OTHER_SCALE * stated:
+        warn(
+            f"`pixel_scale` should agree with the WCS: {value:.4g} arcsec, as given, is used, and the WCS states "
+            f"{stated:.4g}. Leave it out if the WCS is right."
+        )
+        source = f"{source} (the WCS states {stated:.4g})"
     return Reading(value, source)
 
 
