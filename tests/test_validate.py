@@ -27,7 +27,7 @@ from sersicnet.measuring.measure import measure, plan
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Work
 from sersicnet.measuring.validate import validate
-from sersicnet.schema import TARGET_NAMES
+from sersicnet.schema import TARGET_NAMES, Flag
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
 PSF = Psf.of(effective_psf(F160W, 61), "f160w")
@@ -159,6 +159,45 @@ def test_galaxies_of_candels_need_a_pixel_scale_and_a_range():
     drawn = Injection(n=50, mag=(20, 22)).drawn(Injection().known(0.06), few)
     assert drawn["mag"].min() >= 20
     assert drawn["mag"].max() <= 22
+
+
+# --- purity --------------------------------------------------------------------------------------------------
+
+
+def of_detections(own, negative):
+    """A validation of one galaxy that was added, with detections by magnitude and flags."""
+    true = {f"true_{name}": [value] for name, value in zip(TARGET_NAMES, (20.2, 3.0, 1.0, 0.3), strict=True)}
+    detections, noise = (
+        np.column_stack([np.tile([np.nan, 3.0, 1.0, 0.3], (len(rows), 1)), np.zeros(len(rows))])
+        for rows in (own, negative)
+    )
+    detections[:, [0, -1]], noise[:, [0, -1]] = own, negative
+    return validation.Validation(QTable({**true, "found": [True], "merged": [False]}), detections, noise, 3.0, {})
+
+
+def test_purity_is_stated_of_all_detections_and_of_those_without_flags(tmp_path):
+    low = int(Flag.LOW_SNR)
+    found = of_detections(
+        [(20.1, 0), (20.2, 0), (20.3, 0), (20.4, low), (21.0, 0)], [(20.1, low), (20.4, low), (20.3, 0)]
+    )
+    (share,) = (one for one in found.shares() if one.by == "mag")
+    assert (share.detections, share.negative, share.purity) == (4, 3, 0.25)
+    assert (share.clean, share.clean_negative, share.clean_purity) == (3, 1, pytest.approx(2 / 3))
+    (alone,) = (one for one in of_detections([(20.1, low)], [(20.1, 0)]).shares() if one.by == "mag")
+    assert np.isnan(alone.clean_purity)
+    found.write(tmp_path / "v.fits")
+    written = Table.read(tmp_path / "v.fits", hdu="SHARES")[0]
+    assert (written["clean"], written["clean_negative"], written["clean_purity"]) == (3, 1, pytest.approx(2 / 3))
+
+
+def test_noise_counts_against_galaxies_if_its_flags_would_count_in_the_mosaic(monkeypatch):
+    monkeypatch.setattr(validation, "weights_of", lambda truth, measured, own, negative: (own, negative))
+    flags = [0, Flag.LOW_SNR, Flag.EDGE, Flag.POINT_LIKE]
+    found = of_detections([(20.0, flag) for flag in flags], [(20.0, flag) for flag in flags])
+    found.__dict__["counted"] = np.array([False])
+    for name in TARGET_NAMES:
+        found.rows[name] = np.nan
+    assert [values.shape for values in found.stands_for] == [(2, 4), (2, 4)]
 
 
 # --- the whole of it -----------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class Share(NamedTuple):
         true quantities.
     detections, negative : int
         Detections of the mosaic and of its negative, by their measured quantities.
+    clean, clean_negative : int
+        Those of them without flags.
     """
 
     by: str
@@ -78,6 +80,8 @@ class Share(NamedTuple):
     merged: int
     detections: int
     negative: int
+    clean: int
+    clean_negative: int
 
     @property
     def completeness(self) -> float:
@@ -88,6 +92,11 @@ class Share(NamedTuple):
     def purity(self) -> float:
         """1 minus the detections of the negative for each of the mosaic; NaN without any."""
         return max(1 - self.negative / self.detections, 0.0) if self.detections else np.nan
+
+    @property
+    def clean_purity(self) -> float:
+        """The purity of detections without flags; NaN without any."""
+        return max(1 - self.clean_negative / self.clean, 0.0) if self.clean else np.nan
 
 
 class Statistic(NamedTuple):
@@ -137,10 +146,8 @@ class Validation:
     rows : QTable
         A row for each galaxy: true values begin with ``true_``; the columns of the catalogue are NaN where it was
         not found.
-    detections : ndarray, float64, (N, 5)
-        Targets and flags of the detections of the mosaic.
-    negative : ndarray, float64, (M, 4)
-        Targets of the detections of its negative.
+    detections, negative : ndarray, float64, (N, 5) and (M, 5)
+        Targets and flags of the detections of the mosaic, and of its negative.
     fwhm : float
         Of the PSF, pixels.
     options : dict
@@ -182,9 +189,11 @@ class Validation:
     def stands_for(self) -> np.ndarray:
         """Galaxies of the mosaic that each added galaxy stands for, float64, (N,); see `weights_of`."""
         measured = np.column_stack([column(self.rows, name) for name in TARGET_NAMES])
-        flags = self.detections[:, -1].astype(int)
-        own = self.detections[flags & (NOT_COUNTED | Flag.POINT_LIKE) == 0, :-1]
-        return weights_of(self.truth, np.where(self.counted[:, None], measured, np.nan), own, self.negative)
+        own, negative = (
+            rows[rows[:, -1].astype(int) & (NOT_COUNTED | Flag.POINT_LIKE) == 0, :-1]
+            for rows in (self.detections, self.negative)
+        )
+        return weights_of(self.truth, np.where(self.counted[:, None], measured, np.nan), own, negative)
 
     @functools.cached_property
     def found(self) -> Found:
@@ -280,6 +289,7 @@ class Validation:
         """Completeness and purity by magnitude and by size."""
         status = np.asarray(self.rows["found"], bool), np.asarray(self.rows["merged"], bool)
         true, out = self.truth, []
+        clean = self.detections[:, -1] == 0, self.negative[:, -1] == 0
         for by, i, unit in (("mag", 0, 1.0), ("size", 1, self.fwhm)):
             values, own, negative = true[:, i] / unit, self.detections[:, i] / unit, self.negative[:, i] / unit
             edges = magnitude_edges(values) if by == "mag" else size_edges(values)
@@ -291,6 +301,8 @@ class Validation:
                     (inside & status[1]).sum(),
                     mine.sum(),
                     theirs.sum(),
+                    (mine & clean[0]).sum(),
+                    (theirs & clean[1]).sum(),
                 )
                 out.append(Share(by, low, high, *(int(count) for count in counts)))
         return out
@@ -330,10 +342,11 @@ class Validation:
         table = _table(Share, rows)
         table["completeness"] = [row.completeness for row in rows]
         table["purity"] = [row.purity for row in rows]
+        table["clean_purity"] = [row.clean_purity for row in rows]
         return table
 
 
-_COUNTS = ("n", "galaxies", "found", "merged", "detections", "negative")
+_COUNTS = ("n", "galaxies", "found", "merged", "detections", "negative", "clean", "clean_negative")
 
 
 def _table(kind: Any, rows: list[Any]) -> Table:

@@ -31,7 +31,7 @@ WORST = 12
 
 _NAMES = {"mag": "mag", "r_eff_pix": "ln R_e", "sersic_n": "ln n", "ellipticity": "ellipticity",
           "theta": "theta [deg]"}  # fmt: skip
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#888888"
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#888888"
 
 
 def write(path: Path, found: Validation, added: Callable[[int], Exposure], mesh: Mesh, psf: Psf) -> None:
@@ -157,6 +157,12 @@ def _selection(found: Validation, shares: list[Share]) -> str:
         for values, counts, colour, what in (
             ([one.completeness for one in own], [one.galaxies for one in own], _BLUE, "completeness (true)"),
             ([one.purity for one in own], [one.detections for one in own], _ORANGE, "purity (measured)"),
+            (
+                [one.clean_purity for one in own],
+                [one.clean for one in own],
+                _GREEN,
+                "purity without flags (measured)",
+            ),
         ):
             fraction, n = np.array(values), np.maximum(np.array(counts), 1)
             known = np.isfinite(fraction)
@@ -175,7 +181,8 @@ def _selection(found: Validation, shares: list[Share]) -> str:
         "<p>Colours: the fraction of the added galaxies that was found; numbers: how many were added. A galaxy is "
         "found if a detection lies within the FWHM of the PSF, or half of its effective radius, and is not a brighter "
         "source that was there before. Purity is 1 minus the detections of the negative of the mosaic for each "
-        "detection of the mosaic: it counts noise, but no pieces of galaxies, cosmic rays or spikes.</p>\n"
+        "detection of the mosaic, for all detections and for those without flags: it counts noise, but no pieces of "
+        "galaxies, cosmic rays or spikes.</p>\n"
         f'<div class="grid">{"".join(pictures)}</div>'
     )
 
@@ -350,12 +357,13 @@ def _tables(statistics: list[Statistic], shares: list[Share]) -> str:
             (
                 f"{one.low:.3g} to {one.high:.3g}", f"{one.galaxies}", f"{one.found}", f"{one.merged}",
                 _percent(one.completeness), f"{one.detections}", f"{one.negative}", _percent(one.purity),
+                f"{one.clean}", f"{one.clean_negative}", _percent(one.clean_purity),
             )
             for one in shares
             if one.by == by
         ]  # fmt: skip
         head = (title, "added", "found", "lost in a brighter source", "completeness", "detections of the mosaic",
-                "of its negative", "purity")  # fmt: skip
+                "of its negative", "purity", "detections without flags", "of the negative", "purity")  # fmt: skip
         parts.append(f"<h3>Completeness and purity by {escape(title)}</h3>\n{page.table(rows, head)}")
     return "\n".join(parts)
 

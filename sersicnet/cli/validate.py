@@ -214,7 +214,13 @@ def _say(found: Validation, output: Path, quiet: bool, as_json: bool, seconds: f
             "found": hit,
             "statistics": [one._asdict() for one in statistics],
             "shares": [
-                {**one._asdict(), "completeness": one.completeness, "purity": one.purity} for one in found.shares()
+                {
+                    **one._asdict(),
+                    "completeness": one.completeness,
+                    "purity": one.purity,
+                    "clean_purity": one.clean_purity,
+                }
+                for one in found.shares()
             ],
         }
         typer.echo(json_text(facts))

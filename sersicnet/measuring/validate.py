@@ -144,8 +144,7 @@ def validate(
         rows = _rows(made.exposure, drawn, passes, measured)
         rows.meta.update(base.table.meta)
         rows.meta.update(tables.origin())
-        own = np.column_stack([_targets(base.table), flags_of(base.table)])
-        found = Validation(rows, own, negative, scene.psf.fwhm, options)
+        found = Validation(rows, _detections(base.table), negative, scene.psf.fwhm, options)
         for k, path in enumerate(images, start=1):
             _write_image(added(k), path, work.tile)
         if files.output is not None and files.page is not None:
@@ -443,15 +442,16 @@ class _Run:
         return done
 
     def negative(self, base: Result) -> np.ndarray:
-        """Targets of the detections of the negative, whose sky is that of the mosaic, float64, (N, 4)."""
+        """The detections of the negative, whose sky is that of the mosaic; see `_detections`."""
         exposure = replace(self.plan.exposure, image=Negative(self.plan.exposure.image), saturation=np.inf)
         mesh = replace(base.mesh, level=-base.mesh.level)
         with _quietly():
-            return _targets(self.result("negative", self._with(exposure, seen=base.seen, mesh=mesh)).table)
+            return _detections(self.result("negative", self._with(exposure, seen=base.seen, mesh=mesh)).table)
 
 
-def _targets(table: QTable) -> np.ndarray:
-    return np.column_stack([column(table, name) for name in TARGET_NAMES])
+def _detections(table: QTable) -> np.ndarray:
+    """Targets and flags of a catalogue, float64, (N, 5)."""
+    return np.column_stack([*(column(table, name) for name in TARGET_NAMES), flags_of(table)])
 
 
 # --- matching --------------------------------------------------------------------------------------------------
