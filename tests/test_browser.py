@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_bands import band
 
 import sersicnet
 from sersicnet.catalogue.columns import CLASSES, classes
+from sersicnet.measuring.bands import Band, measure_bands
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 import browser
@@ -40,6 +42,20 @@ def validated(field, tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / "validation.fits"
     sersicnet.validate(field[0], path, injection=sersicnet.Injection(n=6, mag=(19.0, 22.0), seed=1), gain=3200)
     return path.with_suffix(".html")
+
+
+@pytest.fixture(scope="module")
+def bands(tmp_path_factory):
+    """A report of three bands, of which one is turned and one is too small for all galaxies, and their catalogue."""
+    path = tmp_path_factory.mktemp("pages")
+    made = [
+        band(path / "coarse.fits"),
+        band(path / "fine.fits", size=620, scale=0.03, angle=35, fwhm=4.0, rms=0.0012, name="F814W", seed=2),
+        band(path / "small.fits", size=170, name="F606W", seed=3),
+    ]
+    outputs = sersicnet.Outputs(report=path / "bands.html")
+    given = [Band(exposure=exposure, psf=psf) for exposure, psf, _ in made]
+    return path / "bands.html", measure_bands(given, [made[0][0]], outputs=outputs)
 
 
 def check(tab, page):
@@ -112,6 +128,49 @@ def test_ellipses_lie_on_their_image_whatever_the_width_of_the_window(tab, measu
         boxes = [tab.box(".stack img", k) for k in range(tab.value('document.querySelectorAll(".stack img").length'))]
         assert all(box == pytest.approx(boxes[0], abs=1) for box in boxes)
     tab.resize(1280, 900)
+
+
+def test_a_report_of_bands_shows_each_galaxy_in_all_of_them_side_by_side(tab, bands):
+    page, catalogue = bands
+    check(tab, page)
+    rows = tab.value(
+        """[...document.querySelectorAll(".grid")].map(grid => [...grid.querySelectorAll(".stamp")].map(one => [
+        one.querySelector("b").textContent, one.getBoundingClientRect().top, one.querySelector("svg") != null]))"""
+    )
+    galaxies = [row for row in rows if row]
+    numbers = [row[0][0].split()[0] for row in galaxies]
+    assert 5 < len(set(numbers)) == len(numbers) <= len(catalogue)
+    for number, row in zip(numbers, galaxies, strict=True):
+        assert [name for name, _, _ in row] == [f"{number} {name}" for name in ("F160W", "F814W", "F606W")]
+        assert len({top for _, top, _ in row}) == 1
+    here = [drawn for row in galaxies for _, _, drawn in row[2:]]
+    assert True in here
+    assert False in here  # outside of the small image
+    explained = tab.value('document.querySelector("section:nth-of-type(2) p").textContent')
+    assert "asinh stretch; pixels without data are pale blue. The ellipse is that of the effective radius." in explained
+    assert "by the magnitude in F160W; a caption states the values and flags of its band." in explained
+    before = tab.picture(tab.box(".grid"))
+    tab.click(".stamp svg")  # nothing to be seen, and no error
+    assert tab.picture(tab.box(".grid")) == before
+    assert tab.complaints == []
+
+
+def test_a_class_of_flags_is_hidden_in_its_band_alone(tab, bands):
+    page, catalogue = bands
+    tab.open(page)
+    names = tab.value('[...document.querySelectorAll("label")].map(one => one.htmlFor)')
+    shown = [
+        f"band{k}all{kind}"
+        for k, name in enumerate(("F160W", "F814W", "F606W"))
+        for kind in sorted(set(classes(catalogue[f"flags_{name}"])), reverse=True)
+    ]
+    assert [name for name in names if "part" not in name] == shown
+    for number, name in enumerate(names):
+        tab.click("label", number)
+        assert hidden(tab) == [name]
+        tab.click("label", number)
+    assert hidden(tab) == []
+    assert tab.complaints == tab.requests == []
 
 
 def test_the_page_of_a_validation_shows_its_figures(tab, validated):

@@ -341,11 +341,7 @@ def _counts(run: Measurement, usable: int) -> str:
 
 def _gallery(run: Measurement) -> str:
     panels = "image, model and residual" if run.draw is not None else "the image"
-    parts = [
-        f"<p>For each: {panels}. The image is in units of its noise, with an asinh stretch; "
-        + ("the residual is linear, from -5 (blue) to 5 (red) times the noise. " if run.draw is not None else "")
-        + "The ellipse is that of the effective radius.</p>"
-    ]
+    parts = [f"<p>For each: {panels}. {_stretches(drawn=run.draw is not None)}</p>"]
     empty = True
     for title, rows in _chosen([run]):
         if len(rows):
@@ -355,15 +351,22 @@ def _gallery(run: Measurement) -> str:
     return "\n".join(parts) if not empty else "<p>There are none to show.</p>"
 
 
+def _stretches(*, drawn: bool) -> str:
+    """What the grey levels, colours and ellipses of galaxies mean."""
+    residual = "The residual is linear, from -5 (blue) to 5 (red) times the noise. " if drawn else ""
+    return (
+        "The image is in units of its noise, with an asinh stretch; pixels without data are pale blue. "
+        f"{residual}The ellipse is that of the effective radius."
+    )
+
+
 def _gallery_of_bands(runs: Mapping[str, Measurement]) -> str:
     drawn = any(run.draw is not None for run in runs.values())
     panels = "image, model and residual" if drawn else "the image"
     parts = [
         f"<p>For each band: {panels}, as wide on the sky in all bands, on the pixels of the band, which may be turned. "
-        "The image is in units of its noise, with an asinh stretch; "
-        + ("the residual is linear, from -5 (blue) to 5 (red) times the noise. " if drawn else "")
-        + f"The ellipse is that of the effective radius. Flags are those of all bands, magnitudes those of "
-        f"{escape(next(iter(runs)))}.</p>"
+        f"{_stretches(drawn=drawn)} Galaxies are chosen by the flags of all bands together, and by the magnitude in "
+        f"{escape(next(iter(runs)))}; a caption states the values and flags of its band.</p>"
     ]
     for title, rows in _chosen(list(runs.values())):
         if len(rows):
@@ -440,7 +443,7 @@ def _caption(run: Measurement, row: int, name: str, side: int) -> str:
     parts = [
         f"<b>{escape(name)}</b>",
         f"mag {run.mag[row]:.2f}",
-        f"R<sub>e</sub> {size[row]:.3g} {'″' if unit == 'arcsec' else 'px'}",
+        f"R<sub>e</sub> {size[row]:.3g}{'″' if unit == 'arcsec' else ' px'}",
         f"n {run.n[row]:.2f}",
         f"e {run.e[row]:.2f}",
         f"S/N {column(run.table, 'snr')[row]:.0f}",
