@@ -213,6 +213,20 @@ def test_two_equal_runs_at_once_do_not_destroy_each_other(field, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cat.fits"]
 
 
+def test_of_two_runs_of_a_single_tile_at_once_the_second_is_refused(field, tmp_path):
+    outputs, refused = Outputs(catalogue=tmp_path / "cat.fits"), []
+
+    def meanwhile(stage, done, total):
+        if stage == "measuring the sky" and not refused:
+            with pytest.raises(InputError, match=r"cat\.fits\.run is in use: process") as caught:
+                measure(field[0], outputs=outputs)
+            refused.append(caught.value)
+
+    measure(field[0], outputs=outputs, report=meanwhile)
+    assert refused
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.fits"]
+
+
 def test_a_wcs_without_a_sky_gives_no_sky(arrays):
     wcs = WCS(naxis=2)
     with pytest.warns(SersicnetWarning, match="no celestial WCS"):

@@ -498,9 +498,12 @@ class Plan:
 
     @contextmanager
     def _kept(self) -> Iterator[Run]:
-        """The store of finished tiles: in the user's directory, or beside the catalogue until the run is complete."""
-        path = self.work.run
-        if path is None and self.files.catalogue is not None and len(self.cores) > 1:
+        """The store of finished tiles: in the user's directory, or beside the catalogue until the run is complete.
+
+        A run of a single tile beside the catalogue only locks the directory, against a second run, and keeps nothing.
+        """
+        path, locked_only = self.work.run, self.work.run is None and len(self.cores) == 1
+        if path is None and self.files.catalogue is not None:
             path = self.files.catalogue.with_name(self.files.catalogue.name + ".run")
         images = {image.name: image.identity() for image in self.exposure.images} if path is not None else {}
         fits = {} if self.fitting is None else self.fitting.config
@@ -514,7 +517,8 @@ class Plan:
             "values of a source": list(tiles.Values._fields),
             **fits,
         }
-        with Run(path, config, self.overwrite) as kept:
+        with Run(path, config, self.overwrite) as held:
+            kept = Run(None, config, self.overwrite) if locked_only else held
             try:
                 yield kept
             except KeyboardInterrupt:
