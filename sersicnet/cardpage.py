@@ -34,6 +34,7 @@ def readable(card: Mapping[str, Any]) -> str:
 def _page(card: Mapping[str, Any]) -> str:
     domain = card["domain"]
     ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in domain["ranges"].items())
+    made = card.get("calibrated")
     lines = [
         f"# {card['name']}",
         "",
@@ -48,6 +49,7 @@ def _page(card: Mapping[str, Any]) -> str:
         *[f"- begun at: `{base['name']}`, made by `{base['command']}`" for base in _bases(card)],
         f"- training: {card['training']['epochs']} epochs, {duration(card['training']['seconds'])} "
         f"on {card['training']['device']} ({card['training']['backend']})",
+        *([f"- errors calibrated on: {made['data']['n']:,} stamps, by `{made['command']}`"] if made else []),
         "",
     ]
     if card.get("scores"):

@@ -17,7 +17,7 @@ earlier `fovea` for a galaxy of S/N 500 differs from the next turn's by 0.4 sigm
 scatter by 10 to 20 % less.
 """
 
-_LOG = np.flatnonzero([target.log for target in TARGETS])
+LOG = np.flatnonzero([target.log for target in TARGETS])
 COMPONENTS = slice(2 * N_TARGETS + 6, 2 * N_TARGETS + 8)
 """Columns of the components of the ellipticity among the answers of a network, see `sersicnet.networks.with_units`."""
 
@@ -68,11 +68,11 @@ def average(answer: Callable[[Inputs], np.ndarray], inputs: Inputs, out: np.ndar
     answers += [answer(some.map(partial(_quarters, turns=turns))).astype(float) for turns in (1, 2, 3)]
     for turns, each in enumerate(answers):
         each[:, COMPONENTS] *= 1 - 2 * (turns % 2)
-        each[:, N_TARGETS + _LOG] /= each[:, _LOG]
-        each[:, _LOG] = np.log(each[:, _LOG])
+        each[:, N_TARGETS + LOG] /= each[:, LOG]
+        each[:, LOG] = np.log(each[:, LOG])
     mean = np.mean(answers, axis=0)
-    mean[:, _LOG] = np.exp(mean[:, _LOG])
-    mean[:, N_TARGETS + _LOG] *= mean[:, _LOG]
+    mean[:, LOG] = np.exp(mean[:, LOG])
+    mean[:, N_TARGETS + LOG] *= mean[:, LOG]
     out[rows] = mean
 
 

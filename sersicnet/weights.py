@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sersicnet import cardpage, graph
+from sersicnet import calibration, cardpage, graph
 from sersicnet import domain as domains
 from sersicnet import session as sessions
 from sersicnet.domain import Domain, WideDomain, number
@@ -88,13 +89,11 @@ class Prediction(NamedTuple):
         targets = out[:, :N_TARGETS]
         if not card["errors"]:
             return cls(targets)
-        errors = calibrated(card, out[:, 0], out[:, N_TARGETS : 2 * N_TARGETS])
+        factors = calibration.factors(card.get("calibration"), out)
+        errors = out[:, N_TARGETS : 2 * N_TARGETS] * factors[:, :N_TARGETS]
         if not card.get("orientation"):
             return cls(targets, errors)
-        correlations, components, spread = out[:, 8:14], out[:, 14:16], out[:, 16]
-        table = card.get("calibration") or {}
-        if "orientation" in table:
-            spread = spread * np.interp(out[:, 0], table["mag"], table["orientation"])
+        correlations, components, spread = out[:, 8:14], out[:, 14:16], out[:, 16] * factors[:, N_TARGETS]
         length = np.hypot(*components.T)
         with np.errstate(divide="ignore", invalid="ignore"):
             theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
@@ -230,6 +229,27 @@ class Weights:
 
         Raises
         ------
+        InputError, WeightsError
+            See `answers`.
+        """
+        return Prediction.of(self.card, self.answers(inputs))
+
+    def answers(self, inputs: Inputs) -> np.ndarray:
+        """What the network returns for N galaxies, before its errors are calibrated.
+
+        Parameters
+        ----------
+        inputs : Inputs
+            See `predict`.
+
+        Returns
+        -------
+        ndarray, float64, (N, 4), (N, 8) or (N, 17)
+            See `sersicnet.networks.with_units`; NaN where an input is not finite. Those of small errors are averages
+            over four orientations if the card says so, see `sersicnet.orientations.average`.
+
+        Raises
+        ------
         InputError
             If an input that the network needs is not known, or has another shape.
         WeightsError
@@ -244,12 +264,12 @@ class Weights:
             if field.shape not in {(inputs.n, *shape), *([(1, *shape)] if name == "psf" else [])}:
                 raise InputError(f"The {name} of {inputs.n} galaxies have shape {shape} each; received {field.shape}.")
         inputs = Inputs(*(field if name in names else None for name, field in inputs._asdict().items()))
-        out = self._answers(inputs, names)
+        out = self._turned(inputs, names)
         if self.card.get("quarter_turns"):
-            average(lambda turned: self._answers(turned, names), inputs, out, self.card["quarter_turns"])
-        return Prediction.of(self.card, out)
+            average(lambda turned: self._turned(turned, names), inputs, out, self.card["quarter_turns"])
+        return out
 
-    def _answers(self, inputs: Inputs, names: list[str]) -> np.ndarray:
+    def _turned(self, inputs: Inputs, names: list[str]) -> np.ndarray:
         """What the network returns for N galaxies, float64, (N, K); NaN where an input is not finite."""
         out = np.full((inputs.n, self._width), np.nan)
         # Batches of one size: the last bits of a result depend on the size, and on nothing else of its batch.
@@ -331,23 +351,6 @@ class Weights:
         for variable, value in zip(variables, stored, strict=True):
             variable.assign(value)
         return core
-
-
-def calibrated(card: Mapping[str, Any], mag: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Errors as the network predicts them, times the factors that its card lists by magnitude.
-
-    Parameters
-    ----------
-    card : mapping
-    mag : ndarray, float, (N,)
-        Predicted magnitude, relative to the noise.
-    errors : ndarray, float, (N, 4)
-    """
-    table = card.get("calibration")
-    if not table:
-        return errors
-    factors = np.array(table["factors"])
-    return errors * np.column_stack([np.interp(mag, table["mag"], column) for column in factors.T])
 
 
 def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
@@ -446,7 +449,8 @@ def _card(path: Path) -> dict[str, Any]:
             received = ", ".join(map(str, names))[:200]
             raise WeightsError(f"{path} predicts {received}; this version reads {', '.join(TARGET_NAMES)}.")
         _check_kinds(card)
-        _check_calibration(card)
+        number(card.get("quarter_turns", 0.0))
+        calibration.check(card.get("calibration"))
         domains.read(card)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)
@@ -487,25 +491,6 @@ def _check_kinds(card: Mapping[str, Any]) -> None:
         values = [number(value) for value in card[key]]
         if len(values) != N_TARGETS or (key == "label_std" and min(values) <= 0):
             raise ValueError(f"{key} has {N_TARGETS} numbers, those of label_std positive; received {values}")
-
-
-def _check_calibration(card: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the calibration is a table of positive factors at increasing magnitudes."""
-    number(card.get("quarter_turns", 0.0))
-    table = card.get("calibration")
-    if not table:
-        return
-    if not isinstance(table, dict):
-        raise ValueError("its calibration is no table")
-    mag = [number(value) for value in table["mag"]]
-    factors = [[number(value) for value in row] for row in table["factors"]]
-    if not mag or len(factors) != len(mag) or any(len(row) != N_TARGETS for row in factors):
-        raise ValueError(f"its calibration has {N_TARGETS} factors for each magnitude; received other lengths")
-    of_orientation = [number(value) for value in table.get("orientation", [1.0] * len(mag))]
-    if len(of_orientation) != len(mag):
-        raise ValueError("its calibration has a factor of the orientation for each magnitude; received other lengths")
-    if mag != sorted(set(mag)) or min(map(min, [*factors, of_orientation])) <= 0:
-        raise ValueError("its calibration has increasing magnitudes and positive factors")
 
 
 def save(path: Path, model: keras.Model, card: Mapping[str, Any]) -> Weights:
@@ -604,6 +589,16 @@ def _export(path: Path, model: keras.Model | None = None) -> str:
     finally:
         partial.unlink(missing_ok=True)
     return ""
+
+
+def with_card(base: Weights, path: Path, card: Mapping[str, Any]) -> Weights:
+    """Write a weights directory that holds the same network under another card, and return it."""
+    with whole_directory(path) as partial:
+        for name in (KERAS, ONNX):
+            if (base.path / name).exists():
+                shutil.copyfile(base.path / name, partial / name)
+        rewrite_card(partial, card)
+    return load(path, to_train=True)
 
 
 def rewrite_card(path: Path, card: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def tiny_recipe(**changes):
 
     from sersicnet.training.recipe import RECIPES
 
-    return replace(RECIPES["fovea"], epochs=1, batch=16, **changes)
+    return replace(RECIPES["fovea"], **{"epochs": 1, "batch": 16, **changes})
 
 
 def shown(stamps):

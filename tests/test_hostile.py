@@ -123,8 +123,13 @@ def large(name):
     return change
 
 
-def calibration(**changes):
+def by_magnitude(**changes):
     table = {"mag": [18.0, 20.0], "factors": [[1.0] * 4] * 2}
+    return card(calibration={**table, **changes})
+
+
+def calibration(**changes):
+    table = {"domain": [[0.0] * 8, [1.0] * 8], "polynomials": [[0.0] * 45] * 5, "range": [[0.0] * 5, [1.0] * 5]}
     return card(calibration={**table, **changes})
 
 
@@ -177,15 +182,23 @@ DIRECTORIES = {
     "a domain of true": (card(domain__pixel_scale=True), "finite number"),
     "ranges of three": (card(domain__ranges__mag=[1, 2, 3]), "does not state"),
     "ranges of one": (card(domain__ranges__mag=5), "does not state"),
-    "a calibration of other lengths": (calibration(mag=[18.0, 19.0, 20.0]), "other lengths"),
-    "a calibration of one orientation": (calibration(orientation=[1.0]), "other lengths"),
-    "a calibration of no orientation": (calibration(orientation=[1.0, 0.0]), "positive factors"),
+    "a calibration of other lengths": (by_magnitude(mag=[18.0, 19.0, 20.0]), "other lengths"),
+    "a calibration of one orientation": (by_magnitude(orientation=[1.0]), "other lengths"),
+    "a calibration of no orientation": (by_magnitude(orientation=[1.0, 0.0]), "positive factors"),
     "quarter turns of text": (card(quarter_turns="four"), "finite number"),
-    "a calibration of three factors": (calibration(factors=[[1.0] * 3] * 2), "other lengths"),
-    "a calibration of nothing": (calibration(mag=[], factors=[]), "other lengths"),
-    "a calibration of NaN": (calibration(factors=[[float("nan")] * 4] * 2), "finite number"),
-    "a negative calibration": (calibration(factors=[[-1.0] * 4] * 2), "positive factors"),
-    "a calibration in another order": (calibration(mag=[20.0, 18.0]), "increasing magnitudes"),
+    "a calibration of three factors": (by_magnitude(factors=[[1.0] * 3] * 2), "other lengths"),
+    "a calibration of nothing": (by_magnitude(mag=[], factors=[]), "other lengths"),
+    "a calibration of NaN": (by_magnitude(factors=[[float("nan")] * 4] * 2), "finite number"),
+    "a negative calibration": (by_magnitude(factors=[[-1.0] * 4] * 2), "positive factors"),
+    "a calibration in another order": (by_magnitude(mag=[20.0, 18.0]), "increasing magnitudes"),
+    "a calibration of four polynomials": (calibration(polynomials=[[0.0] * 45] * 4), "has 5 x 45 numbers"),
+    "a calibration of short polynomials": (calibration(polynomials=[[0.0] * 9] * 5), "has 5 x 45 numbers"),
+    "a calibration of text in polynomials": (calibration(polynomials=[["one"] * 45] * 5), "finite number"),
+    "a calibration without a range": (card(calibration={"domain": [[0.0] * 8, [1.0] * 8]}), "no polynomials"),
+    "a calibration of an infinite range": (calibration(range=[[0.0] * 5, [float("inf")] * 5]), "finite number"),
+    "a calibration of huge factors": (calibration(range=[[0.0] * 5, [700.0] * 5]), "within 10 of 0"),
+    "a calibration from high to low": (calibration(domain=[[1.0] * 8, [0.0] * 8]), "lower to higher"),
+    "a calibration of no width": (calibration(domain=[[0.0] * 8] * 2), "lower to higher"),
     "a calibration of text": (card(calibration="mine"), "no table"),
     "a calibration without factors": (card(calibration={"mag": [1.0]}), "no factors"),
     "label means of another length": (card(label_mean=[1.0]), "label_mean"),

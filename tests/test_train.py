@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import shown, tiny_core, tiny_recipe
 
-from sersicnet import networks, weights
+from sersicnet import calibration, networks, weights
 from sersicnet.dataset import Dataset
 from sersicnet.engine.noise import correlated_noise
 from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWarning
@@ -507,33 +507,28 @@ def test_reading_ahead_hands_on_errors():
         next(items)
 
 
-def test_errors_are_calibrated_by_magnitude():
-    rng = np.random.default_rng(0)
-    n = 6000
-    predicted = np.column_stack([np.sort(rng.uniform(-10, 0, n)), *rng.uniform(1, 5, (3, n))])
-    factor = 1 + np.arange(n) / n
-    targets = predicted + 0.1 * factor[:, None] * rng.standard_normal((n, 4))
-    errors = np.full((n, 4), 0.1)
-    table = card.calibration(targets, predicted, errors)
-    known = weights.calibrated({"calibration": table}, predicted[:, 0], errors)
-    assert known[0] == pytest.approx([0.104] * 4, rel=0.1)
-    assert known[-1] == pytest.approx([0.196] * 4, rel=0.1)
-    for part in np.array_split(np.arange(n), 4):
-        assert (np.abs(predicted - targets) < known)[part].mean() == pytest.approx(0.683, abs=0.02)
-    assert card.calibration(targets[:500], predicted[:500], errors[:500]) is None
-    assert weights.calibrated({}, predicted[:, 0], errors) is errors
+def test_no_epochs_calibrate_the_errors_and_leave_the_network(small_dataset, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "LEAST", 60)
+    recipe, base = tiny_recipe(epochs=0), weights.load(tiny_weights)
+    done = train.train(small_dataset, tmp_path / "w", start=tiny_weights, recipe=recipe, test=small_dataset)
+    assert done.card["training"] == base.card["training"]
+    assert done.card["data"] == base.card["data"]
+    assert done.card["calibrated"]["data"]["n"] == 64
+    assert done.card["scores"]["samples"]
+    with Dataset(small_dataset) as data:
+        stamps, truth = data.inputs(0, 64), data.targets
+    found = done.predict(stamps)
+    np.testing.assert_allclose(found.targets, base.predict(stamps).targets, rtol=1e-5)
+    assert (np.abs(found.targets - truth) < found.errors).mean(axis=0) == pytest.approx([0.68] * 4, abs=0.05)
 
 
-def test_errors_of_the_orientation_are_calibrated_by_magnitude():
-    rng = np.random.default_rng(0)
-    n = 6000
-    truth, out = rng.uniform(-0.4, 0.4, (n, 2)), np.ones((n, 17))
-    out[:, 0], out[:, 16] = np.sort(rng.uniform(-10, 0, n)), 0.02
-    out[:, 14:16] = truth + 0.02 * (1 + np.arange(n) / n)[:, None] * rng.standard_normal((n, 2))
-    factors = card.of_orientation(truth, out)
-    assert factors[0] == pytest.approx(1.04, rel=0.06)
-    assert factors[-1] == pytest.approx(1.96, rel=0.06)
-    assert card.of_orientation(np.where(truth > 0.3, np.nan, truth), out) is None
+def test_no_epochs_need_weights_that_predict_errors(small_dataset, tiny_weights, tmp_path):
+    for options in ({}, {"start": "tl"}, {"start": tiny_weights, "on_the_fly": True}):
+        with pytest.raises(InputError, match="With 0 epochs"):
+            train.train(small_dataset, tmp_path / "w", recipe=tiny_recipe(epochs=0), **options)
+    with pytest.raises(InputError, match="at least 600 galaxies; received 64"):
+        train.train(small_dataset, tmp_path / "w", start=tiny_weights, recipe=tiny_recipe(epochs=0))
+    assert not (tmp_path / "w").exists()
 
 
 def tiny_model():

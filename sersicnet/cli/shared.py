@@ -418,12 +418,18 @@ _SETTLED = 20
 
 
 @contextmanager
-def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator[Callable[[loop.Progress], None]]:
-    """Show a bar of the steps and a table of the epochs; print the device first and an estimate of the time soon."""
+def training_progress(
+    quiet: bool, network: str, board: Path | None, epochs: int | None = None
+) -> Iterator[Callable[[loop.Progress], None]]:
+    """Show a bar of the steps and a table of the epochs; print the device first and an estimate of the time soon.
+
+    With 0 epochs nothing is trained, and there is a bar only.
+    """
     from sersicnet.networks import keras
     from sersicnet.training import device, loop
 
-    say(quiet, f"training on {device.device()}, by Keras with {keras.backend.backend()}")
+    if epochs != 0:
+        say(quiet, f"training on {device.device()}, by Keras with {keras.backend.backend()}")
     first: list[tuple[int, float]] = []
     schedules: list[str] = []
 
@@ -440,7 +446,9 @@ def training_progress(quiet: bool, network: str, board: Path | None) -> Iterator
 
         def report(progress: loop.Progress) -> None:
             write(progress)
-            if progress.record is None:
+            if progress.epochs == 0:
+                update(progress.step, progress.steps, "calibrating errors")
+            elif progress.record is None:
                 what = f"{progress.schedule and progress.schedule + ', '}epoch {progress.epoch}/{progress.epochs}"
                 update(progress.step, progress.steps, f"{what}, loss {progress.loss:.4f}")
                 estimate(progress)

@@ -69,7 +69,10 @@ def train(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Largest number of epochs; that of the network's recipe by default.", min=1, show_default=False
+            help="Largest number of epochs; that of the network's recipe by default. With 0, only the errors of "
+            "--start are calibrated, on all stamps of DATA.",
+            min=0,
+            show_default=False,
         ),
     ] = None,
     limit: Annotated[
@@ -122,7 +125,7 @@ def train(
     if recipe is not None:
         given = {"epochs": epochs, "alpha": alpha, "batch": batch, "learning_rate": learning_rate}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    with training_progress(quiet, network, tensorboard) as report:
+    with training_progress(quiet, network, tensorboard, epochs) as report:
         done = training.train(
             data,
             output,

@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 
 import sersicnet
-from sersicnet import networks, weights
+from sersicnet import calibration, networks, weights
+from sersicnet.calibration import WITHIN_ONE_SIGMA
 from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.networks import keras
-from sersicnet.orientations import COMPONENTS, QUARTER_TURNS
+from sersicnet.orientations import QUARTER_TURNS
 from sersicnet.schema import N_TARGETS, TARGET_NAMES
 from sersicnet.training.device import device
 from sersicnet.training.joined import Examples
 from sersicnet.training.loop import Task, predict
 from sersicnet.training.recipe import Recipe
 from sersicnet.training.sets import Sets
-
-WITHIN_ONE_SIGMA = 0.6827
-"""Fraction of Gaussian deviations within one standard deviation."""
 
 _SIMULATED_ERRORS = (
     "Errors are calibrated on simulations; real galaxies are no Sersic profiles, and there they are too small."
@@ -110,91 +108,18 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     architecture, scaling = networks.ARCHITECTURES[network], task.scaling
     scale = None
     if architecture.spreads:
-        out, rows = _judged(task.predictor, task)
+        out, rows = predict(task.predictor, task.source, *task.valid_rows)
         deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / networks.spreads(architecture, out)
-        scale = np.quantile(deviation, WITHIN_ONE_SIGMA, axis=0)
+        scale = np.quantile(deviation[task.labelled[rows]], WITHIN_ONE_SIGMA, axis=0)
     model = networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=scale)
     if scale is None:
         return model, {"calibration": None}
     turns = QUARTER_TURNS if architecture.oriented else 0.0
-    out, rows = _judged(model, task, turns)
-    errors = out[:, N_TARGETS : 2 * N_TARGETS]
-    calibrated = calibration(task.source.targets[rows], out[:, :N_TARGETS], errors)
-    if not turns:
-        return model, {"calibration": calibrated}
-    found = of_orientation(task.source.orientation[rows], out)
-    if calibrated is not None and found is not None:
-        calibrated["orientation"] = found
-    return model, {"calibration": calibrated, "quarter_turns": turns}
-
-
-def of_orientation(truth: np.ndarray, out: np.ndarray) -> list[float] | None:
-    """Factors on the error of the components of the ellipticity, in the bins of `calibration`.
-
-    Parameters
-    ----------
-    truth : ndarray, float, (N, 2)
-        Components, see `sersicnet.schema.orientation`.
-    out : ndarray, float, (N, 17)
-        Answers, see `sersicnet.networks.with_units`.
-
-    Returns
-    -------
-    list of float or None
-        None if some components are not known, or for fewer than two bins' galaxies.
-    """
-    off = np.hypot(*(out[:, COMPONENTS] - truth).T)
-    if not np.isfinite(off).all():
-        return None
-    # 68.27 % of two independent deviations of unit variance are together within this length.
-    length = float(np.sqrt(-2 * np.log1p(-WITHIN_ONE_SIGMA)))
-    predicted = np.column_stack([out[:, 0], off / length])
-    table = calibration(np.zeros_like(predicted), predicted, np.column_stack([np.ones(len(out)), out[:, -1]]))
-    return None if table is None else [row[1] for row in table["factors"]]
-
-
-def _judged(model: keras.Model, task: Task, quarter_turns: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs of a model for the validation galaxies that count, and their rows."""
-    out, rows = predict(model, task.source, *task.valid_rows, quarter_turns)
-    return out[task.labelled[rows]], rows[task.labelled[rows]]
-
-
-def calibration(
-    targets: np.ndarray, predicted: np.ndarray, errors: np.ndarray, *, least: int = 300, most: int = 12
-) -> dict[str, Any] | None:
-    """Factors on predicted errors, by magnitude, that make 68.27 % of the deviations fall within one.
-
-    Split conformal prediction, for galaxies of like brightness: one factor a
-    parameter in bins of the predicted relative magnitude that hold equally many.
-
-    Parameters
-    ----------
-    targets, predicted, errors : ndarray, float, (N, P)
-        The magnitude, relative to the noise, and other parameters of galaxies that were not trained on.
-    least : int
-        Galaxies that a bin needs.
-    most : int
-        Bins.
-
-    Returns
-    -------
-    dict or None
-        ``mag``, the median of each bin, and ``factors``, a list for each bin;
-        None for fewer than two bins' galaxies.
-
-    References
-    ----------
-    Lei et al. 2018, arXiv:1604.04173, section 5.2 (locally weighted).
-    """
-    bins = min(most, len(targets) // least)
-    if bins < 2:
-        return None
-    deviation = np.abs(predicted - targets) / errors
-    parts = np.array_split(np.argsort(predicted[:, 0]), bins)
-    return {
-        "mag": [round(float(np.median(predicted[part, 0])), 4) for part in parts],
-        "factors": [np.quantile(deviation[part], WITHIN_ONE_SIGMA, axis=0).round(4).tolist() for part in parts],
-    }
+    out, rows = predict(model, task.source, *task.valid_rows, turns)
+    counts = task.labelled[rows]
+    orientation = task.source.orientation[rows[counts]] if turns else None
+    table = calibration.fitted(out[counts], task.source.targets[rows[counts]], orientation)
+    return model, {"calibration": table, **({"quarter_turns": turns} if turns else {})}
 
 
 def base_card(
@@ -312,11 +237,15 @@ def saved(output: Path, model: keras.Model, card: dict[str, Any], test: str | Pa
     """Write the weights, with their scores on the dataset `test` if one is given."""
     if test is not None:
         with Dataset(test) as other:
-            out, rows = predict(model, other, 0, len(other), card.get("quarter_turns", 0.0))
-            spread = out[:, N_TARGETS : 2 * N_TARGETS]
-            errors = weights.calibrated(card, out[:, 0], spread) if card["errors"] else None
-            card["scores"] = {
-                "test_set": f"{len(other):,} stamps of `{other.config['command']}`",
-                "samples": scores(other.targets[rows], out[:, :N_TARGETS], errors, other.mag[rows]),
-            }
+            answers = predict(model, other, 0, len(other), card.get("quarter_turns", 0.0))
+            card["scores"] = scores_on(other, card, *answers)
     return weights.save(output, model, card)
+
+
+def scores_on(test: Dataset, card: dict[str, Any], out: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    """The scores of a card from the answers for rows of a dataset."""
+    errors = weights.Prediction.of(card, out).errors
+    return {
+        "test_set": f"{len(test):,} stamps of `{test.config['command']}`",
+        "samples": scores(test.targets[rows], out[:, :N_TARGETS], errors, test.mag[rows]),
+    }

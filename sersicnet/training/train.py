@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet import networks, weights
+from sersicnet import calibration, networks, weights
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import InputError
 from sersicnet.networks import freeze, keras
@@ -30,11 +30,12 @@ from sersicnet.training.card import (
     limits,
     real_record,
     saved,
+    scores_on,
     summary,
 )
 from sersicnet.training.device import on_accelerator
 from sersicnet.training.joined import Examples, Joined, bright, judging_rows
-from sersicnet.training.loop import Report, Scaling, Task, fit, silent
+from sersicnet.training.loop import Progress, Report, Scaling, Task, finite, fit, silent
 from sersicnet.training.losses import ALIGNMENTS, aligned, regression
 from sersicnet.training.on_the_fly import OnTheFly
 from sersicnet.training.recipe import ADAPT, RECIPES, Recipe
@@ -72,7 +73,8 @@ def train(
     network : {"fovea", "fovea-fixed", "tl", "dann"}, optional
         That of `start` by default, or else ``fovea``.
     recipe : Recipe, optional
-        By default that of the network in `RECIPES`, or in `ADAPT` with `adapt`.
+        By default that of the network in `RECIPES`, or in `ADAPT` with `adapt`. With 0 epochs the network of `start`
+        is not trained: only the factors on its errors are fitted, to all galaxies of `data`.
     seed : int
     limit : int, optional
         Use only this many stamps of `data`.
@@ -116,6 +118,11 @@ def train(
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
     network, recipe, base = _checked(network, recipe, adapt, real, start)
+    if recipe.epochs == 0 and (adapt or on_the_fly):
+        raise InputError(
+            "With 0 epochs, only the errors of `start` are calibrated: give none of `adapt`, `real` and `on_the_fly`, "
+            "or at least 1 epoch."
+        )
     if test is not None:
         Dataset(test).close()
     paths = [data] if isinstance(data, str | Path) else list(data)
@@ -127,6 +134,8 @@ def train(
             f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
         )
     with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
+        if recipe.epochs == 0:
+            return _recalibrated(base, simulated, limit, output, test, command, report)
         examples = _examples(simulated, recipe, limit, real, real_labels, seed)
         keras.utils.set_random_seed(seed)
         task = _task(network, recipe, base, adapt, examples)
@@ -167,6 +176,44 @@ def train(
             done = saved(output, model, card, test)
             run.remove()
     return done
+
+
+def _recalibrated(
+    base: weights.Weights | None,
+    simulated: Dataset | Sets,
+    limit: int | None,
+    output: Path,
+    test: str | Path | None,
+    command: str,
+    report: Report,
+) -> weights.Weights:
+    """The same network with factors on its errors that all galaxies of a set give."""
+    if base is None or not base.card["errors"]:
+        raise InputError("With 0 epochs, only errors are calibrated: give `start`, weights that predict errors.")
+    n = len(simulated) if limit is None else min(limit, len(simulated))
+    if n < calibration.LEAST:
+        raise InputError(f"A calibration needs at least {calibration.LEAST} galaxies; received {n}. Simulate more.")
+    out, rows = _answered(base, simulated, n, report)
+    orientation = simulated.orientation[rows] if base.card.get("orientation") else None
+    table = calibration.fitted(out, simulated.targets[rows], orientation)
+    # The scores are those of the errors before.
+    card = {key: value for key, value in base.card.items() if key != "scores"}
+    card |= {"name": output.name, "calibration": table}
+    card["calibrated"] = {"command": command, "data": data_record(simulated, n), "base": base.sha256}
+    if test is not None:
+        with Dataset(test) as other:
+            card["scores"] = scores_on(other, card, *_answered(base, other, len(other), silent))
+    return weights.with_card(base, output, card)
+
+
+def _answered(base: weights.Weights, source: Dataset | Sets, n: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
+    """Answers for the first `n` galaxies of a set, see `sersicnet.weights.Weights.answers`, and their rows."""
+    parts = []
+    for inputs, rows in source.batches(weights.BATCH, 0, n):
+        parts.append((base.answers(finite(source, inputs, rows)), rows))
+        report(Progress(0, 0, len(parts), math.ceil(n / weights.BATCH), math.nan, None))
+    out, rows = zip(*parts, strict=True)
+    return np.concatenate(out), np.concatenate(rows)
 
 
 def _origin(

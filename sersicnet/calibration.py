@@ -1,0 +1,193 @@
+"""Calibration of predicted errors: factors that make 68.27 % of the truths lie within one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sersicnet.domain import number
+from sersicnet.orientations import COMPONENTS, LOG
+from sersicnet.schema import N_TARGETS
+
+WITHIN_ONE_SIGMA = 0.6827
+"""Fraction of Gaussian deviations within one standard deviation."""
+
+LEAST = 600
+"""Galaxies that a calibration needs."""
+
+N_DESCRIBED = 2 * N_TARGETS
+"""Numbers that describe an answer, see `described`."""
+
+N_TERMS = 1 + N_DESCRIBED + N_DESCRIBED * (N_DESCRIBED + 1) // 2
+"""Terms of a polynomial of the second degree in these numbers."""
+
+MOST = 10.0
+"""Largest logarithm of a factor that a card may hold."""
+
+RIDGE = 10.0
+"""Weight of the squares of the coefficients, against the sum of the losses of all galaxies."""
+
+SMOOTHINGS = (0.3, 0.1, 0.03)
+"""Widths over which the corner of the loss is rounded, in turn."""
+
+
+def described(out: np.ndarray) -> np.ndarray:
+    """What the factors on the errors of an answer depend on.
+
+    Parameters
+    ----------
+    out : ndarray, float, (N, 8) or (N, 17)
+        Answers of a network that predicts errors, see `sersicnet.networks.with_units`.
+
+    Returns
+    -------
+    ndarray, float, (N, 8)
+        The magnitude, ln R_e, ln n and the ellipticity, and the logarithms of their predicted errors.
+    """
+    values, errors = np.array(out[:, :N_TARGETS], float), np.array(out[:, N_TARGETS : 2 * N_TARGETS], float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors[:, LOG] /= values[:, LOG]
+        values[:, LOG] = np.log(values[:, LOG])
+        return np.column_stack([values, np.log(errors)])
+
+
+def factors(table: Mapping[str, Any] | None, out: np.ndarray) -> np.ndarray:
+    """Factors on the predicted errors of each answer.
+
+    Parameters
+    ----------
+    table : mapping or None
+        The ``calibration`` of a card, of `fitted` or of earlier versions of sersicnet; all factors are 1 for None.
+    out : ndarray, float, (N, 8) or (N, 17)
+        Answers, see `described`.
+
+    Returns
+    -------
+    ndarray, float, (N, 5)
+        For the errors of the four targets and of the components of the ellipticity; NaN where an answer is.
+    """
+    if not table:
+        return np.ones((len(out), N_TARGETS + 1))
+    if "mag" in table:  # of earlier weights: a table by magnitude
+        rows = np.column_stack([table["factors"], table.get("orientation", np.ones(len(table["mag"])))])
+        return np.column_stack([np.interp(out[:, 0], table["mag"], column) for column in rows.T])
+    logarithms = _terms(described(out), table["domain"]) @ np.array(table["polynomials"]).T
+    return np.exp(np.clip(logarithms, *np.array(table["range"])))
+
+
+def _terms(numbers: np.ndarray, domain: Any) -> np.ndarray:
+    """Terms of polynomials, (N, 45), in numbers that are brought from a domain, (2, 8), to -1 to 1 and cut there."""
+    low, high = np.array(domain)
+    x = np.clip(2 * (numbers - low) / (high - low) - 1, -1, 1)
+    first, second = np.triu_indices(N_DESCRIBED)
+    return np.column_stack([np.ones(len(x)), x, x[:, first] * x[:, second]])
+
+
+def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None = None) -> dict[str, Any] | None:
+    """The calibration of a network from galaxies that it was not trained on.
+
+    The logarithm of the factor on an error is a polynomial of the second degree in the answer and its errors: the
+    68.27 % quantile of the logarithm of the deviations, by quantile regression. Thus as many truths are within
+    one error for bright and faint, small and large galaxies. The fewer galaxies, the nearer it is to a constant.
+
+    Parameters
+    ----------
+    out : ndarray, float, (N, 8) or (N, 17)
+        Answers, see `described`.
+    targets : ndarray, float, (N, 4)
+    orientation : ndarray, float, (N, 2), optional
+        True components of the ellipticity, see `sersicnet.schema.orientation`.
+
+    Returns
+    -------
+    dict or None
+        ``domain``, lowest and highest of the numbers of `described`; ``polynomials``, coefficients for the four
+        targets and the orientation; ``range``, lowest and highest of their values. None for fewer than 600 galaxies.
+
+    References
+    ----------
+    Koenker & Bassett 1978, Econometrica 46, 33; Romano et al. 2019, arXiv:1905.03222 (conformalised regression).
+    """
+    if len(out) < LEAST:
+        return None
+    deviations = np.abs(out[:, :N_TARGETS] - targets) / out[:, N_TARGETS : 2 * N_TARGETS]
+    columns = list(deviations.T)
+    if orientation is not None and np.isfinite(orientation).all():
+        # 68.27 % of two independent deviations of unit variance are together within this length.
+        length = np.sqrt(-2 * np.log1p(-WITHIN_ONE_SIGMA))
+        columns.append(np.hypot(*(out[:, COMPONENTS] - orientation).T) / (length * out[:, -1]))
+    numbers = described(out)
+    domain = np.quantile(numbers, [0.01, 0.99], axis=0)
+    domain[1] = np.maximum(domain[1], domain[0] + 0.001)  # errors may be all the same
+    domain = domain.round(5)
+    terms = _terms(numbers, domain)
+    found = np.array([_quantile(terms, np.log(np.maximum(column, 1e-9))) for column in columns])
+    if len(found) == N_TARGETS:
+        found = np.vstack([found, np.zeros(N_TERMS)])
+    found = found.round(5)
+    limits = np.quantile(terms @ found.T, [0.005, 0.995], axis=0).round(5)
+    return {"domain": domain.tolist(), "polynomials": found.tolist(), "range": limits.tolist()}
+
+
+def _quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Coefficients of the 68.27 % quantile of values, (N,), in their terms, (N, 45), the first of which is 1."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    n, over = len(values), 1 - WITHIN_ONE_SIGMA
+    weight = np.full(terms.shape[1], RIDGE / n)
+    weight[0] = 0
+
+    def loss(coefficients: np.ndarray, smoothing: float) -> tuple[float, np.ndarray]:
+        off = values - terms @ coefficients
+        positive = smoothing * np.logaddexp(0, off / smoothing)  # of off, its corner rounded
+        slope = over - expit(off / smoothing)
+        ridge = weight * coefficients
+        return float((positive - over * off).mean() + ridge @ coefficients), terms.T @ slope / n + 2 * ridge
+
+    coefficients = np.zeros(terms.shape[1])
+    coefficients[0] = np.quantile(values, WITHIN_ONE_SIGMA)
+    for smoothing in SMOOTHINGS:
+        coefficients = minimize(loss, coefficients, (smoothing,), jac=True, method="L-BFGS-B").x
+    coefficients[0] += np.quantile(values - terms @ coefficients, WITHIN_ONE_SIGMA)
+    return coefficients
+
+
+def check(table: Any) -> None:
+    """Raise ValueError unless the ``calibration`` of a card can be used; None can.
+
+    Parameters
+    ----------
+    table : object
+        What a file holds.
+    """
+    if not table:
+        return
+    if not isinstance(table, dict):
+        raise ValueError("its calibration is no table")
+    if "mag" in table:
+        _check_by_magnitude(table)
+        return
+    sizes = {"domain": (2, N_DESCRIBED), "polynomials": (N_TARGETS + 1, N_TERMS), "range": (2, N_TARGETS + 1)}
+    for key, (rows, columns) in sizes.items():
+        values = [[number(value) for value in row] for row in table[key]]
+        if len(values) != rows or any(len(row) != columns for row in values):
+            raise ValueError(f"the {key} of its calibration has {rows} x {columns} numbers; received others")
+        if key == "domain" and any(low >= high for low, high in zip(*values, strict=True)):
+            raise ValueError("the domain of its calibration is from lower to higher numbers")
+        if key == "range" and np.abs(values).max() > MOST:
+            raise ValueError(f"the range of its calibration is within {MOST:g} of 0; received {np.abs(values).max():g}")
+
+
+def _check_by_magnitude(table: Mapping[str, Any]) -> None:
+    mag = [number(value) for value in table["mag"]]
+    rows = [[number(value) for value in row] for row in table["factors"]]
+    if not mag or len(rows) != len(mag) or any(len(row) != N_TARGETS for row in rows):
+        raise ValueError(f"its calibration has {N_TARGETS} factors for each magnitude; received other lengths")
+    of_orientation = [number(value) for value in table.get("orientation", [1.0] * len(mag))]
+    if len(of_orientation) != len(mag):
+        raise ValueError("its calibration has a factor of the orientation for each magnitude; received other lengths")
+    if mag != sorted(set(mag)) or min(map(min, [*rows, of_orientation])) <= 0:
+        raise ValueError("its calibration has increasing magnitudes and positive factors")

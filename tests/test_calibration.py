@@ -1,0 +1,85 @@
+"""Calibrated errors: as many truths within one error for bright and faint, small and large galaxies."""
+
+import numpy as np
+import pytest
+
+from sersicnet import calibration
+
+
+def answers(n, seed=0):
+    """Answers and true values; the size of the deviations depends on magnitude and radius, the errors are constant."""
+    rng = np.random.default_rng(seed)
+    truth = np.column_stack(
+        [rng.uniform(-14, -4, n), rng.uniform(1, 30, n), rng.uniform(0.5, 6, n), rng.uniform(0, 0.8, n)]
+    )
+    orientation = rng.uniform(-0.4, 0.4, (n, 2))
+    size = np.exp(0.05 * (truth[:, 0] + 9) + 0.02 * (truth[:, 1] - 15))[:, None]
+    unit = np.array([0.05, 0.1, 0.1, 0.02])
+    unit = np.column_stack([np.full(n, unit[0]), unit[1] * truth[:, 1], unit[2] * truth[:, 2], np.full(n, unit[3])])
+    values = truth + unit * size * rng.standard_normal((n, 4))
+    components = orientation + 0.03 * size * rng.standard_normal((n, 2))
+    out = np.column_stack([values, unit, np.zeros((n, 6)), components, np.full(n, 0.03)])
+    return out, truth, orientation
+
+
+def within(table, out, truth, which):
+    errors = out[:, 4:8] * calibration.factors(table, out)[:, :4]
+    return (np.abs(out[:, :4] - truth) < errors)[which].mean(axis=0)
+
+
+def test_as_many_truths_are_within_one_error_for_all_kinds_of_galaxies():
+    table = calibration.fitted(*answers(20_000))
+    out, truth, _ = answers(20_000, seed=1)
+    for which in (truth[:, 0] < -11, truth[:, 0] > -7, truth[:, 1] < 8, truth[:, 1] > 22):
+        assert np.abs(within(None, out, truth, which) - 0.6827).max() > 0.04
+        assert within(table, out, truth, which) == pytest.approx([0.6827] * 4, abs=0.025)
+
+
+def test_the_error_of_the_orientation_is_calibrated():
+    table = calibration.fitted(*answers(20_000))
+    out, truth, orientation = answers(20_000, seed=1)
+    sigma = out[:, 16] * calibration.factors(table, out)[:, 4]
+    length = np.hypot(*(out[:, 14:16] - orientation).T) / 1.515  # 68.27 % of two dimensions
+    for which in (truth[:, 0] < -11, truth[:, 0] > -7):
+        assert (length < sigma)[which].mean() == pytest.approx(0.6827, abs=0.025)
+
+
+def test_an_unknown_orientation_leaves_its_errors_as_they_are():
+    out, truth, orientation = answers(2000)
+    table = calibration.fitted(out, truth, np.where(orientation > 0.3, np.nan, orientation))
+    assert np.all(calibration.factors(table, out)[:, 4] == 1)
+
+
+def test_few_galaxies_give_a_calibration_and_fewer_none():
+    out, truth, orientation = answers(700)
+    others, true, _ = answers(5000, seed=1)
+    everywhere = np.ones(len(true), bool)
+    found = within(calibration.fitted(out, truth, orientation), others, true, everywhere)
+    assert found == pytest.approx([0.6827] * 4, abs=0.06)
+    assert calibration.fitted(out[:500], truth[:500], orientation[:500]) is None
+    assert np.all(calibration.factors(None, out) == 1)
+
+
+def test_factors_stay_in_their_range_far_from_the_galaxies_that_gave_them():
+    out, truth, orientation = answers(5000)
+    table = calibration.fitted(out, truth, orientation)
+    far = out.copy()
+    far[:, 0], far[:, 1], far[:, 4:8] = 30.0, 1e5, 1e6
+    low, high = np.exp(table["range"])
+    factors = calibration.factors(table, far)
+    assert np.all((factors >= low) & (factors <= high))
+    far[0] = np.nan
+    assert np.isnan(calibration.factors(table, far)[0]).all()
+
+
+def test_tables_by_magnitude_of_earlier_weights_count():
+    out, _, _ = answers(3)
+    out[:, 0] = [-20, -9, 0]
+    table = {"mag": [-10.0, -8.0], "factors": [[1.0] * 4, [2.0] * 4], "orientation": [1.0, 3.0]}
+    assert calibration.factors(table, out) == pytest.approx(np.array([[1.0] * 5, [*[1.5] * 4, 2], [*[2.0] * 4, 3]]))
+
+
+def test_eight_numbers_of_an_answer_are_enough():
+    out, truth, _ = answers(2000)
+    table = calibration.fitted(out[:, :8], truth)
+    assert calibration.factors(table, out[:, :8]) == pytest.approx(calibration.factors(table, out))
