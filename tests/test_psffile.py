@@ -647,14 +647,14 @@ def test_a_varying_psf_that_is_written_is_the_same_everywhere(tmp_path):
 # --- all formats alike ---
 
 
-def files_of_one_psf(write, wcs, width=220, height=160):
-    """The same PSF, that of `drawn` at x = 600, as a file of each format, for an image of this size."""
+def files_of_one_psf(write, wcs):
+    """The same PSF, that of `drawn` at x = 600, as a file of each format."""
 
     def one(size, samples=1):
         return drawn(600, size, samples)
 
-    columns, rows = (0, width // 2, width - 1), (0, height - 1)
-    spots = width * np.array([0.01, 0.99, 0.01, 0.95, 0.5]), height * np.array([0.01, 0.03, 0.95, 0.99, 0.5])
+    columns, rows = (0, 110, 219), (0, 159)
+    spots = np.array([2.0, 217, 3, 210, 110]), np.array([2.0, 5, 152, 158, 80])
     pairs = [(x, y) for y in rows for x in columns]
     std = {"NXPSFS": 3, "NYPSFS": 2} | {f"IPSFX{i + 1:02d}": x + 1 for i, x in enumerate(columns)}
     std |= {f"JPSFY{i + 1:02d}": y + 1 for i, y in enumerate(rows)}

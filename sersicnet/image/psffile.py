@@ -41,10 +41,10 @@ _UNCLEAR = 0.1
 _NEGATIVE = 0.05
 """More negative light than this, as a fraction of all light, gives a warning."""
 
-_REACH, _BEYOND = 5.0, 0.01
+_REACH, _BEYOND = 5.0, 0.015
 """A PSF that ends nearer to its centre than so many FWHM, with more than this part of its light just beyond, warns.
 
-Files of Moffat and Airy profiles that end so have changed fitted radii by 1 to 15 %.
+Fitted radii through files of Moffat and Airy profiles that end so are 1 to 20 % too large.
 """
 
 _CORE = 3.0
