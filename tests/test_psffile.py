@@ -469,7 +469,7 @@ def test_stdpsf_is_a_grid_of_four_samples_a_pixel(write):
 
 
 def test_stdpsf_of_two_detectors_lists_positions_in_one_keyword(write):
-    images, _ = grid(4, 41)
+    images, _ = grid(4, 141)
     cards = {"NXPSFS": 3, "NYPSFS": 2, "IPSFXA5": "1 601", "IPSFXB5": "1200", "JPSFYA5": "1", "JPSFYB5": "1000"}
     same(read_psf(write(images, cards)), 1199)
     with pytest.raises(InputError, match=r"states 4 positions in IPSFX01 .* has 3"):
@@ -479,11 +479,11 @@ def test_stdpsf_of_two_detectors_lists_positions_in_one_keyword(write):
 @pytest.mark.parametrize("rows", [(0, 2048, 2048, 4096), (1, 2048, 2049, 4096)])
 def test_stdpsf_of_two_detectors_jumps_at_their_gap(write, rows):
     places = [(x, below) for below in (0, 0, 1199, 1199) for x in (0, 600)]  # rows of one detector, and of the other
-    images = np.array([drawn(x, 41, 4) for _, x in places]) * 16
+    images = np.array([drawn(x, 141, 4) for _, x in places]) * 16
     cards = {"NXPSFS": 2, "NYPSFS": 4, "IPSFX01": 1, "IPSFX02": 601}
     psf = read_psf(write(images, cards | {f"JPSFY{i + 1:02d}": y for i, y in enumerate(rows)}))
     for y, x in ((100, 0), (2040, 0), (2047, 0), (2048, 1199), (2060, 1199), (4000, 1199)):
-        expected = np.pad(drawn(x, 41, 4), (len(psf.image) - 41) // 2)
+        expected = np.pad(drawn(x, 141, 4), (len(psf.image) - 141) // 2)
         np.testing.assert_allclose(psf.at(300, y).image, expected / expected.sum(), atol=2e-5)
 
 
