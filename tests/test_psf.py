@@ -79,7 +79,7 @@ def test_a_psf_off_the_middle_is_centred(profile, fwhm, tolerance, shift):
 
 @pytest.mark.parametrize(("profile", "fwhm", "tolerance"), [("moffat", 1.5, 0.09), ("airy", 2, 0.03)])
 def test_a_narrow_psf_is_centred_with_a_warning(profile, fwhm, tolerance):
-    with pytest.warns(SersicnetWarning, match="its width may change by 5 % and more. Give a PSF that is centred"):
+    with pytest.warns(SersicnetWarning, match="one sample a pixel .* Give a PSF sampled twice a pixel or finer"):
         psf = Psf.of(drawn(profile, fwhm, 41, shift=(0.5, 0.5)), "star")
     check_centred(psf, drawn(profile, fwhm, 41), tolerance)
 

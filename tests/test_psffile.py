@@ -1,5 +1,6 @@
 """PSFs from files: each format gives the PSF that it describes."""
 
+import functools
 import re
 import sys
 import types
@@ -18,7 +19,7 @@ from sersicnet.image.exposure import Exposure
 from sersicnet.image.mosaic import HeldImage
 from sersicnet.image.psf import Psf, core_of
 from sersicnet.image.psffield import Polynomial
-from sersicnet.image.psffile import read_psf, write_psf
+from sersicnet.image.psffile import _without_pedestal, read_psf, write_psf
 from sersicnet.image.views import psf_views
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.measure import fit
@@ -224,7 +225,9 @@ def test_the_wings_of_a_psf_are_no_pedestal(write, share):
     psf = effective_psf(F160W, 41)
     psf = psf + share * psf.sum() / psf.size
     np.testing.assert_allclose(read_psf(write(psf)).image, psf / psf.sum(), rtol=1e-6)
-    np.testing.assert_allclose(read_psf(write(wide(), name="wide.fits")).image, wide() / wide().sum(), rtol=1e-5)
+    with pytest.warns(SersicnetWarning, match=r"ends 1\.5 FWHM from the centre"):
+        wings = read_psf(write(wide(), name="wide.fits"))
+    np.testing.assert_allclose(wings.image, wide() / wide().sum(), rtol=1e-5)
 
 
 def test_a_level_that_may_be_wing_or_background_is_refused(write):
@@ -241,6 +244,84 @@ def test_the_psf_of_a_file_with_images_is_chosen_by_name(write):
     with pytest.raises(InputError, match=r"more than one extension that is named a PSF: 2 PSF_R, 3 PSF_Z. Choose one"):
         read_psf(two)
     assert read_psf(f"{two}[PSF_Z]").image.shape == (41, 41)
+
+
+@pytest.mark.parametrize(("fwhm", "side", "samples"), [(2, 41, 2), (3, 25, 1), (6, 63, 1)])
+def test_the_rings_of_diffraction_are_no_pedestal(fwhm, side, samples):
+    """The median of the outermost ring may be that of a bright one."""
+    airy = obscured(fwhm, side, samples)
+    np.testing.assert_allclose(_without_pedestal(airy, "airy"), airy)
+
+
+def effective(profile, side, samples=1, off=(0, 0)):
+    """A profile of GalSim with the pixel, as an image with its core off the middle, in samples."""
+    seen = galsim.Convolve(profile, galsim.Pixel(1), gsparams=galsim.GSParams(maximum_fft_size=16384))
+    options = {"nx": side, "ny": side, "scale": 1 / samples, "offset": off, "method": "no_pixel", "dtype": float}
+    return seen.drawImage(**options).array
+
+
+def obscured(fwhm, side, samples):
+    """An Airy profile with a central obscuration, as a mean of 9 x 9 values in each pixel."""
+    line = ((np.arange(side) - (side - 1) / 2)[:, None] / samples + (np.arange(9) - 4) / 9).ravel()
+    radius = np.pi * 1.029 / fwhm * np.hypot(line[:, None], line)
+    radius[radius == 0] = 1e-9
+    light = (special.j1(radius) / radius - 0.33**2 * special.j1(0.33 * radius) / (0.33 * radius)) ** 2
+    return light.reshape(side, 9, side, 9).mean(axis=(1, 3))
+
+
+GALAXIES = np.array([[31.8, 32.3, 1, 2.0, 1, 0.6, 30], [31.8, 32.3, 1, 2, 4, 0.6, 30], [31.8, 32.3, 1, 8, 2, 0.6, 30]])
+
+
+@functools.cache
+def through(profile):
+    """The `GALAXIES` as GalSim draws them through the profile and the pixel: (3, 64, 64)."""
+    out = []
+    for x, y, _, radius, n, q, angle in GALAXIES:
+        galaxy = galsim.Sersic(n, half_light_radius=radius * np.sqrt(q)).shear(q=q, beta=angle * galsim.degrees)
+        out.append(effective(galsim.Convolve(galaxy, profile), 64, off=(x - 31.5, y - 31.5)))
+    return np.array(out)
+
+
+@pytest.mark.parametrize(
+    ("fwhm", "samples", "side", "off", "tolerance"),
+    [
+        (1.1, 2, 64, (0, 0), 0.002), (1.1, 2, 65, (0.3, -0.4), 0.002), (1.1, 4, 96, (0.25, 0.25), 0.002),
+        (1.1, 5, 121, (0.5, 0.5), 0.002), (2.0, 1, 41, (0, 0), 0.005), (2.0, 1, 41, (0.5, 0.5), 0.012),
+        (3.0, 1, 64, (0.3, -0.4), 0.002), (3.0, 1, 65, (0.5, 0.5), 0.002), (6.0, 1, 101, (0.25, 0.25), 0.002),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*when it is moved there")
+def test_galaxies_through_a_file_are_those_that_galsim_draws(write, fwhm, samples, side, off, tolerance):
+    """Even and odd sides, cores off the middle, peaks of 1: pixels to a part of the peak, and moments."""
+    profile = galsim.Moffat(beta=3, fwhm=fwhm)
+    image = effective(profile, side, samples, off)
+    psf = read_psf(write(image / image.max()), samples)
+    ours, theirs = Renderer(psf.image, 64, samples)(GALAXIES), through(profile)
+    y, x = np.indices((64, 64)) - 32.0
+    weight = np.exp(-(x**2 + y**2) / (2 * 8**2))
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(a - b).max() < tolerance * b.max()
+        assert a.sum() == pytest.approx(b.sum(), abs=3e-3)
+        for term in (x, y, x * x, x * y, y * y):
+            size = 1 if term is x or term is y else 2 * (weight * b * y * y).sum() / (weight * b).sum()
+            moments = [(weight * one * term).sum() / (weight * one).sum() for one in (a, b)]
+            assert moments[0] == pytest.approx(moments[1], abs=0.005 * size)
+
+
+@pytest.mark.parametrize("off", [0, 0.5])
+def test_a_narrow_psf_with_one_sample_a_pixel_gives_one_warning(write, off):
+    image = effective(galsim.Moffat(beta=3, fwhm=1.5), 41, 1, (off, off))
+    with pytest.warns(SersicnetWarning) as raised:
+        read_psf(write(image))
+    (message,) = [str(one.message) for one in raised]
+    assert re.search(r"one sample a pixel and a FWHM of 1\.\d .* radii .* Give a PSF sampled twice a pixel", message)
+    read_psf(write(effective(galsim.Moffat(beta=3, fwhm=1.5), 82, 2), name="fine.fits"), 2)
+
+
+@pytest.mark.parametrize(("fwhm", "side", "samples"), [(1.5, 25, 4), (3.0, 15, 1)])
+def test_a_psf_that_ends_in_its_core_gives_a_warning(write, fwhm, side, samples):
+    with pytest.warns(SersicnetWarning, match=r"ends [12]\.\d FWHM from the centre of the PSF, where about \d+ % of"):
+        read_psf(write(effective(galsim.Moffat(beta=3, fwhm=fwhm), side, samples)), samples)
 
 
 # --- PSFEx ---
@@ -297,6 +378,15 @@ def test_psfex_may_be_sampled_finer_and_has_any_side(write):
     coarse = read_psf(write(psfex(quadratic(41, 1 / 1.1), 2, samp=1.1), name="coarse.psf"))
     assert coarse.oversampling == 1
     same(coarse, 900, atol=3e-3)
+
+
+def test_the_polynomial_of_psfex_ends_with_its_stars(write):
+    psf = read_psf(write(psfex(quadratic(), 2), name="a.psf"))
+    psf.on(HeldImage(np.zeros((1080, 1300), np.float32), name="a little wider"))
+    wide = HeldImage(np.zeros((1000, 1400), np.float32), name="wide")
+    with pytest.warns(SersicnetWarning, match=r"made for x = 600 ± 600, y = 500 ± 500; wide, .* reaches far beyond"):
+        found = psf.on(wide)
+    np.testing.assert_array_equal(found.at(1399, 0).image, found.at(9999, -50).image)  # the corner of the image
 
 
 def test_the_groups_of_psfex_have_degrees_of_their_own(write):
@@ -379,7 +469,7 @@ def test_stdpsf_is_a_grid_of_four_samples_a_pixel(write):
 
 
 def test_stdpsf_of_two_detectors_lists_positions_in_one_keyword(write):
-    images, _ = grid(4, 41)
+    images, _ = grid(4, 141)
     cards = {"NXPSFS": 3, "NYPSFS": 2, "IPSFXA5": "1 601", "IPSFXB5": "1200", "JPSFYA5": "1", "JPSFYB5": "1000"}
     same(read_psf(write(images, cards)), 1199)
     with pytest.raises(InputError, match=r"states 4 positions in IPSFX01 .* has 3"):
@@ -389,11 +479,11 @@ def test_stdpsf_of_two_detectors_lists_positions_in_one_keyword(write):
 @pytest.mark.parametrize("rows", [(0, 2048, 2048, 4096), (1, 2048, 2049, 4096)])
 def test_stdpsf_of_two_detectors_jumps_at_their_gap(write, rows):
     places = [(x, below) for below in (0, 0, 1199, 1199) for x in (0, 600)]  # rows of one detector, and of the other
-    images = np.array([drawn(x, 41, 4) for _, x in places]) * 16
+    images = np.array([drawn(x, 141, 4) for _, x in places]) * 16
     cards = {"NXPSFS": 2, "NYPSFS": 4, "IPSFX01": 1, "IPSFX02": 601}
     psf = read_psf(write(images, cards | {f"JPSFY{i + 1:02d}": y for i, y in enumerate(rows)}))
     for y, x in ((100, 0), (2040, 0), (2047, 0), (2048, 1199), (2060, 1199), (4000, 1199)):
-        expected = np.pad(drawn(x, 41, 4), (len(psf.image) - 41) // 2)
+        expected = np.pad(drawn(x, 141, 4), (len(psf.image) - 141) // 2)
         np.testing.assert_allclose(psf.at(300, y).image, expected / expected.sum(), atol=2e-5)
 
 

@@ -279,7 +279,7 @@ def psf_files(tmp_path_factory):
     """Two PSFs, the second of them twice as wide."""
     folder = tmp_path_factory.mktemp("psf")
     for name, instrument in (("a", F160W), ("b", replace(F160W, blur=0.2))):
-        fits.PrimaryHDU(effective_psf(instrument, 61)).writeto(folder / f"{name}.fits")
+        fits.PrimaryHDU(effective_psf(instrument, 121)).writeto(folder / f"{name}.fits")
     return [folder / "a.fits", folder / "b.fits"]
 
 

@@ -19,9 +19,7 @@ from sersicnet.image.psffield import Nodes, Polynomial
 if TYPE_CHECKING:
     from sersicnet.image.mosaic import Image
 
-_ANGLES = 24
-_STEPS = 128
-_SPLINE = 5
+_ANGLES, _STEPS, _SPLINE = 24, 128, 5
 _POWER = 0.6
 """Pixels are interpolated in this power of their value.
 
@@ -47,8 +45,11 @@ Moved by half a pixel along both axes, Gaussian, Moffat and Airy profiles with a
 at most 0.2 % of the peak and in FWHM, of 2.6 pixels by 1.4 %, of 2.2 by 4 and 5 %, of 1.7 by 8 %, of 1.5 by 15 %.
 """
 
+SAMPLED = 2.1
+"""Least FWHM of a PSF with one sample a pixel; below it, fitted radii of galaxies of R_e 2 are off by more than 1 %."""
+
 _DOUBTFUL = 2.4
-"""A PSF below this FWHM that is moved by more than `_BADLY_MOVED` gives a warning, its own pixels."""
+"""A PSF from `SAMPLED` to this FWHM that is moved by more than `_BADLY_MOVED` gives a warning, its own pixels."""
 
 _COARSE = 10
 """The moments of a core of fewer pixels above half of its maximum are measured between the pixels, too."""
@@ -145,8 +146,7 @@ class Psf:
         name : str
         oversampling : int
             Pixels of `image` per pixel of the exposure, along an axis.
-        source : str
-        error : float
+        source, error
             See the attributes.
 
         Raises
@@ -317,16 +317,15 @@ class Psf:
                 "`psf_oversampling` if its header is wrong."
             )
         made = replace(self, oversampling=whole, scale=float("nan"))
-        made.check_width()
+        if whole > 1:
+            made.check_width()
         return made
 
     def at_pixel_scale(self) -> Psf:
         """The constant PSF sampled once a pixel of the exposure; that in the middle of the field of a varying one."""
         if self.oversampling == 1 and not self.varies:
             return self
-        half = len(self.image) // 2 // self.oversampling * self.oversampling
-        middle = len(self.image) // 2
-        part = slice(middle - half, middle + half + 1, self.oversampling)
+        part = slice(len(self.image) // 2 % self.oversampling, None, self.oversampling)
         image = self.image[part, part]
         return replace(self, image=image / image.sum(), oversampling=1, components=None, field=None, scale=float("nan"))
 
@@ -379,7 +378,13 @@ class Psf:
         return np.where(wanted <= limit, near, summed(wanted).reshape(wanted.shape))
 
     def check_width(self) -> None:
-        """Refuse an oversampling that makes the PSF narrower than a pixel."""
+        """Refuse an oversampling that makes the PSF narrower than a pixel; warn of samples that are too coarse."""
+        if self.oversampling == 1 and self.fwhm < SAMPLED:
+            warn(
+                f"{self.name} has one sample a pixel and a FWHM of {self.fwhm:.2g} pixels: below {SAMPLED} the samples "
+                "do not determine the PSF, and fitted radii of small galaxies may be off by several per cent. Give a "
+                "PSF sampled twice a pixel or finer."
+            )
         if self.oversampling > 1 and self.fwhm < LEAST_FWHM:
             raise InputError(
                 f"A PSF that includes the pixel is at least {LEAST_FWHM} pixels of the image wide; with an "
@@ -461,7 +466,7 @@ def centred(image: np.ndarray, name: str, half: int | None = None) -> np.ndarray
     """A PSF with an odd side and unit sum, its core centred on the middle pixel.
 
     Rows and columns of zeros are added where the core is not in the middle; what remains, a fraction of a pixel, is
-    moved by interpolation, see `UNDERSAMPLED` for its accuracy.
+    moved by interpolation: see `UNDERSAMPLED` for its accuracy, and `_DOUBTFUL` for a warning.
 
     Parameters
     ----------
@@ -481,11 +486,6 @@ def centred(image: np.ndarray, name: str, half: int | None = None) -> np.ndarray
     InputError
         If pixels are not finite, the sum is not positive, the border cuts the core off, or the image shows more than
         one star.
-
-    Warns
-    -----
-    SersicnetWarning
-        If a PSF that is narrower than 2.4 pixels is moved by more than a tenth of a pixel.
     """
     if not np.isfinite(image).all() or not image.sum() > 0:
         raise InputError(f"A PSF has finite pixels and a positive sum; {name} has the sum {image.sum():g}.")
@@ -510,7 +510,7 @@ def centred(image: np.ndarray, name: str, half: int | None = None) -> np.ndarray
         out = _about(image, place, len(out) // 2, width)
         core = core_of(out)
         off = np.array([core.row, core.column]) - len(out) // 2
-    if width < _DOUBTFUL and first > _BADLY_MOVED:
+    if width < _DOUBTFUL and first > _BADLY_MOVED and full_width(out) >= SAMPLED:
         warn(
             f"{name} is {width:.2g} of its pixels wide and {first:.2g} off the middle one: when it is moved there, its "
             "width may change by 5 % and more. Give a PSF that is centred, or sampled more finely."
@@ -622,12 +622,10 @@ def _area(image: np.ndarray, peak: tuple[int, int]) -> int:
 def full_width(image: np.ndarray, oversampling: int = 1) -> float:
     """Full width at half maximum of a PSF, pixels of the exposure.
 
-    The width is that of the azimuthal mean about the peak, of a quintic spline through
-    the pixels (raised to the power 0.6, with their sign). For PSFs that are integrated over
-    the pixel, it is within 1 % of the width of the continuous profile: Gaussian and
-    Moffat profiles whose FWHM before the integration is 1.2 to 8 pixels, and Airy
-    profiles from 1.7 pixels. A narrower Airy profile comes out up to 3 % too narrow,
-    because the pixels no longer hold its shape.
+    The width is that of the azimuthal mean about the peak, of a quintic spline through the pixels (raised to the power
+    0.6, with their sign). For PSFs that are integrated over the pixel, it is within 1 % of the width of the continuous
+    profile: Gaussian and Moffat profiles whose FWHM before the integration is 1.2 to 8 pixels, and Airy profiles from
+    1.7 pixels. A narrower Airy profile comes out up to 3 % too narrow: the pixels no longer hold its shape.
 
     Parameters
     ----------

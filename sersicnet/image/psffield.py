@@ -23,8 +23,8 @@ _FAR = 0.25
 _APART = 0.5
 """Least distance of two lines of a grid, pixels: two detectors may have lines in neighbouring pixels, at their gap."""
 
-_FARTHEST = 1.05
-"""Largest normalised coordinate of a polynomial; a larger one gives a warning."""
+_FARTHEST = 1.2
+"""Largest normalised coordinate of a polynomial, whose field is -1 to 1; a larger one gives a warning."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Polynomial:
     centre : (float, float)
         x and y where the normalised coordinates are 0, zero-based pixels.
     span : (float, float)
-        Pixels along x and y in which a normalised coordinate rises by 1. PSFEx has the extent of its stars here, so
-        that its coordinates are -0.5 to 0.5.
+        Pixels along x and y in which a normalised coordinate rises by 1: half of the extent of the stars or of the
+        image that the polynomial was made of, so that its coordinates are -1 to 1.
     powers : tuple of (int, int)
         Exponents of the normalised x and y of each component.
     shape : (int, int) or None
@@ -76,8 +76,8 @@ class Polynomial:
         ]
         if max(ends) > _FARTHEST:
             warn(
-                f"The polynomial of the PSF {name} is made for x = {self.centre[0]:.0f} ± {self.span[0] / 2:.0f}, y = "
-                f"{self.centre[1]:.0f} ± {self.span[1] / 2:.0f}; {image.name}, {image.shape[1]} x {image.shape[0]} "
+                f"The polynomial of the PSF {name} is made for x = {self.centre[0]:.0f} ± {self.span[0]:.0f}, y = "
+                f"{self.centre[1]:.0f} ± {self.span[1]:.0f}; {image.name}, {image.shape[1]} x {image.shape[0]} "
                 "pixels, reaches far beyond it. Is it the PSF of this image?"
             )
         return replace(self, shape=image.shape)

@@ -41,6 +41,12 @@ _UNCLEAR = 0.1
 _NEGATIVE = 0.05
 """More negative light than this, as a fraction of all light, gives a warning."""
 
+_REACH, _BEYOND = 5.0, 0.015
+"""A PSF that ends nearer to its centre than so many FWHM, with more than this part of its light just beyond, warns.
+
+Fitted radii through files of Moffat and Airy profiles that end so are 1 to 20 % too large.
+"""
+
 _CORE = 3.0
 """A missing pixel nearer to the centre than this many FWHM is an error; farther out it becomes 0."""
 
@@ -149,7 +155,8 @@ def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: 
     Warns
     -----
     SersicnetWarning
-        If a pedestal is subtracted, missing pixels are set to 0, or stamps are left out.
+        If a pedestal is subtracted, missing pixels are set to 0, stamps are left out, or the image is too coarse or
+        too small for its PSF.
     """
     if oversampling is not None and oversampling < 1:
         raise InputError(f"The oversampling of a PSF is a whole number from 1; received {oversampling}.")
@@ -174,8 +181,28 @@ def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: 
         psf = _of_nodes(images, found.field, name, label, samples)
     else:
         psf = _of_polynomial(images, found.field, name, samples)
+    _check_reach(psf, label)
     psf = replace(psf, scale=scale)
     return psf if pixel_scale is None else psf.at_scale(pixel_scale)
+
+
+def _check_reach(psf: Psf, label: str) -> None:
+    """Warn of a PSF whose image ends where it is still bright."""
+    image, middle = psf.image, len(psf.image) // 2
+    lit = [np.flatnonzero((image != 0).any(axis)) for axis in (0, 1)]
+    half = min(min(middle - line[0], line[-1] - middle) for line in lit)
+    if half < 1 or half >= _REACH * psf.fwhm * psf.oversampling:
+        return
+    radius = np.hypot(*np.indices(image.shape) - middle) / half
+    rim = (radius > 0.85) & (radius <= 1)
+    # The light from the border to twice its distance, of wings with the typical steepness.
+    beyond = np.pi * half**2 * float((image * radius ** _WINGS[1])[rim].mean())
+    if beyond > _BEYOND:
+        warn(
+            f"{label} ends {half / psf.fwhm / psf.oversampling:.1f} FWHM from the centre of the PSF, where about "
+            f"{100 * beyond:.0f} % of its light is just beyond: radii may be off by more than that. Give a larger "
+            "image of the PSF."
+        )
 
 
 # --- formats ---
@@ -289,7 +316,9 @@ def _of_psfex(unit: fits.BinTableHDU, label: str, sampled: bool) -> _Found:
         )
     if len(terms) == 1:
         return _Found(images[0], None, step)
-    return _Found(images, Polynomial((centre[0], centre[1]), (span[0], span[1]), tuple(terms)), step)
+    # Coordinates of PSFEx are -0.5 to 0.5 over the extent of its stars.
+    images = images * np.array([0.5 ** (i + j) for i, j in terms])[:, None, None]
+    return _Found(images, Polynomial((centre[0], centre[1]), (span[0] / 2, span[1] / 2), tuple(terms)), step)
 
 
 def _terms(axes: Sequence[int], groups: Sequence[int], degrees: Sequence[int]) -> list[tuple[int, int]]:
@@ -611,6 +640,18 @@ def _of_polynomial(images: np.ndarray, field: Polynomial, name: str, samples: in
     return Psf.varying(framed(images, (round(core.row), round(core.column))), field, name, samples)
 
 
+def _lowest_ring(image: np.ndarray) -> float:
+    """The least median of the pixels of a ring about the middle of a square image, and two of its errors."""
+    half = len(image) // 2
+    ring = np.rint(np.hypot(*np.indices(image.shape) - half)).astype(int)
+    values = [image[ring == radius] for radius in range(1, half + 1)]
+    middle = [float(np.median(one)) for one in values]
+    errors = [
+        1.858 * float(np.median(np.abs(one - m))) / np.sqrt(len(one)) for one, m in zip(values, middle, strict=True)
+    ]
+    return min(m + 2 * error for m, error in zip(middle, errors, strict=True))
+
+
 def _without_pedestal(image: np.ndarray, name: str) -> np.ndarray:
     """The PSF without a constant that was added to all of its pixels, which its rim shows.
 
@@ -634,6 +675,9 @@ def _without_pedestal(image: np.ndarray, name: str) -> np.ndarray:
     # Where the rings hold a pedestal and a wing, their difference is the wing's, whose steepness gives its level.
     rise = [float(np.median(radius[outer]) / np.median(radius[inner])) ** power - 1 for power in _WINGS]
     least, typical, most = (level - step / more for more in rise)
+    lowest = _lowest_ring(image)
+    if 0 < lowest < typical:  # bright and dark rings of diffraction: the level of the dark ones is the most
+        least, typical, most = min(least, 2 * lowest - typical), lowest, lowest
     spread = float(np.median(np.abs(image[outer] - level)))
     error = 1.858 * spread / np.sqrt(np.count_nonzero(outer))  # of a median: 1.4826 by 1.2533
     rest = image.sum() - typical * image.size
