@@ -164,6 +164,11 @@ class Dataset:
         self.path = Path(path)
         if not self.path.is_file():
             raise DatasetError(f"A dataset is a file made by `sersicnet simulate`; there is none at {path}.")
+        if not h5py.is_hdf5(self.path):
+            raise DatasetError(
+                f"{path} is not a complete HDF5 file, as `sersicnet simulate` writes. Give such a file, or simulate it "
+                "again."
+            )
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:

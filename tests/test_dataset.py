@@ -280,7 +280,7 @@ def test_bad_files_are_refused(tmp_path, small_dataset):
     with pytest.raises(DatasetError, match="there is none"):
         Dataset(tmp_path / "nothing.h5")
     (tmp_path / "text.h5").write_text("no")
-    with pytest.raises(DatasetError, match="not a complete HDF5 file"):
+    with pytest.raises(DatasetError, match="not a complete HDF5 file, as `sersicnet simulate` writes"):
         Dataset(tmp_path / "text.h5")
     cut = tmp_path / "cut.h5"
     cut.write_bytes(small_dataset.read_bytes()[:5000])
@@ -363,6 +363,8 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
     ("text", "message"),
     [
         ("x,y,mag,r_eff_pix,sersic_n,ellipticity\n1,2,3,4,5,0.6\n", "needs a column image, .* with `image`"),
+        ("image;x;y;mag;r_eff_pix;sersic_n;ellipticity\na;1;2;3;4;5;0.6\n", "it has image;x;y;mag"),
+        ("", "needs columns mag, .* it has none"),
         ("image,x,y,mag,sersic_n,ellipticity\n", "needs a column r_eff_pix or r_eff"),
         ("image,x,dec,mag,r_eff_pix,sersic_n,q\nfield.fits,1,2,20,5,1,1\n", "both x and y, or both ra and dec"),
         (HEADER.replace("image,", "").strip() + ",image\n200,200,20,5,1,0.3\n", "line 2: image is empty"),
@@ -380,6 +382,15 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
 def test_bad_labels_are_named(labelled, text, message):
     with pytest.raises(DatasetError, match=message):
         labels.read_labels(labelled(text))
+
+
+def test_files_that_hold_no_galaxies_are_told_what_does(small_dataset, tmp_path):
+    (tmp_path / "labels.tsv").write_text("x\ty\n1\t2\n")
+    with pytest.raises(DatasetError, match=r"a table \(\.fits, .*\), or a dataset .*labels.tsv is none of them"):
+        labels.real_galaxies(tmp_path / "labels.tsv")
+    for options in ({"image": "a.fits"}, {"zero_point": 25.0}):
+        with pytest.raises(InputError, match=r"`image` and `zero_point` are for tables and images; .* is a dataset"):
+            labels.real_galaxies(small_dataset, **options)
 
 
 def test_fits_that_left_the_image_are_no_labels(labelled):

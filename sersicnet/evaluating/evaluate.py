@@ -141,6 +141,8 @@ def evaluate(
     inputs = frozenset[str]().union(*(network.inputs for network in networks.values()))
     with _opened(data, image, zero_point, inputs) as source:
         simulated = source if isinstance(source, Dataset) else None
+        if simulated is not None and domains is None and (image is not None or zero_point is not None):
+            raise InputError(f"`image` and `zero_point` are for tables of labels; {data} is a dataset. Leave them out.")
         if limits and simulated is None:
             raise InputError(
                 f"The limit is computed for datasets of `sersicnet simulate`; received {data} with `limits`."
@@ -190,10 +192,11 @@ def _opened(
     data: str | Path, image: str | Path | None, zero_point: float | None, inputs: frozenset[str]
 ) -> AbstractContextManager[Dataset | Arrays]:
     from sersicnet.dataset import Dataset
-    from sersicnet.training.labels import read_labels
+    from sersicnet.training.labels import check_dataset, read_labels
 
     if holds_table(data):
         return nullcontext(read_labels(data, image, zero_point, inputs))
+    check_dataset(data)
     return Dataset(data)
 
 

@@ -13,10 +13,11 @@ from sersicnet import networks, weights
 from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError, InputError, warn
-from sersicnet.networks import freeze, keras
+from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
 from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
+from sersicnet.training.joined import check_shown
 from sersicnet.training.loop import Report, Scaling, Task, fit, predict, silent
 from sersicnet.training.losses import Arguments, regression
 from sersicnet.training.recipe import FINETUNE, SCHEDULE, Recipe
@@ -81,10 +82,12 @@ def finetune(
     check_directory(output, weights.SUMS, overwrite)
     if layers not in LAYERS:
         raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
-    if test is not None:
-        Dataset(test).close()
     start = weights.load(base, to_train=True)
     network = start.card["network"]
+    if test is not None:
+        with Dataset(test) as other:
+            check_shown(network, other)
+    check_shown(network, real)
     architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
     recipe.check()
     galaxies = _usable(real, start, recipe)
@@ -101,14 +104,20 @@ def finetune(
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 
     def follow(run: Run, schedule: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
-        keras.utils.set_random_seed(seed)
+        seed_keras(seed)
         core, steps = architecture.build(), recipe.epochs * math.ceil(rows[0][1] / recipe.batch)
         core.set_weights(origin)
         freeze(core, body=not body)
         state = fit(task(core, *regression(core, recipe, steps)), recipe, seed, run, report, schedule)
         found[schedule] = state, core.get_weights()
 
-    config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
+    config = {
+        "base": start.sha256,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "data": real.sha256(),
+        "backend": keras.backend.backend(),
+    }
     with Run(output.with_name(output.name + ".run"), config, overwrite) as run:
         given = start.core().get_weights()
         if layers in ("auto", "all"):

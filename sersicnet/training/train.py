@@ -18,7 +18,7 @@ import numpy as np
 from sersicnet import networks, weights
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import InputError
-from sersicnet.networks import freeze, keras
+from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import encode
 from sersicnet.training.card import (
@@ -33,7 +33,7 @@ from sersicnet.training.card import (
     summary,
 )
 from sersicnet.training.device import on_accelerator
-from sersicnet.training.joined import Examples, Joined, bright, judging_rows
+from sersicnet.training.joined import Examples, Joined, bright, check_shown, judging_rows
 from sersicnet.training.loop import Report, Scaling, Task, fit, silent
 from sersicnet.training.losses import ALIGNMENTS, aligned, regression
 from sersicnet.training.on_the_fly import OnTheFly
@@ -117,7 +117,8 @@ def train(
     check_directory(output, weights.SUMS, overwrite)
     network, recipe, base = _checked(network, recipe, adapt, real, start)
     if test is not None:
-        Dataset(test).close()
+        with Dataset(test) as other:
+            check_shown(network, other)
     paths = [data] if isinstance(data, str | Path) else list(data)
     if on_the_fly and len(paths) > 1:
         raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {len(paths)}.")
@@ -126,9 +127,12 @@ def train(
             f"`on_the_fly` draws galaxies with their noise, and adds none to it; received a recipe with `noise` "
             f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
         )
+    if real is not None:
+        check_shown(network, real)
     with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
+        check_shown(network, simulated)
         examples = _examples(simulated, recipe, limit, real, real_labels, seed)
-        keras.utils.set_random_seed(seed)
+        seed_keras(seed)
         task = _task(network, recipe, base, adapt, examples)
         galaxies = None
         if on_the_fly and isinstance(simulated, Dataset):
