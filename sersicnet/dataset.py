@@ -22,7 +22,7 @@ import hashlib
 import json
 import mmap
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -443,6 +443,32 @@ class Readable(Protocol):
     def inputs(self, start: int, stop: int) -> Inputs:
         """What networks are shown of the galaxies from `start` to `stop`; threads share it."""
         ...
+
+
+def check_shown(galaxies: Readable, wanted: Collection[str], network: str) -> None:
+    """Refuse galaxies without an input that a network is shown, such as those of sets that hold no PSF.
+
+    Parameters
+    ----------
+    galaxies : Readable
+    wanted : collection of str
+        Fields of `Inputs`.
+    network : str
+        Its name, for the message.
+
+    Raises
+    ------
+    DatasetError
+    """
+    known = galaxies.inputs(0, 0)
+    missing = [name for name in sorted(wanted) if getattr(known, name) is None]
+    if missing:
+        kinds = "the real galaxies" if isinstance(galaxies, Arrays) else "the training sets"
+        what = f"those of {galaxies.path}" if isinstance(galaxies, Dataset) else kinds
+        raise DatasetError(
+            f"The network {network} is shown the {' and '.join(missing)} of galaxies, which {what} do not hold. "
+            "Simulate them again, or choose a network that is shown stamps alone."
+        )
 
 
 def streamed(

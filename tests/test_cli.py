@@ -282,6 +282,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("simulate", "--preview", "sheet.gif"), "ends in .png or .pdf"),
         (("simulate", "--galaxies", "spiral"), "sersic or real-like"),
         (("simulate", "--mosaic", "300", "--neighbours"), "--mosaic takes --n, --seed and --output"),
+        (("simulate", "--mosaic", "300", "--zero-point", "25"), "received --zero-point with it"),
+        (("simulate", "--telescopes", "any", "--zero-point", "25"), "received --zero-point with it"),
     ):
         code, out, err = run(*arguments)
         assert code == 1, arguments

@@ -276,6 +276,14 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         assert journal.finish() == tmp_path / "a"
 
 
+@pytest.mark.parametrize("rms", [0.0, 1e-12, np.inf, np.nan])
+def test_stamps_that_integers_cannot_hold_are_refused(rms):
+    """As of noise that was brought to the zero point of the simulation from a wrong one."""
+    truth = {"rms": np.array([0.003, rms])}
+    with pytest.raises(DatasetError, match=r"stamp 17 has 1, with a noise of .*\. Check the zero point"):
+        pack(16, np.ones((2, 128, 128), np.float32), truth)
+
+
 def test_bad_files_are_refused(tmp_path, small_dataset):
     with pytest.raises(DatasetError, match="there is none"):
         Dataset(tmp_path / "nothing.h5")

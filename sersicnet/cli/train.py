@@ -122,8 +122,8 @@ def train(
 
     without = {"real": real is not None, "alpha": alpha is not None, "real_labels=False": not real_labels}
     if adapt is None and any(without.values()):
-        given = " and ".join(f"`{name}`" for name, was_given in without.items() if was_given)
-        raise InputError(f"Real galaxies, and how they train, are for `adapt`; received {given} without it.")
+        received = " and ".join(f"`{name}`" for name, given in without.items() if given)
+        raise InputError(f"Real galaxies, and how they train, are for `adapt`; received {received} without it.")
     check_directory(output, SUMS, overwrite)  # before images are read
     network = network or training.network_of(start)
     recipe = (RECIPES if adapt is None else ADAPT).get(network)

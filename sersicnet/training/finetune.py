@@ -11,13 +11,12 @@ import numpy as np
 
 from sersicnet import networks, weights
 from sersicnet.catalogue.scores import scores
-from sersicnet.dataset import Arrays, Dataset
+from sersicnet.dataset import Arrays, Dataset, check_shown
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
 from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
-from sersicnet.training.joined import check_shown
 from sersicnet.training.loop import Report, Scaling, Task, fit, predict, silent
 from sersicnet.training.losses import Arguments, regression
 from sersicnet.training.recipe import FINETUNE, SCHEDULE, Recipe
@@ -80,16 +79,9 @@ def finetune(
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
-    if layers not in LAYERS:
-        raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
-    start = weights.load(base, to_train=True)
+    start, recipe = _checked(real, base, layers, recipe, test)
     network = start.card["network"]
-    if test is not None:
-        with Dataset(test) as other:
-            check_shown(network, other)
-    check_shown(network, real)
-    architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
-    recipe.check()
+    architecture = networks.ARCHITECTURES[network]
     galaxies = _usable(real, start, recipe)
     n = len(galaxies)
     galaxies = galaxies.taken(np.random.default_rng(seed).permutation(n))
@@ -111,13 +103,8 @@ def finetune(
         state = fit(task(core, *regression(core, recipe, steps)), recipe, seed, run, report, schedule)
         found[schedule] = state, core.get_weights()
 
-    config = {
-        "base": start.sha256,
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "data": real.sha256(),
-        "backend": keras.backend.backend(),
-    }
+    config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
+    config["backend"] = keras.backend.backend()
     with Run(output.with_name(output.name + ".run"), config, overwrite) as run:
         given = start.core().get_weights()
         if layers in ("auto", "all"):
@@ -153,6 +140,23 @@ def finetune(
         done = saved(output, model, card, test)
         run.remove()
     return done
+
+
+def _checked(
+    real: Arrays, base: str | Path, layers: str, recipe: Recipe | None, test: str | Path | None
+) -> tuple[weights.Weights, Recipe]:
+    """The weights to start from, and the recipe; refuses options that do not go together."""
+    if layers not in LAYERS:
+        raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
+    start = weights.load(base, to_train=True)
+    network = start.card["network"]
+    if test is not None:
+        with Dataset(test) as other:
+            check_shown(other, start.inputs, network)
+    check_shown(real, start.inputs, network)
+    recipe = recipe or FINETUNE[network]
+    recipe.check()
+    return start, recipe
 
 
 def _usable(real: Arrays, start: weights.Weights, recipe: Recipe) -> Arrays:

@@ -10,7 +10,6 @@ import numpy as np
 
 from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import DatasetError
-from sersicnet.networks import ARCHITECTURES
 from sersicnet.schema import Inputs
 from sersicnet.training.sets import Sets
 
@@ -119,24 +118,6 @@ def _endless(
             elif high - low < size:
                 again = np.resize(np.arange(len(rows)), size)
                 yield inputs.taken(again), rows[again]
-
-
-def check_shown(network: str, galaxies: Dataset | Sets | Arrays) -> None:
-    """Refuse galaxies without an input that a network is shown, such as those of sets that hold no PSF.
-
-    Raises
-    ------
-    DatasetError
-    """
-    known = galaxies.inputs(0, 0)
-    missing = [name for name in sorted(ARCHITECTURES[network].inputs) if getattr(known, name) is None]
-    if missing:
-        kinds = "the real galaxies" if isinstance(galaxies, Arrays) else "the training sets"
-        what = f"those of {galaxies.path}" if isinstance(galaxies, Dataset) else kinds
-        raise DatasetError(
-            f"The network {network} is shown the {' and '.join(missing)} of galaxies, which {what} do not hold. "
-            "Simulate them again, or train fovea-fixed."
-        )
 
 
 def bright(real: Dataset | Arrays, faint_limit: float) -> Dataset | Arrays:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sersicnet import networks, weights
-from sersicnet.dataset import Arrays, Dataset
+from sersicnet.dataset import Arrays, Dataset, check_shown
 from sersicnet.errors import InputError
 from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
@@ -33,7 +33,7 @@ from sersicnet.training.card import (
     summary,
 )
 from sersicnet.training.device import on_accelerator
-from sersicnet.training.joined import Examples, Joined, bright, check_shown, judging_rows
+from sersicnet.training.joined import Examples, Joined, bright, judging_rows
 from sersicnet.training.loop import Report, Scaling, Task, fit, silent
 from sersicnet.training.losses import ALIGNMENTS, aligned, regression
 from sersicnet.training.on_the_fly import OnTheFly
@@ -118,7 +118,7 @@ def train(
     network, recipe, base = _checked(network, recipe, adapt, real, start)
     if test is not None:
         with Dataset(test) as other:
-            check_shown(network, other)
+            check_shown(other, inputs_of(network), network)
     paths = [data] if isinstance(data, str | Path) else list(data)
     if on_the_fly and len(paths) > 1:
         raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {len(paths)}.")
@@ -128,9 +128,9 @@ def train(
             f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
         )
     if real is not None:
-        check_shown(network, real)
+        check_shown(real, inputs_of(network), network)
     with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
-        check_shown(network, simulated)
+        check_shown(simulated, inputs_of(network), network)
         examples = _examples(simulated, recipe, limit, real, real_labels, seed)
         seed_keras(seed)
         task = _task(network, recipe, base, adapt, examples)
