@@ -22,7 +22,7 @@ import hashlib
 import json
 import mmap
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +164,11 @@ class Dataset:
         self.path = Path(path)
         if not self.path.is_file():
             raise DatasetError(f"A dataset is a file made by `sersicnet simulate`; there is none at {path}.")
+        if not h5py.is_hdf5(self.path):
+            raise DatasetError(
+                f"{path} is not a complete HDF5 file, as `sersicnet simulate` writes. Give such a file, or simulate it "
+                "again."
+            )
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
@@ -438,6 +443,32 @@ class Readable(Protocol):
     def inputs(self, start: int, stop: int) -> Inputs:
         """What networks are shown of the galaxies from `start` to `stop`; threads share it."""
         ...
+
+
+def check_shown(galaxies: Readable, wanted: Collection[str], network: str) -> None:
+    """Refuse galaxies without an input that a network is shown, such as those of sets that hold no PSF.
+
+    Parameters
+    ----------
+    galaxies : Readable
+    wanted : collection of str
+        Fields of `Inputs`.
+    network : str
+        Its name, for the message.
+
+    Raises
+    ------
+    DatasetError
+    """
+    known = galaxies.inputs(0, 0)
+    missing = [name for name in sorted(wanted) if getattr(known, name) is None]
+    if missing:
+        kinds = "the real galaxies" if isinstance(galaxies, Arrays) else "the training sets"
+        what = f"those of {galaxies.path}" if isinstance(galaxies, Dataset) else kinds
+        raise DatasetError(
+            f"The network {network} is shown the {' and '.join(missing)} of galaxies, which {what} do not hold. "
+            "Simulate them again, or choose a network that is shown stamps alone."
+        )
 
 
 def streamed(

@@ -21,6 +21,9 @@ from sersicnet.schema import INPUT_SHAPES, SCHEMA_VERSION, STAMP_SIZE
 
 _COMPRESSION_LEVEL = 2
 
+MOST_QUANTA = 2**31
+"""What a pixel of a stamp is less than, in quanta."""
+
 
 class Block(NamedTuple):
     """Up to `BLOCK` consecutive stamps, compressed, their truth, and the views of a PSF that only they have."""
@@ -40,15 +43,30 @@ def pack(first: int, stamps: np.ndarray, truth: dict[str, np.ndarray], views: np
     first : int
         Index of the first stamp, a multiple of `BLOCK`.
     stamps : ndarray, float32, (n <= BLOCK, 128, 128)
-        In image units; all finite.
+        In image units.
     truth : dict of ndarray, float, (n,)
         The columns named in `TRUTH_COLUMNS`, and further ones.
     views : ndarray, float32, (4, 32, 32), optional
         Of the PSF of the block, see `sersicnet.image.views.psf_views`.
+
+    Raises
+    ------
+    DatasetError
+        If a pixel is not finite, or too bright for an integer number of quanta.
     """
-    quantum = (truth["rms"] / QUANTA_PER_RMS).astype(np.float32)
+    with np.errstate(all="ignore"):
+        quantum = (truth["rms"] / QUANTA_PER_RMS).astype(np.float32)
+        quanta = np.rint(stamps / quantum[:, None, None])
+        bad = ~(np.isfinite(quantum) & (np.abs(quanta).max(axis=(1, 2), initial=0) < MOST_QUANTA))
+    if bad.any():
+        i = int(bad.argmax())
+        raise DatasetError(
+            f"Stamps hold pixels up to {MOST_QUANTA / QUANTA_PER_RMS:.2g} times their noise; stamp {first + i} has "
+            f"{np.abs(stamps[i]).max():.3g}, with a noise of {truth['rms'][i]:.3g}. Check the zero point, and the "
+            "image that the noise is from."
+        )
     integers = np.zeros((BLOCK, STAMP_SIZE, STAMP_SIZE), dtype="<i4")
-    integers[: len(stamps)] = np.rint(stamps / quantum[:, None, None])
+    integers[: len(stamps)] = quanta
     # What HDF5's shuffle and deflate filters would do, done here to use every core.
     shuffled = np.ascontiguousarray(integers.reshape(-1).view(np.uint8).reshape(-1, 4).T)
     return Block(first, zlib.compress(shuffled.tobytes(), _COMPRESSION_LEVEL), quantum, truth, views)

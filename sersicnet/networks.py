@@ -42,13 +42,13 @@ def _start() -> None:
             tensorflow = importlib.import_module("tensorflow")
             tensorflow.get_logger().setLevel("ERROR")
             tensorflow.config.list_physical_devices()
-    except ImportError:
-        raise
-    except Exception as error:  # a setting of another age: Keras raises several kinds
+    except Exception as error:  # a setting of another age, or no such backend here: Keras raises several kinds
+        if isinstance(error, ImportError) and error.name == "keras":
+            raise
         home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
         raise InputError(
-            f"Keras does not start: {first_line(error)} Its settings are in {home / 'keras.json'} and the environment "
-            "variable KERAS_BACKEND: correct or remove them."
+            f"Keras does not start: {first_line(error).removesuffix('.')}. Its settings are in {home / 'keras.json'} "
+            "and the environment variable KERAS_BACKEND: correct or remove them."
         ) from error
     finally:
         os.dup2(stderr, 2)
@@ -76,6 +76,11 @@ SPREAD_LIMITS = (-8.0, 3.0)
 def inputs() -> Inputs:
     """A Keras input for each field of `sersicnet.schema.Inputs`, with its name; a network takes those that it needs."""
     return Inputs(*(keras.Input(shape, name=name) for name, shape in INPUT_SHAPES._asdict().items()))
+
+
+def seed_keras(seed: int) -> None:
+    """Seed the random numbers of Keras, which takes 32 bits: of a larger seed, the lowest count."""
+    keras.utils.set_random_seed(seed % 2**32)
 
 
 def shown(model: keras.Model, given: Inputs) -> Any:

@@ -261,6 +261,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         ((*measure, field[0], "--columns", "+chi2"), "--columns lists chi2, which needs fits. Leave it out."),
         (("finetune", "--real", "labels.csv"), "needs a column ellipticity or q"),
         (("finetune", "--real", "outside.csv"), "line 3"),
+        (("finetune", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
+        (("train", "none.h5", "--adapt", "dann", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
+        (("train", "none.h5", "--alpha", "0.5"), "are for --adapt; received --alpha without it"),
+        (("train", "none.h5", "--no-real-labels"), "are for --adapt; received --no-real-labels without it"),
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),
         (("evaluate", "table.fits"), "give --truth for table.fits"),
@@ -278,6 +282,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("simulate", "--preview", "sheet.gif"), "ends in .png or .pdf"),
         (("simulate", "--galaxies", "spiral"), "sersic or real-like"),
         (("simulate", "--mosaic", "300", "--neighbours"), "--mosaic takes --n, --seed and --output"),
+        (("simulate", "--mosaic", "300", "--zero-point", "25"), "received --zero-point with it"),
+        (("simulate", "--telescopes", "any", "--zero-point", "25"), "received --zero-point with it"),
     ):
         code, out, err = run(*arguments)
         assert code == 1, arguments

@@ -276,11 +276,19 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         assert journal.finish() == tmp_path / "a"
 
 
+@pytest.mark.parametrize("rms", [0.0, 1e-12, np.inf, np.nan])
+def test_stamps_that_integers_cannot_hold_are_refused(rms):
+    """As of noise that was brought to the zero point of the simulation from a wrong one."""
+    truth = {"rms": np.array([0.003, rms])}
+    with pytest.raises(DatasetError, match=r"stamp 17 has 1, with a noise of .*\. Check the zero point"):
+        pack(16, np.ones((2, 128, 128), np.float32), truth)
+
+
 def test_bad_files_are_refused(tmp_path, small_dataset):
     with pytest.raises(DatasetError, match="there is none"):
         Dataset(tmp_path / "nothing.h5")
     (tmp_path / "text.h5").write_text("no")
-    with pytest.raises(DatasetError, match="not a complete HDF5 file"):
+    with pytest.raises(DatasetError, match="not a complete HDF5 file, as `sersicnet simulate` writes"):
         Dataset(tmp_path / "text.h5")
     cut = tmp_path / "cut.h5"
     cut.write_bytes(small_dataset.read_bytes()[:5000])
@@ -363,6 +371,8 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
     ("text", "message"),
     [
         ("x,y,mag,r_eff_pix,sersic_n,ellipticity\n1,2,3,4,5,0.6\n", "needs a column image, .* with `image`"),
+        ("image;x;y;mag;r_eff_pix;sersic_n;ellipticity\na;1;2;3;4;5;0.6\n", "it has image;x;y;mag"),
+        ("", "needs columns mag, .* it has none"),
         ("image,x,y,mag,sersic_n,ellipticity\n", "needs a column r_eff_pix or r_eff"),
         ("image,x,dec,mag,r_eff_pix,sersic_n,q\nfield.fits,1,2,20,5,1,1\n", "both x and y, or both ra and dec"),
         (HEADER.replace("image,", "").strip() + ",image\n200,200,20,5,1,0.3\n", "line 2: image is empty"),
@@ -380,6 +390,15 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
 def test_bad_labels_are_named(labelled, text, message):
     with pytest.raises(DatasetError, match=message):
         labels.read_labels(labelled(text))
+
+
+def test_files_that_hold_no_galaxies_are_told_what_does(small_dataset, tmp_path):
+    (tmp_path / "labels.tsv").write_text("x\ty\n1\t2\n")
+    with pytest.raises(DatasetError, match=r"a table \(\.fits, .*\), or a dataset .*labels.tsv is none of them"):
+        labels.real_galaxies(tmp_path / "labels.tsv")
+    for options in ({"image": "a.fits"}, {"zero_point": 25.0}):
+        with pytest.raises(InputError, match=r"`image` and `zero_point` are for tables and images; .* is a dataset"):
+            labels.real_galaxies(small_dataset, **options)
 
 
 def test_fits_that_left_the_image_are_no_labels(labelled):

@@ -15,6 +15,7 @@ from sersicnet.evaluating import domains, evaluate
 from sersicnet.measuring.measure import measure
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.schema import TARGET_NAMES
+from sersicnet.simulating import world
 from sersicnet.simulating.recipe import Prior, Simulation
 from sersicnet.simulating.simulate import simulate
 from sersicnet.simulating.telescopes import effective_psf
@@ -80,6 +81,24 @@ def test_signal_to_noise_is_near_that_of_a_matched_filter(small_dataset):
         ratios.append(found[i] / best)
     assert 0.4 < min(ratios) < max(ratios) < 1.4
     assert 0.7 < np.median(ratios) < 1
+
+
+def test_a_set_of_many_telescopes_has_scores_and_no_limit(psf_weights, tmp_path):
+    path = simulate(tmp_path / "any.h5", world.simulation("any", 192, 3))
+    with Dataset(path) as data:
+        found, truth = evaluate.signal_to_noise(data), data.truth
+    known = np.isfinite(truth["electrons"])
+    np.testing.assert_array_equal(np.isfinite(found), known)
+    area = 4 * np.pi * ((truth["fwhm"] / 2.355) ** 2 + 0.5 * (1 - truth["ellipticity"]) * truth["r_eff_pix"] ** 2)
+    flux = 10 ** (-0.4 * (truth["mag"] - 30))
+    of_sky = flux / (truth["rms"] * truth["correlation"] * np.sqrt(area))  # what the galaxies are drawn by
+    ratio = (found / of_sky)[known]
+    assert ratio.max() < 1.5
+    assert 0.5 < np.median(ratio[of_sky[known] < 30]) < 1
+    rows = next(iter(evaluate.evaluate(path, psf_weights)["scores"].values()))["by_snr"]
+    assert 0 < sum(row["n"] for row in rows) <= known.sum()
+    with pytest.raises(InputError, match=r"computed for images of one telescope; .*any\.h5 is of several"):
+        evaluate.evaluate(path, psf_weights, limits=True)
 
 
 def test_missing_measurements_are_counted():

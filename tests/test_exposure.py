@@ -110,6 +110,7 @@ def test_a_ccddata_has_a_zero_point_by_its_unit():
         (np.full((30, 30), "a"), {"zero_point": 25.0}, "an array of numbers"),
         (np.zeros((30, 30)), {"zero_point": 25.0, "noise": np.ones((30, 31))}, "must agree"),
         (np.zeros((30, 30)), {"zero_point": np.nan}, "finite AB magnitude"),
+        (np.zeros((30, 30)), {"zero_point": 259463}, "from -100 to 100; received 259463"),
         (np.zeros((30, 30)), {"zero_point": 25.0, "noise": np.ones((30, 30)), "noise_kind": "ivar"}, "received ivar"),
     ],
 )

@@ -674,6 +674,16 @@ def test_settings_of_keras_that_do_not_serve_are_one_line(directory, tmp_path, k
     assert done.stderr.count("\n") == 1
 
 
+def test_a_backend_of_keras_that_is_not_installed_is_one_line(directory, tmp_path):
+    without_onnx(directory)
+    script = f"import sys; sys.modules['torch'] = None; from sersicnet import cli; cli.main(['export', '{directory}'])"
+    done = with_settings(tmp_path, '{"backend": "torch"}', script)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Keras does not start: ")
+    assert "torch" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_settings_of_keras_do_not_change_networks(tmp_path):
     script = (
         "from sersicnet import networks as n; m = n.tl(); print(m.count_params(), m.dtype, n.keras.config.floatx())"

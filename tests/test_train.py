@@ -457,6 +457,52 @@ def test_bad_options_write_nothing(small_dataset, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_any_seed_trains(small_dataset, tmp_path, tiny_network):
+    """Keras takes seeds of 32 bits, which the seeds of users need not have."""
+    seed = 2**40 + 1
+    base = train.train(small_dataset, tmp_path / "w", network=tiny_network, recipe=quick("dann"), seed=seed)
+    assert base.card["seed"] == seed
+    real, recipe = real_galaxies(small_dataset), quick("dann")
+    assert finetune(real, tmp_path / "f", base=base.path, recipe=recipe, layers="all", seed=seed).card["seed"] == seed
+
+
+def test_sets_without_what_the_network_is_shown_are_refused_before_training(small_dataset, psf_weights, tmp_path):
+    """Those of an earlier version hold no PSF."""
+    old = tmp_path / "old.h5"
+    shutil.copy(small_dataset, old)
+    with h5py.File(old, "r+") as file:
+        del file["psf"]
+    real = real_galaxies(old)
+    for data, options, name in (
+        (old, {}, "old.h5"),
+        ([old, old], {}, "training sets"),
+        (small_dataset, {"test": old}, "old.h5"),
+        (small_dataset, {"adapt": "dann", "real": real}, "real galaxies"),
+    ):
+        with pytest.raises(DatasetError, match=f"fovea is shown the psf of galaxies, which .*{name}.* do not hold"):
+            train.train(data, tmp_path / "w", **options)
+    for galaxies, options, name in ((real, {}, "real galaxies"), (real_galaxies(small_dataset), {"test": old}, "old")):
+        with pytest.raises(DatasetError, match=f"fovea is shown the psf of galaxies, which .*{name}.* do not hold"):
+            finetune(galaxies, tmp_path / "w", base=psf_weights, **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["old.h5"]
+
+
+def test_fine_tuning_continues_only_under_the_backend_that_it_began_with(
+    small_dataset, tiny_weights, tmp_path, monkeypatch
+):
+    def kill(progress):
+        if progress.record is not None:
+            raise KilledError
+
+    recipe = replace(FINETUNE["fovea"], epochs=2)
+    tuned = partial(finetune, real_galaxies(small_dataset), tmp_path / "w", base=tiny_weights, recipe=recipe)
+    with pytest.raises(KilledError):
+        tuned(layers="all", report=kill)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "another")
+    with pytest.raises(InputError, match=r"backend: .*, now another"):
+        tuned(layers="all")
+
+
 def test_existing_weights_are_kept(small_dataset, tmp_path):
     (tmp_path / "w").mkdir()
     with pytest.raises(InputError, match="exists already"):

@@ -20,6 +20,7 @@ from sersicnet.cli.shared import (
     say,
     training_progress,
 )
+from sersicnet.output import check_directory
 from sersicnet.training import recipe as defaults
 
 
@@ -64,8 +65,10 @@ def finetune(
         from sersicnet.training import finetune as finetuning
         from sersicnet.training.labels import real_galaxies
         from sersicnet.training.recipe import FINETUNE
+    from sersicnet.weights import SUMS
     from sersicnet.weights import load as loaded
 
+    check_directory(output, SUMS, overwrite)  # before images are read
     base = loaded(weights, to_train=True)
     galaxies, network = real_galaxies(real, image, zero_point, base.inputs), base.card["network"]
     recipe = FINETUNE[network]

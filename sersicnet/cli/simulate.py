@@ -165,6 +165,7 @@ def simulate(
             prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
             noise_from=noise_from, neighbours=neighbours, centring=centring, preview=preview,
             galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels, telescopes=telescopes,
+            zero_point=zero_point is not None,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
         field = Field(mosaic, n, seed)
@@ -186,6 +187,7 @@ def simulate(
                 "`centring`, `galaxies`",
                 prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
                 noise_from=noise_from, preview=preview, noiseless_labels=noiseless_labels,
+                zero_point=zero_point is not None,
             )  # fmt: skip
         simulation = (
             world.simulation(telescopes, n, seed, neighbours=neighbours, centring=centring, galaxies=galaxies)

@@ -18,6 +18,8 @@ from sersicnet.cli.shared import (
     say,
     training_progress,
 )
+from sersicnet.errors import InputError
+from sersicnet.output import check_directory
 
 
 def train(
@@ -119,7 +121,13 @@ def train(
         from sersicnet.training import train as training
         from sersicnet.training.labels import real_galaxies
         from sersicnet.training.recipe import ADAPT, RECIPES
+        from sersicnet.weights import SUMS
 
+    without = {"real": real is not None, "alpha": alpha is not None, "real_labels=False": not real_labels}
+    if adapt is None and any(without.values()):
+        received = " and ".join(f"`{name}`" for name, given in without.items() if given)
+        raise InputError(f"Real galaxies, and how they train, are for `adapt`; received {received} without it.")
+    check_directory(output, SUMS, overwrite)  # before images are read
     network = network or training.network_of(start)
     recipe = (RECIPES if adapt is None else ADAPT).get(network)
     if recipe is not None:

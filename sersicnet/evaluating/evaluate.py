@@ -67,18 +67,23 @@ def signal_to_noise(data: Dataset) -> np.ndarray:
     Returns
     -------
     ndarray, float64, (N,)
+        NaN where a set of many telescopes does not hold the gain, which a network is not always shown.
     """
     from sersicnet.simulating.telescopes import Instrument
 
-    preset = data.config["instrument"]
-    taken_with = Instrument(**{**preset, "pixels": tuple(preset["pixels"])})
     truth = data.truth
+    if data.config.get("telescopes"):
+        width, correlated = truth["fwhm"] / 2, truth["correlation"] ** 2
+        exposure = truth["electrons"] / truth["rms"]
+    else:
+        preset = data.config["instrument"]
+        taken_with = Instrument(**{**preset, "pixels": tuple(preset["pixels"])})
+        width = data.config["psf_fwhm"] / data.pixel_scale / 2 * truth.get("psf_stretch", 1.0)
+        correlated, exposure = taken_with.autocorrelation().sum(), taken_with.exposure
     half = 0.5 * 10 ** (-0.4 * (truth["mag"] - data.zero_point))
-    width = data.config["psf_fwhm"] / data.pixel_scale / 2 * truth.get("psf_stretch", 1.0)
     r_eff, q = truth["r_eff_pix"], 1 - truth["ellipticity"]
     area = np.pi * np.hypot(r_eff, width) * np.hypot(q * r_eff, width)
-    variance = truth["rms"] ** 2 * taken_with.autocorrelation().sum() * area
-    return half / np.sqrt(variance + half / taken_with.exposure)
+    return half / np.sqrt(truth["rms"] ** 2 * correlated * area + half / exposure)
 
 
 def evaluate(
@@ -132,7 +137,7 @@ def evaluate(
     SersicnetError
         If the data, weights or the output cannot be used.
     """
-    from sersicnet.dataset import Dataset
+    from sersicnet.dataset import Dataset, check_shown
 
     output = _checked(output, overwrite)
     names = [weights_names] if isinstance(weights_names, str | Path) else list(weights_names)
@@ -141,6 +146,10 @@ def evaluate(
     inputs = frozenset[str]().union(*(network.inputs for network in networks.values()))
     with _opened(data, image, zero_point, inputs) as source:
         simulated = source if isinstance(source, Dataset) else None
+        if simulated is not None and domains is None and (image is not None or zero_point is not None):
+            raise InputError(f"`image` and `zero_point` are for tables of labels; {data} is a dataset. Leave them out.")
+        for label, network in networks.items():
+            check_shown(source, network.inputs, label)
         if limits and simulated is None:
             raise InputError(
                 f"The limit is computed for datasets of `sersicnet simulate`; received {data} with `limits`."
@@ -152,6 +161,8 @@ def evaluate(
         bounds = None if simulated is None or not limits else _estimates(simulated, report)
         if domains is not None:
             with _opened(domains, image, zero_point, inputs) as other:
+                for label, network in networks.items():
+                    check_shown(other, network.inputs, label)
                 result["domains"] = {"data": str(domains), **domain_tests.accuracies(source, other, networks, report)}
         measured = _measured(source, networks, shift, report)
     result["scores"] = {label: _scored(truth, found, snr) for label, found in measured.items()}
@@ -190,10 +201,11 @@ def _opened(
     data: str | Path, image: str | Path | None, zero_point: float | None, inputs: frozenset[str]
 ) -> AbstractContextManager[Dataset | Arrays]:
     from sersicnet.dataset import Dataset
-    from sersicnet.training.labels import read_labels
+    from sersicnet.training.labels import check_dataset, read_labels
 
     if holds_table(data):
         return nullcontext(read_labels(data, image, zero_point, inputs))
+    check_dataset(data)
     return Dataset(data)
 
 

@@ -41,6 +41,9 @@ KEYWORDS = (
 )  # fmt: skip
 """All keywords that `zero_point` reads. A keyword that an extension lacks is read from the primary header."""
 
+MOST_ZERO_POINT = 100
+"""Zero points of users are from minus this number to this number; that of W / (m2 Hz) is -56."""
+
 AREA_TOLERANCE = 0.1
 """Tolerance of the pixel area in a header against the area from its WCS, as a fraction: distortion changes the area
 by a few per cent."""
@@ -111,6 +114,11 @@ def zero_point(header: Mapping, given: float | None = None, wcs_scales: np.ndarr
     if given is not None:
         if not np.isfinite(given):
             raise InputError(f"A zero point is a finite AB magnitude; received {given}.")
+        if abs(given) > MOST_ZERO_POINT:
+            raise InputError(
+                f"A zero point is the AB magnitude of one image unit, from -{MOST_ZERO_POINT} to {MOST_ZERO_POINT}; "
+                f"received {given:g}. For JWST it is about 28, for HST about 26."
+            )
         return Reading(float(given), "the user")
     found = _of_unit(header, wcs_scales)
     if found is None:

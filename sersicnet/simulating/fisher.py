@@ -273,6 +273,11 @@ def _rebuilt(data: Dataset) -> tuple[Any, Callable[[float], Renderer]]:
     from sersicnet.simulating.recipe import Simulation
     from sersicnet.simulating.telescopes import effective_psf
 
+    if data.config.get("telescopes"):
+        raise InputError(
+            f"The limit is computed for images of one telescope; {data.path} is of several, and does not hold their "
+            "true PSFs. Leave out `limits`."
+        )
     try:
         simulation = Simulation.of_record(data.config, data.psf)
     except DatasetError as error:

@@ -11,9 +11,9 @@ import numpy as np
 
 from sersicnet import networks, weights
 from sersicnet.catalogue.scores import scores
-from sersicnet.dataset import Arrays, Dataset
+from sersicnet.dataset import Arrays, Dataset, check_shown
 from sersicnet.errors import DatasetError, InputError, warn
-from sersicnet.networks import freeze, keras
+from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
 from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
@@ -79,14 +79,9 @@ def finetune(
     """
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
-    if layers not in LAYERS:
-        raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
-    if test is not None:
-        Dataset(test).close()
-    start = weights.load(base, to_train=True)
+    start, recipe = _checked(real, base, layers, recipe, test)
     network = start.card["network"]
-    architecture, recipe = networks.ARCHITECTURES[network], recipe or FINETUNE[network]
-    recipe.check()
+    architecture = networks.ARCHITECTURES[network]
     galaxies = _usable(real, start, recipe)
     n = len(galaxies)
     galaxies = galaxies.taken(np.random.default_rng(seed).permutation(n))
@@ -101,7 +96,7 @@ def finetune(
     found: dict[str, tuple[dict[str, Any], list[np.ndarray]]] = {}
 
     def follow(run: Run, schedule: str, origin: list[np.ndarray], recipe: Recipe, *, body: bool) -> None:
-        keras.utils.set_random_seed(seed)
+        seed_keras(seed)
         core, steps = architecture.build(), recipe.epochs * math.ceil(rows[0][1] / recipe.batch)
         core.set_weights(origin)
         freeze(core, body=not body)
@@ -109,6 +104,7 @@ def finetune(
         found[schedule] = state, core.get_weights()
 
     config = {"base": start.sha256, "recipe": asdict(recipe), "seed": seed, "data": real.sha256()}
+    config["backend"] = keras.backend.backend()
     with Run(output.with_name(output.name + ".run"), config, overwrite) as run:
         given = start.core().get_weights()
         if layers in ("auto", "all"):
@@ -144,6 +140,23 @@ def finetune(
         done = saved(output, model, card, test)
         run.remove()
     return done
+
+
+def _checked(
+    real: Arrays, base: str | Path, layers: str, recipe: Recipe | None, test: str | Path | None
+) -> tuple[weights.Weights, Recipe]:
+    """The weights to start from, and the recipe; refuses options that do not go together."""
+    if layers not in LAYERS:
+        raise InputError(f"Layers to train are one of {', '.join(LAYERS)}; received {layers}.")
+    start = weights.load(base, to_train=True)
+    network = start.card["network"]
+    if test is not None:
+        with Dataset(test) as other:
+            check_shown(other, start.inputs, network)
+    check_shown(real, start.inputs, network)
+    recipe = recipe or FINETUNE[network]
+    recipe.check()
+    return start, recipe
 
 
 def _usable(real: Arrays, start: weights.Weights, recipe: Recipe) -> Arrays:

@@ -68,10 +68,29 @@ def real_galaxies(
             return read_labels(path, image, zero_point, inputs)
         if _MOSAIC.search(str(path)):
             return mosaic_galaxies(path, zero_point, inputs)
+        check_dataset(path)
+    elif image is not None or zero_point is not None:
+        raise InputError(f"`image` and `zero_point` are for tables and images; {path} is a dataset. Leave them out.")
     with Dataset(path) as data:
         galaxies = data.selected(np.inf, None)
     galaxies.is_real[:] = True
     return galaxies
+
+
+def check_dataset(path: str | Path) -> None:
+    """Refuse a file that is neither a dataset nor a table, where a table would do as well.
+
+    Raises
+    ------
+    DatasetError
+    """
+    if Path(path).is_file() and not h5py.is_hdf5(path):
+        from sersicnet.catalogue.table import FORMATS
+
+        raise DatasetError(
+            f"Labelled galaxies are a table ({', '.join(FORMATS)}), or a dataset of `sersicnet simulate`; {path} is "
+            "none of them, or it is incomplete."
+        )
 
 
 _MOSAIC = re.compile(r"\.fits?(\.fz|\.gz|\.bz2|\.xz)?(\[[^\[\]]+\])?$", re.IGNORECASE)
@@ -298,6 +317,7 @@ class _Labels(NamedTuple):
         from sersicnet.catalogue.parameters import Galaxies
 
         galaxies = Galaxies.read(path)
+        galaxies.require(*TARGET_NAMES)
         if image is None and not has_images(galaxies):
             raise DatasetError(
                 f"{path} needs a column image, the file of each row; finetune and evaluate take one for all with "
@@ -307,7 +327,6 @@ class _Labels(NamedTuple):
             stated = galaxies.table.meta
             image = _stated_image(path, str(stated["IMAGE"]))
             zero_point = stated.get("ZEROPT") if zero_point is None else zero_point
-        galaxies.require(*TARGET_NAMES)
         sky, pixels = galaxies.sky(), galaxies.pixels()
         places = sky if pixels is None else pixels
         if places is None:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from sersicnet import calibration, networks, weights
-from sersicnet.dataset import Arrays, Dataset
+from sersicnet.dataset import Arrays, Dataset, check_shown
 from sersicnet.errors import InputError
-from sersicnet.networks import freeze, keras
+from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
 from sersicnet.schema import encode
 from sersicnet.training.card import (
@@ -124,7 +124,8 @@ def train(
             "or at least 1 epoch."
         )
     if test is not None:
-        Dataset(test).close()
+        with Dataset(test) as other:
+            check_shown(other, inputs_of(network), network)
     paths = [data] if isinstance(data, str | Path) else list(data)
     if on_the_fly and len(paths) > 1:
         raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {len(paths)}.")
@@ -133,11 +134,14 @@ def train(
             f"`on_the_fly` draws galaxies with their noise, and adds none to it; received a recipe with `noise` "
             f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
         )
+    if real is not None:
+        check_shown(real, inputs_of(network), network)
     with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
+        check_shown(simulated, inputs_of(network), network)
         if recipe.epochs == 0:
             return _recalibrated(base, simulated, limit, output, test, command, report)
         examples = _examples(simulated, recipe, limit, real, real_labels, seed)
-        keras.utils.set_random_seed(seed)
+        seed_keras(seed)
         task = _task(network, recipe, base, adapt, examples)
         galaxies = None
         if on_the_fly and isinstance(simulated, Dataset):
