@@ -148,7 +148,8 @@ def blank_sky(path: str | Path, instrument: Instrument, zero_point: float | None
             clean,
         )
         for part in _patches(covered, bad[window]):
-            patches.append((filled[part] * factor).astype(np.float32))
+            with np.errstate(over="ignore"):  # by a wrong zero point: what stamps cannot hold is refused
+                patches.append((filled[part] * factor).astype(np.float32))
             rms.append(float(np.median(sky.rms[part])) * factor)
         if len(patches) >= MOST_PATCHES:
             break
