@@ -118,22 +118,11 @@ def train(
     output = Path(output)
     check_directory(output, weights.SUMS, overwrite)
     network, recipe, base = _checked(network, recipe, adapt, real, start)
-    if recipe.epochs == 0 and (adapt or on_the_fly):
-        raise InputError(
-            "With 0 epochs, only the errors of `start` are calibrated: give none of `adapt`, `real` and `on_the_fly`, "
-            "or at least 1 epoch."
-        )
     if test is not None:
         with Dataset(test) as other:
             check_shown(other, inputs_of(network), network)
     paths = [data] if isinstance(data, str | Path) else list(data)
-    if on_the_fly and len(paths) > 1:
-        raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {len(paths)}.")
-    if on_the_fly and recipe.noise and real is None:
-        raise InputError(
-            f"`on_the_fly` draws galaxies with their noise, and adds none to it; received a recipe with `noise` "
-            f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
-        )
+    _check_on_the_fly(on_the_fly, len(paths), recipe, real)
     if real is not None:
         check_shown(real, inputs_of(network), network)
     with Dataset(paths[0]) if len(paths) == 1 else Sets(paths) as simulated:
@@ -180,6 +169,22 @@ def train(
             done = saved(output, model, card, test)
             run.remove()
     return done
+
+
+def _check_on_the_fly(on_the_fly: bool, sets: int, recipe: Recipe, real: Dataset | Arrays | None) -> None:
+    """Refuse what does not go together with galaxies that are drawn while the network trains, or with no epochs."""
+    if on_the_fly and sets > 1:
+        raise InputError(f"`on_the_fly` draws galaxies like those of one training set; received {sets}.")
+    if on_the_fly and recipe.noise and real is None:
+        raise InputError(
+            f"`on_the_fly` draws galaxies with their noise, and adds none to it; received a recipe with `noise` "
+            f"{recipe.noise:g}. Set it to 0, or train without `on_the_fly`."
+        )
+    if recipe.epochs == 0 and (real is not None or on_the_fly):
+        raise InputError(
+            "With 0 epochs, only the errors of `start` are calibrated: give none of `adapt`, `real` and `on_the_fly`, "
+            "or at least 1 epoch."
+        )
 
 
 def _recalibrated(
