@@ -132,7 +132,7 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
 
 
 def _quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients of the 68.27 % quantile of values, (N,), in their terms, (N, 45), the first of which is 1."""
+    """Fit the 68.27 % quantile of values, (N,), as a sum of terms, (N, 45), each times a coefficient; the first is 1."""
     from scipy.optimize import minimize
     from scipy.special import expit
 

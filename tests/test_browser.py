@@ -46,7 +46,7 @@ def validated(field, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bands(tmp_path_factory):
-    """A report of three bands, of which one is turned and one is too small for all galaxies, and their catalogue."""
+    """The report of three bands and its catalogue: one band is rotated, and one does not cover all galaxies."""
     path = tmp_path_factory.mktemp("pages")
     made = [
         band(path / "coarse.fits"),
