@@ -132,7 +132,7 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
 
 
 def _quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Fit the 68.27 % quantile of values, (N,), as a sum of terms, (N, 45), each times a coefficient; the first is 1."""
+    """Coefficients of terms, (N, 45), whose sum is the 68.27 % quantile of values, (N,). The first term is 1."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
