@@ -264,6 +264,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("finetune", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--adapt", "dann", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--alpha", "0.5"), "are for --adapt; received --alpha without it"),
+        (("train", "none.h5", "--epochs", "0", "--batch", "8"), "leave out --batch and --learning-rate"),
         (("train", "none.h5", "--no-real-labels"), "are for --adapt; received --no-real-labels without it"),
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),

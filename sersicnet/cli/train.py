@@ -127,6 +127,8 @@ def train(
     if adapt is None and any(without.values()):
         received = " and ".join(f"`{name}`" for name, given in without.items() if given)
         raise InputError(f"Real galaxies, and how they train, are for `adapt`; received {received} without it.")
+    if epochs == 0 and (batch is not None or learning_rate is not None):
+        raise InputError("With 0 epochs nothing is trained: leave out `batch` and `learning_rate`.")
     check_directory(output, SUMS, overwrite)  # before images are read
     network = network or training.network_of(start)
     recipe = (RECIPES if adapt is None else ADAPT).get(network)
