@@ -539,3 +539,11 @@ def test_stamps_are_drawn_with_one_sample_per_pixel_of_the_psf_in_the_middle(tmp
     np.testing.assert_allclose(seen, fine[1::2, 1::2] / fine[1::2, 1::2].sum(), atol=1e-6)
     with pytest.warns(SersicnetWarning, match="varies over the image: the PSF in the middle of its field is used"):
         assert len(Simulation.of_options(4, psf=[tmp_path / "varying.fits"]).psf_images()) == 1
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_noise_is_correlated_with_itself_by_exactly_one(passes):
+    """Fits of real-like galaxies refuse any other autocorrelation: one image in many hundred ended a simulation."""
+    for tap in np.random.default_rng(0).uniform(0, 0.6, 3000):
+        found = replace(F160W, noise_tap=tap, noise_passes=passes).autocorrelation()
+        assert found[2 * passes, 2 * passes] == 1
