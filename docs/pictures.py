@@ -40,7 +40,7 @@ from PIL import Image
 import sersicnet
 from sersicnet.catalogue.figures import show_signal
 from sersicnet.image.sky import estimate_sky
-from sersicnet.measuring.tiles import DETECTOR
+from sersicnet.measuring.scene import DETECTOR
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"

@@ -26,8 +26,8 @@ from sersicnet.measuring.bands import Band, measure_bands, plan_bands
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Work
+from sersicnet.measuring.scene import DETECTOR
 from sersicnet.measuring.seeing import moffat
-from sersicnet.measuring.tiles import DETECTOR
 
 CENTRE = (150.1, 2.2)
 N = 12

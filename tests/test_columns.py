@@ -9,7 +9,7 @@ from sersicnet.engine.fit import Status
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import SersicnetWarning
 from sersicnet.image.exposure import Exposure
-from sersicnet.measuring import columns, tiles
+from sersicnet.measuring import columns, scene
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Plan, Work
 from sersicnet.schema import Flag
@@ -27,9 +27,9 @@ def values_of(n, **known):
     values |= {"place": np.full(n, -1), "status": np.full(n, -1), "flags": np.zeros(n, int)}
     for name in ("x", "y", "x0", "y0"):
         values[name] = np.linspace(50, 60, n)
-    detected = dict.fromkeys(tiles.DETECTED, np.full(n, np.nan)) | known.pop("detected", {})
-    values["detected"] = np.column_stack([detected[name] for name in tiles.DETECTED])
-    return tiles.Values(**values | {name: np.array(array) for name, array in known.items()})
+    detected = dict.fromkeys(scene.DETECTED, np.full(n, np.nan)) | known.pop("detected", {})
+    values["detected"] = np.column_stack([detected[name] for name in scene.DETECTED])
+    return scene.Values(**values | {name: np.array(array) for name, array in known.items()})
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf, Width
 from sersicnet.image.psffile import read_psf
 from sersicnet.image.sky import estimate_sky
-from sersicnet.measuring import seeing, tiles
+from sersicnet.measuring import scene, seeing
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.measure import fit, measure, plan
 from sersicnet.schema import Flag
@@ -108,7 +108,7 @@ def test_few_stars_that_the_header_confirms_are_used(blank, cards, scale, assume
             np.array([[40 + rng.uniform(), 40 + rng.uniform(), 50.0, 0.02, 1.0, 1.0, 0.0]])
         )[0]
     exposure = Exposure.open(blank(data=data, cards={"MAGZERO": 25.0, **cards}), pixel_scale=scale)
-    found = seeing.seeing(exposure, estimate_sky(exposure, tiles.DETECTOR.threshold), None, None)
+    found = seeing.seeing(exposure, estimate_sky(exposure, scene.DETECTOR.threshold), None, None)
     assert found.psf.source == f"4 stars and the usual PSF of {' '.join(cards.values())}"
     assert found.psf.fwhm == pytest.approx(Psf.of(effective_psf(F160W), "truth").fwhm, rel=0.02)
     assert found.assumed == assumed

@@ -18,7 +18,7 @@ from sersicnet import calibration, networks, weights
 from sersicnet.dataset import Dataset
 from sersicnet.engine.noise import correlated_noise
 from sersicnet.errors import DatasetError, InputError, OutputError, SersicnetWarning
-from sersicnet.measuring import tiles
+from sersicnet.measuring import predicting
 from sersicnet.networks import keras, ops
 from sersicnet.output import Run
 from sersicnet.schema import Inputs, noise_numbers
@@ -156,7 +156,7 @@ def test_weights_trained_anew_into_a_directory_are_those_that_measure(small_data
         done = train.train(
             small_dataset, tmp_path / "w", network=tiny_network, recipe=quick("dann"), seed=seed, overwrite=True
         )
-        of_tile = tiles._network(done.path, done.sha256, "cpu").predict(inputs)[0]
+        of_tile = predicting.loaded(done.path, done.sha256, "cpu").predict(inputs)[0]
         np.testing.assert_array_equal(of_tile, weights.load(done.path).predict(inputs)[0])
         predicted.append(of_tile)
     assert not np.allclose(*predicted)

@@ -78,6 +78,20 @@ class Stamps:
             out[i] = min(float(np.exp(-radius).sum()) / (2 * math.pi * scales[0] * scales[1]), 1.0)
         return out
 
+    def subtract(self, light: np.ndarray) -> None:
+        """Subtract light from the stamps, in place; replaced pixels are replaced again.
+
+        Parameters
+        ----------
+        light : ndarray, float32, (N, 128, 128)
+            Image units.
+        """
+        for values, replaced, x, y, rms, there in zip(
+            self.pixels, self.replaced, self.x, self.y, self.rms, light, strict=True
+        ):
+            values -= there / np.float32(rms)
+            _fill(values, replaced, (x, y))
+
     def aperture(self, which: np.ndarray) -> np.ndarray:
         """Flux in the circle of `sersicnet.image.photometry.APERTURE` and its error, float64, (K, 2), image units.
 

@@ -36,12 +36,12 @@ from sersicnet.image.carried import Carried, check_overlap, check_same_grid, che
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.mosaic import FitsImage
 from sersicnet.image.psf import Psf
-from sersicnet.measuring import tiles
 from sersicnet.measuring.columns import no_values
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.outputs import Files, Outputs, Result, differences_beside, write_comparison, write_each
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.measuring.positions import galaxies_of, places_of
+from sersicnet.measuring.scene import DETECTOR
 from sersicnet.output import Report, check_output, silent
 from sersicnet.schema import COLUMN, STAMP_SIZE
 from sersicnet.weights import Weights
@@ -256,7 +256,7 @@ class BandsPlan:
         measured: dict[str, Result] = {}
         for name, plan in self.bands.items():
             if found is not None:
-                carried = Carried(found.exposure, found.mesh, plan.exposure.image, tiles.DETECTOR)
+                carried = Carried(found.exposure, found.mesh, plan.exposure.image, DETECTOR)
                 plan = replace(plan, places=carried.places(found.values.x0, found.values.y0), detector=carried)
             measured[name] = plan.result(functools.partial(_prefixed, report, f"{name}: "))
         # All files are written when all bands are measured.

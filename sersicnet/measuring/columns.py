@@ -16,7 +16,7 @@ from sersicnet.image.pixels import correlation
 from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh
 from sersicnet.image.stars import look_like_stars
-from sersicnet.measuring import tiles
+from sersicnet.measuring.scene import DETECTED, DETECTOR, Values
 from sersicnet.schema import (
     CORRELATIONS,
     LARGE_LIMIT,
@@ -36,13 +36,13 @@ Grid = Exposure | Resampled
 """The image that is measured: the exposure, or the exposure resampled."""
 
 
-def flag_large(values: tiles.Values) -> None:
+def flag_large(values: Values) -> None:
     """Flag galaxies too large for a stamp, in place."""
     with np.errstate(invalid="ignore"):
         values.flags[values.targets[:, 1] > LARGE_LIMIT] |= Flag.LARGE
 
 
-def flag_unanswered(values: tiles.Values, network: Weights) -> bool:
+def flag_unanswered(values: Values, network: Weights) -> bool:
     """Flag galaxies with data for which a network returns no number as outside its range, in place.
 
     Returns
@@ -67,7 +67,7 @@ def flag_unanswered(values: tiles.Values, network: Weights) -> bool:
     return n > 0 and n == with_data
 
 
-def flag_domain(values: tiles.Values, network: Weights, seen: Seen, largest_star: float) -> str:
+def flag_domain(values: Values, network: Weights, seen: Seen, largest_star: float) -> str:
     """Set the flags that need the whole catalogue and the domain of the weights, in place.
 
     Parameters
@@ -98,7 +98,7 @@ def flag_domain(values: tiles.Values, network: Weights, seen: Seen, largest_star
     return ", ".join(verdict.reasons) or "nothing"
 
 
-def correct(values: tiles.Values, factors: Factors, scale: float, *, debias: bool) -> None:
+def correct(values: Values, factors: Factors, scale: float, *, debias: bool) -> None:
     """Apply the factors of a validation to the errors of the network or the fits, in place.
 
     Parameters
@@ -126,7 +126,7 @@ those with indices about 2."""
 def catalogue(
     exposure: Exposure,
     grid: Grid,
-    values: tiles.Values,
+    values: Values,
     *,
     network: Weights | None,
     fitted: bool,
@@ -192,15 +192,15 @@ def catalogue(
     return tables.assembled(columns)
 
 
-def no_values() -> tiles.Values:
+def no_values() -> Values:
     """The values of no places."""
     widths = {"position": 3, "targets": len(TARGET_NAMES), "errors": len(TARGET_NAMES), "correlations": len(PAIRS[0])}
-    widths |= {"offset": 2, "detected": len(tiles.DETECTED)}
-    shapes = {name: (0, widths[name]) if name in widths else (0,) for name in tiles.Values._fields}
-    return tiles.Values(**{name: np.zeros(shape) for name, shape in shapes.items()})
+    widths |= {"offset": 2, "detected": len(DETECTED)}
+    shapes = {name: (0, widths[name]) if name in widths else (0,) for name in Values._fields}
+    return Values(**{name: np.zeros(shape) for name, shape in shapes.items()})
 
 
-def _fluxes(exposure: Exposure, values: tiles.Values, *, by_network: bool, limits: bool) -> dict[str, np.ndarray]:
+def _fluxes(exposure: Exposure, values: Values, *, by_network: bool, limits: bool) -> dict[str, np.ndarray]:
     """Fluxes with their sign, and upper limits.
 
     Those of fits are theirs. The flux that a network gives is that of its magnitude, and its error follows from the
@@ -215,8 +215,8 @@ def _fluxes(exposure: Exposure, values: tiles.Values, *, by_network: bool, limit
         flux, error, limited = values.flux, values.flux_err, values.status == Status.CONVERGED
     else:
         flux, error = derived.flux_of(values.targets[:, 0], values.errors[:, 0], zero)
-        found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
-        unseen = ~(values.snr >= tiles.DETECTOR.least_snr)
+        found = dict(zip(DETECTED, values.detected.T, strict=True))
+        unseen = ~(values.snr >= DETECTOR.least_snr)
         flux, error = (
             np.where(unseen, circle, own)
             for circle, own in ((found["aperture_flux"], flux), (found["aperture_error"], error))
@@ -230,14 +230,14 @@ def _fluxes(exposure: Exposure, values: tiles.Values, *, by_network: bool, limit
 
 
 def _position_errors(
-    exposure: Exposure, grid: Grid, values: tiles.Values, x: np.ndarray, y: np.ndarray
+    exposure: Exposure, grid: Grid, values: Values, x: np.ndarray, y: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Errors of positions: of fits, or of the centroids of detected pixels, from the noise of the sky.
 
     The centroid of the pixels of an ellipse has the error ``semi-axis / (2 snr)`` along each axis, times `CENTROID`.
     Positions of a table have none.
     """
-    found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
+    found = dict(zip(DETECTED, values.detected.T, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio, angle = found["a"] / found["b"], np.radians(values.theta)
         half = CENTROID * np.sqrt(found["area"] / np.pi) / 2 / np.where(values.snr > 0, values.snr, np.nan)
@@ -265,9 +265,9 @@ def _step(exposure: Exposure, x: np.ndarray, y: np.ndarray, dx: float, dy: float
     return 3600 * np.array([east, up - dec])
 
 
-def _detected(exposure: Exposure, grid: Grid, values: tiles.Values, *, parents: bool) -> dict[str, np.ndarray]:
+def _detected(exposure: Exposure, grid: Grid, values: Values, *, parents: bool) -> dict[str, np.ndarray]:
     """Columns that are measured by the detection, without a network or a fit."""
-    found = dict(zip(tiles.DETECTED, values.detected.T, strict=True))
+    found = dict(zip(DETECTED, values.detected.T, strict=True))
     out = {"a_image": found["a"] / grid.factor, "b_image": found["b"] / grid.factor}
     out["kron_radius"] = found["kron_radius"]
     for name, kind in (("auto", "kron"), ("aper", "aperture")):
@@ -289,7 +289,7 @@ pixels that a warning is issued for if it is above three times its error."""
 NO_CENTROID = Flag.NO_DATA | Flag.EDGE | Flag.MASKED | Flag.SATURATED
 
 
-def offset(name: str, origin: str, values: tiles.Values) -> dict[str, str | float]:
+def offset(name: str, origin: str, values: Values) -> dict[str, str | float]:
     """The offset of an image from positions of another image, as FITS cards.
 
     It is the median over bright sources, and is not corrected.

@@ -25,6 +25,7 @@ from sersicnet.image.psffile import write_psf
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import tiles
 from sersicnet.measuring.fitting import Fitters
+from sersicnet.measuring.scene import DETECTOR, Values
 from sersicnet.measuring.seeing import Seeing
 
 _IMAGES = (".fits", ".fit", ".fits.gz")
@@ -150,7 +151,7 @@ class Result:
     exposure: Exposure
     source: Source
     mesh: Mesh
-    values: tiles.Values
+    values: Values
     fitters: Fitters | None
     psf: Psf | None
     tile: int
@@ -174,7 +175,7 @@ class Result:
         """Sky and noise of the original image."""
         if self.source is self.exposure:
             return self.mesh
-        return estimate_sky(self.exposure, tiles.DETECTOR.threshold)
+        return estimate_sky(self.exposure, DETECTOR.threshold)
 
 
 @dataclass(frozen=True)

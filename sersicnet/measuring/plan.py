@@ -37,6 +37,7 @@ from sersicnet.measuring.fitting import Fitting, ImageFitting, check_gain, holds
 from sersicnet.measuring.identity import identity
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
+from sersicnet.measuring.scene import DETECTOR, Setting, Values
 from sersicnet.measuring.seeing import Seeing, doubts, moffat, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import Flag
@@ -180,7 +181,7 @@ class Plan:
     places: np.ndarray | None
     starts: dict[str, np.ndarray]
     listed: Listed | None = None
-    detector: Detector | Carried = tiles.DETECTOR
+    detector: Detector | Carried = DETECTOR
     files: Files
     overwrite: bool
     work: Work
@@ -362,7 +363,7 @@ class Plan:
         """Sky and noise of the source, without measuring anything else."""
         report("measuring the sky", 0, 0)
         with self._workers() as apply:
-            return estimate_sky(self.source, tiles.DETECTOR.threshold, workers.in_order(apply))
+            return estimate_sky(self.source, DETECTOR.threshold, workers.in_order(apply))
 
     def result(self, report: Report = silent) -> Result:
         """Measure the image, and write the requested files.
@@ -385,7 +386,7 @@ class Plan:
             if fitting is None and self.refine is not None and seen is not None:
                 fitting = self.refine.of_image(self.exposure, seen.psf, self.network)
             fitters = None if fitting is None else fitting.fitters(mesh)
-            setting = tiles.Setting(
+            setting = Setting(
                 exposure=self.source,
                 zero_point=self.exposure.zero_point.value,
                 mesh=mesh,
@@ -454,7 +455,7 @@ class Plan:
             self.files.write(found)
         return found
 
-    def table(self, values: tiles.Values) -> QTable:
+    def table(self, values: Values) -> QTable:
         """The catalogue with all columns that it can have."""
         return columns.catalogue(
             self.exposure, self.source, values, network=self.network, fitted=self.refine is not None,
@@ -514,7 +515,7 @@ class Plan:
             "detected on": self._detected_on(path is not None),
             "positions": digest(self.places, self.starts),
             "tile": self.work.tile,
-            "values of a source": list(tiles.Values._fields),
+            "values of a source": list(Values._fields),
             **fits,
         }
         with Run(path, config, self.overwrite) as held:
@@ -553,7 +554,7 @@ class Plan:
         found = kept.arrays("mesh") if self.mesh is None else self.mesh.arrays()
         if found is None:
             report("measuring the sky", 0, 0)
-            mesh = estimate_sky(self.source, tiles.DETECTOR.threshold, workers.in_order(apply))
+            mesh = estimate_sky(self.source, DETECTOR.threshold, workers.in_order(apply))
             self._check_map(mesh.map_factor)
             _log.info("sky %.4g, noise %.4g (medians)", np.median(mesh.level), np.median(mesh.rms))
             kept.keep_arrays("mesh", mesh.arrays())
@@ -594,9 +595,7 @@ class Plan:
                 "map of `noise`, or another extension of its file."
             )
 
-    def _measured(
-        self, setting: tiles.Setting, kept: Run, apply: workers.Apply, report: Report
-    ) -> tuple[tiles.Values, np.ndarray]:
+    def _measured(self, setting: Setting, kept: Run, apply: workers.Apply, report: Report) -> tuple[Values, np.ndarray]:
         """The values of all tiles, in an order that does not depend on the tiles, and the profiles of sources."""
         found: list[dict[str, np.ndarray]] = []
         missing = []
@@ -635,7 +634,7 @@ class Plan:
                 )
         else:
             order = np.argsort(joined["place"])
-        return tiles.Values(**{name: values[order] for name, values in joined.items()}), profiles
+        return Values(**{name: values[order] for name, values in joined.items()}), profiles
 
 
 def _tile_name(core: Window) -> str:

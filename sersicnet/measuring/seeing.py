@@ -14,7 +14,7 @@ from sersicnet.image.psf import Psf, Width
 from sersicnet.image.sky import Map, Mesh, estimate_sky
 from sersicnet.image.starpsf import ImagePsf
 from sersicnet.image.views import psf_views, shape_of
-from sersicnet.measuring.tiles import DETECTOR
+from sersicnet.measuring.scene import DETECTOR
 from sersicnet.simulating import observatories
 
 GIVEN_ERROR, GUESSED_ERROR = 0.02, 0.2

@@ -37,6 +37,7 @@ from sersicnet.measuring.fitting import Fitting, check_gain, gain_of_weights, ps
 from sersicnet.measuring.injecting import AVOIDED, Injection, Places, least_passes, places
 from sersicnet.measuring.outputs import Outputs, Result
 from sersicnet.measuring.plan import Outlook, Plan, Work
+from sersicnet.measuring.scene import DETECTOR
 from sersicnet.output import Report, Run, check_output, silent
 from sersicnet.schema import COLUMN, TARGET_NAMES
 from sersicnet.simulating.population import Mixture
@@ -362,7 +363,7 @@ def _psf(plan: Plan, result: Result) -> Psf:
     known = result.seen.psf if result.seen is not None else plan.psf
     if known is not None:
         return known
-    stars = find_psf(plan.exposure, result.mesh_of_image(), tiles.DETECTOR, plan.exposure.saturation)
+    stars = find_psf(plan.exposure, result.mesh_of_image(), DETECTOR, plan.exposure.saturation)
     if stars.psf is not None:
         return stars.psf
     if result.psf is not None:

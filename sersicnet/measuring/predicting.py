@@ -1,0 +1,124 @@
+"""What the network answers at the places of a tile: a first look, and a second one without the light of neighbours."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sersicnet import weights
+from sersicnet.errors import WeightsError
+from sersicnet.image import pixels
+from sersicnet.image.psf import Psf
+from sersicnet.image.stamps import Stamps
+from sersicnet.image.views import psf_views
+from sersicnet.measuring.neighbours import Neighbours
+from sersicnet.measuring.scene import Scene, Values, stamps_of
+from sersicnet.output import Report, silent
+from sersicnet.schema import Flag, Inputs, absolute_magnitude_of_rms, noise_numbers
+
+OF_NEIGHBOURS = 0.3
+"""Error of what subtracting the light of neighbours changes, as a fraction of the change."""
+
+
+def predict(
+    scene: Scene, values: Values, own: np.ndarray, network: weights.Weights, report: Report = silent
+) -> np.ndarray:
+    """Predict the targets with the network; returns what the PSF adds to the errors, (N, 4).
+
+    If the PSF is known, places of the tile itself are measured again without the light of their neighbours, as far
+    as it counts, see `sersicnet.measuring.neighbours`.
+    """
+    n, setting = len(scene.x), scene.setting
+    of_psf = np.zeros_like(values.errors)
+    report("measuring", 0, n)
+    for part, stamps in stamps_of(scene, scene.source + 1):
+        stamps.pixels[stamps.empty] = np.nan
+        rows = np.arange(n)[part]
+        of_psf[rows] = _answered(scene, values, rows, stamps, network)
+        values.note(scene, part, stamps)
+        report("measuring", part.stop, n)
+    if not setting.second_look:
+        return of_psf
+    assert setting.psf is not None
+    galaxies = values.parameters(setting.zero_point)
+    galaxies[values.flags & Flag.SATURATED != 0] = np.nan  # what they would be is not known
+    others = Neighbours(galaxies, setting.psf, values.rms, pixels.correlation(setting.mesh.autocorrelation))
+    again = others.of(np.flatnonzero(own))
+    report("measuring without neighbours", 0, len(again))
+    for part, stamps in stamps_of(scene, scene.source + 1, again):
+        rows = again[part]
+        stamps.subtract(others.light(rows, stamps))
+        of_psf[rows] = _answered(scene, values, rows, stamps, network, again=True)
+        report("measuring without neighbours", part.stop, len(again))
+    return of_psf
+
+
+def _answered(
+    scene: Scene, values: Values, rows: np.ndarray, stamps: Stamps, network: weights.Weights, *, again: bool = False
+) -> np.ndarray | float:
+    """Put the answers of the network into rows of `values`; what the PSF adds to their errors.
+
+    What subtracting the light of neighbours changes is uncertain by `OF_NEIGHBOURS`, if it is the second answer.
+    """
+    found, of_psf = _predicted(scene, stamps, scene.x[rows], scene.y[rows], network)
+    targets = found.targets.copy()
+    targets[:, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
+    if again:
+        found = found.with_error(OF_NEIGHBOURS * (targets - values.targets[rows]))
+    values.targets[rows] = targets
+    if found.errors is not None:
+        values.errors[rows] = found.errors
+    if found.correlations is not None:
+        values.correlations[rows] = found.correlations
+    if found.theta is not None:
+        values.theta[rows], values.theta_err[rows] = found.theta, found.theta_err
+    return of_psf
+
+
+LEAST_PSF_ERROR = 0.01
+"""A PSF whose FWHM is known better than this counts as known."""
+
+
+def _predicted(
+    scene: Scene, stamps: Stamps, x: np.ndarray, y: np.ndarray, network: weights.Weights
+) -> tuple[weights.Prediction, np.ndarray | float]:
+    """What the network answers, and the part of its errors that is due to the PSF, (N, 4) or 0.
+
+    That part is from answers through a narrower and a wider PSF.
+    """
+    setting, psf = scene.setting, scene.setting.psf
+    if psf is None:
+        return network.predict(Inputs(stamps.pixels)), 0.0
+    correlation = pixels.correlation(setting.mesh.autocorrelation)
+    noise = noise_numbers(correlation, (np.nan if setting.gain is None else setting.gain) * stamps.rms)
+    labels, psfs = psf.cells(x, y)
+
+    def answer(stretch: float) -> weights.Prediction:
+        views = np.array([_views(one, stretch) for one in psfs])
+        # One for all is looked at once; of a varying PSF, the last bits must not depend on the cells of a tile.
+        return network.predict(Inputs(stamps.pixels, views[labels] if psf.varies else views, noise))
+
+    found = answer(1.0)
+    if psf.error < LEAST_PSF_ERROR or found.errors is None:
+        return found, 0.0
+    narrower, wider = (answer(1 + sign * psf.error).targets for sign in (-1, 1))
+    of_psf = (wider - narrower) / 2
+    return found.with_error(of_psf), of_psf
+
+
+@functools.lru_cache(256)
+def _views(psf: Psf, stretch: float) -> np.ndarray:
+    """What a network is shown of a constant PSF, made wider by a factor."""
+    return psf_views(psf.image, psf.oversampling / stretch)
+
+
+@functools.lru_cache(1)
+def loaded(path: Path, sha256: str, device: str) -> weights.Weights:
+    """The network, loaded once per process; weights that were trained again have another SHA-256."""
+    network = weights.load(path)
+    if network.sha256 != sha256:
+        raise WeightsError(f"{path} was replaced during the run. Repeat the command.")
+    return replace(network, device=device)
