@@ -6,6 +6,7 @@ within 8 FWHM are measured a tenth too bright and too large.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -30,6 +31,9 @@ MODEL_ERROR = 0.1
 
 _SIDES = (STAMP_SIZE, 2 * STAMP_SIZE)
 """Sides of the images of galaxies: the smaller one if the light at its border is below `_FADED`, pixels."""
+
+_KEPT = 256
+"""Images of galaxies that are kept, for the stamps of several: 64 MB at most."""
 
 _FADED = 0.01
 """Surface brightness that is left out, in units of the noise of a pixel."""
@@ -116,12 +120,10 @@ class Neighbours:
             Image units.
         """
         out = np.zeros((len(which), STAMP_SIZE, STAMP_SIZE), np.float32)
-        drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        drawn = functools.lru_cache(_KEPT)(self._drawn)
 
         def add(j: int, factor: float, first: np.ndarray, stamp: np.ndarray) -> None:
-            if j not in drawn:
-                drawn[j] = self._drawn(j)
-            corner, image = drawn[j]
+            corner, image = drawn(j)
             low = np.maximum(corner - first, 0)
             high = np.minimum(corner - first + len(image), STAMP_SIZE)
             if (low < high).all():
