@@ -5,9 +5,10 @@
 Prints the Markdown tables of the section on faint radii of ``docs/accuracy/mosaics.md``.
 
 - **Mosaics**: fields as of ``sersicnet simulate --mosaic SIZE --seed N``, but with a sky of exactly 0. They are
-  detected and measured as `measure` does it, and again with the true PSF; with the true sky; with stamps that hold this
-  galaxy and the noise of the same place, and no other galaxy; and with larger masks on the other sources. A detection
-  and a galaxy that are each other's nearest within 3 pixels are compared, by magnitude.
+  detected and measured as the first look of `measure` does it, and again with the true PSF; without the light of
+  neighbours, as the second look does it; with larger masks on the other sources; with the true sky; and with stamps
+  that hold this galaxy and the noise of the same place, and no other galaxy. A detection and a galaxy that are each
+  other's nearest within 3 pixels are compared, by magnitude.
 - **The network's own galaxies**: isolated galaxies of the prior that the network is trained on, through the same PSF,
   with the signal to noise of mag 24.5 to 25.5; all of them, and weighted to have the radii, indices and ellipticities
   of the mosaic or of CANDELS. The densities are those of kernels over draws.
@@ -34,6 +35,7 @@ from sersicnet.image.regions import grown_labels
 from sersicnet.image.sky import estimate_sky
 from sersicnet.image.stamps import cut
 from sersicnet.image.views import psf_views
+from sersicnet.measuring.neighbours import Neighbours
 from sersicnet.schema import (
     STAMP_SIZE,
     TARGET_NAMES,
@@ -109,6 +111,24 @@ def with_own(stamps, x, y, truth, alone):
     return stamps
 
 
+def without_neighbours(network, image, bad, sky, found, rows):
+    """Stamps of some detections, without the light of their neighbours, as `measure` subtracts it."""
+    masks, labels = found.dilated(), np.arange(len(found)) + 1
+    stamps = cut(image, bad, sky, found.x, found.y, masks, labels)
+    seen = Inputs(stamps.pixels, views(True), noise_numbers(sky.correlation, F160W.exposure * stamps.rms))
+    first = network.predict(seen)
+    mag, r_eff, index, e = first.targets.T
+    flux = 10 ** (-0.4 * (mag + absolute_magnitude_of_rms(F160W.zero_point, stamps.rms) - F160W.zero_point))
+    galaxies = np.column_stack([found.x, found.y, flux, r_eff, index, 1 - e, first.theta])
+    near = Neighbours(galaxies, Psf("", "", TRUE), stamps.rms, sky.correlation)
+    out = cut(image, bad, sky, found.x[rows], found.y[rows], masks, labels[rows])
+    again = near.of(rows)
+    stamps = cut(image, bad, sky, found.x[again], found.y[again], masks, labels[again])
+    stamps.subtract(near.light(again, stamps))
+    out.pixels[np.isin(rows, again)] = stamps.pixels
+    return out
+
+
 def measured(network, seed, size):
     """Truth, distance of the next detection in FWHM, error of the sky in rms, and the answers, by name."""
     field = Field(size, seed=seed, instrument=CAMERA)
@@ -139,6 +159,7 @@ def measured(network, seed, size):
     stamps = {
         "as measured, PSF assumed": cut(image, bad, sky, x, y, masks, labels),
         "true PSF": cut(image, bad, sky, x, y, masks, labels),
+        "true PSF, second look": without_neighbours(network, image, bad, sky, found, rows),
         "true PSF and sky": cut(image, bad, zero, x, y, masks, labels),
         "true PSF, masks of 8 pixels": cut(image, bad, sky, x, y, grown_labels(found.segmentation, 8), labels),
         "true PSF, no other galaxies": isolated(sky),

@@ -19,7 +19,7 @@ from sersicnet.measuring.scene import Scene, Values, stamps_of
 from sersicnet.output import Report, silent
 from sersicnet.schema import Flag, Inputs, absolute_magnitude_of_rms, noise_numbers
 
-OF_NEIGHBOURS = 0.3
+OF_NEIGHBOURS = 0.5
 """Error of what subtracting the light of neighbours changes, as a fraction of the change."""
 
 
