@@ -66,7 +66,7 @@ def factors(table: Mapping[str, Any] | None, out: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray, float, (N, 5)
-        For the errors of the four targets and of the components of the ellipticity; NaN where an answer is.
+        For the errors of the four targets and of the position angle; NaN where an answer is.
     """
     if not table:
         return np.ones((len(out), N_TARGETS + 1))
@@ -104,7 +104,7 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
     -------
     dict or None
         ``domain``, lowest and highest of the numbers of `described`; ``polynomials``, coefficients for the four
-        targets and the orientation; ``range``, lowest and highest of their values. None for fewer than 600 galaxies.
+        targets and the angle; ``range``, lowest and highest of their values. None for fewer than 600 galaxies.
 
     References
     ----------
@@ -115,9 +115,10 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
     deviations = np.abs(out[:, :N_TARGETS] - targets) / out[:, N_TARGETS : 2 * N_TARGETS]
     columns = list(deviations.T)
     if orientation is not None and np.isfinite(orientation).all():
-        # 68.27 % of two independent deviations of unit variance are together within this length.
-        length = np.sqrt(-2 * np.log1p(-WITHIN_ONE_SIGMA))
-        columns.append(np.hypot(*(out[:, COMPONENTS] - orientation).T) / (length * out[:, -1]))
+        # The angle has its error from the components across the direction that they point to.
+        (x, y), (true_x, true_y) = out[:, COMPONENTS].T, orientation.T
+        turned = np.abs(np.arctan2(x * true_y - y * true_x, x * true_x + y * true_y))
+        columns.append(turned * np.hypot(x, y) / out[:, -1])
     numbers = described(out)
     domain = np.quantile(numbers, [0.01, 0.99], axis=0)
     domain[1] = np.maximum(domain[1], domain[0] + 0.001)  # errors may be all the same

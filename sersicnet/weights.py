@@ -99,12 +99,23 @@ class Prediction(NamedTuple):
             theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
         return cls(targets, errors, correlations, angle(components), theta_err)
 
-    def with_error(self, shift: np.ndarray) -> Prediction:
-        """The same answer with one more error, which moves the targets of a galaxy together, by `shift`, (N, 4)."""
+    def with_error(self, shift: np.ndarray, turn: np.ndarray | None = None) -> Prediction:
+        """The same answer with one more error, which moves the targets of a galaxy together.
+
+        Parameters
+        ----------
+        shift : ndarray, float64, (N, 4)
+            By how much.
+        turn : ndarray, float64, (N,), optional
+            By how much it turns the galaxy, degrees.
+        """
         assert self.errors is not None
         errors = np.hypot(self.errors, shift)
         if self.correlations is None:
             return self._replace(errors=errors)
+        if turn is not None and self.theta_err is not None:
+            theta_err = np.fmin(np.hypot(self.theta_err, turn), UNKNOWN_ANGLE)
+            return self._replace(theta_err=theta_err).with_error(shift)
         first, second = PAIRS
         own = self.correlations * self.errors[:, first] * self.errors[:, second]
         both = (own + shift[:, first] * shift[:, second]) / (errors[:, first] * errors[:, second])

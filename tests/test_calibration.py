@@ -35,13 +35,26 @@ def test_as_many_truths_are_within_one_error_for_all_kinds_of_galaxies():
         assert within(table, out, truth, which) == pytest.approx([0.6827] * 4, abs=0.025)
 
 
-def test_the_error_of_the_orientation_is_calibrated():
-    table = calibration.fitted(*answers(20_000))
-    out, truth, orientation = answers(20_000, seed=1)
-    sigma = out[:, 16] * calibration.factors(table, out)[:, 4]
-    length = np.hypot(*(out[:, 14:16] - orientation).T) / 1.515  # 68.27 % of two dimensions
-    for which in (truth[:, 0] < -11, truth[:, 0] > -7):
-        assert (length < sigma)[which].mean() == pytest.approx(0.6827, abs=0.025)
+def across(orientation, out, factor=1.5):
+    """The answers with components that are farther off across the direction of the ellipticity than along it."""
+    out, unit = out.copy(), orientation / np.hypot(*orientation.T)[:, None]
+    off = out[:, 14:16] - orientation
+    along = (off * unit).sum(axis=1, keepdims=True) * unit
+    out[:, 14:16] = orientation + along + factor * (off - along)
+    return out
+
+
+def test_the_error_of_the_angle_is_calibrated():
+    """Not that of the components, whose errors along the direction of the ellipticity do not turn it."""
+    (out, truth, orientation), (others, true, turned) = answers(20_000), answers(20_000, seed=1)
+    table = calibration.fitted(across(orientation, out), truth, orientation)
+    others = across(turned, others)
+    length = np.hypot(*others[:, 14:16].T)
+    sigma = others[:, 16] * calibration.factors(table, others)[:, 4] / length
+    off = np.arctan2(*others[:, 15:13:-1].T) - np.arctan2(*turned[:, ::-1].T)
+    off = np.abs((off + np.pi) % (2 * np.pi) - np.pi)
+    for which in (true[:, 0] < -11, true[:, 0] > -7):
+        assert (off < sigma)[which & (length > 0.1)].mean() == pytest.approx(0.6827, abs=0.025)
 
 
 def test_an_unknown_orientation_leaves_its_errors_as_they_are():

@@ -279,6 +279,9 @@ def test_an_error_of_the_psf_moves_the_parameters_together():
     np.testing.assert_allclose(both.errors[0] ** 2, np.diag(covariance))
     scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
     np.testing.assert_allclose(both.correlations[0], (covariance / scale)[PAIRS])
+    turned = own._replace(theta=np.zeros(1), theta_err=np.array([3.0])).with_error(shift, np.array([-4.0]))
+    assert turned.theta_err == 5
+    np.testing.assert_allclose(turned.errors, both.errors)
 
 
 # --- the PSF, and reprs ---

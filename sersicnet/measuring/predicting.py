@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sersicnet import weights
+from sersicnet.catalogue.factors import angle_between
 from sersicnet.errors import WeightsError
 from sersicnet.image import pixels
 from sersicnet.image.psf import Psf
@@ -67,7 +68,8 @@ def _answered(
     targets = found.targets.copy()
     targets[:, 0] += absolute_magnitude_of_rms(scene.setting.zero_point, stamps.rms)
     if again:
-        found = found.with_error(OF_NEIGHBOURS * (targets - values.targets[rows]))
+        turn = None if found.theta is None else OF_NEIGHBOURS * angle_between(found.theta, values.theta[rows])
+        found = found.with_error(OF_NEIGHBOURS * (targets - values.targets[rows]), turn)
     values.targets[rows] = targets
     if found.errors is not None:
         values.errors[rows] = found.errors
@@ -104,9 +106,12 @@ def _predicted(
     found = answer(1.0)
     if psf.error < LEAST_PSF_ERROR or found.errors is None:
         return found, 0.0
-    narrower, wider = (answer(1 + sign * psf.error).targets for sign in (-1, 1))
-    of_psf = (wider - narrower) / 2
-    return found.with_error(of_psf), of_psf
+    narrower, wider = (answer(1 + sign * psf.error) for sign in (-1, 1))
+    of_psf = (wider.targets - narrower.targets) / 2
+    turn = None
+    if wider.theta is not None and narrower.theta is not None:
+        turn = angle_between(wider.theta, narrower.theta) / 2
+    return found.with_error(of_psf, turn), of_psf
 
 
 @functools.lru_cache(256)
