@@ -73,8 +73,11 @@ def test_light_that_is_not_in_the_stamp_is_not_subtracted(there, most):
         [*NEIGHBOUR[:2], np.nan, *NEIGHBOUR[3:]],
         [*NEIGHBOUR[:2], -40.0, *NEIGHBOUR[3:]],
         [*NEIGHBOUR[:3], LARGEST + 1, *NEIGHBOUR[4:]],
+        [*NEIGHBOUR[:5], -0.8, 0.0],
+        [*NEIGHBOUR[:3], 30.0, 1.0, -0.8, 0.0],
+        [*NEIGHBOUR[:4], 50.0, 0.8, 0.0],
     ],
-    ids=["far", "faint", "unknown", "negative", "too large"],
+    ids=["far", "faint", "unknown", "negative", "too large", "thinner than a line", "and large", "too steep"],
 )
 def test_some_are_nobodys_neighbour(other):
     assert 0 not in found(GALAXY, other).of(np.arange(2))

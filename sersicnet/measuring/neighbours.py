@@ -12,6 +12,7 @@ import math
 import numpy as np
 from scipy.spatial import KDTree
 
+from sersicnet.engine.forced import drawable
 from sersicnet.engine.render import Renderer, log_norm, sersic_b
 from sersicnet.image.psf import Psf, radial_profile
 from sersicnet.image.stamps import Stamps
@@ -45,7 +46,7 @@ class Neighbours:
     Parameters
     ----------
     galaxies : ndarray, float64, (N, 7)
-        As for `sersicnet.engine.render.Renderer`, in pixels of the image. Those with a value that is not finite or
+        As for `sersicnet.engine.render.Renderer`, in pixels of the image. Those that cannot be drawn or have
         a flux that is not positive have no neighbours and are none.
     psf : Psf
         In pixels of the image. It is drawn with one sample a pixel: where that is not enough, in the core, the
@@ -59,13 +60,13 @@ class Neighbours:
     def __init__(self, galaxies: np.ndarray, psf: Psf, rms: np.ndarray, correlation: float) -> None:
         self._galaxies, self._rms = galaxies, rms
         with np.errstate(invalid="ignore"):
-            usable = np.isfinite(galaxies).all(axis=1) & (galaxies[:, 2] > 0) & (rms > 0)
+            usable = drawable(galaxies) & np.isfinite(galaxies[:, 2]) & (galaxies[:, 2] > 0) & (rms > 0)
+            # The noise of the flux is that of such an area.
+            self._area = 4 * np.pi * ((psf.fwhm / 2.355) ** 2 + 0.5 * galaxies[:, 5] * galaxies[:, 3] ** 2)
         self._labels = np.zeros(len(galaxies), int)
         self._labels[usable], psfs = psf.cells(*galaxies[usable, :2].T)
         self._psfs = [one.at_pixel_scale() for one in psfs]
         self._renderers: dict[tuple[int, int], Renderer] = {}
-        # The noise of the flux is that of such an area.
-        self._area = 4 * np.pi * ((psf.fwhm / 2.355) ** 2 + 0.5 * galaxies[:, 5] * galaxies[:, 3] ** 2)
         image = psf.at_pixel_scale().image
         self._radii = np.arange(len(image) // 2 + 1.0)
         self._profile = radial_profile(image, (len(image) // 2,) * 2, self._radii)
