@@ -8,7 +8,8 @@ from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import Psf
 from sersicnet.image.stamps import cut
 from sersicnet.measuring.measure import measure
-from sersicnet.measuring.neighbours import LARGEST, REACH, Neighbours
+from sersicnet.measuring.neighbours import REACH, Neighbours
+from sersicnet.schema import LARGE_LIMIT
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
 SIZE, RMS, ZERO = 300, 0.003, F160W.zero_point
@@ -72,7 +73,7 @@ def test_light_that_is_not_in_the_stamp_is_not_subtracted(there, most):
         [*NEIGHBOUR[:2], 0.01, *NEIGHBOUR[3:]],
         [*NEIGHBOUR[:2], np.nan, *NEIGHBOUR[3:]],
         [*NEIGHBOUR[:2], -40.0, *NEIGHBOUR[3:]],
-        [*NEIGHBOUR[:3], LARGEST + 1, *NEIGHBOUR[4:]],
+        [*NEIGHBOUR[:3], LARGE_LIMIT + 1, *NEIGHBOUR[4:]],
         [*NEIGHBOUR[:5], -0.8, 0.0],
         [*NEIGHBOUR[:3], 30.0, 1.0, -0.8, 0.0],
         [*NEIGHBOUR[:4], 50.0, 0.8, 0.0],
@@ -89,8 +90,9 @@ def test_a_knot_on_a_galaxy_takes_nothing_from_it():
     knot = [160.0, 150.0, 8.0, 5.0, 1.0, 0.9, 0.0]
     _, data = image_of(galaxy)
     others = found(galaxy, knot)
-    if len(which := others.of(np.array([0]))):
-        assert np.abs(others.light(which, stamps_of(data, galaxy))).sum() < 0.1
+    which = others.of(np.array([0]))
+    assert which.tolist() == [0]
+    assert np.abs(others.light(which, stamps_of(data, galaxy))).sum() < 0.1
 
 
 def test_the_wings_of_a_bright_star_reach_farther_than_a_profile():

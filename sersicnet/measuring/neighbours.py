@@ -16,16 +16,13 @@ from sersicnet.engine.forced import drawable
 from sersicnet.engine.render import Renderer, log_norm, sersic_b
 from sersicnet.image.psf import Psf, radial_profile
 from sersicnet.image.stamps import Stamps
-from sersicnet.schema import STAMP_SIZE
+from sersicnet.schema import LARGE_LIMIT, STAMP_SIZE
 
 REACH = STAMP_SIZE // 2
 """A neighbour is within this distance of a galaxy along both axes, pixels: it lies in its stamp."""
 
 LEAST_LIGHT = 0.1
 """Light of a neighbour that counts: what it adds to the flux of the galaxy, in units of the noise of that flux."""
-
-LARGEST = 32.0
-"""Galaxies of a larger effective radius are nobody's neighbour: theirs may be that of a part of a galaxy, pixels."""
 
 MODEL_ERROR = 0.1
 """Error of the light of neighbours, as a fraction; see `Neighbours.light`."""
@@ -83,7 +80,7 @@ class Neighbours:
         taken = np.roll(light, len(pairs)) * self._area[j]
         exchanged = light / flux[j] * self._area[i] * taken / flux[i]
         own = np.clip((flux[j] - taken) / (flux[j] * (1 - np.minimum(exchanged, 0.9))), 0, 1)
-        counts = np.flatnonzero((added > LEAST_LIGHT) & (self._galaxies[j, 3] <= LARGEST))
+        counts = np.flatnonzero((added > LEAST_LIGHT) & (self._galaxies[j, 3] <= LARGE_LIMIT))  # larger: parts of one
         counts = counts[np.lexsort((j[counts], i[counts]))]
         first = np.unique(i[counts], return_index=True)[1]
         return {int(i[part[0]]): (j[part], own[part]) for part in np.split(counts, first[1:]) if len(part)}
