@@ -25,7 +25,7 @@ from sersicnet.dataset import BLOCK
 from sersicnet.engine.render import Renderer
 from sersicnet.image.epsf import StarStamps, measure_psf
 from sersicnet.image.views import psf_views
-from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, noise_numbers, relative_magnitude
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, encode, noise_numbers, pulls, relative_magnitude
 from sersicnet.simulating import world
 from sersicnet.simulating.fisher import covariance, fisher_matrix, independent_sigma
 from sersicnet.simulating.neighbours import camera
@@ -117,14 +117,11 @@ def bounds(name: str, seed: int, snr: np.ndarray, most: int) -> tuple[np.ndarray
 
 def errors(found: weights.Prediction, targets: np.ndarray, which: np.ndarray) -> dict[str, list[float]]:
     """Median error, 68 % scatter and coverage of the four parameters of some galaxies."""
-    predicted, sigmas = found.targets[which], found.errors[which]
-    truth, out = targets[which], {}
-    for i, (target, logarithm) in enumerate(zip(TARGET_NAMES, (False, True, True, False), strict=True)):
-        off = np.log(predicted[:, i] / truth[:, i]) if logarithm else predicted[:, i] - truth[:, i]
-        sigma = sigmas[:, i] / predicted[:, i] if logarithm else sigmas[:, i]
+    predicted, truth, out = found.targets[which], targets[which], {}
+    away = np.abs(pulls(predicted, found.errors[which], truth))
+    for target, off, pull in zip(TARGET_NAMES, (encode(predicted) - encode(truth)).T, away.T, strict=True):
         scatter = np.diff(np.quantile(off, [0.1587, 0.8413]))[0] / 2
-        inside = [float(np.mean(np.abs(off) < factor * sigma)) for factor in (1, 1.96)]
-        out[target] = [float(np.median(off)), float(scatter), *inside]
+        out[target] = [float(np.median(off)), float(scatter), *(float(np.mean(pull < limit)) for limit in (1, 1.96))]
     return out
 
 

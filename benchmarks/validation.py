@@ -30,7 +30,8 @@ from astropy.table import Table
 from scipy.spatial import KDTree
 from survey import Watch
 
-from sersicnet.catalogue.factors import PARAMETERS, angle_between, distances
+from sersicnet import schema
+from sersicnet.catalogue.factors import angle_between, distances
 from sersicnet.catalogue.validation import NOT_COUNTED
 from sersicnet.image import mosaic
 from sersicnet.schema import TARGET_NAMES
@@ -63,9 +64,9 @@ def table_of(path, hdu="CATALOG"):
         return Table(hdus[hdu].data)
 
 
-def stacked(table, pattern, names=TARGET_NAMES):
+def stacked(table, pattern):
     """Columns side by side."""
-    return np.column_stack([np.asarray(table[pattern.format(name)], float) for name in names])
+    return np.column_stack([np.asarray(table[pattern.format(name)], float) for name in TARGET_NAMES])
 
 
 def pairs(catalogue, truth):
@@ -81,9 +82,9 @@ def pairs(catalogue, truth):
 
 def pulls(catalogue, rows, truth, true):
     """How many errors the truth is away, (N, 5)."""
-    off = stacked(catalogue, "{}")[rows] - stacked(truth, "{}")[true]
+    off = schema.pulls(stacked(catalogue, "{}")[rows], stacked(catalogue, "{}_err")[rows], stacked(truth, "{}")[true])
     turned = angle_between(np.asarray(catalogue["theta"], float)[rows], np.asarray(truth["theta"], float)[true])
-    return np.abs(np.column_stack([off, turned])) / stacked(catalogue, "{}_err", PARAMETERS)[rows]
+    return np.abs(np.column_stack([off, turned / np.asarray(catalogue["theta_err"], float)[rows]]))
 
 
 def shares(pull, limit):

@@ -9,7 +9,7 @@ import numpy as np
 
 from sersicnet.domain import number
 from sersicnet.orientations import COMPONENTS, LOG
-from sersicnet.schema import N_TARGETS
+from sersicnet.schema import N_TARGETS, pulls
 
 WITHIN_ONE_SIGMA = 0.6827
 """Fraction of Gaussian deviations within one standard deviation."""
@@ -90,7 +90,8 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
 
     The logarithm of the factor on an error is a polynomial of the second degree in the answer and its errors: the
     68.27 % quantile of the logarithm of the deviations, by quantile regression. Thus as many truths are within
-    one error for bright and faint, small and large galaxies. The fewer galaxies, the nearer it is to a constant.
+    one error, see `sersicnet.schema.pulls`, for bright and faint, small and large galaxies. The fewer galaxies, the
+    nearer it is to a constant.
 
     Parameters
     ----------
@@ -112,8 +113,7 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
     """
     if len(out) < LEAST:
         return None
-    deviations = np.abs(out[:, :N_TARGETS] - targets) / out[:, N_TARGETS : 2 * N_TARGETS]
-    columns = list(deviations.T)
+    columns = list(np.abs(pulls(out[:, :N_TARGETS], out[:, N_TARGETS : 2 * N_TARGETS], targets)).T)
     if orientation is not None and np.isfinite(orientation).all():
         # The angle has its error from the components across the direction that they point to.
         (x, y), (true_x, true_y) = out[:, COMPONENTS].T, orientation.T

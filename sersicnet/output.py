@@ -562,7 +562,7 @@ def _text(config: Any) -> str:
     return json.dumps(config, indent=1, sort_keys=True)
 
 
-_OF_VERSION = ("version", "versions", "values of a source")
+_OF_VERSION = ("version", "versions", "method", "values of a source")
 """What a configuration holds of the version that began the run; a user cannot repeat it."""
 
 _MOST_TOLD = 6

@@ -263,6 +263,30 @@ def decode(encoded: np.ndarray) -> np.ndarray:
     return out
 
 
+def pulls(predicted: np.ndarray, errors: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Deviations from the truth in units of the errors.
+
+    The error of a target with `Target.log` is that of the logarithm times the value, and so the deviation is that of
+    the logarithm: within 1 sigma of a value v with the error s are truths from v exp(-s / v) to v exp(s / v).
+
+    Parameters
+    ----------
+    predicted, errors, truth : ndarray, float, (..., 4)
+        Targets, their 1 sigma errors, and the true targets.
+
+    Returns
+    -------
+    ndarray, float64, (..., 4)
+        Predicted minus true values over the errors; NaN where a value is.
+    """
+    sigma = np.array(errors, dtype=float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for i, target in enumerate(TARGETS):
+            if target.log:
+                sigma[..., i] /= predicted[..., i]
+        return np.asarray((encode(predicted) - encode(truth)) / sigma)
+
+
 class Flag(enum.IntFlag):
     """Bits of the ``flags`` column; 0 is a galaxy without remarks."""
 
@@ -417,7 +441,7 @@ COLUMNS = (
         "i4",
         "",
         "meta.code",
-        "0 converged, 1 not, 2 at a bound, 3 no data, 4 no start, -1 none",
+        "0 converged, 1 not, 2 at a bound, 3 no data, 4 no start, -1 no fit",
     ),
     Column("flags", "i4", "", "meta.code.qual", "sum of bits, 0 = good; see the documentation"),
     Column("x_err", "f4", "pix", "stat.error;pos.cartesian.x;instr.det", "1 sigma error of x", "position_errors"),

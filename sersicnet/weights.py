@@ -308,6 +308,13 @@ class Weights:
                 f"{self.path / ONNX} fails when it runs: {first_line(error)} Install or train the weights again."
             ) from error
 
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of all that values and errors depend on: the network, and what its card states of them."""
+        keys = ("errors", "orientation", "inputs", "calibration", "quarter_turns", "domain")
+        stated = json.dumps({key: self.card.get(key) for key in keys}, sort_keys=True)
+        return hashlib.sha256(f"{self.sha256} {stated}".encode()).hexdigest()
+
     def keras_model(self) -> keras.Model:
         """The same network as a Keras model, for training on; its layer ``core`` is the network.
 

@@ -219,6 +219,8 @@ def test_images_are_combined_by_their_noise(tmp_path):
     assert np.median(pixels.noise[blank]) == pytest.approx(expected, rel=0.05)
     bright = light > 0.5 * light.max()
     assert np.median(pixels.data[bright] / light[bright]) == pytest.approx(1, abs=0.02)
+    other = replace(exposures[1], zero_point=exposures[1].zero_point._replace(value=26.0))
+    assert combined([exposures[0], other], meshes).image.identity() != both.image.identity()
 
 
 @pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")

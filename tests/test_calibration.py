@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sersicnet import calibration
+from sersicnet.schema import pulls
 
 
 def answers(n, seed=0):
@@ -14,9 +15,10 @@ def answers(n, seed=0):
     )
     orientation = rng.uniform(-0.4, 0.4, (n, 2))
     size = np.exp(0.05 * (truth[:, 0] + 9) + 0.02 * (truth[:, 1] - 15))[:, None]
-    unit = np.array([0.05, 0.1, 0.1, 0.02])
-    unit = np.column_stack([np.full(n, unit[0]), unit[1] * truth[:, 1], unit[2] * truth[:, 2], np.full(n, unit[3])])
+    unit = np.tile([0.05, 0.0, 0.0, 0.02], (n, 1))
     values = truth + unit * size * rng.standard_normal((n, 4))
+    values[:, 1:3] = (truth * np.exp(0.05 * size * rng.standard_normal((n, 4))))[:, 1:3]
+    unit[:, 1:3] = 0.05 * values[:, 1:3]
     components = orientation + 0.03 * size * rng.standard_normal((n, 2))
     out = np.column_stack([values, unit, np.zeros((n, 6)), components, np.full(n, 0.03)])
     return out, truth, orientation
@@ -24,7 +26,7 @@ def answers(n, seed=0):
 
 def within(table, out, truth, which):
     errors = out[:, 4:8] * calibration.factors(table, out)[:, :4]
-    return (np.abs(out[:, :4] - truth) < errors)[which].mean(axis=0)
+    return (np.abs(pulls(out[:, :4], errors, truth)) < 1)[which].mean(axis=0)
 
 
 def test_as_many_truths_are_within_one_error_for_all_kinds_of_galaxies():
@@ -33,6 +35,18 @@ def test_as_many_truths_are_within_one_error_for_all_kinds_of_galaxies():
     for which in (truth[:, 0] < -11, truth[:, 0] > -7, truth[:, 1] < 8, truth[:, 1] > 22):
         assert np.abs(within(None, out, truth, which) - 0.6827).max() > 0.04
         assert within(table, out, truth, which) == pytest.approx([0.6827] * 4, abs=0.025)
+
+
+def test_large_errors_of_radius_and_index_are_those_of_their_logarithms():
+    """As quantiles and correlations take them: truths from v exp(-s / v) to v exp(s / v) are within 1 sigma."""
+    rng = np.random.default_rng(3)
+    truth = np.column_stack([np.zeros(4000), *np.exp(rng.normal(1, 0.8, (2, 4000))), np.full(4000, 0.5)])
+    out = np.column_stack([truth, np.full((4000, 4), 0.1)])
+    out[:, 1:3] = np.exp(1.0)
+    out[:, 5:7] = 0.4 * np.exp(1.0)
+    out[:, [0, 3]] += 0.1 * rng.standard_normal((4000, 2))
+    factors = calibration.factors(calibration.fitted(out, truth), out)
+    assert factors[:, 1:3].mean(axis=0) == pytest.approx([2, 2], rel=0.05)
 
 
 def across(orientation, out, factor=1.5):

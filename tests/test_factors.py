@@ -5,6 +5,8 @@ import pytest
 
 from sersicnet.catalogue import factors as fitting
 from sersicnet.catalogue.factors import Curves, Factors, Found, angle_between, distances, quantities_of
+from sersicnet.errors import InputError
+from sersicnet.measuring.identity import METHOD
 
 LOGS = np.array([False, True, True, False])
 
@@ -31,7 +33,7 @@ def test_factors_hold_for_other_galaxies_in_every_bin_with_and_without_the_bias(
     away = 3 * np.exp(other.quantities[:, 0, 2])
     for debias in (False, True):
         values, errors = factors.applied(other.predicted, other.errors, away, debias=debias)
-        inside = np.abs(np.column_stack([values - other.truth, other.turned])) <= errors
+        inside = other._replace(predicted=values).pulls(errors) <= 1
         for where in other.quantities[:, 0, :3].T:
             bins = np.searchsorted(np.quantile(where, [0.25, 0.5, 0.75]), where)
             for k in range(4):
@@ -78,6 +80,12 @@ def test_a_row_without_values_stays_nan_and_an_unknown_angle_has_its_usual_error
     assert np.isnan(after[0]).all()
     assert np.isfinite(after[1:]).all()
     assert after[1:, 4].max() <= 52
+
+
+def test_a_validation_by_another_version_of_the_measurement_is_refused():
+    factors = Factors.fitted(found_galaxies(200), 3.0, {"gain": 1.0, "version": "0.1.0"})
+    with pytest.raises(InputError, match="is of another version of the measurement"):
+        factors.check({"gain": 1.0, "version": "0.1.0", "method": METHOD})
 
 
 def test_a_table_keeps_the_curves():

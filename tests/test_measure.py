@@ -477,6 +477,18 @@ def test_flag_point_like_by_the_psf_of_a_file(field, isolated, tmp_path):
     assert not flags[1] & Flag.POINT_LIKE
 
 
+def test_a_finely_sampled_psf_has_the_size_of_its_stars(field):
+    """Sizes are measured under a window of some pixels; in samples, stars of this PSF were larger than any of them."""
+    y, x = np.mgrid[-60:61, -60:61] / 4
+    sharp, fine = (
+        Psf.of(np.exp(-4 * np.log(2) * (x**2 + y**2) * (samples / 4 / fwhm) ** 2), "mine", samples)
+        for samples, fwhm in ((4, 3.0), (4, 5.5))
+    )
+    limits = [module.plan(field[0], psf=psf)._stars(np.empty((0, 5)))[1] for psf in (sharp, fine)]
+    assert np.isfinite(limits).all()
+    assert limits[1] > 1.4 * limits[0]
+
+
 def test_flag_saturated(field, isolated, tmp_path):
     image, header = fits.getdata(field[0]), fits.getheader(field[0], 1)
     wanted = Table({"x": [isolated[0]], "y": [isolated[1]]})
@@ -950,6 +962,22 @@ def test_an_unfinished_run_of_another_version_is_another_run(field, tmp_path, mo
         pass
 
 
+def test_an_unfinished_run_with_other_fits_or_another_psf_is_another_run(field, tmp_path):
+    """Before the PSF is found, there are no fitters that could tell."""
+    begun = functools.partial(module.plan, field[0], work=Work(run=tmp_path / "run"), gain=3.0)
+    with begun(refine=fitting.Fitting(gain=3.0))._kept() as kept:
+        kept.keep_arrays("mesh", {"level": np.zeros(2)})
+    for refine in (None, fitting.Fitting(gain=3.0, prior="none"), fitting.Fitting(gain=3.0, robust=True)):
+        with pytest.raises(InputError, match="run with other options"), begun(refine=refine)._kept():
+            pass
+    with begun(refine=fitting.Fitting(gain=3.0))._kept():
+        pass
+    stars = np.exp(-(np.hypot(*np.mgrid[-20:21, -20:21]) ** 2) / 20)
+    psfs = [Psf.of(stars, "mine", samples) for samples in (1, 2)]
+    known = [module.plan(field[0], psf=psf).options()["psf given"] for psf in (*psfs, replace(psfs[0], error=0.1))]
+    assert len({json.dumps(one) for one in known}) == 3
+
+
 # --- several images -------------------------------------------------------------------------
 
 
@@ -992,6 +1020,10 @@ def test_many_images_in_a_catalogue_each(pieces, tmp_path):
     written = module.measure_many(pieces, tmp_path)
     assert [path.name for _, path in written] == ["lower_cat.fits", "upper_cat.fits"]
     assert len(QTable.read(tmp_path / "upper_cat.fits")) == len(written[1][0])
+    (tmp_path / "upper_cat.fits").unlink()
+    with pytest.raises(InputError, match=r"holds 1 of the 2 catalogues already, such as lower_cat.fits. Give the"):
+        module.measure_many(pieces, tmp_path)
+    assert not (tmp_path / "upper_cat.fits").exists()
 
 
 def test_a_bad_image_among_many_costs_no_finished_work(pieces, tmp_path, monkeypatch):

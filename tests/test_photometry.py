@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import photutils
@@ -8,7 +9,7 @@ from photutils.aperture import CircularAperture
 from photutils.segmentation import SegmentationImage, SourceCatalog
 
 from sersicnet.image.detect import Detector
-from sersicnet.image.photometry import APERTURE
+from sersicnet.image.photometry import APERTURE, _Cutout
 from sersicnet.image.pixels import Sky
 from sersicnet.image.stamps import cut
 
@@ -54,6 +55,15 @@ def test_moments_are_those_of_photutils(both):
         np.testing.assert_allclose(getattr(ours, name), other, rtol=2e-5, err_msg=name)
     turned = (ours.theta - theirs.orientation.value + 90) % 180 - 90
     np.testing.assert_allclose(turned * (1 - ours.b / ours.a), 0, atol=1e-3)
+
+
+def test_a_source_beyond_the_image_has_no_pixels():
+    """It is in a blend that reaches into the image: a band that is smaller than the detection image."""
+    nothing = np.zeros((40, 40), np.float32)
+    scene = SimpleNamespace(clean=nothing, rms=nothing + 1, bad=nothing > 0, segmentation=nothing.astype(int))
+    for x, y in ((-80.0, 20.0), (20.0, -80.0), (120.0, 20.0)):
+        assert not _Cutout.of(scene, 1, x, y, 10.0).data.size
+    assert _Cutout.of(scene, 1, -5.0, 20.0, 10.0).data.shape == (23, 7)
 
 
 def test_light_in_apertures_is_that_of_photutils(both):

@@ -626,10 +626,11 @@ def test_a_psf_of_piff_is_drawn_on_a_grid(write, monkeypatch):
 
 
 def test_a_constant_psf_that_is_written_is_read_again(tmp_path):
-    psf = Psf.of(drawn(samples=2), "mine", 2)
+    psf = Psf.of(drawn(samples=2), "mine", 2, error=0.03)
     write_psf(tmp_path / "p.fits", psf, (HEIGHT, WIDTH))
     again = read_psf(tmp_path / "p.fits")
     assert again.oversampling == 2
+    assert again.error == 0.03
     np.testing.assert_allclose(again.image, psf.image, atol=1e-6)
 
 

@@ -26,6 +26,13 @@ def test_encode_takes_logarithms_where_targets_say_so():
     np.testing.assert_allclose(encoded, [[-10, 1, 2, 0.3]])
 
 
+def test_deviations_of_radius_and_index_are_those_of_logarithms():
+    value, error = np.array([-10.0, 5.0, 2.0, 0.3]), np.array([0.1, 1.0, 0.5, 0.02])
+    truth = np.array([-10.2, 5 * np.exp(-0.2), 2 * np.exp(0.5), 0.27])
+    np.testing.assert_allclose(schema.pulls(value, error, truth), [2, 1, -2, 1.5])
+    assert np.isnan(schema.pulls(np.full(4, np.nan), error, truth)).all()
+
+
 def test_flags_are_single_bits_with_a_meaning():
     values = [flag.value for flag in schema.Flag]
     assert values == [1 << i for i in range(len(values))]

@@ -82,6 +82,14 @@ def test_keras_and_onnx_agree(name, stamps):
         assert (np.abs(errors - theirs[:, 4:8]) <= tolerance + 1e-4 * theirs[:, 4:8]).all()
 
 
+def test_weights_that_are_calibrated_again_are_others(tmp_path):
+    """The network is the same, and so is its SHA-256; the errors are not."""
+    found = weights.load("fovea")
+    again = weights.with_card(found, tmp_path / "again", {**found.card, "name": "again", "calibration": None})
+    assert again.sha256 == found.sha256
+    assert again.identity != found.identity == weights.load("fovea").identity
+
+
 def test_weights_of_an_earlier_version_are_trained_on():
     """Those of ``fovea-sky`` are: it summed stamps by other layers, and its learned weights are the same."""
     found = weights.load("fovea-sky")

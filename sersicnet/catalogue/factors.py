@@ -15,7 +15,7 @@ from astropy.table import Table
 from threadpoolctl import threadpool_limits
 
 from sersicnet.errors import InputError, first_line, printable
-from sersicnet.schema import TARGET_NAMES, TARGETS, decode, encode
+from sersicnet.schema import TARGET_NAMES, TARGETS, decode, encode, pulls
 from sersicnet.weights import UNKNOWN_ANGLE
 
 ONE_SIGMA = 0.6827
@@ -47,6 +47,7 @@ _OTHER = {
     "mask": "another mask",
     "weights": "other weights, or another version of them",
     "psf given": "another PSF",
+    "method": "another version of the measurement",
 }
 
 
@@ -217,6 +218,12 @@ class Found(NamedTuple):
     quantities: np.ndarray
     weights: np.ndarray
 
+    def pulls(self, errors: np.ndarray) -> np.ndarray:
+        """Sizes of the deviations in units of errors, (N, P); see `sersicnet.schema.pulls`."""
+        n = len(TARGETS)
+        own = pulls(self.predicted, errors[:, :n], self.truth)
+        return np.abs(np.column_stack([own, self.turned[:, None] / errors[:, n:]]))
+
     def taken(self, which: np.ndarray) -> Found:
         """Some of the galaxies."""
         return Found(*(values[which] for values in self))
@@ -259,9 +266,8 @@ class Factors:
         freed, errors = _without_bias(found.predicted, found.errors, bias.at(where[:, :n]))
         curves = []
         for values, sigma in ((found.predicted, found.errors), (freed, errors)):
-            away = np.column_stack([values - found.truth, found.turned])[:, : sigma.shape[1]]
-            pulls = np.log(np.maximum(np.abs(away) / sigma, 1e-6))
-            curves.append(Curves.fitted(where, pulls, ONE_SIGMA, found.weights))
+            away = np.log(np.maximum(found._replace(predicted=values).pulls(sigma), 1e-6))
+            curves.append(Curves.fitted(where, away, ONE_SIGMA, found.weights))
         return cls(curves[0], bias, curves[1], fwhm, options)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet.schema import TARGETS
+from sersicnet.schema import TARGETS, pulls
 
 BRIGHT = 23.0
 """The study's magnitude limit."""
@@ -66,7 +66,7 @@ def scores(
                 "scatter": np.quantile(np.abs(difference - bias), 0.6827, axis=0),
             }
             if errors is not None:
-                values["coverage"] = np.mean(np.abs(difference) <= errors[good], axis=0)
+                values["coverage"] = np.mean(np.abs(pulls(predicted[good], errors[good], truth[good])) <= 1, axis=0)
             for quantity, row in values.items():
                 found[quantity] = {t.name: float(v) for t, v in zip(TARGETS, row, strict=True)}
         samples[name] = found
@@ -125,6 +125,7 @@ def binned(
                 [p[:, 0] - t[:, 0], p[:, 1] / t[:, 1] - 1, np.log10(p[:, 2] / t[:, 2]), t[:, 3] - p[:, 3]]
             )
         row: dict[str, Any] = {"range": [low, high if np.isfinite(high) else None], "n": int(good.sum())}
+        pull = None if errors is None else np.abs(pulls(p, errors[good], t))
         for i, target in enumerate(TARGETS):
             bias = float(np.median(off[:, i]))
             row[target.name] = {
@@ -132,9 +133,8 @@ def binned(
                 "dispersion": float(np.quantile(np.abs(off[:, i] - bias), 0.6827)),
                 "outliers": float((np.abs(off[:, i]) > OUTLIER).mean()),
             }
-            if errors is not None:
-                pull = np.abs(p[:, i] - t[:, i]) / errors[good, i]
-                row[target.name]["within68"] = float((pull <= 0.9945).mean())
-                row[target.name]["within95"] = float((pull <= 1.96).mean())
+            if pull is not None:
+                row[target.name]["within68"] = float((pull[:, i] <= 0.9945).mean())
+                row[target.name]["within95"] = float((pull[:, i] <= 1.96).mean())
         rows.append(row)
     return rows

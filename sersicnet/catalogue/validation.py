@@ -253,21 +253,20 @@ class Validation:
         """
         found, out = self.found, []
         off = np.column_stack([encode(found.predicted) - encode(found.truth), found.turned])
-        away = np.abs(np.column_stack([found.predicted - found.truth, found.turned]))
+        claimed, corrected = found.pulls(found.errors), found.pulls(self.after)
         for by, low, high, chosen in self._chosen():
             n, weights = int(chosen.sum()), found.weights[chosen]
             root = weights.sum() / np.sqrt((weights**2).sum())
             for i, name in enumerate(PARAMETERS[: found.errors.shape[1]]):
-                own, apart, sigma, after = (v[chosen, i] for v in (off, away, found.errors, self.after))
+                own, before, after = (v[chosen, i] for v in (off, claimed, corrected))
                 bias = weighted_quantile(own, weights, 0.5)
                 scatter = weighted_quantile(np.abs(own - bias), weights, ONE_SIGMA)
-                within = _within(apart, sigma, weights)
+                within = _within(before, 1, weights)
                 out.append(
                     Statistic(
                         by, name, low, high, n, bias, float(1.2533 * scatter / root), scatter,
                         float(0.96 * scatter / root), within, float(np.sqrt(within * (1 - within)) / root),
-                        _within(apart, after, weights), _within(apart, 2 * sigma, weights),
-                        _within(apart, 2 * after, weights),
+                        _within(after, 1, weights), _within(before, 2, weights), _within(after, 2, weights),
                     )
                 )  # fmt: skip
         return out
@@ -361,8 +360,8 @@ def _distinct(edges: np.ndarray) -> np.ndarray:
     return out if len(out) > 1 else np.array([out[0] - 0.5, out[0] + 0.5])
 
 
-def _within(away: np.ndarray, errors: np.ndarray, weights: np.ndarray) -> float:
-    return float(np.average(away <= errors, weights=weights)) if np.isfinite(errors).all() else np.nan
+def _within(pulls: np.ndarray, limit: float, weights: np.ndarray) -> float:
+    return float(np.average(pulls <= limit, weights=weights)) if np.isfinite(pulls).all() else np.nan
 
 
 def magnitude_edges(mag: np.ndarray) -> np.ndarray:

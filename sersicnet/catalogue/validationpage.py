@@ -293,10 +293,11 @@ def _worst(found: Validation, added: Callable[[int], Exposure], mesh: Mesh, psf:
     own = found.found
     if not len(own.truth):
         return "<p>There are none to show.</p>"
-    off = np.abs(own.predicted - own.truth)
-    wrong = off / (
-        own.errors[:, : len(TARGETS)] if np.isfinite(own.errors).all() else np.quantile(off, ONE_SIGMA, axis=0)
-    )
+    if np.isfinite(own.errors).all():
+        wrong = own.pulls(own.errors)[:, : len(TARGETS)]
+    else:
+        off = np.abs(own.predicted - own.truth)
+        wrong = off / np.quantile(off, ONE_SIGMA, axis=0)
     worst = np.argsort(-wrong.max(axis=1), kind="stable")[:WORST]
     rows = np.flatnonzero(found.counted)[worst]
     cells = []

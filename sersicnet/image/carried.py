@@ -277,8 +277,11 @@ class _Mean(Image):
         return any(image.is_held for exposure in self.exposures for image in exposure.images)
 
     def identity(self) -> list[Any]:
-        """What identifies the images and their maps."""
-        return [image.identity() for exposure in self.exposures for image in exposure.images]
+        """What identifies the images, their maps, and how they are weighted."""
+        return [
+            [*(image.identity() for image in one.images), one.zero_point.value, one.noise_kind, one.noise_as_given]
+            for one in self.exposures
+        ]
 
     def read(self, window: Window) -> np.ndarray:
         """The mean of a window, or its noise; NaN where no image has data."""

@@ -171,6 +171,8 @@ def photometry(scene: Scene, found: Moments, which: np.ndarray) -> Photometry:
             continue
         extent = KRON_MEASURED * a if math.isfinite(a) else 0.0
         near = _Cutout.of(scene, k + 1, x, y, max(extent, APERTURE))
+        if not near.data.size:  # a source beyond this image, in a blend that reaches into it
+            continue
         circle = circular_overlap_grid(*near.edges, *near.data.shape[::-1], APERTURE, 1, 1)
         out[3:, i] = near.sums(circle)
         if not (b > 0 and math.isfinite(a)):
@@ -204,8 +206,10 @@ class _Cutout(NamedTuple):
     def of(cls, scene: Scene, label: int, x: float, y: float, extent: float) -> _Cutout:
         height, width = scene.clean.shape
         middle, reach = (math.floor(y + 0.5), math.floor(x + 0.5)), math.ceil(extent) + 1
-        rows = slice(max(middle[0] - reach, 0), min(middle[0] + reach + 1, height))
-        columns = slice(max(middle[1] - reach, 0), min(middle[1] + reach + 1, width))
+        rows, columns = (
+            slice(*(min(max(end, 0), n) for end in (at - reach, at + reach + 1)))
+            for at, n in zip(middle, (height, width), strict=True)
+        )
         data, rms = (values[rows, columns].astype(float) for values in (scene.clean, scene.rms))
         used, labels = ~scene.bad[rows, columns], scene.segmentation[rows, columns]
         other = (labels != label) & (labels != 0)

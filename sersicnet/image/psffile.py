@@ -63,7 +63,6 @@ _SKY = (
 )  # fmt: skip
 _STAMPS = ("psf", "epsf", "image", "stamp", "data", "vignet", "psf_image", "psf_mask")
 
-
 WRITTEN = 9
 """A PSF that varies is written at so many places along each axis of the image."""
 
@@ -95,6 +94,7 @@ def write_psf(path: str | Path, psf: Psf, shape: tuple[int, int]) -> None:
     primary = fits.PrimaryHDU(images.astype(np.float32))
     primary.header["OVERSAMP"] = (psf.oversampling, "samples per pixel of the image")
     primary.header["FWHM"] = (psf.fwhm, "pixels of the image, in its middle")
+    primary.header["PSFERR"] = (psf.error, "relative error of FWHM")
     primary.header["SOURCE"] = (printable(psf.source)[:60], "where the PSF is from")
     hdus = fits.HDUList([primary])
     if psf.varies:
@@ -118,12 +118,15 @@ class _Found(NamedTuple):
         Pixels of the exposure per pixel of the images; NaN if the file does not state it.
     scale : float
         Arcsec per pixel of the images; NaN if the file does not state it.
+    error : float
+        Relative error of the width, which `write_psf` states.
     """
 
     images: np.ndarray
     field: Polynomial | Nodes | None
     step: float = np.nan
     scale: float = np.nan
+    error: float = 0.0
 
 
 def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: float | None = None) -> Psf:
@@ -182,7 +185,7 @@ def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: 
     else:
         psf = _of_polynomial(images, found.field, name, samples)
     _check_reach(psf, label)
-    psf = replace(psf, scale=scale)
+    psf = replace(psf, scale=scale, error=found.error)
     return psf if pixel_scale is None else psf.at_scale(pixel_scale)
 
 
@@ -273,7 +276,7 @@ def _of_image(path: str | Path) -> _Found:
         kernel = np.ones(samples) if samples % 2 else np.array([0.5, *np.ones(samples - 1), 0.5])
         for axis in (0, 1):
             image = np.apply_along_axis(np.convolve, axis, image, kernel / samples)
-    return _Found(image, None, step, scale)
+    return _Found(image, None, step, scale, _number(header, "PSFERR", frame.name, 0.0))
 
 
 def _of_psfex(unit: fits.BinTableHDU, label: str, sampled: bool) -> _Found:
@@ -437,7 +440,8 @@ def _of_stamps(
     for table in candidates:
         nodes = _nodes(table, label)
         if nodes is not None:
-            return _Found(images, nodes, _sampling(header, label), _scale(header, label))
+            stated = _sampling(header, label), _scale(header, label), _number(header, "PSFERR", label, 0.0)
+            return _Found(images, nodes, *stated)
     raise InputError(
         f"Stamps have positions in columns x, y (from 0), X_IMAGE, Y_IMAGE (from 1) or ra, dec; the table of {label} "
         f"has {', '.join(candidates[0].columns.names)}. Rename the columns."

@@ -15,6 +15,11 @@ from sersicnet.image.mosaic import Image
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.simulating import observatories
 
+METHOD = 3
+"""Version of the measurement: it rises when the same image, weights and options give other values or errors, or the
+factors of a validation another meaning. 2: galaxies are measured again without their neighbours. 3: errors of radius
+and index are calibrated, and counted, as those of logarithms."""
+
 _ROWS = 64
 """Rows of an image that tell it from another one."""
 
@@ -34,21 +39,26 @@ def identity(
     fitting : Fitting, optional
         Options of the fits. A table that is the prior is known by its content.
     """
-    refine = None if fitting is None else asdict(fitting)
-    if refine is not None and Path(refine["prior"]).is_file():
-        refine["prior"] = hashlib.sha256(Path(refine["prior"]).read_bytes()).hexdigest()
     out: dict[str, Any] = {
         "mosaic": _digest(exposure.image),
         "noise map": None if exposure.noise is None else _digest(exposure.noise),
         "mask": None if exposure.mask is None else _digest(exposure.mask),
         **described,
-        "saturation": exposure.saturation,
         "instrument": " ".join(filter(None, observatories.camera_of(exposure.image.header))),
         "positions": positions,
-        "refine": refine,
+        "refine": options_of(fitting),
     }
     exposure.close()
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in out.items()}
+
+
+def options_of(fitting: Fitting | None) -> dict[str, Any] | None:
+    """Options of fits, as a run and a validation keep them; a table that is the prior is known by its content."""
+    if fitting is None:
+        return None
+    prior = Path(fitting.prior)
+    known = hashlib.sha256(prior.read_bytes()).hexdigest() if prior.is_file() else str(prior)
+    return {**asdict(fitting), "prior": known, "fix": sorted(fitting.fix)}
 
 
 def _digest(image: Image) -> str:

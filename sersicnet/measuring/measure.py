@@ -253,8 +253,8 @@ def measure_many(
 ) -> list[tuple[QTable, Path]]:
     """Measure the galaxies of many images, into a common catalogue or one catalogue per image.
 
-    An image that cannot be used does not stop the others. Finished images are kept, and the same
-    command continues the run. A full disk or a killed worker stops the run.
+    An image that cannot be used does not stop the others. A full disk or a killed worker stops the run. Finished tiles
+    are kept, and the same command continues the run; with a common catalogue finished images are kept, too.
 
     Parameters
     ----------
@@ -279,7 +279,8 @@ def measure_many(
     Raises
     ------
     InputError
-        At the end of the run, if an image could not be used; there is no common catalogue in this case.
+        Before the run, if a catalogue exists already; at its end, if an image could not be used. There is no common
+        catalogue in this case.
     """
     names = [f"{tables.stem(path)}_cat.fits" for path in images]
     if len(set(names)) < len(names):
@@ -296,6 +297,11 @@ def measure_many(
         check_output(output, overwrite)
         tables.check_ending(output)
         keep.mkdir(exist_ok=True)
+    elif not overwrite and (there := [name for name in names if (output / name).exists()]):
+        raise InputError(
+            f"{output} holds {len(there)} of the {len(names)} catalogues already, such as {there[0]}. Give the images "
+            "that are missing, or `overwrite`."
+        )
     done, failed = [], []
     try:
         for number, (path, name) in enumerate(zip(images, names, strict=True), start=1):
@@ -315,9 +321,12 @@ def measure_many(
             keep.rmdir()
     if failed:
         kept = f" The finished images are kept in {keep}." if together else " The other catalogues are written."
+        again = (
+            "or leave out these images, and repeat the command" if together else "these images, and measure them alone"
+        )
         raise InputError(
             f"{len(failed)} of {len(images)} images could not be measured: {' '.join(failed)}{kept if done else ''} "
-            "Repair or leave out these images, and repeat the command."
+            f"Repair {again}."
         )
     if together:
         table = tables.joined([table for table, _ in done])

@@ -33,6 +33,9 @@ _SIDES = (STAMP_SIZE, 2 * STAMP_SIZE)
 _KEPT = 256
 """Images of galaxies that are kept, for the stamps of several: 64 MB at most."""
 
+_AT_ONCE = 100_000
+"""Pairs whose light is computed at once: in a crowded tile there are millions."""
+
 _FADED = 0.01
 """Surface brightness that is left out, in units of the noise of a pixel."""
 
@@ -74,7 +77,9 @@ class Neighbours:
         pairs = usable[KDTree(self._galaxies[usable, :2]).query_pairs(REACH, p=np.inf, output_type="ndarray")]
         i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
         flux = self._galaxies[:, 2]
-        light = self._brightness(j, *(self._galaxies[i] - self._galaxies[j])[:, :2].T)
+        place = self._galaxies[:, :2]
+        parts = np.array_split(np.arange(len(i)), 1 + len(i) // _AT_ONCE)
+        light = np.concatenate([self._brightness(j[part], *(place[i[part]] - place[j[part]]).T) for part in parts])
         added = light * np.sqrt(self._area[i]) / (self._rms[i] * correlation)
         # The measured flux of each of two galaxies contains light of the other one.
         taken = np.roll(light, len(pairs)) * self._area[j]
@@ -87,11 +92,14 @@ class Neighbours:
 
     def _brightness(self, which: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         """Surface brightness of galaxies at a distance: that of the profile plus that of a star; (K,), image units."""
-        _, _, flux, r_eff, n, q, theta = self._galaxies[which].T
-        cos, sin = np.cos(np.radians(theta)), np.sin(np.radians(theta))
+        with np.errstate(invalid="ignore", divide="ignore"):  # of galaxies that are in no pair
+            _, _, flux, r_eff, n, q, theta = self._galaxies.T
+            of_galaxies = (np.cos(np.radians(theta)), np.sin(np.radians(theta)), sersic_b(n), 1 / n, q, r_eff)
+            norm = np.exp(log_norm(n)) / (q * r_eff**2)
+        cos, sin, b, power, q, r_eff = (values[which] for values in of_galaxies)  # few numbers for many pairs
         radius = np.hypot(cos * dx + sin * dy, (cos * dy - sin * dx) / q) / r_eff
-        profile = np.exp(log_norm(n) - sersic_b(n) * radius ** (1 / n)) / (q * r_eff**2)
-        return flux * (profile + np.interp(np.hypot(dx, dy), self._radii, self._profile, right=0.0))
+        profile = norm[which] * np.exp(-b * radius**power)
+        return flux[which] * (profile + np.interp(np.hypot(dx, dy), self._radii, self._profile, right=0.0))
 
     def of(self, which: np.ndarray) -> np.ndarray:
         """Those of some galaxies that have neighbours whose light counts, int, (K,)."""

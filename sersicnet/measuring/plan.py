@@ -34,7 +34,7 @@ from sersicnet.image.resample import Resampled
 from sersicnet.image.sky import Mesh, estimate_sky
 from sersicnet.measuring import columns, tiles
 from sersicnet.measuring.fitting import Fitting, ImageFitting, check_gain, holds_photon_noise
-from sersicnet.measuring.identity import identity
+from sersicnet.measuring.identity import METHOD, identity, options_of
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
 from sersicnet.measuring.scene import DETECTOR, Setting, Values
@@ -332,8 +332,8 @@ class Plan:
 
     def _described(self) -> dict[str, Any]:
         return {
-            "weights": None if self.network is None else self.network.sha256,
-            "psf given": None if self.psf is None else self.psf.sha256,
+            "weights": None if self.network is None else self.network.identity,
+            "psf given": None if self.psf is None else [self.psf.sha256, self.psf.oversampling, self.psf.error],
             "psf width": self.psf_fwhm,
             "gain": self.gain,
             "factor": self.source.factor,
@@ -342,7 +342,9 @@ class Plan:
             "noise includes": self.exposure.noise_includes,
             "zero point": self.exposure.zero_point.value,
             "pixel scale": self.exposure.pixel_scale.value,
+            "saturation": self.exposure.saturation,
             "version": sersicnet.__version__,
+            "method": METHOD,
         }
 
     def run(self, report: Report = silent) -> Catalogue:
@@ -393,7 +395,7 @@ class Plan:
                 detector=self.detector,
                 places=self.places,
                 starts=self.starts,
-                network=None if self.network is None else (self.network.path, self.network.sha256, self.network.device),
+                network=None if (own := self.network) is None else (own.path, own.identity, own.device),
                 fitters=fitters,
                 psf=None if seen is None else seen.psf,
                 gain=self.gain,
@@ -429,6 +431,7 @@ class Plan:
                 if seen is not None:
                     meta.update(seen.meta())
                     values.flags[:] |= Flag.PSF_ASSUMED * seen.assumed
+            fitted = values._replace(targets=values.targets.copy())  # models are those of the fits
             if self.factors is not None:
                 columns.correct(values, self.factors, self.source.factor, debias=self.debias)
                 meta.update(VALFILE=self.factors.name, VALSHA=self.factors.sha256, VALBIAS=self.debias)
@@ -450,7 +453,7 @@ class Plan:
             elif self.listed is not None and self.refine is not None and "position" in self.refine.kept:
                 table.meta.update(columns.offset(self.exposure.name, f"their positions in {self.listed.name}", values))
             found = Result(
-                table, self.exposure, self.source, mesh, values, fitters, used, self.work.tile, seen, self.columns
+                table, self.exposure, self.source, mesh, fitted, fitters, used, self.work.tile, seen, self.columns
             )
             self.files.write(found)
         return found
@@ -490,7 +493,7 @@ class Plan:
         if self.psf is None:
             found = profiles[stars.stellar_locus(profiles)]
             return stars.width_of(found), stars.largest_star(found[:, 3])
-        size = stars.size_of(self.psf.image) / self.psf.oversampling
+        size = stars.size_of(self.psf.at_pixel_scale().image)
         return self._on_grid(self.psf.width), 1.05 * self._widened(size)
 
     def _of_stars(self, profiles: np.ndarray) -> Width | None:
@@ -512,6 +515,7 @@ class Plan:
             **self._described(),
             "device": None if self.network is None else self.network.device,
             "images": images,
+            "refine": options_of(self.refine),
             "detected on": self._detected_on(path is not None),
             "positions": digest(self.places, self.starts),
             "tile": self.work.tile,

@@ -121,9 +121,9 @@ def _views(psf: Psf, stretch: float) -> np.ndarray:
 
 
 @functools.lru_cache(1)
-def loaded(path: Path, sha256: str, device: str) -> weights.Weights:
-    """The network, loaded once per process; weights that were trained again have another SHA-256."""
+def loaded(path: Path, identity: str, device: str) -> weights.Weights:
+    """The network, loaded once per process; weights that were trained or calibrated again have another identity."""
     network = weights.load(path)
-    if network.sha256 != sha256:
+    if network.identity != identity:
         raise WeightsError(f"{path} was replaced during the run. Repeat the command.")
     return replace(network, device=device)
