@@ -170,6 +170,15 @@ def test_labels_read_them(table, image):
     np.testing.assert_allclose(galaxies.mag, TRUE["mag"])
 
 
+def test_labels_whose_pixels_are_of_another_image_than_their_sky_positions_are_refused(tmp_path, image):
+    """Stamps at pixels of a survey's own image would be of other galaxies than the labels."""
+    columns = {**SPELLINGS["sersicnet"], "ra": RA, "dec": DEC}
+    assert len(real_galaxies(written(tmp_path / "same.csv", columns), image)) == N
+    shifted = written(tmp_path / "other.csv", {**columns, "x": TRUE["x"] - 20})
+    with pytest.raises(DatasetError, match=r"are 20.0 pixels apart in .*field.fits\[0\]. Leave out those of another"):
+        real_galaxies(shifted, image)
+
+
 # --- what a column may hold ---
 
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 STAMPS: frozenset[str] = frozenset({"stamps"})
 """The inputs of a network that is shown nothing else."""
 
+APART = 3.0
+"""Median distance between the pixels and the sky positions of labels above which they are of different images."""
+
 
 def real_galaxies(
     path: str | Path,
@@ -232,6 +235,13 @@ def read_labels(
         zero = header.zero_point(frame.header, labels.zero_point, frame.scales).value
         places = labels.places[members]
         x, y = np.column_stack(frame.pixels(*places.T)).T if labels.on_sky else places.T
+        if labels.sky is not None and frame.wcs is not None:
+            apart = np.hypot(*(np.array(frame.pixels(*labels.sky[members].T)) - places.T))
+            if np.median(apart[np.isfinite(apart)] if np.isfinite(apart).any() else 0) > APART:
+                raise DatasetError(
+                    f"Pixels and sky positions of a table mean the same places; those of {path} are "
+                    f"{np.nanmedian(apart):.1f} pixels apart in {frame.name}. Leave out those of another image."
+                )
         scale = header.pixel_scale(frame.scales).value if labels.unit == "arcsec" else 1.0
         if not np.isfinite(scale):
             raise DatasetError(f"{path} has r_eff in arcsec, but {frame.name} has no WCS. Give r_eff_pix.")
@@ -284,6 +294,8 @@ class _Labels(NamedTuple):
     places : ndarray, float64, (N, 2)
         Pixels, or degrees if `on_sky`.
     on_sky : bool
+    sky : ndarray, float64, (N, 2) or None
+        Degrees, if the table has them besides the pixels that are used.
     mag, radius, sersic_n, ellipticity
     unit : str
         That of `radius`: ``pix`` or ``arcsec``.
@@ -299,6 +311,7 @@ class _Labels(NamedTuple):
     images: list[Path]
     places: np.ndarray
     on_sky: bool
+    sky: np.ndarray | None
     mag: np.ndarray
     radius: np.ndarray
     sersic_n: np.ndarray
@@ -365,7 +378,8 @@ class _Labels(NamedTuple):
         snr, theta = galaxies.parameter("snr"), galaxies.parameter("theta")
         names = [galaxies.text("psf")[i] for i in rows] if galaxies.has("psf") else []
         return cls(
-            images, np.column_stack([first, second]), places is sky, mag, radius, n, e, unit,
+            images, np.column_stack([first, second]), places is sky,
+            None if sky is None or places is sky else sky[rows], mag, radius, n, e, unit,
             None if snr is None else snr[rows], None if theta is None else theta[rows],
             [path.parent / name if name else None for name in names], status is not None, zero_point, where,
         )  # fmt: skip
