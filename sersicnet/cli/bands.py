@@ -78,7 +78,7 @@ PsfFile = Annotated[
     list[str] | None,
     _repeated(
         "File of the PSF: an image, PSFEx, a grid of PSFs or stamps of stars with positions. By default the PSF is "
-        "measured from the stars of the image; with weights of one telescope, --refine takes theirs.",
+        "measured from the stars of the image; with weights of one PSF, --refine takes theirs.",
         metavar="PATH",
     ),
 ]

@@ -128,7 +128,7 @@ PsfFile = Annotated[
     Path | None,
     typer.Option(
         help="File of the PSF: an image, PSFEx, a grid of PSFs or stamps of stars with positions. By default the "
-        "PSF is measured from the stars of the image; with weights of one telescope, --refine takes theirs.",
+        "PSF is measured from the stars of the image; with weights of one PSF, --refine takes theirs.",
         show_default=False,
     ),
 ]
