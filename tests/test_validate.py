@@ -324,6 +324,16 @@ def test_validated_errors_hold_and_are_recorded(image, done):
 
 
 @QUIET
+def test_models_of_debiased_fits_are_those_that_were_fitted(image, done, monkeypatch):
+    monkeypatch.setattr(Factors, "check", lambda *options: None)  # it was made without fits
+    options = {"psf": PSF, "gain": 3200.0, "refine": Fitting(gain=3200.0)}
+    plain = plan(image, **options).result().values
+    freed = plan(image, validated=done[1], debias=True, **options).result()
+    np.testing.assert_array_equal(freed.values.targets, plain.targets)
+    assert np.nanmax(np.abs(freed.table["sersic_n"] - plain.targets[:, 2])) > 1e-3
+
+
+@QUIET
 def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image, done, tmp_path, blank):
     _, path = done
     output = Outputs(catalogue=tmp_path / "cat.fits")
