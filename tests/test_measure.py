@@ -478,7 +478,7 @@ def test_flag_point_like_by_the_psf_of_a_file(field, isolated, tmp_path):
 
 
 def test_a_finely_sampled_psf_has_the_size_of_its_stars(field):
-    """Sizes are measured under a window of some pixels; in samples, stars of this PSF were larger than any of them."""
+    """The window that measures sizes spans a few pixels: a PSF of 22 samples must be brought to pixels first."""
     y, x = np.mgrid[-60:61, -60:61] / 4
     sharp, fine = (
         Psf.of(np.exp(-4 * np.log(2) * (x**2 + y**2) * (samples / 4 / fwhm) ** 2), "mine", samples)
@@ -963,7 +963,7 @@ def test_an_unfinished_run_of_another_version_is_another_run(field, tmp_path, mo
 
 
 def test_an_unfinished_run_with_other_fits_or_another_psf_is_another_run(field, tmp_path):
-    """Before the PSF is found, there are no fitters that could tell."""
+    """There are no fitters until the PSF is found, so the options themselves must identify the run."""
     begun = functools.partial(module.plan, field[0], work=Work(run=tmp_path / "run"), gain=3.0)
     with begun(refine=fitting.Fitting(gain=3.0))._kept() as kept:
         kept.keep_arrays("mesh", {"level": np.zeros(2)})

@@ -92,14 +92,19 @@ class Neighbours:
 
     def _brightness(self, which: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         """Surface brightness of galaxies at a distance: that of the profile plus that of a star; (K,), image units."""
-        with np.errstate(invalid="ignore", divide="ignore"):  # of galaxies that are in no pair
-            _, _, flux, r_eff, n, q, theta = self._galaxies.T
-            of_galaxies = (np.cos(np.radians(theta)), np.sin(np.radians(theta)), sersic_b(n), 1 / n, q, r_eff)
-            norm = np.exp(log_norm(n)) / (q * r_eff**2)
-        cos, sin, b, power, q, r_eff = (values[which] for values in of_galaxies)  # few numbers for many pairs
+        flux, r_eff, q, cos, sin, b, power, central = (values[which] for values in self._profiles)
         radius = np.hypot(cos * dx + sin * dy, (cos * dy - sin * dx) / q) / r_eff
-        profile = norm[which] * np.exp(-b * radius**power)
-        return flux[which] * (profile + np.interp(np.hypot(dx, dy), self._radii, self._profile, right=0.0))
+        profile = central * np.exp(-b * radius**power)
+        return flux * (profile + np.interp(np.hypot(dx, dy), self._radii, self._profile, right=0.0))
+
+    @functools.cached_property
+    def _profiles(self) -> tuple[np.ndarray, ...]:
+        """What `_brightness` needs of each galaxy: a galaxy is in many pairs."""
+        with np.errstate(invalid="ignore", divide="ignore"):  # of galaxies that are in none
+            _, _, flux, r_eff, n, q, theta = self._galaxies.T
+            angle = np.radians(theta)
+            central = np.exp(log_norm(n)) / (q * r_eff**2)
+            return flux, r_eff, q, np.cos(angle), np.sin(angle), sersic_b(n), 1 / n, central
 
     def of(self, which: np.ndarray) -> np.ndarray:
         """Those of some galaxies that have neighbours whose light counts, int, (K,)."""

@@ -237,9 +237,9 @@ def read_labels(
         x, y = np.column_stack(frame.pixels(*places.T)).T if labels.on_sky else places.T
         if labels.sky is not None and frame.wcs is not None:
             apart = np.hypot(*(np.array(frame.pixels(*labels.sky[members].T)) - places.T))
-            if np.median(apart[np.isfinite(apart)] if np.isfinite(apart).any() else 0) > APART:
+            if np.isfinite(apart).any() and np.nanmedian(apart) > APART:
                 raise DatasetError(
-                    f"Pixels and sky positions of a table mean the same places; those of {path} are "
+                    f"The x, y and the ra, dec of a row should be the same place; those of {path} are "
                     f"{np.nanmedian(apart):.1f} pixels apart in {frame.name}. Leave out those of another image."
                 )
         scale = header.pixel_scale(frame.scales).value if labels.unit == "arcsec" else 1.0
