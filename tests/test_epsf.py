@@ -2,11 +2,13 @@ import galsim
 import numpy as np
 import pytest
 
+from sersicnet.engine.render import Renderer
 from sersicnet.image import epsf
 from sersicnet.image.epsf import LEAST_STARS, LEAST_VARIED, REACH, StarStamps, measure_psf
 from sersicnet.image.epsfmodel import Model
 from sersicnet.image.epsfstars import Stars
 from sersicnet.image.psf import Psf, core_of, full_width
+from sersicnet.simulating.observatories import usual_psf
 
 SIDE = 56
 
@@ -62,6 +64,24 @@ def test_the_psf_is_measured_finer_than_the_pixels(fwhm, shear, oversampling):
     core = core_of(found.images[0])
     assert np.hypot(core.row - len(found.images[0]) // 2, core.column - len(found.images[0]) // 2) < 0.01 * oversampling
     assert np.abs(np.column_stack([found.x, found.y]) - centres).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("instrument", "band", "scale"), [("NIRCAM", "F200W", 0.03), ("WFC3", "F160W", 0.06), ("HSC", "i", 0.168)]
+)
+def test_wings_in_the_noise_are_those_of_diffraction_or_seeing(instrument, band, scale):
+    true, _ = usual_psf({"INSTRUME": instrument, "FILTER": band}, scale)
+    render, n, errors = Renderer(true.image, 81, true.oversampling), 30, []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        centres = 40 + rng.uniform(-0.5, 0.5, (n, 2))
+        flux = np.exp(rng.uniform(*np.log((100, 1000)), n)) * 1.5 * true.fwhm
+        point = np.tile([0.02, 1.0, 1.0, 0.0], (n, 1))
+        values = render(np.column_stack([centres, flux, point])) + rng.normal(0, 1, (n, 81, 81))
+        stamps = StarStamps(values, np.ones_like(values), np.zeros(values.shape, bool), *centres.T)
+        _, psf = measured(stamps, 1.03 * true.fwhm)
+        errors.append(psf.encircled(4 * true.fwhm) / true.encircled(4 * true.fwhm) - 1)
+    assert abs(np.mean(errors)) < 0.01
 
 
 def test_the_error_of_the_width_covers_its_offset():

@@ -24,7 +24,9 @@ STEP = 0.3
 """Spacing of the splines of the departure, FWHM."""
 
 _WINGS = 4.0  # FWHM from which the slope of the log profile in log radius has a prior
-_WING_SLOPE, _WING_SLOPE_ERROR = -3.1, 1.0
+_SEEING, _DIFFRACTION = (-3.25, -3.45), (-3.0, -2.7)
+"""Level of the profile at 4 FWHM, see `_wing_slope`, and the usual slope beyond it; from the ground, and in space."""
+_WING_SLOPE_ERROR = 1.0
 _BEND = 60.0  # standard deviation of the bend of the log profile in log radius, where rings are
 _CORE_BEND = 5.0  # the same in the core
 _SOFT = 0.8  # radius within which the log profile bends in the square of the radius, FWHM
@@ -74,7 +76,7 @@ class Model:
 
     def moffat_at(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The Moffat profile, integrated over the pixel, at offsets."""
-        area = np.pi * np.sqrt(np.linalg.det(self.shape)) * TO_FWHM**2 / 4 / (2 ** (1 / _BETA) - 1)
+        area = np.pi * _core_radius(self) ** 2
         out = np.zeros(u.shape)
         near = np.hypot(u, v) < 3
         for nodes, where in ((4, near), (2, ~near)):
@@ -151,9 +153,30 @@ def smoothness(model: Model) -> tuple[np.ndarray, np.ndarray]:
     r = np.sqrt(np.maximum(np.exp(2 * middle) / model.scale**2 - _SOFT**2, 0))
     bend = np.clip(_BEND * np.minimum((r / 1.5) ** 2, (4 / np.maximum(r, 1)) ** 6), _CORE_BEND, None)
     rows = second * (np.sqrt(width) / bend)[:, None]
-    far = first[middle > np.log(_WINGS * model.scale)]
-    steeper = (_WING_SLOPE + 2 * _BETA) / _WING_SLOPE_ERROR
-    return np.vstack([rows, far / _WING_SLOPE_ERROR]), np.append(np.zeros(len(rows)), np.full(len(far), steeper))
+    out = middle > np.log(_WINGS * model.scale)
+    core = _core_radius(model)
+    steeper = _wing_slope(model) + 2 * _BETA / (1 + (core / (r[out] * model.scale)) ** 2)  # than the Moffat profile
+    far = first[out] / _WING_SLOPE_ERROR
+    return np.vstack([rows, far]), np.append(np.zeros(len(rows)), steeper / _WING_SLOPE_ERROR)
+
+
+def _core_radius(model: Model) -> float:
+    """Radius of the core of the Moffat profile, without the pixel, pixels."""
+    return float(np.sqrt(np.sqrt(np.linalg.det(model.shape)) * TO_FWHM**2 / 4 / (2 ** (1 / _BETA) - 1)))
+
+
+def _wing_slope(model: Model) -> float:
+    """Usual slope of the log profile in log radius, beyond 4 FWHM.
+
+    Diffraction leaves more light in the wings than the atmosphere, and it falls more slowly. They are told apart by the
+    log of the profile at 4 FWHM, for light within 2 FWHM and an area of a square FWHM of 1.
+    """
+    along = np.linspace(0, 2 * model.scale, 41)
+    profile = model.round(along, 0 * along)
+    light = float(np.trapezoid(2 * np.pi * along * profile, along))
+    edge = float(model.round(np.array([_WINGS * model.scale]), np.zeros(1))[0])
+    level = np.log10(max(edge, 1e-30) * model.scale**2 / light)
+    return float(np.interp(level, *zip(_SEEING, _DIFFRACTION, strict=True)))
 
 
 def prior_of(model: Model, reach: float, fraction: float) -> np.ndarray:
