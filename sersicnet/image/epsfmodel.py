@@ -24,7 +24,7 @@ STEP = 0.3
 """Spacing of the splines of the departure, FWHM."""
 
 _WINGS = 4.0  # FWHM from which the slope of the log profile in log radius has a prior
-_SEEING, _DIFFRACTION = (-3.25, -3.45), (-3.0, -2.7)
+_LEVELS, _SLOPES = (-3.25, -3.0), (-3.45, -2.7)
 """Level of the profile at 4 FWHM, see `_wing_slope`, and the usual slope beyond it; from the ground, and in space."""
 _WING_SLOPE_ERROR = 1.0
 _BEND = 60.0  # standard deviation of the bend of the log profile in log radius, where rings are
@@ -176,7 +176,7 @@ def _wing_slope(model: Model) -> float:
     light = float(np.trapezoid(2 * np.pi * along * profile, along))
     edge = float(model.round(np.array([_WINGS * model.scale]), np.zeros(1))[0])
     level = np.log10(max(edge, 1e-30) * model.scale**2 / light)
-    return float(np.interp(level, *zip(_SEEING, _DIFFRACTION, strict=True)))
+    return float(np.interp(level, _LEVELS, _SLOPES))
 
 
 def prior_of(model: Model, reach: float, fraction: float) -> np.ndarray:
