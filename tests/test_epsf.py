@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import galsim
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from sersicnet.engine.render import Renderer
 from sersicnet.image import epsf
 from sersicnet.image.epsf import LEAST_STARS, LEAST_VARIED, REACH, StarStamps, measure_psf
-from sersicnet.image.epsfmodel import Model
+from sersicnet.image.epsfmodel import Model, smoothness
 from sersicnet.image.epsfstars import Stars
 from sersicnet.image.psf import Psf, core_of, full_width
 from sersicnet.simulating.observatories import usual_psf
@@ -80,6 +82,14 @@ def test_wings_in_the_noise_are_those_of_diffraction_or_seeing(instrument, band,
         _, psf = measured(stamps, 1.03 * true.fwhm)
         errors.append(psf.encircled(4 * true.fwhm) / true.encircled(4 * true.fwhm) - 1)
     assert abs(np.mean(errors)) < 0.01
+
+
+def test_the_usual_slope_of_wings_does_not_depend_on_the_direction_of_an_ellipse():
+    round_ = Model.moffat(4.0)
+    bright = replace(round_, profile=np.clip(np.linspace(-2, 5, len(round_.profile)), 0, None))
+    slopes = [smoothness(bright.wider(np.array([0, by, 0])))[1][-1] for by in (0.8, -0.8)]
+    assert slopes[0] == pytest.approx(slopes[1], abs=0.03)
+    assert 2.6 < slopes[0] < 3.2  # than the Moffat profile: between those of seeing and of diffraction
 
 
 def test_the_error_of_the_width_covers_its_offset():

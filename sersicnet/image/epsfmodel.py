@@ -69,6 +69,11 @@ class Model:
         """Spacing of the splines of the departure, pixels."""
         return STEP * self.scale
 
+    @property
+    def core(self) -> float:
+        """Radius of the core of the Moffat profile, without the pixel, pixels."""
+        return float(np.sqrt(np.sqrt(np.linalg.det(self.shape)) * TO_FWHM**2 / 4 / (2 ** (1 / _BETA) - 1)))
+
     def radius(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Elliptical radius at offsets, pixels."""
         a, b, c = self.shape[0, 0], self.shape[0, 1], self.shape[1, 1]
@@ -76,7 +81,7 @@ class Model:
 
     def moffat_at(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The Moffat profile, integrated over the pixel, at offsets."""
-        area = np.pi * _core_radius(self) ** 2
+        area = np.pi * self.core**2
         out = np.zeros(u.shape)
         near = np.hypot(u, v) < 3
         for nodes, where in ((4, near), (2, ~near)):
@@ -154,15 +159,10 @@ def smoothness(model: Model) -> tuple[np.ndarray, np.ndarray]:
     bend = np.clip(_BEND * np.minimum((r / 1.5) ** 2, (4 / np.maximum(r, 1)) ** 6), _CORE_BEND, None)
     rows = second * (np.sqrt(width) / bend)[:, None]
     out = middle > np.log(_WINGS * model.scale)
-    core = _core_radius(model)
-    steeper = _wing_slope(model) + 2 * _BETA / (1 + (core / (r[out] * model.scale)) ** 2)  # than the Moffat profile
+    moffat = -2 * _BETA / (1 + (model.core / (r[out] * model.scale)) ** 2)
+    steeper = _wing_slope(model) - moffat
     far = first[out] / _WING_SLOPE_ERROR
     return np.vstack([rows, far]), np.append(np.zeros(len(rows)), steeper / _WING_SLOPE_ERROR)
-
-
-def _core_radius(model: Model) -> float:
-    """Radius of the core of the Moffat profile, without the pixel, pixels."""
-    return float(np.sqrt(np.sqrt(np.linalg.det(model.shape)) * TO_FWHM**2 / 4 / (2 ** (1 / _BETA) - 1)))
 
 
 def _wing_slope(model: Model) -> float:
@@ -171,10 +171,9 @@ def _wing_slope(model: Model) -> float:
     Diffraction leaves more light in the wings than the atmosphere, and it falls more slowly. They are told apart by the
     log of the profile at 4 FWHM, for light within 2 FWHM and an area of a square FWHM of 1.
     """
-    along = np.linspace(0, 2 * model.scale, 41)
-    profile = model.round(along, 0 * along)
-    light = float(np.trapezoid(2 * np.pi * along * profile, along))
-    edge = float(model.round(np.array([_WINGS * model.scale]), np.zeros(1))[0])
+    radii = np.append(np.linspace(0, 2, 41), _WINGS) * model.scale
+    *profile, edge = model.round(radii / model.radius(np.ones(1), np.zeros(1)), np.zeros(len(radii)))
+    light = np.trapezoid(2 * np.pi * radii[:-1] * profile, radii[:-1])
     level = np.log10(max(edge, 1e-30) * model.scale**2 / light)
     return float(np.interp(level, _LEVELS, _SLOPES))
 
