@@ -46,6 +46,9 @@ MOST_BYTES = {KERAS: 2**28, ONNX: 2**28, CARD: 2**22, README: 2**22, SUMS: 2**16
 BATCH = 64
 """Stamps a call of ONNX Runtime: larger is no faster on a CPU, and takes memory."""
 
+PART = 8
+"""A CPU computes fewer stamps in a multiple of this many: others would change more of the last bits of a result."""
+
 
 def shipped_directory() -> Path:
     """Where the shipped weights are: in the wheel, or at the top of a checkout."""
@@ -283,18 +286,16 @@ class Weights:
     def _turned(self, inputs: Inputs, names: list[str]) -> np.ndarray:
         """What the network returns for N galaxies, float64, (N, K); NaN where an input is not finite."""
         out = np.full((inputs.n, self._width), np.nan)
-        # Batches of one size: the last bits of a result depend on the size, and on nothing else of its batch.
-        batch = Inputs(*(None if f is None else np.zeros((BATCH, *f.shape[1:]), np.float32) for f in inputs))
-        if inputs.psf is not None and len(inputs.psf) == 1:  # a single PSF is looked at once in a batch
-            batch = batch._replace(psf=inputs.psf)
+        # A GPU prepares itself for each size, and gets one.
+        least = PART if self.provider == sessions.ON_CPU else BATCH
         for first in range(0, inputs.n, BATCH):
             part = inputs.taken(slice(first, first + BATCH))
             good = np.flatnonzero(part.finite())
             if not len(good):
                 continue
-            if len(good) < BATCH:
-                batch.put(slice(0, len(good)), part.taken(good))
-                part = batch
+            part = part.taken(np.resize(good, -(-len(good) // least) * least))
+            if inputs.psf is not None and len(inputs.psf) == 1:  # a single PSF is looked at once in a batch
+                part = part._replace(psf=inputs.psf)
             given = {name: np.ascontiguousarray(getattr(part, name), np.float32) for name in names}
             out[first + good] = self._run(given)[: len(good)]
         return out
