@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from sersicnet.domain import number
 from sersicnet.orientations import COMPONENTS, LOG
-from sersicnet.schema import N_TARGETS, pulls
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, Inputs, pulls
 
 WITHIN_ONE_SIGMA = 0.6827
 """Fraction of Gaussian deviations within one standard deviation."""
@@ -20,8 +20,8 @@ LEAST = 600
 N_DESCRIBED = 2 * N_TARGETS
 """Numbers that describe an answer, see `described`."""
 
-N_TERMS = 1 + N_DESCRIBED + N_DESCRIBED * (N_DESCRIBED + 1) // 2
-"""Terms of a polynomial of the second degree in these numbers."""
+N_CONDITIONS = {"psf": 1, "noise": INPUT_SHAPES.noise[0]}
+"""Numbers that describe an image, for the inputs that show them, see `conditions`."""
 
 MOST = 10.0
 """Largest logarithm of a factor that a card may hold."""
@@ -53,7 +53,35 @@ def described(out: np.ndarray) -> np.ndarray:
         return np.column_stack([values, np.log(errors)])
 
 
-def factors(table: Mapping[str, Any] | None, out: np.ndarray) -> np.ndarray:
+def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
+    """What the factors depend on besides the answer: the images, as far as a network is shown them.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        Of N galaxies.
+    shown : collection of str
+        The inputs that the network is shown.
+
+    Returns
+    -------
+    ndarray, float, (N, 4), or fewer columns
+        The logarithm of the noise-equivalent area of the PSF [pix^2], 1 / integral of PSF^2 (King 1983, PASP 95, 163),
+        and `sersicnet.schema.noise_numbers`.
+    """
+    from sersicnet.image.views import BINNINGS
+
+    columns = [np.empty((inputs.n, 0))]
+    if inputs.psf is not None and "psf" in shown:
+        with np.errstate(divide="ignore"):
+            area = -np.log(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", *2 * [np.asarray(inputs.psf[:, 0], float)]))
+        columns.append(np.broadcast_to(area[:, None], (inputs.n, 1)))
+    if inputs.noise is not None and "noise" in shown:
+        columns.append(np.broadcast_to(inputs.noise, (inputs.n, INPUT_SHAPES.noise[0])))
+    return np.hstack(columns)
+
+
+def factors(table: Mapping[str, Any] | None, out: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
     """Factors on the predicted errors of each answer.
 
     Parameters
@@ -62,6 +90,8 @@ def factors(table: Mapping[str, Any] | None, out: np.ndarray) -> np.ndarray:
         The ``calibration`` of a card, of `fitted` or of earlier versions of sersicnet; all factors are 1 for None.
     out : ndarray, float, (N, 8) or (N, 17)
         Answers, see `described`.
+    seen : ndarray, float, (N, M), optional
+        What the network saw of the images, see `conditions`; tables of earlier versions do not depend on it.
 
     Returns
     -------
@@ -73,25 +103,37 @@ def factors(table: Mapping[str, Any] | None, out: np.ndarray) -> np.ndarray:
     if "mag" in table:  # of earlier weights: a table by magnitude
         rows = np.column_stack([table["factors"], table.get("orientation", np.ones(len(table["mag"])))])
         return np.column_stack([np.interp(out[:, 0], table["mag"], column) for column in rows.T])
-    logarithms = _terms(described(out), table["domain"]) @ np.array(table["polynomials"]).T
+    numbers = _numbers(out, seen)[:, : len(table["domain"][0])]
+    logarithms = _terms(numbers, table["domain"]) @ np.array(table["polynomials"]).T
     return np.exp(np.clip(logarithms, *np.array(table["range"])))
 
 
+def _numbers(out: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
+    return described(out) if seen is None else np.hstack([described(out), seen])
+
+
+def _n_terms(numbers: int) -> int:
+    """Terms of a polynomial of the second degree in some numbers."""
+    return 1 + numbers + numbers * (numbers + 1) // 2
+
+
 def _terms(numbers: np.ndarray, domain: Any) -> np.ndarray:
-    """Terms of polynomials, (N, 45), in numbers that are brought from a domain, (2, 8), to -1 to 1 and cut there."""
+    """Terms of polynomials in numbers, (N, M), that are brought from a domain, (2, M), to -1 to 1 and cut there."""
     low, high = np.array(domain)
     x = np.clip(2 * (numbers - low) / (high - low) - 1, -1, 1)
-    first, second = np.triu_indices(N_DESCRIBED)
+    first, second = np.triu_indices(x.shape[1])
     return np.column_stack([np.ones(len(x)), x, x[:, first] * x[:, second]])
 
 
-def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None = None) -> dict[str, Any] | None:
+def fitted(
+    out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None = None, seen: np.ndarray | None = None
+) -> dict[str, Any] | None:
     """The calibration of a network from galaxies that it was not trained on.
 
-    The logarithm of the factor on an error is a polynomial of the second degree in the answer and its errors: the
-    68.27 % quantile of the logarithm of the deviations, by quantile regression. Thus as many truths are within
-    one error, see `sersicnet.schema.pulls`, for bright and faint, small and large galaxies. The fewer galaxies, the
-    nearer it is to a constant.
+    The logarithm of the factor on an error is a polynomial of the second degree in the answer, its errors, the width
+    of the PSF and the noise: the 68.27 % quantile of the logarithm of the deviations, by quantile regression. Thus as
+    many truths are within one error, see `sersicnet.schema.pulls`, for bright and faint, small and large galaxies, in
+    images of different telescopes. The fewer galaxies, the nearer it is to a constant.
 
     Parameters
     ----------
@@ -100,12 +142,15 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
     targets : ndarray, float, (N, 4)
     orientation : ndarray, float, (N, 2), optional
         True components of the ellipticity, see `sersicnet.schema.orientation`.
+    seen : ndarray, float, (N, M), optional
+        What the network saw of the images, see `conditions`.
 
     Returns
     -------
     dict or None
-        ``domain``, lowest and highest of the numbers of `described`; ``polynomials``, coefficients for the four
-        targets and the angle; ``range``, lowest and highest of their values. None for fewer than 600 galaxies.
+        ``domain``, lowest and highest of the numbers of `described` and `conditions`; ``polynomials``, coefficients
+        for the four targets and the angle; ``range``, lowest and highest of their values. None for fewer than 600
+        galaxies.
 
     References
     ----------
@@ -119,21 +164,21 @@ def fitted(out: np.ndarray, targets: np.ndarray, orientation: np.ndarray | None 
         (x, y), (true_x, true_y) = out[:, COMPONENTS].T, orientation.T
         turned = np.abs(np.arctan2(x * true_y - y * true_x, x * true_x + y * true_y))
         columns.append(turned * np.hypot(x, y) / out[:, -1])
-    numbers = described(out)
+    numbers = _numbers(out, seen)
     domain = np.quantile(numbers, [0.01, 0.99], axis=0)
     domain[1] = np.maximum(domain[1], domain[0] + 0.001)  # errors may be all the same
     domain = domain.round(5)
     terms = _terms(numbers, domain)
     found = np.array([_quantile(terms, np.log(np.maximum(column, 1e-9))) for column in columns])
     if len(found) == N_TARGETS:
-        found = np.vstack([found, np.zeros(N_TERMS)])
+        found = np.vstack([found, np.zeros(terms.shape[1])])
     found = found.round(5)
     limits = np.quantile(terms @ found.T, [0.005, 0.995], axis=0).round(5)
     return {"domain": domain.tolist(), "polynomials": found.tolist(), "range": limits.tolist()}
 
 
 def _quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients of terms, (N, 45), whose sum is the 68.27 % quantile of values, (N,). The first term is 1."""
+    """Coefficients of terms, (N, T), whose sum is the 68.27 % quantile of values, (N,). The first term is 1."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -156,13 +201,15 @@ def _quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
     return coefficients
 
 
-def check(table: Any) -> None:
+def check(table: Any, shown: Collection[str]) -> None:
     """Raise ValueError unless the ``calibration`` of a card can be used; None can.
 
     Parameters
     ----------
     table : object
         What a file holds.
+    shown : collection of str
+        The inputs that the network is shown.
     """
     if not table:
         return
@@ -171,7 +218,10 @@ def check(table: Any) -> None:
     if "mag" in table:
         _check_by_magnitude(table)
         return
-    sizes = {"domain": (2, N_DESCRIBED), "polynomials": (N_TARGETS + 1, N_TERMS), "range": (2, N_TARGETS + 1)}
+    numbers = N_DESCRIBED
+    if any(len(row) != N_DESCRIBED for row in table["domain"]):  # those of earlier versions depend on no more
+        numbers += sum(n for name, n in N_CONDITIONS.items() if name in shown)
+    sizes = {"domain": (2, numbers), "polynomials": (N_TARGETS + 1, _n_terms(numbers)), "range": (2, N_TARGETS + 1)}
     for key, (rows, columns) in sizes.items():
         values = [[number(value) for value in row] for row in table[key]]
         if len(values) != rows or any(len(row) != columns for row in values):

@@ -87,12 +87,12 @@ class Prediction(NamedTuple):
     theta_err: np.ndarray | None = None
 
     @classmethod
-    def of(cls, card: Mapping[str, Any], out: np.ndarray) -> Prediction:
-        """The answer in the columns of a network's output, with the calibration of its card."""
+    def of(cls, card: Mapping[str, Any], out: np.ndarray, seen: np.ndarray) -> Prediction:
+        """The answer in the columns of a network's output, with the calibration of its card for what it saw."""
         targets = out[:, :N_TARGETS]
         if not card["errors"]:
             return cls(targets)
-        factors = calibration.factors(card.get("calibration"), out)
+        factors = calibration.factors(card.get("calibration"), out, seen)
         errors = out[:, N_TARGETS : 2 * N_TARGETS] * factors[:, :N_TARGETS]
         if not card.get("orientation"):
             return cls(targets, errors)
@@ -246,7 +246,7 @@ class Weights:
         InputError, WeightsError
             See `answers`.
         """
-        return Prediction.of(self.card, self.answers(inputs))
+        return Prediction.of(self.card, self.answers(inputs), calibration.conditions(inputs, self.inputs))
 
     def answers(self, inputs: Inputs) -> np.ndarray:
         """What the network returns for N galaxies, before its errors are calibrated.
@@ -469,7 +469,7 @@ def _card(path: Path) -> dict[str, Any]:
             raise WeightsError(f"{path} predicts {received}; this version reads {', '.join(TARGET_NAMES)}.")
         _check_kinds(card)
         number(card.get("quarter_turns", 0.0))
-        calibration.check(card.get("calibration"))
+        calibration.check(card.get("calibration"), card.get("inputs", ()))
         domains.read(card)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from astropy.convolution import Gaussian2DKernel
 
 from sersicnet import calibration
-from sersicnet.schema import pulls
+from sersicnet.image.views import psf_views
+from sersicnet.schema import Inputs, decode, encode, noise_numbers, pulls
 
 
 def answers(n, seed=0):
@@ -24,8 +26,8 @@ def answers(n, seed=0):
     return out, truth, orientation
 
 
-def within(table, out, truth, which):
-    errors = out[:, 4:8] * calibration.factors(table, out)[:, :4]
+def within(table, out, truth, which, seen=None):
+    errors = out[:, 4:8] * calibration.factors(table, out, seen)[:, :4]
     return (np.abs(pulls(out[:, :4], errors, truth)) < 1)[which].mean(axis=0)
 
 
@@ -110,3 +112,45 @@ def test_eight_numbers_of_an_answer_are_enough():
     out, truth, _ = answers(2000)
     table = calibration.fitted(out[:, :8], truth)
     assert calibration.factors(table, out[:, :8]) == pytest.approx(calibration.factors(table, out))
+
+
+def test_factors_depend_on_what_the_network_saw_of_the_image():
+    """Through the wider PSF, the deviations are twice as large as through the narrower one, and the answers alike."""
+    views = np.array([psf_views(Gaussian2DKernel(width, x_size=41, y_size=41).array) for width in (1.0, 3.0)])
+
+    def through_both(seed):
+        out, truth, _ = answers(12_000, seed)
+        wide = np.random.default_rng([seed, 1]).random(len(out)) < 0.5
+        off = np.where(wide, 2, 1)[:, None] * (encode(out[:, :4]) - encode(truth))
+        out[:, :4] = decode(encode(truth) + off)
+        out[:, 5:7] = 0.05 * out[:, 1:3]
+        inputs = Inputs(np.empty((len(out), 0)), views[wide.astype(int)], np.zeros((len(out), 3)))
+        return out, truth, wide, calibration.conditions(inputs, {"stamps", "psf", "noise"})
+
+    out, truth, _, seen = through_both(0)
+    others, true, wide, theirs = through_both(1)
+    blind, table = calibration.fitted(out, truth), calibration.fitted(out, truth, seen=seen)
+    for which in (wide, ~wide):
+        assert np.abs(within(blind, others, true, which) - 0.6827).min() > 0.05
+        assert within(table, others, true, which, theirs) == pytest.approx([0.6827] * 4, abs=0.025)
+    calibration.check(table, ["noise", "psf", "stamps"])
+    with pytest.raises(ValueError, match="the domain of its calibration has 2 x 8 numbers"):
+        calibration.check(table, ["stamps"])
+
+
+def test_a_psf_counts_by_its_noise_equivalent_area():
+    """4 pi sigma^2 of a Gaussian, with the variance of a pixel in it; one PSF counts for all galaxies."""
+    views = psf_views(Gaussian2DKernel(2.0, x_size=61, y_size=61, mode="oversample").array)
+    inputs = Inputs(np.empty((3, 0)), views[None], noise_numbers(np.full(3, 1.5), 100.0))
+    seen = calibration.conditions(inputs, {"stamps", "psf", "noise"})
+    assert np.exp(seen[:, 0]) == pytest.approx([4 * np.pi * (2.0**2 + 1 / 12)] * 3, rel=1e-3)
+    assert seen[:, 1:] == pytest.approx(np.tile([np.log(1.5), 2, 1], (3, 1)))
+    assert calibration.conditions(inputs, {"stamps"}).shape == (3, 0)
+
+
+def test_a_calibration_of_earlier_versions_depends_on_the_answer_alone():
+    out, truth, _ = answers(2000)
+    table = calibration.fitted(out, truth)
+    calibration.check(table, ["noise", "psf", "stamps"])
+    seen = np.random.default_rng(0).normal(size=(len(out), 4))
+    np.testing.assert_array_equal(calibration.factors(table, out, seen), calibration.factors(table, out))

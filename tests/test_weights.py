@@ -250,6 +250,17 @@ def test_predictions_do_not_depend_on_the_batch(tiny_weights):
     np.testing.assert_allclose(together.targets[-1:], alone.targets, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("n", "sizes"), [(1, [8]), (67, [64, 8]), (72, [64, 8]), (129, [64, 64, 8])])
+def test_few_stamps_are_not_filled_up_to_a_whole_batch(tiny_weights, monkeypatch, n, sizes):
+    seen, run = [], weights.Weights._run
+    monkeypatch.setattr(
+        weights.Weights, "_run", lambda self, given: seen.append(len(given["stamps"])) or run(self, given)
+    )
+    stamps = np.random.default_rng(0).normal(size=(n, 128, 128)).astype(np.float32)
+    assert np.isfinite(weights.load(tiny_weights).predict(Inputs(stamps)).targets).all()
+    assert seen == sizes
+
+
 def test_no_stamps_give_no_rows(tiny_weights):
     targets, errors, *_ = weights.load(tiny_weights).predict(Inputs(np.zeros((0, 128, 128), np.float32)))
     assert targets.shape == errors.shape == (0, 4)

@@ -108,17 +108,17 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     architecture, scaling = networks.ARCHITECTURES[network], task.scaling
     scale = None
     if architecture.spreads:
-        out, rows = predict(task.predictor, task.source, *task.valid_rows)
+        out, rows, _ = predict(task.predictor, task.source, *task.valid_rows)
         deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / networks.spreads(architecture, out)
         scale = np.quantile(deviation[task.labelled[rows]], WITHIN_ONE_SIGMA, axis=0)
     model = networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=scale)
     if scale is None:
         return model, {"calibration": None}
     turns = QUARTER_TURNS if architecture.oriented else 0.0
-    out, rows = predict(model, task.source, *task.valid_rows, turns)
+    out, rows, seen = predict(model, task.source, *task.valid_rows, turns)
     counts = task.labelled[rows]
     orientation = task.source.orientation[rows[counts]] if turns else None
-    table = calibration.fitted(out[counts], task.source.targets[rows[counts]], orientation)
+    table = calibration.fitted(out[counts], task.source.targets[rows[counts]], orientation, seen[counts])
     return model, {"calibration": table, **({"quarter_turns": turns} if turns else {})}
 
 
@@ -242,9 +242,11 @@ def saved(output: Path, model: keras.Model, card: dict[str, Any], test: str | Pa
     return weights.save(output, model, card)
 
 
-def scores_on(test: Dataset, card: dict[str, Any], out: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    """The scores of a card from the answers for rows of a dataset."""
-    errors = weights.Prediction.of(card, out).errors
+def scores_on(
+    test: Dataset, card: dict[str, Any], out: np.ndarray, rows: np.ndarray, seen: np.ndarray
+) -> dict[str, Any]:
+    """The scores of a card from the answers for rows of a dataset, and what the network saw of their images."""
+    errors = weights.Prediction.of(card, out, seen).errors
     return {
         "test_set": f"{len(test):,} stamps of `{test.config['command']}`",
         "samples": scores(test.targets[rows], out[:, :N_TARGETS], errors, test.mag[rows]),

@@ -117,7 +117,7 @@ def finetune(
         core = architecture.build()
         core.set_weights(found[best][1])
         model, fields = finished(network, task(core, core, lambda *_: (None, None, None)))
-        out, judges = predict(model, galaxies, *rows[1], fields.get("quarter_turns", 0.0))
+        out, judges, _ = predict(model, galaxies, *rows[1], fields.get("quarter_turns", 0.0))
         seconds = sum(state["seconds"] for state, _ in found.values())
         card = {
             **start.card,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sersicnet import weights
+from sersicnet.calibration import conditions
 from sersicnet.engine.render import on_host
 from sersicnet.errors import DatasetError, InputError, first_line
 from sersicnet.networks import keras, ops, shown
@@ -383,7 +384,7 @@ def _speed(clock: deque[tuple[float, int]]) -> float:
 
 def _validated(task: Task) -> dict[str, float]:
     """Errors on the validation set: standardised means, which choose the epoch, and physical medians."""
-    out, rows = predict(task.predictor, task.source, *task.valid_rows)
+    out, rows, _ = predict(task.predictor, task.source, *task.valid_rows)
     out, rows = out[task.labelled[rows], :N_TARGETS], rows[task.labelled[rows]]
     errors = np.abs(out - task.standardised[rows])
     physical = np.median(np.abs(task.scaling.back(out) - task.source.targets[rows]), axis=0)
@@ -398,12 +399,14 @@ def _validated(task: Task) -> dict[str, float]:
 
 def predict(
     model: keras.Model, source: Source, start: int, stop: int, quarter_turns: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs of a model for rows of a source, and the rows in the same order.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs of a model for rows of a source, the rows in the same order, and what it saw of their images.
 
-    With `quarter_turns`, answers of small errors are averaged, see `sersicnet.orientations.average`.
+    The latter is that of `sersicnet.calibration.conditions`. With `quarter_turns`, answers of small errors are
+    averaged, see `sersicnet.orientations.average`.
     """
-    out, rows = [], []
+    out, rows, seen = [], [], []
+    names = frozenset(port.name for port in model.inputs)
 
     def answer(some: Inputs) -> np.ndarray:
         # Batches of one size: TensorFlow compiles the model for each size.
@@ -415,7 +418,8 @@ def predict(
         if quarter_turns:
             average(answer, inputs, out[-1], quarter_turns)
         rows.append(indices)
-    return np.concatenate(out), np.concatenate(rows)
+        seen.append(conditions(inputs, names))
+    return np.concatenate(out), np.concatenate(rows), np.concatenate(seen)
 
 
 @contextmanager

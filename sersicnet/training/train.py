@@ -202,9 +202,9 @@ def _recalibrated(
     n = len(simulated) if limit is None else min(limit, len(simulated))
     if n < calibration.LEAST:
         raise InputError(f"A calibration needs at least {calibration.LEAST} galaxies; received {n}. Simulate more.")
-    out, rows = _answered(base, simulated, n, report)
+    out, rows, seen = _answered(base, simulated, n, report)
     orientation = simulated.orientation[rows] if base.card.get("orientation") else None
-    table = calibration.fitted(out, simulated.targets[rows], orientation)
+    table = calibration.fitted(out, simulated.targets[rows], orientation, seen)
     # The scores are those of the errors before.
     card = {key: value for key, value in base.card.items() if key != "scores"}
     card |= {"name": output.name, "calibration": table}
@@ -215,14 +215,20 @@ def _recalibrated(
     return weights.with_card(base, output, card)
 
 
-def _answered(base: weights.Weights, source: Dataset | Sets, n: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
-    """Answers for the first `n` galaxies of a set, see `sersicnet.weights.Weights.answers`, and their rows."""
+def _answered(
+    base: weights.Weights, source: Dataset | Sets, n: int, report: Report
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Answers for the first `n` galaxies of a set, their rows, and what the network saw of their images.
+
+    See `sersicnet.weights.Weights.answers` and `sersicnet.calibration.conditions`.
+    """
     parts = []
     for inputs, rows in source.batches(weights.BATCH, 0, n):
-        parts.append((base.answers(finite(source, inputs, rows)), rows))
+        answers = base.answers(finite(source, inputs, rows))
+        parts.append((answers, rows, calibration.conditions(inputs, base.inputs)))
         report(Progress(0, 0, len(parts), math.ceil(n / weights.BATCH), math.nan, None))
-    out, rows = zip(*parts, strict=True)
-    return np.concatenate(out), np.concatenate(rows)
+    out, rows, seen = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return out, rows, seen
 
 
 def _origin(
