@@ -154,8 +154,10 @@ def check_space(path: Path, needed: float, what: str, parameter: str) -> None:
         free = shutil.disk_usage(target.absolute().parent).free
         free += sum(entry.stat().st_size for entry in run.iterdir()) if run.is_dir() else 0
         if needed > free:
+            from rich.filesize import decimal
+
             raise OutputError(
-                f"{what} need at least {needed / 1e9:,.1f} GB on disk; {free / 1e9:,.1f} GB are free for {path}. Give "
+                f"{what} need at least {decimal(int(needed))} on disk; {decimal(free)} are free for {path}. Give "
                 f"a smaller {parameter}, or a name on another disk."
             )
 

@@ -528,7 +528,7 @@ def test_an_output_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(output.shutil, "disk_usage", lambda path: Mock(free=1000))
     check_space(tmp_path / "a", 1000, "They", "`n`")
     with pytest.raises(
-        OutputError, match=r"They need at least 5\.0 GB on disk; 0\.0 GB are free for .*a\. Give a smaller `n`"
+        OutputError, match=r"They need at least 5\.0 GB on disk; 1\.0 kB are free for .*a\. Give a smaller `n`"
     ):
         check_space(tmp_path / "a", 5e9, "They", "`n`")
     with Run(tmp_path / "a.run", {}, False) as run:
