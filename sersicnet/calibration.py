@@ -23,6 +23,9 @@ N_DESCRIBED = 2 * N_TARGETS
 N_CONDITIONS = {"psf": 1, "noise": INPUT_SHAPES.noise[0]}
 """Numbers that describe an image, for the inputs that show them, see `conditions`."""
 
+LEAST_HALF = 0.05
+"""Half of the width of a domain at least: numbers that differ by less have little effect."""
+
 MOST = 10.0
 """Largest logarithm of a factor that a card may hold."""
 
@@ -73,8 +76,8 @@ def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
 
     columns = [np.empty((inputs.n, 0))]
     if inputs.psf is not None and "psf" in shown:
-        with np.errstate(divide="ignore"):
-            area = -np.log(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", *2 * [np.asarray(inputs.psf[:, 0], float)]))
+        finest = np.asarray(inputs.psf[:, 0], float)
+        area = -np.log(np.maximum(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", finest, finest), 1e-9))
         columns.append(np.broadcast_to(area[:, None], (inputs.n, 1)))
     if inputs.noise is not None and "noise" in shown:
         columns.append(np.broadcast_to(inputs.noise, (inputs.n, INPUT_SHAPES.noise[0])))
@@ -166,8 +169,9 @@ def fitted(
         columns.append(turned * np.hypot(x, y) / out[:, -1])
     numbers = _numbers(out, seen)
     domain = np.quantile(numbers, [0.01, 0.99], axis=0)
-    domain[1] = np.maximum(domain[1], domain[0] + 0.001)  # errors may be all the same
-    domain = domain.round(5)
+    # What is the same for all of them, such as a single PSF, is in the middle of its domain, where it has no effect.
+    middle, half = domain.mean(axis=0), np.maximum(np.ptp(domain, axis=0) / 2, LEAST_HALF)
+    domain = np.array([middle - half, middle + half]).round(5)
     terms = _terms(numbers, domain)
     found = np.array([_quantile(terms, np.log(np.maximum(column, 1e-9))) for column in columns])
     if len(found) == N_TARGETS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sersicnet import workers
 from sersicnet.errors import InputError, first_line
 
 CPU, GPU = "cpu", "gpu"
@@ -27,6 +28,11 @@ def use_one_thread() -> None:
     """Let networks of this process take one core: others work beside it."""
     global _one_thread
     _one_thread = True
+
+
+def threads() -> int:
+    """How many threads of this process may run a network on a CPU side by side."""
+    return 1 if _one_thread else workers.cores()
 
 
 def providers() -> list[str]:
@@ -85,7 +91,9 @@ def _opened(content: bytes, names: list[str]) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is an exception: no lines on stderr beside it
-    if _one_thread:
+    if names == [ON_CPU]:
+        # With several threads in a call, the last bits of a result would depend on their number, on the size of the
+        # batch and on the place in it. Calls run side by side instead, see `threads`.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
     # DirectML does not work with memory that is planned ahead. A fallback would print lines on stdout.
     options.enable_mem_pattern = names[0] != "DmlExecutionProvider"

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,7 +48,7 @@ BATCH = 64
 """Stamps a call of ONNX Runtime: larger is no faster on a CPU, and takes memory."""
 
 PART = 8
-"""A CPU computes fewer stamps in a multiple of this many: others would change more of the last bits of a result."""
+"""A CPU computes fewer stamps in a multiple of this many: other sizes would change the last bits of results."""
 
 
 def shipped_directory() -> Path:
@@ -100,6 +101,7 @@ class Prediction(NamedTuple):
         length = np.hypot(*components.T)
         with np.errstate(divide="ignore", invalid="ignore"):
             theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
+        theta_err[np.isnan(length)] = np.nan
         return cls(targets, errors, correlations, angle(components), theta_err)
 
     def with_error(self, shift: np.ndarray, turn: np.ndarray | None = None) -> Prediction:
@@ -227,6 +229,11 @@ class Weights:
                 f"{path} takes inputs of shapes {taken}, this version has {known}: it belongs to other "
                 "weights, or to another version of sersicnet."
             )
+        if taken.keys() != self.inputs:
+            raise WeightsError(
+                f"{path} is shown {', '.join(sorted(taken))}, by its card {', '.join(sorted(self.inputs))}: it belongs "
+                "to other weights."
+            )
         return session
 
     def predict(self, inputs: Inputs) -> Prediction:
@@ -286,18 +293,28 @@ class Weights:
     def _turned(self, inputs: Inputs, names: list[str]) -> np.ndarray:
         """What the network returns for N galaxies, float64, (N, K); NaN where an input is not finite."""
         out = np.full((inputs.n, self._width), np.nan)
-        # A GPU prepares itself for each size, and gets one.
-        least = PART if self.provider == sessions.ON_CPU else BATCH
-        for first in range(0, inputs.n, BATCH):
-            part = inputs.taken(slice(first, first + BATCH))
+        # A GPU prepares itself for each size of a batch, and gets one.
+        threads, least = (sessions.threads(), PART) if self.provider == sessions.ON_CPU else (1, BATCH)
+        size = min(BATCH, max(1, -(-inputs.n // (threads * least))) * least)
+
+        def answer(first: int) -> None:
+            part = inputs.taken(slice(first, first + size))
             good = np.flatnonzero(part.finite())
             if not len(good):
-                continue
+                return
             part = part.taken(np.resize(good, -(-len(good) // least) * least))
             if inputs.psf is not None and len(inputs.psf) == 1:  # a single PSF is looked at once in a batch
                 part = part._replace(psf=inputs.psf)
             given = {name: np.ascontiguousarray(getattr(part, name), np.float32) for name in names}
             out[first + good] = self._run(given)[: len(good)]
+
+        parts = range(0, inputs.n, size)
+        if threads == 1 or len(parts) == 1:
+            for first in parts:
+                answer(first)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(answer, parts))
         return out
 
     def _run(self, given: Mapping[str, np.ndarray]) -> Any:
@@ -497,6 +514,9 @@ def _check_kinds(card: Mapping[str, Any]) -> None:
     for key in ("name", "network"):
         if not (card[key].isprintable() and 0 < len(card[key]) <= 200):
             raise ValueError(f"{key} is a word of printable letters; received {card[key][:40]!r}")
+    shown = card.get("inputs", ["stamps"])
+    if not isinstance(shown, list) or not all(name in Inputs._fields for name in shown) or "stamps" not in shown:
+        raise ValueError(f"inputs lists stamps, and any of psf and noise; received {str(shown)[:40]!r}")
     config = card["data"].get("config") or {}  # none for weights that are fine-tuned with a table of labels
     if not isinstance(config, dict) or not isinstance(config.get("instrument") or {}, dict):
         raise ValueError("the configuration of its data is a table")

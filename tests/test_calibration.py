@@ -148,6 +148,21 @@ def test_a_psf_counts_by_its_noise_equivalent_area():
     assert calibration.conditions(inputs, {"stamps"}).shape == (3, 0)
 
 
+def test_what_all_galaxies_share_has_no_effect_on_others():
+    """A set through one PSF says nothing of other widths: they must not change the factors."""
+    out, truth, orientation = answers(3000)
+    seen = np.tile([4.09, 0.79, 1.0, 1.0], (len(out), 1))
+    table = calibration.fitted(out, truth, orientation, seen)
+    expected = calibration.factors(table, out, seen)
+    for shift in ([0.001, 0.001, 0, 0], [0.3, -0.3, -1, -1]):
+        np.testing.assert_allclose(calibration.factors(table, out, seen + shift), expected, rtol=1e-3)
+
+
+def test_a_psf_without_light_gives_numbers():
+    inputs = Inputs(np.empty((2, 0)), np.zeros((2, 4, 32, 32)), np.zeros((2, 3)))
+    assert np.isfinite(calibration.conditions(inputs, {"stamps", "psf", "noise"})).all()
+
+
 def test_a_calibration_of_earlier_versions_depends_on_the_answer_alone():
     out, truth, _ = answers(2000)
     table = calibration.fitted(out, truth)

@@ -518,9 +518,7 @@ def test_a_record_brings_back_the_galaxies_at_their_pixel_scale(limit, uniform):
 
 
 def test_a_set_larger_than_the_disk_is_refused_at_once(tmp_path):
-    with pytest.raises(
-        OutputError, match=r"1,000,000,000,000 stamps need at least 24\.0 PB on disk; .* smaller `n`"
-    ):
+    with pytest.raises(OutputError, match=r"1,000,000,000,000 stamps need at least 24\.0 PB on disk; .* smaller `n`"):
         simulate(tmp_path / "a.h5", Simulation(10**12, seed=1))
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import shown
 
-from sersicnet import cardpage, networks, weights
+from sersicnet import cardpage, networks, session, weights
 from sersicnet.errors import InputError, SersicnetWarning, WeightsError
 from sersicnet.schema import TARGETS, Inputs
 from sersicnet.simulating import morphology as reallike
@@ -168,6 +168,20 @@ def test_a_card_without_what_is_needed_is_refused(copy, key):
         weights.load(changed(copy, **{key: None}))
 
 
+@pytest.mark.parametrize(
+    "inputs", ["psf noise stamps", 5, True, [["psf"]], [{"a": 1}], ["stamps", "gain"], ["psf"], []]
+)
+def test_a_card_whose_inputs_are_no_inputs_is_refused(copy, inputs):
+    with pytest.raises(WeightsError, match="inputs lists stamps, and any of psf and noise"):
+        weights.load(changed(copy, inputs=inputs))
+
+
+def test_a_network_that_is_shown_other_inputs_than_its_card_states_is_refused(copy):
+    found = weights.load(changed(copy, inputs=["noise", "psf", "stamps"]))
+    with pytest.raises(WeightsError, match="is shown stamps, by its card noise, psf, stamps: it belongs to other"):
+        found.predict(shown(np.zeros((1, 128, 128), np.float32)))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null"])
 def test_a_card_that_is_no_card_is_refused(copy, text):
     write_card(copy, text)
@@ -228,10 +242,9 @@ def test_other_files_in_the_directory_are_not_read(copy):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_batch_of_nothing_but_nan_is_nan(tiny_weights, value):
-    targets, errors, *_ = weights.load(tiny_weights).predict(Inputs(np.full((2, 128, 128), value, np.float32)))
-    assert np.isnan(targets).all()
-    assert np.isnan(errors).all()
+def test_a_batch_of_nothing_but_nan_is_nan(psf_weights, value):
+    found = weights.load(psf_weights).predict(shown(np.full((2, 128, 128), value, np.float32)))
+    assert all(np.isnan(values).all() for values in found)
 
 
 def test_a_stamp_with_nan_is_nan_and_alone(tiny_weights):
@@ -250,15 +263,28 @@ def test_predictions_do_not_depend_on_the_batch(tiny_weights):
     np.testing.assert_allclose(together.targets[-1:], alone.targets, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(1, [8]), (67, [64, 8]), (72, [64, 8]), (129, [64, 64, 8])])
-def test_few_stamps_are_not_filled_up_to_a_whole_batch(tiny_weights, monkeypatch, n, sizes):
+@pytest.mark.parametrize(
+    ("n", "threads", "sizes"),
+    [(1, 1, [8]), (67, 1, [64, 8]), (129, 1, [64, 64, 8]), (1, 4, [8]), (67, 4, [24, 24, 24]), (129, 2, [64, 64, 8])],
+)
+def test_few_stamps_are_not_filled_up_to_a_whole_batch(tiny_weights, monkeypatch, n, threads, sizes):
     seen, run = [], weights.Weights._run
+    monkeypatch.setattr(session, "threads", lambda: threads)
     monkeypatch.setattr(
         weights.Weights, "_run", lambda self, given: seen.append(len(given["stamps"])) or run(self, given)
     )
     stamps = np.random.default_rng(0).normal(size=(n, 128, 128)).astype(np.float32)
     assert np.isfinite(weights.load(tiny_weights).predict(Inputs(stamps)).targets).all()
-    assert seen == sizes
+    assert sorted(seen, reverse=True) == sizes
+
+
+def test_predictions_do_not_depend_on_the_threads(monkeypatch):
+    """Nor on the place in a batch: catalogues must not depend on the machine."""
+    given, answers = shown(np.random.default_rng(0).normal(size=(70, 128, 128)).astype(np.float32)), []
+    for threads in (1, 3):
+        monkeypatch.setattr(session, "threads", lambda threads=threads: threads)
+        answers.append(weights.load("fovea").answers(given))
+    np.testing.assert_allclose(*answers, rtol=1e-6)
 
 
 def test_no_stamps_give_no_rows(tiny_weights):
