@@ -6,6 +6,7 @@ Each telescope's galaxies are drawn through new PSFs of its own (see `sersicnet 
 them through another one, and the network is shown that PSF, or in half of the cases the PSF that a few stars would
 give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000.
 With ``--width 1.05`` it is shown the true PSF made 5 % wider. Nothing is taken from a training set: the seeds differ.
+Each telescope has a seed of its own, ``--seed`` plus its place in `NAMES`.
 ``--limits 150`` compares the errors of as many galaxies of S/N > 50 with the Cramer-Rao bound, for isolated Sersic
 galaxies and the true PSF. ``--beside ./hsc`` divides the scatter by that of other weights on the same galaxies, as
 of a specialist for that telescope. ``--save`` keeps the rows for `docs/draw.py`.

@@ -57,7 +57,7 @@ def described(out: np.ndarray) -> np.ndarray:
 
 
 def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
-    """What the factors depend on besides the answer: the images, as far as a network is shown them.
+    """The PSF and the noise that a network is shown, as numbers on which the factors depend.
 
     Parameters
     ----------

@@ -279,7 +279,7 @@ def test_few_stamps_are_not_filled_up_to_a_whole_batch(tiny_weights, monkeypatch
 
 
 def test_predictions_do_not_depend_on_the_threads(monkeypatch):
-    """Nor on the place in a batch: catalogues must not depend on the machine."""
+    """Nor on the sizes of batches that go with them: catalogues must not depend on the number of cores."""
     given, answers = shown(np.random.default_rng(0).normal(size=(70, 128, 128)).astype(np.float32)), []
     for threads in (1, 3):
         monkeypatch.setattr(session, "threads", lambda threads=threads: threads)
