@@ -4,7 +4,8 @@ Example: python benchmarks/telescopes.py --weights fovea --n 800
 
 Each telescope's galaxies are drawn through new PSFs of its own (see `sersicnet simulate --telescopes`), every 16 of
 them through another one, and the network is shown that PSF, or in half of the cases the PSF that a few stars would
-give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000.
+give. With ``--stars 30`` it is shown the PSF that `measure_psf` finds from 30 simulated stars of S/N 100 to 1000, and
+its errors include those of that PSF, as in `measure`.
 With ``--width 1.05`` it is shown the true PSF made 5 % wider. Nothing is taken from a training set: the seeds differ.
 Each telescope has a seed of its own, ``--seed`` plus its place in `NAMES`.
 ``--limits 150`` compares the errors of as many galaxies of S/N > 50 with the Cramer-Rao bound, for isolated Sersic
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +26,11 @@ import numpy as np
 from sersicnet import weights
 from sersicnet.dataset import BLOCK
 from sersicnet.engine.render import Renderer
+from sersicnet.errors import InputError
 from sersicnet.image.epsf import StarStamps, measure_psf
+from sersicnet.image.psf import Psf
 from sersicnet.image.views import psf_views
+from sersicnet.measuring.predicting import through
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Inputs, encode, noise_numbers, pulls, relative_magnitude
 from sersicnet.simulating import world
 from sersicnet.simulating.fisher import covariance, fisher_matrix, independent_sigma
@@ -43,8 +48,8 @@ STAR_SNR = (100, 1000)
 STAR_SIDE = 81
 
 
-def seen(piece: world.Piece, stars: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Views of the PSF that some stars of an image show; None if they show none."""
+def seen(piece: world.Piece, stars: int, rng: np.random.Generator) -> Psf | None:
+    """The PSF that some stars of an image show; None if they show none."""
     rms = piece.instrument.rms_low
     snr = np.exp(rng.uniform(*np.log(STAR_SNR), stars))
     flux = snr * rms * piece.correlation * np.sqrt(4 * np.pi) * piece.fwhm / 2.355
@@ -58,23 +63,40 @@ def seen(piece: world.Piece, stars: int, rng: np.random.Generator) -> np.ndarray
     rough = np.array([x, y]) + rng.uniform(-0.3, 0.3, (2, stars))
     stamps = StarStamps(values, np.full(values.shape, rms), np.zeros(values.shape, bool), *rough)
     found = measure_psf(stamps, piece.fwhm * 1.03, piece.correlation)
-    return None if found is None else psf_views(found.images[0], found.oversampling)
+    if found is None:
+        return None
+    try:
+        psf = Psf.of(found.images[0], f"{stars} stars", found.oversampling, error=found.error)
+    except InputError:
+        return None
+    return replace(psf, light_error=found.light_error)
 
 
 def galaxies(
     name: str, n: int, seed: int, *, stars: int = 0, width: float = 0.0, neighbours: bool = False, kind: str = "sersic"
-) -> tuple[Inputs, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets, S/N, radius in FWHM and angle of galaxies of a telescope."""
-    simulation, parts = world.simulation(name, n, seed, centring=True, neighbours=neighbours, galaxies=kind), []
+) -> tuple[Inputs, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[tuple[Psf, int]]]:
+    """Inputs, targets, S/N, radius in FWHM and angle of galaxies of a telescope; then PSFs from stars.
+
+    Each of these PSFs is followed by the number of galaxies that it is for; the views among the inputs are then those
+    of the true PSF.
+    """
+    psfs, simulation, parts = (
+        [],
+        world.simulation(name, n, seed, centring=True, neighbours=neighbours, galaxies=kind),
+        [],
+    )
     for number in range(-(-n // BLOCK)):
         piece = world.piece(name, seed, number)
         stamps, truth = draw_stamps(piece.of(simulation), np.arange(number * BLOCK, (number + 1) * BLOCK))
-        shown = piece.views if not stars else seen(piece, stars, np.random.default_rng([seed, number, 3]))
+        shown = piece.views
+        of_stars = seen(piece, stars, np.random.default_rng([seed, number, 3])) if stars else None
         if width:
             shown = psf_views(piece.psf.image, piece.psf.oversampling / width)
         good = truth.get("status", np.zeros(BLOCK)) == 0
-        if shown is None or not good.any():
+        if (stars and of_stars is None) or not good.any():
             continue
+        if of_stars is not None:
+            psfs.append((of_stars, int(good.sum())))
         truth = {key: value[good] for key, value in truth.items()}
         rms = truth["rms"]
         stamps = stamps[good] / rms[:, None, None].astype(np.float32)
@@ -86,7 +108,21 @@ def galaxies(
         views = np.repeat(shown[None], len(rms), axis=0)
         parts.append((Inputs(stamps, views, noise), targets, snr, targets[:, 1] / piece.fwhm, truth["theta"]))
     inputs, *rest = zip(*parts, strict=True)
-    return (Inputs.concatenated(inputs), *(np.concatenate(part)[:n] for part in rest))  # type: ignore[return-value]
+    columns = [np.concatenate(part)[:n] for part in rest]
+    return Inputs.concatenated(inputs).taken(slice(len(columns[0]))), *columns, psfs  # type: ignore[return-value]
+
+
+def answered(network: weights.Weights, inputs: Inputs, psfs: list[tuple[Psf, int]]) -> weights.Prediction:
+    """What a network answers, through the PSFs from stars if there are any, as `measure` has it answer."""
+    if not psfs:
+        return network.predict(inputs)
+    parts, first, nowhere = [], 0, np.zeros(BLOCK)
+    for psf, n in psfs:
+        some = inputs.taken(slice(first, min(first + n, inputs.n)))
+        place = nowhere[: some.n]
+        parts.append(through(psf, some.stamps, some.noise, place, place, network)[0])
+        first += n
+    return weights.Prediction(*(None if one[0] is None else np.concatenate(one) for one in zip(*parts, strict=True)))
 
 
 def bounds(name: str, seed: int, snr: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +177,8 @@ def main() -> None:
     parser.add_argument("--beside", help="weights whose scatter that of --weights is divided by")
     parser.add_argument("--save", type=Path, help="JSON file of the rows")
     arguments = parser.parse_args()
+    if arguments.stars and arguments.width:
+        parser.error("--width is for the true PSF; leave out --stars")
     network, rows, limits = weights.load(arguments.weights), [], []
     other = weights.load(arguments.beside) if arguments.beside else None
     print(f"{network.name}: median error ± 68 % scatter (within 1 and 1.96 sigma)\n")
@@ -162,12 +200,12 @@ def main() -> None:
     for name in arguments.telescopes:
         # Other galaxies and noise for each: what is chance for one telescope must not look like a rule for all.
         seed = arguments.seed + (NAMES.index(name) if name in NAMES else 0)
-        inputs, targets, snr, size, theta = galaxies(
+        inputs, targets, snr, size, theta, psfs = galaxies(
             name, arguments.n, seed, stars=arguments.stars, width=arguments.width,
             neighbours=arguments.neighbours, kind=arguments.galaxies,
         )  # fmt: skip
-        found = network.predict(inputs.taken(slice(len(targets))))
-        beside = other.predict(inputs.taken(slice(len(targets)))) if other is not None else found
+        found = answered(network, inputs, psfs)
+        beside = answered(other, inputs, psfs) if other is not None else found
         for low, high in pairwise(BINS):
             row(name, f"S/N {low:g} to {high:g}", (snr >= low) & (snr < high))
         row(name, "S/N > 50", snr > 50)

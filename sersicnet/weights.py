@@ -120,6 +120,7 @@ class Prediction(NamedTuple):
             return self._replace(errors=errors)
         if turn is not None and self.theta_err is not None:
             theta_err = np.fmin(np.hypot(self.theta_err, turn), UNKNOWN_ANGLE)
+            theta_err[np.isnan(self.theta_err)] = np.nan  # of galaxies that cannot be measured
             return self._replace(theta_err=theta_err).with_error(shift)
         first, second = PAIRS
         own = self.correlations * self.errors[:, first] * self.errors[:, second]

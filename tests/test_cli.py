@@ -264,7 +264,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("finetune", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--adapt", "dann", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--alpha", "0.5"), "are for --adapt; received --alpha without it"),
-        (("train", "none.h5", "--epochs", "0", "--batch", "8"), "leave out --batch and --learning-rate"),
+        (("train", "none.h5", "--epochs", "0", "--batch", "8"), "nothing is trained: leave out --batch."),
+        (("train", "none.h5", "--epochs", "0", "--no-anneal"), "nothing is trained: leave out --no-anneal."),
+        (("train", "none.h5", "--on-the-fly", "--symmetries"), "drawn --on-the-fly have random directions"),
         (("train", "none.h5", "--no-real-labels"), "are for --adapt; received --no-real-labels without it"),
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),
@@ -306,7 +308,7 @@ def test_messages_name_an_option_by_its_parameter(name, parameter):
     if parameter.param_type_name == "argument":
         assert told == f"Give {parameter.metavar or parameter.name.upper()}."
     else:
-        assert re.fullmatch("Give --[a-z-]+[.]", told)
+        assert re.fullmatch("Give --[a-z0-9-]+[.]", told)
         assert told[5:-1] in parameter.opts
 
 
@@ -368,7 +370,7 @@ def test_an_interruption_before_the_command_begins_is_no_traceback(monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(cli, "_built", lambda: interrupted)
     with pytest.raises(SystemExit) as done:
         cli.main(["info"])
     assert done.value.code == 130

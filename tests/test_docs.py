@@ -54,7 +54,7 @@ def test_the_docs_name_no_option_that_does_not_exist():
     known = {spelling for spellings in OPTIONS for spelling in spellings} | {"--help", "--version"}
     for page in (*DOCS.glob("*.md"), *RECIPES, DOCS.parent / "README.md"):
         text = page.read_text("utf-8")
-        found = set() if page.name == "accuracy.md" else set(re.findall(r"`(--[a-z-]+)", text))
+        found = set() if page.name == "accuracy.md" else set(re.findall(r"`(--[a-z0-9-]+)", text))
         for line in command.findall(text):
-            found |= set(re.findall(r"(?<![\w-])(--[a-z-]+)", line))
+            found |= set(re.findall(r"(?<![\w-])(--[a-z0-9-]+)", line))
         assert found <= known, page.name

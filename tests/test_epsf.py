@@ -103,6 +103,22 @@ def test_the_error_of_the_width_covers_its_offset():
     assert np.abs(pulls).max() < 2
 
 
+def test_the_error_of_the_light_covers_its_offset_and_falls_with_better_stars():
+    profile, errors = moffat(2.4), {}
+    true = truth(profile, 2)
+    for flux in (1500, 20000):
+        found, pulls = [], []
+        for seed in range(3):
+            stamps, _ = stars_of([profile] * 10, seed, flux=(flux, 4 * flux))
+            of_stars, psf = measured(stamps, 1.05 * true.fwhm)
+            light = psf.encircled(2 * true.fwhm) / true.encircled(2 * true.fwhm)
+            found.append(of_stars.light_error)
+            pulls.append((light - 1) / of_stars.light_error)
+        assert np.abs(pulls).max() < 2.5
+        errors[flux] = np.mean(found)
+    assert 0.002 < errors[20000] < 0.5 * errors[1500] < 0.01
+
+
 def test_doubles_galaxies_and_clipped_stars_are_dropped():
     profile = moffat(2.6)
     stamps, centres = stars_of([profile] * 16, flux=(5000, 20000))

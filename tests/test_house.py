@@ -50,7 +50,7 @@ def test_the_library_names_parameters_not_options():
         docs = {id(node.value) for node in map(docstring, documented(tree)) if node}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
-                options = re.findall(r"(?<![\w`-])--[a-z][a-z-]*", node.value)
+                options = re.findall(r"(?<![\w`-])--[a-z][a-z0-9-]*", node.value)
                 found += [f"{name}:{node.lineno} {option}" for option in options if not name.startswith("cli/")]
     assert found == []
 

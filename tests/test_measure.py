@@ -682,13 +682,15 @@ def test_errors_of_fits_include_what_the_psf_adds():
     found = np.array([[5.0, 5, 100, 4, 2, 0.5, 30]] * 2)
     covariance = np.broadcast_to(np.diag([0.01, 0.01, 1, 0.01, 0.04, 1e-4, 1, 1]), (2, 8, 8))
     fits = Fits(found, np.zeros(2), covariance, np.ones(2), np.ones(2, int), np.zeros(2, int))
-    of_psf = np.array([[0, 0, 0, 0], [0.1, 0.3, -0.4, 0.02]])
+    of_psf = np.zeros((2, 2, 4))  # of its width, and of its light
+    of_psf[1, 0] = 0.1, 0.3, -0.4, 0.02
+    of_psf[1, 1] = 0.04, -0.1, 0.2, 0.01
     tiles._take(values, np.arange(2), fits, np.zeros((2, 7)), 25.0, of_psf, keep=True)
     np.testing.assert_allclose(values.errors[0], [0.01086, 0.1, 0.2, 0.01], rtol=1e-3)
-    np.testing.assert_allclose(values.errors[1], np.hypot(values.errors[0], of_psf[1]))
+    np.testing.assert_allclose(values.errors[1], np.sqrt(values.errors[0] ** 2 + (of_psf[1] ** 2).sum(axis=0)))
     np.testing.assert_allclose(values.position, [[0.01, 0.01, 0]] * 2)
     np.testing.assert_allclose(values.correlations[0], 0, atol=1e-12)
-    radius_and_index = 0.3 * -0.4 / np.prod(values.errors[1, 1:3])
+    radius_and_index = (0.3 * -0.4 + -0.1 * 0.2) / np.prod(values.errors[1, 1:3])
     assert values.correlations[1, 3] == pytest.approx(radius_and_index)
 
 

@@ -282,6 +282,8 @@ def test_an_error_of_the_psf_moves_the_parameters_together():
     turned = own._replace(theta=np.zeros(1), theta_err=np.array([3.0])).with_error(shift, np.array([-4.0]))
     assert turned.theta_err == 5
     np.testing.assert_allclose(turned.errors, both.errors)
+    unknown = own._replace(theta=np.full(1, np.nan), theta_err=np.full(1, np.nan))
+    assert np.isnan(unknown.with_error(shift, np.array([1.0])).theta_err)
 
 
 # --- the PSF, and reprs ---

@@ -111,6 +111,16 @@ class TestContract:
         given = networks.shown(core, EIGHT)
         np.testing.assert_array_equal(ops.convert_to_numpy(again(given)), ops.convert_to_numpy(core(given)))
 
+    def test_only_its_convolutions_train_in_bfloat16(self, core):
+        copy = networks.in_bfloat16(core)
+        assert copy.name == core.name
+        for layer in copy.layers:
+            convolves = isinstance(layer, keras.layers.Conv2D | keras.layers.MaxPooling2D)
+            assert layer.compute_dtype == ("bfloat16" if convolves else "float32")
+        assert {variable.dtype for variable in copy.weights} == {"float32"}
+        for mine, other in zip(copy.get_weights(), core.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, other)
+
 
 def test_sums_are_those_of_the_squares_and_windows_of_a_stamp():
     stamp = np.random.default_rng(5).normal(size=(128, 128)) + 3

@@ -4,6 +4,7 @@ import functools
 import re
 import sys
 import types
+from dataclasses import replace
 
 import galsim
 import galsim.des
@@ -125,6 +126,7 @@ def test_a_sampling_that_is_no_whole_number_is_made_finer(write):
         ),
         ({"OVERSAMP": 0}, r"from 1; that of .* is 0"),
         ({"OVERSAMP": "four"}, r"OVERSAMP in the header of .* is a number; received 'four'"),
+        ({"PSFLERR": -0.02}, r"PSFLERR in the header of .* is from 0 to 1; received -0.02"),
     ],
 )
 def test_a_sampling_that_cannot_be_right_is_refused(write, cards, message):
@@ -626,11 +628,11 @@ def test_a_psf_of_piff_is_drawn_on_a_grid(write, monkeypatch):
 
 
 def test_a_constant_psf_that_is_written_is_read_again(tmp_path):
-    psf = Psf.of(drawn(samples=2), "mine", 2, error=0.03)
+    psf = replace(Psf.of(drawn(samples=2), "mine", 2, error=0.03), light_error=0.02)
     write_psf(tmp_path / "p.fits", psf, (HEIGHT, WIDTH))
     again = read_psf(tmp_path / "p.fits")
     assert again.oversampling == 2
-    assert again.error == 0.03
+    assert (again.error, again.light_error) == (0.03, 0.02)
     np.testing.assert_allclose(again.image, psf.image, atol=1e-6)
 
 

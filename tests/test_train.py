@@ -23,7 +23,7 @@ from sersicnet.networks import keras, ops
 from sersicnet.output import Run
 from sersicnet.schema import Inputs, noise_numbers, pulls
 from sersicnet.simulating.telescopes import F160W
-from sersicnet.training import augment, card, loop, losses, train
+from sersicnet.training import augment, card, device, loop, losses, train
 from sersicnet.training import finetune as finetuning
 from sersicnet.training.finetune import finetune
 from sersicnet.training.joined import Joined, judging_rows
@@ -551,6 +551,21 @@ def test_reading_ahead_hands_on_errors():
     assert next(items) == 1
     with pytest.raises(ValueError, match="disk"):
         next(items)
+
+
+@pytest.mark.parametrize("flags", ["fpu sse2 amx_bf16", "fpu sse2", None])
+def test_bfloat16_is_for_machines_that_compute_in_it(small_dataset, tmp_path, tiny_network, monkeypatch, flags):
+    monkeypatch.setattr(device, "accelerators", list)
+    monkeypatch.setattr(device, "CPU_FLAGS", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    trained = partial(train.train, small_dataset, tmp_path / "w", network=tiny_network)
+    if flags is not None and "bf16" in flags:
+        assert trained(recipe=quick("dann", bfloat16=True)).card["recipe"]["bfloat16"]
+        return
+    with pytest.raises(InputError, match="`bfloat16` needs a GPU, or a CPU with amx_bf16"):
+        trained(recipe=quick("dann", bfloat16=True))
+    assert not list(tmp_path.glob("w*"))
 
 
 def test_no_epochs_calibrate_the_errors_and_leave_the_network(small_dataset, tiny_weights, tmp_path, monkeypatch):

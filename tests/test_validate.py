@@ -16,9 +16,10 @@ from sersicnet.catalogue.factors import PARAMETERS, Factors, distances, quantiti
 from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError
 from sersicnet.image.exposure import Exposure
-from sersicnet.image.injected import Galaxies, Injected, Negative, WithPhotonNoise, stretched
+from sersicnet.image.injected import Galaxies, Injected, Negative, WithPhotonNoise
 from sersicnet.image.mosaic import HeldImage
 from sersicnet.image.psf import Psf
+from sersicnet.image.psferror import stretched
 from sersicnet.measuring import validate as validating
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.identity import identity
@@ -79,12 +80,15 @@ def test_pixels_without_data_stay_without():
     assert (found[:, 150:] != data[:, 150:]).any()
 
 
-def test_a_psf_of_uncertain_width_is_as_uncertain_in_the_galaxies():
-    wide = galaxies(2000, psf=replace(PSF, error=0.05))
-    factors = np.array([wide.stretch(k) for k in range(len(wide))])
-    assert factors.mean() == pytest.approx(1, abs=0.005)
-    assert factors.std() == pytest.approx(0.05, rel=0.05)
-    assert stretched(PSF, 1.05).fwhm == pytest.approx(1.05 * PSF.fwhm, rel=0.005)
+def test_an_uncertain_psf_is_as_uncertain_in_the_galaxies():
+    unsure = galaxies(2000, psf=replace(PSF, error=0.05, light_error=0.02))
+    factors = np.array([unsure.changes(k) for k in range(len(unsure))])
+    assert factors.mean(axis=0) == pytest.approx(1, abs=0.005)
+    assert factors.std(axis=0) == pytest.approx([0.05, 0.02], rel=0.05)
+    assert np.corrcoef(factors.T)[0, 1] == pytest.approx(0, abs=0.06)
+    one = replace(unsure, parameters=np.array([[150, 150, 30, 1.0, 1, 1, 0]] * 5), gain=np.inf)
+    totals = [one.stamp(k)[0][54:74, 54:74].max() for k in range(5)]
+    assert np.ptp(totals) > 0
 
 
 @pytest.mark.parametrize("kind", ["rms", "var", "wht"])

@@ -220,6 +220,7 @@ _CARD_COMMENTS = {
     "PSFSRC": "where PSFFWHM is from",
     "PSFERR": "relative error of PSFFWHM",
     "PSFLIGHT": "light of the PSF within two FWHM",
+    "PSFLERR": "relative error of PSFLIGHT",
     "PSFELLIP": "ellipticity of the PSF",
     "PSFDOUBT": "why the PSF may be of another image",
     "PSFSTARS": "stars that the PSF is from",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -55,10 +56,16 @@ def _options(
     pass
 
 
+@cache
+def _built() -> Any:
+    """The commands, which Typer would build anew in every call of `app`."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0 when done, 1 for an error, 2 for wrong usage, 130 if interrupted."""
     shared.arguments[:] = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=shared.arguments)
+        _built()(args=shared.arguments)
     except KeyboardInterrupt:  # before the command begins; later ones are caught inside
         sys.exit(130)

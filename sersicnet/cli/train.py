@@ -97,6 +97,31 @@ def train(
             show_default=False,
         ),
     ] = None,
+    anneal: Annotated[
+        bool | None,
+        typer.Option(
+            "--anneal/--no-anneal",
+            help="Lower the learning rate to zero along a cosine; as in the network's recipe by default (fovea does).",
+            show_default=False,
+        ),
+    ] = None,
+    symmetries: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetries/--no-symmetries",
+            help="Show each stamp in a random one of its eight orientations; as in the network's recipe by default "
+            "(fovea does).",
+            show_default=False,
+        ),
+    ] = None,
+    bfloat16: Annotated[
+        bool,
+        typer.Option(
+            "--bfloat16",
+            help="Compute convolutions in bfloat16 while training: 1.3 times (fovea) to 3.7 times (dann) as fast on a "
+            "CPU with AMX; refused on a CPU without bfloat16.",
+        ),
+    ] = False,
     on_the_fly: Annotated[
         bool,
         typer.Option(
@@ -127,13 +152,17 @@ def train(
     if adapt is None and any(without.values()):
         received = " and ".join(f"`{name}`" for name, given in without.items() if given)
         raise InputError(f"Real galaxies, and how they train, are for `adapt`; received {received} without it.")
-    if epochs == 0 and (batch is not None or learning_rate is not None):
-        raise InputError("With 0 epochs nothing is trained: leave out `batch` and `learning_rate`.")
+    given = {"epochs": epochs, "alpha": alpha, "batch": batch, "learning_rate": learning_rate}
+    given |= {"anneal": anneal, "symmetries": symmetries, "bfloat16": bfloat16 or None}
+    how = [f"`{name}=False`" if value is False else f"`{name}`" for name, value in given.items() if value is not None]
+    if epochs == 0 and how[1:]:
+        raise InputError(f"With 0 epochs nothing is trained: leave out {' and '.join(how[1:])}.")
+    if on_the_fly and symmetries is not None and real is None:
+        raise InputError("Galaxies that are drawn `on_the_fly` have random directions: leave out `symmetries`.")
     check_directory(output, SUMS, overwrite)  # before images are read
     network = network or training.network_of(start)
     recipe = (RECIPES if adapt is None else ADAPT).get(network)
     if recipe is not None:
-        given = {"epochs": epochs, "alpha": alpha, "batch": batch, "learning_rate": learning_rate}
         recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     with training_progress(quiet, network, tensorboard, epochs) as report:
         done = training.train(

@@ -59,6 +59,7 @@ _SHARED_ERROR = 0.03  # of the mean of a ring, alike about all stars, in units o
 _SAME_LIGHT = 1e-4  # change of the light of the core in a fit of the departure
 _REWEIGHTED, _TRUSTED = 3, 1.5  # rounds of weights; rings that are off by more sigma have less weight
 _MATCHES, _ROUNDS = 3, 5
+_SMOOTH = 0.002  # relative error of the light within two FWHM, because the profile is a smooth curve
 _PAYS = 0.95  # scatter of the shapes of stars that are left out, over that with a lower degree
 
 
@@ -84,6 +85,8 @@ class EffectivePsf:
     error : float
         Relative error of `fwhm`, 1 sigma: that of the fit, which includes how well the stars sample the peak, and that
         of the mean of the widths of the stars, if these differ.
+    light_error : float
+        Relative error of the light within two FWHM, 1 sigma, because noise and an error of the sky hide the wings.
     scatter : float
         Relative scatter of the widths of the stars about the PSF at their place, beyond their noise.
     misfit : float
@@ -101,6 +104,7 @@ class EffectivePsf:
     sky: np.ndarray
     fwhm: float
     error: float
+    light_error: float
     scatter: float
     misfit: float
 
@@ -123,8 +127,8 @@ def terms(x: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
 # --- fitting the model --------------------------------------------------------------------------------
 
 
-def _with_profile(model: Model, stars: Stars) -> Model:
-    """The model with the profile that fits the mean star in rings.
+def _with_profile(model: Model, stars: Stars) -> tuple[Model, float]:
+    """The model with the profile that fits the mean star in rings, and the relative error of its light within two FWHM.
 
     The means of rings about single stars scatter more than the noise of pixels allows, because of faint sources.
     Rings that differ from the profile by more than that have less weight. An error of the sky, which all stars may
@@ -143,10 +147,13 @@ def _with_profile(model: Model, stars: Stars) -> Model:
         trusted = weight * trust
         total = np.maximum(trusted.sum(axis=0), 1e-300)
         value, shared = ((trusted * of).sum(axis=0) / total for of in (rings.value, off_sky))
-        profile, now = _profile(model, rings.t, value, total, shared, profile)
+        profile, now, covariance = _profile(model, rings.t, value, total, shared, profile)
         left = rings.value - now
         trust = _TRUSTED / np.maximum(np.abs(left) * np.sqrt(weight), _TRUSTED)
-    return replace(model, profile=profile)
+    model = replace(model, profile=profile)
+    near, all_light = (_light_by(model, reach) for reach in (2 * model.scale, float(REACH)))
+    by = near / near.sum() - all_light / all_light.sum()  # B-splines add up to 1, and so their light to all of it
+    return model, float(np.sqrt(max(by @ covariance @ by, 0) + _SMOOTH**2))
 
 
 def _lit(weight: np.ndarray, left: np.ndarray, off_sky: np.ndarray) -> np.ndarray:
@@ -163,10 +170,10 @@ def _lit(weight: np.ndarray, left: np.ndarray, off_sky: np.ndarray) -> np.ndarra
 
 def _profile(
     model: Model, t: np.ndarray, value: np.ndarray, weight: np.ndarray, shared: np.ndarray, profile: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of the profile that fits the mean star, and the values of both the profile and a common sky, (R,).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients of the profile that fits the mean star, values of both the profile and a common sky, (R,).
 
-    `shared` is what a sky of one sigma of the noise adds.
+    The last is the covariance of the coefficients. `shared` is what a sky of one sigma of the noise adds.
     """
     design = BSpline.design_matrix(t, model.knots, 3).toarray()
     penalty, wanted = smoothness(model)
@@ -197,7 +204,8 @@ def _profile(
         found = found + change
         if np.abs(change[:-1]).max() < 1e-4:
             break
-    return found[:-1], value - left(found)
+    covariance = size[:, None] * linalg.inv(scaled) * size
+    return found[:-1], value - left(found), covariance[:-1, :-1]
 
 
 class _Rings(NamedTuple):
@@ -383,7 +391,7 @@ def measure_psf(
     stars = Stars.of(stamps, correlation)
     if len(stars.x) < least:
         return None
-    model, degree, fitted, error = Model.moffat(fwhm), 0, np.zeros((len(stars.x), 3)), 0.0
+    model, degree, fitted, errors = Model.moffat(fwhm), 0, np.zeros((len(stars.x), 3)), [0.0, 0.0]
     stars.begin(fwhm)
     for _ in range(_MATCHES):
         stars.fit(model, 4.0)
@@ -395,24 +403,24 @@ def measure_psf(
         stars.fit(model, tolerance)
         stars.drop(tolerance)
         if tolerance == 1:
-            shapes, errors = stars.shapes(model)
+            shapes, of_shapes = stars.shapes(model)
             degree, fitted = _variation(shapes, places, stars.kept)
-            stars.drop_shapes(shapes - fitted, errors, model)
+            stars.drop_shapes(shapes - fitted, of_shapes, model)
             if stars.kept.any():
                 stars.drop_lit(model, least)
         if stars.kept.sum() < least - (turn + 1 < _ROUNDS):
             return None
         if turn < 3:
-            model = _with_profile(model, stars)
+            model, errors[1] = _with_profile(model, stars)
         if turn >= 2:
             off = fitted - np.median(fitted[stars.kept], axis=0) if degree else None
-            model, error = _with_departure(model, stars, off)
+            model, errors[0] = _with_departure(model, stars, off)
     kept = stars.kept.copy()
     stars.fit(model, 1.0)
     stars.kept &= kept
     if stars.kept.sum() < least:
         return None
-    return _finished(model, stars, degree, places, error)
+    return _finished(model, stars, degree, places, *errors)
 
 
 def _variation(shapes: np.ndarray, places: np.ndarray | None, kept: np.ndarray) -> tuple[int, np.ndarray]:
@@ -470,7 +478,9 @@ def _components(model: Model, stars: Stars, places: np.ndarray, degree: int) -> 
     return out.reshape(k, side, side)
 
 
-def _finished(model: Model, stars: Stars, degree: int, places: np.ndarray | None, fitted_error: float) -> EffectivePsf:
+def _finished(
+    model: Model, stars: Stars, degree: int, places: np.ndarray | None, fitted_error: float, light_error: float
+) -> EffectivePsf:
     """The PSF on its grid, centred and normalised, and what the stars say about it."""
     centre, most = _centre(model), max(fine for _, fine in FINE)
     core = np.arange(-8 * most, 8 * most + 1) / most
@@ -504,6 +514,7 @@ def _finished(model: Model, stars: Stars, degree: int, places: np.ndarray | None
         sky=known[3],
         fwhm=fwhm,
         error=float(np.hypot(1.25 * scatter / np.sqrt(stars.kept.sum()), fitted_error)),
+        light_error=light_error,
         scatter=float(np.sqrt(max(scatter**2 - noise**2, 0))),
         misfit=float(np.median(stars.misfit[stars.kept])),
     )

@@ -58,7 +58,7 @@ def confirmed(found: ImagePsf, usual: Psf) -> ImagePsf:
         return found
     return replace(
         found,
-        psf=psf,
+        psf=replace(psf, light_error=measured.light_error),
         reason="",
         x=found.x[measured.used],
         y=found.y[measured.used],

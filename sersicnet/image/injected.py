@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from sersicnet.engine.noise import photon_noise
 from sersicnet.engine.render import Renderer, log_norm, sersic_b
 from sersicnet.image.mosaic import Image
 from sersicnet.image.pixels import ZERO_REACH, Window, grown, within, without_data
-from sersicnet.image.psf import Psf, between
+from sersicnet.image.psf import Psf
+from sersicnet.image.psferror import stretched, with_light
 
 SIDES = (128, 256, 512, 1024)
 """Sides of the stamps that galaxies are drawn in, pixels."""
@@ -27,9 +28,9 @@ EDGE = 0.02
 """A stamp ends where the surface brightness along the major axis is below this fraction of the noise of a blank pixel,
 except the largest one."""
 
-STRETCHES = (-1.48, -0.56, 0.0, 0.56, 1.48)
-"""Errors of the width of the PSF, in units of its 1 sigma error; each galaxy has one of them, with equal probability.
-Their variance is 1."""
+ERRORS = ((-1.48, -0.56), (-0.56, 1.48), (0.0, 0.0), (0.56, -1.48), (1.48, 0.56))
+"""Errors of the PSF in units of 1 sigma, of its width and of its light within two FWHM. Each galaxy has one of the
+pairs, with equal probability. Their variances are 1, and they are not correlated."""
 
 KEPT, MOST_RENDERERS = 2**22, 8
 """Pixels of stamps, and renderers, that a process keeps."""
@@ -47,8 +48,8 @@ class Galaxies:
         Number of each galaxy, which is a part of its seed.
     seed : int
     psf : Psf
-        In pixels of the image. Where its width has an error, each galaxy has a PSF that is wider or narrower by a
-        random multiple of this error.
+        In pixels of the image. Where its width or its light has an error, the PSF of each galaxy is off by a random
+        multiple of these errors.
     gain : float
         Electrons per image unit; infinite for no photon noise.
     tap : float
@@ -65,7 +66,7 @@ class Galaxies:
     tap: float
     rms: float
     _stamps: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
-    _renderers: dict[tuple[str, float, int], Renderer] = field(default_factory=dict, init=False, repr=False)
+    _renderers: dict[tuple[Any, ...], Renderer] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stamps": {}, "_renderers": {}}
@@ -78,7 +79,8 @@ class Galaxies:
         """SHA-256 of all that the pixels depend on."""
         seen = hashlib.sha256(np.ascontiguousarray(self.parameters).tobytes())
         seen.update(np.asarray(self.numbers, np.int64).tobytes())
-        seen.update(repr((self.seed, self.psf.sha256, self.psf.error, self.gain, self.tap, self.rms)).encode())
+        psf = self.psf.sha256, self.psf.error, self.psf.light_error
+        seen.update(repr((self.seed, *psf, self.gain, self.tap, self.rms)).encode())
         return seen.hexdigest()
 
     @functools.cached_property
@@ -100,23 +102,22 @@ class Galaxies:
     def _psfs(self) -> tuple[np.ndarray, list[Psf]]:
         return self.psf.cells(*self.parameters[:, :2].T)
 
-    def stretch(self, k: int) -> float:
-        """Factor on the width of the PSF of a galaxy."""
-        if not self.psf.error:
-            return 1.0
-        drawn = np.random.default_rng([self.seed, int(self.numbers[k]), 3]).integers(len(STRETCHES))
-        return 1 + self.psf.error * STRETCHES[drawn]
+    def changes(self, k: int) -> tuple[float, float]:
+        """Factors on the width of the PSF of a galaxy, and on its light within two FWHM."""
+        drawn = np.random.default_rng([self.seed, int(self.numbers[k]), 3]).integers(len(ERRORS))
+        width, light = ERRORS[drawn]
+        return 1 + self.psf.error * width, 1 + self.psf.light_error * light
 
     def stamp(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """A galaxy without noise and its photon noise, float32, (side, side) each; the first pixel is at `corners`."""
         if k not in self._stamps:
             labels, psfs = self._psfs
-            psf, stretch, side = psfs[labels[k]], self.stretch(k), int(self.sides[k])
-            key = psf.sha256, stretch, side
+            psf, (width, light), side = psfs[labels[k]], self.changes(k), int(self.sides[k])
+            key = psf.sha256, (width, light), side
             if key not in self._renderers:
                 if len(self._renderers) >= MOST_RENDERERS:
                     self._renderers.clear()
-                own = stretched(psf, stretch)
+                own = with_light(stretched(psf, width), light)
                 self._renderers[key] = Renderer(own.image, side, own.oversampling)
             parameters = self.parameters[k].copy()
             parameters[:2] -= self.corners[k]
@@ -141,18 +142,6 @@ class Galaxies:
             there = (slice(y0 - window[0].start, y1 - window[0].start),
                      slice(x0 - window[1].start, x1 - window[1].start))  # fmt: skip
             yield there, model[part], noise[part]
-
-
-def stretched(psf: Psf, stretch: float) -> Psf:
-    """A constant PSF made wider by a factor."""
-    if stretch == 1:
-        return psf
-    middle = len(psf.image) // 2
-    places = middle + (np.arange(len(psf.image)) - middle) / stretch
-    image = between(psf.image, *np.meshgrid(places, places, indexing="ij"))
-    outside = (places < 0) | (places > len(psf.image) - 1)
-    image[outside] = image[:, outside] = 0
-    return replace(psf, sha256=f"{psf.sha256} x {stretch}", image=image / image.sum())
 
 
 class _Made(Image):

@@ -103,8 +103,8 @@ class Psf:
         Pixels of `image` per pixel of the exposure, along an axis.
     source : str
         Origin in a few words, such as the name of the file without its directory.
-    error : float
-        Relative uncertainty of the FWHM, 1 sigma; 0 for a file.
+    error, light_error : float
+        Relative uncertainties of the FWHM and of the light within two FWHM, 1 sigma; 0 for a file.
     components : ndarray, float64, (K, P, P) or None
         Images whose weighted sum is the PSF at a position; None for a constant PSF.
     field : Polynomial or Nodes or None
@@ -123,6 +123,7 @@ class Psf:
     components: np.ndarray | None = None
     field: Polynomial | Nodes | None = None
     scale: float = float("nan")
+    light_error: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -227,7 +228,7 @@ class Psf:
         name = f"{self.name} at x = {x:.0f}, y = {y:.0f}"
         image = centred(image, name, len(self.image) // 2)
         digest = hashlib.sha256(image.tobytes()).hexdigest()
-        return Psf(self.name, digest, image, self.oversampling, self.source, self.error)
+        return replace(self, sha256=digest, image=image, components=None, field=None, scale=float("nan"))
 
     def cells(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, list[Psf]]:
         """Positions grouped by the cells of a fixed grid, and the PSF in the middle of each cell.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -241,3 +242,20 @@ def _middle_of(sky: np.ndarray) -> int:
     ra, dec = np.radians(sky).T
     vectors = np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
     return int(np.argmax(vectors @ vectors.mean(axis=0)))
+
+
+def terms_of_psfex(axes: Sequence[int], groups: Sequence[int], degrees: Sequence[int]) -> list[tuple[int, int]]:
+    """Exponents of x and y of the terms of PSFEx, in its order: the first axis varies fastest.
+
+    The exponents of axes in the same group add up to at most its degree.
+    """
+    out = []
+    for second in range(degrees[1] + 1 if len(axes) > 1 else 1):
+        together = len(axes) > 1 and groups[0] == groups[1]
+        for first in range(degrees[0] + 1 - second * together):
+            powers = [0, 0]
+            powers[axes[0]] = first
+            if len(axes) > 1:
+                powers[axes[1]] = second
+            out.append((powers[0], powers[1]))
+    return out

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from sersicnet.errors import InputError, SersicnetWarning, first_line, printable
 from sersicnet.image import mosaic
 from sersicnet.image.extensions import choose
 from sersicnet.image.psf import Psf, centred, core_of, framed, full_width, resampled
-from sersicnet.image.psffield import Nodes, Polynomial
+from sersicnet.image.psffield import Nodes, Polynomial, terms_of_psfex
 from sersicnet.output import whole
 
 STDPSF_OVERSAMPLING = 4
@@ -95,12 +96,11 @@ def write_psf(path: str | Path, psf: Psf, shape: tuple[int, int]) -> None:
     primary.header["OVERSAMP"] = (psf.oversampling, "samples per pixel of the image")
     primary.header["FWHM"] = (psf.fwhm, "pixels of the image, in its middle")
     primary.header["PSFERR"] = (psf.error, "relative error of FWHM")
+    primary.header["PSFLERR"] = (psf.light_error, "relative error of the light within two FWHM")
     primary.header["SOURCE"] = (printable(psf.source)[:60], "where the PSF is from")
     hdus = fits.HDUList([primary])
     if psf.varies:
-        columns = [
-            fits.Column(name, "D", unit="pix", array=values) for name, values in zip("xy", places.T, strict=True)
-        ]
+        columns = [fits.Column(name, "D", unit="pix", array=v) for name, v in zip("xy", places.T, strict=True)]
         hdus.append(fits.BinTableHDU.from_columns(columns, name="PLACES"))
     with whole(Path(path)) as partial:
         hdus.writeto(partial, overwrite=True, checksum=True)
@@ -118,15 +118,15 @@ class _Found(NamedTuple):
         Pixels of the exposure per pixel of the images; NaN if the file does not state it.
     scale : float
         Arcsec per pixel of the images; NaN if the file does not state it.
-    error : float
-        Relative error of the width, which `write_psf` states.
+    header : mapping
+        May state the errors of the PSF, as `write_psf` does.
     """
 
     images: np.ndarray
     field: Polynomial | Nodes | None
     step: float = np.nan
     scale: float = np.nan
-    error: float = 0.0
+    header: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: float | None = None) -> Psf:
@@ -185,7 +185,8 @@ def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: 
     else:
         psf = _of_polynomial(images, found.field, name, samples)
     _check_reach(psf, label)
-    psf = replace(psf, scale=scale, error=found.error)
+    error, light_error = (_error(found.header, key, label) for key in ("PSFERR", "PSFLERR"))
+    psf = replace(psf, scale=scale, error=error, light_error=light_error)
     return psf if pixel_scale is None else psf.at_scale(pixel_scale)
 
 
@@ -276,7 +277,7 @@ def _of_image(path: str | Path) -> _Found:
         kernel = np.ones(samples) if samples % 2 else np.array([0.5, *np.ones(samples - 1), 0.5])
         for axis in (0, 1):
             image = np.apply_along_axis(np.convolve, axis, image, kernel / samples)
-    return _Found(image, None, step, scale, _number(header, "PSFERR", frame.name, 0.0))
+    return _Found(image, None, step, scale, header)
 
 
 def _of_psfex(unit: fits.BinTableHDU, label: str, sampled: bool) -> _Found:
@@ -311,7 +312,7 @@ def _of_psfex(unit: fits.BinTableHDU, label: str, sampled: bool) -> _Found:
             centre[axis] = _number(header, f"POLZERO{n}", label, 0) - 1  # pixels of SExtractor count from 1
             span[axis] = _number(header, f"POLSCAL{n}", label, 1) or 1.0
         degrees = [int(_number(header, f"POLDEG{group}", label)) for group in groups]
-        terms = _terms(which, groups, degrees)
+        terms = terms_of_psfex(which, groups, degrees)
     if len(terms) != len(images):
         raise InputError(
             f"A polynomial has an image for each of its terms; {label} states {len(terms)} terms and has {len(images)} "
@@ -322,23 +323,6 @@ def _of_psfex(unit: fits.BinTableHDU, label: str, sampled: bool) -> _Found:
     # Coordinates of PSFEx are -0.5 to 0.5 over the extent of its stars.
     images = images * np.array([0.5 ** (i + j) for i, j in terms])[:, None, None]
     return _Found(images, Polynomial((centre[0], centre[1]), (span[0] / 2, span[1] / 2), tuple(terms)), step)
-
-
-def _terms(axes: Sequence[int], groups: Sequence[int], degrees: Sequence[int]) -> list[tuple[int, int]]:
-    """Exponents of x and y of the terms of PSFEx, in its order: the first axis varies fastest.
-
-    The exponents of axes in the same group add up to at most its degree.
-    """
-    out = []
-    for second in range(degrees[1] + 1 if len(axes) > 1 else 1):
-        together = len(axes) > 1 and groups[0] == groups[1]
-        for first in range(degrees[0] + 1 - second * together):
-            powers = [0, 0]
-            powers[axes[0]] = first
-            if len(axes) > 1:
-                powers[axes[1]] = second
-            out.append((powers[0], powers[1]))
-    return out
 
 
 def _of_stdpsf(unit: Any, label: str) -> _Found:
@@ -440,8 +424,7 @@ def _of_stamps(
     for table in candidates:
         nodes = _nodes(table, label)
         if nodes is not None:
-            stated = _sampling(header, label), _scale(header, label), _number(header, "PSFERR", label, 0.0)
-            return _Found(images, nodes, *stated)
+            return _Found(images, nodes, _sampling(header, label), _scale(header, label), header)
     raise InputError(
         f"Stamps have positions in columns x, y (from 0), X_IMAGE, Y_IMAGE (from 1) or ra, dec; the table of {label} "
         f"has {', '.join(candidates[0].columns.names)}. Rename the columns."
@@ -528,6 +511,14 @@ def _number(header: Mapping[str, Any], keyword: str, label: str, default: float 
     if isinstance(value, bool | str) or not isinstance(value, int | float | np.number):
         raise InputError(f"{keyword} in the header of {label} is a number; received {value!r}. Correct it.")
     return float(value)
+
+
+def _error(header: Mapping[str, Any], keyword: str, label: str) -> float:
+    """A relative error, which `write_psf` states; 0 if the keyword is missing."""
+    error = _number(header, keyword, label, 0.0)
+    if not 0 <= error < 1:
+        raise InputError(f"{keyword} in the header of {label} is from 0 to 1; received {error:g}. Correct it.")
+    return error
 
 
 def _sampling(header: Mapping[str, Any], label: str) -> float:

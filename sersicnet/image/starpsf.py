@@ -441,6 +441,7 @@ def _result(measured: EffectivePsf, x: np.ndarray, y: np.ndarray, shape: tuple[i
         psf = Psf.varying(measured.images, polynomial, name, measured.oversampling, source=source, error=measured.error)
     else:
         psf = Psf.of(measured.images[0], name, measured.oversampling, source=source, error=measured.error)
+    psf = replace(psf, light_error=measured.light_error)
     places = np.linspace(-0.9, 0.9, 5) if measured.degree else np.zeros(1)
     here = [psf.at((1 + u) * width / 2 - 0.5, (1 + v) * height / 2 - 0.5) for v in places for u in places]
     widths = [one.fwhm for one in here]

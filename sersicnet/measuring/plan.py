@@ -331,9 +331,10 @@ class Plan:
         return identity(self.exposure, self._described(), positions=self.places is not None, fitting=self.refine)
 
     def _described(self) -> dict[str, Any]:
+        psf = self.psf
         return {
             "weights": None if self.network is None else self.network.identity,
-            "psf given": None if self.psf is None else [self.psf.sha256, self.psf.oversampling, self.psf.error],
+            "psf given": None if psf is None else [psf.sha256, psf.oversampling, psf.error, psf.light_error],
             "psf width": self.psf_fwhm,
             "gain": self.gain,
             "factor": self.source.factor,

@@ -13,12 +13,13 @@ from sersicnet.catalogue.factors import angle_between
 from sersicnet.errors import WeightsError
 from sersicnet.image import pixels
 from sersicnet.image.psf import Psf
+from sersicnet.image.psferror import with_light
 from sersicnet.image.stamps import Stamps
 from sersicnet.image.views import psf_views
 from sersicnet.measuring.neighbours import Neighbours
 from sersicnet.measuring.scene import Scene, Values, stamps_of
 from sersicnet.output import Report, silent
-from sersicnet.schema import Flag, Inputs, absolute_magnitude_of_rms, noise_numbers
+from sersicnet.schema import N_TARGETS, Flag, Inputs, absolute_magnitude_of_rms, noise_numbers
 
 OF_NEIGHBOURS = 0.5
 """Error of what subtracting the light of neighbours changes, as a fraction of the change."""
@@ -27,13 +28,13 @@ OF_NEIGHBOURS = 0.5
 def predict(
     scene: Scene, values: Values, own: np.ndarray, network: weights.Weights, report: Report = silent
 ) -> np.ndarray:
-    """Predict the targets with the network; returns what the PSF adds to the errors, (N, 4).
+    """Predict the targets with the network; returns what the PSF adds to the errors, (N, 2, 4), see `through`.
 
     If the PSF is known, places of the tile itself are measured again without the light of their neighbours, as far
     as it counts, see `sersicnet.measuring.neighbours`.
     """
     n, setting = len(scene.x), scene.setting
-    of_psf = np.zeros_like(values.errors)
+    of_psf = np.zeros((n, 2, N_TARGETS))
     report("measuring", 0, n)
     for part, stamps in stamps_of(scene, scene.source + 1):
         stamps.pixels[stamps.empty] = np.nan
@@ -59,7 +60,7 @@ def predict(
 
 def _answered(
     scene: Scene, values: Values, rows: np.ndarray, stamps: Stamps, network: weights.Weights, *, again: bool = False
-) -> np.ndarray | float:
+) -> np.ndarray:
     """Put the answers of the network into rows of `values`; what the PSF adds to their errors.
 
     What subtracting the light of neighbours changes is uncertain by `OF_NEIGHBOURS`, if it is the second answer.
@@ -83,41 +84,83 @@ def _answered(
 LEAST_PSF_ERROR = 0.01
 """A PSF whose FWHM is known better than this counts as known."""
 
+LIGHT_MATTERS = 3.0
+"""Errors of magnitudes up to so many times that of the light of the PSF include it; larger ones would hardly change."""
+
 
 def _predicted(
     scene: Scene, stamps: Stamps, x: np.ndarray, y: np.ndarray, network: weights.Weights
-) -> tuple[weights.Prediction, np.ndarray | float]:
-    """What the network answers, and the part of its errors that is due to the PSF, (N, 4) or 0.
-
-    That part is from answers through a narrower and a wider PSF.
-    """
+) -> tuple[weights.Prediction, np.ndarray]:
+    """What the network answers, and the part of its errors that is due to the PSF, (N, 2, 4)."""
     setting, psf = scene.setting, scene.setting.psf
     if psf is None:
-        return network.predict(Inputs(stamps.pixels)), 0.0
+        return network.predict(Inputs(stamps.pixels)), np.zeros((len(x), 2, N_TARGETS))
     correlation = pixels.correlation(setting.mesh.autocorrelation)
     noise = noise_numbers(correlation, (np.nan if setting.gain is None else setting.gain) * stamps.rms)
-    labels, psfs = psf.cells(x, y)
+    return through(psf, stamps.pixels, noise, x, y, network)
 
-    def answer(stretch: float) -> weights.Prediction:
-        views = np.array([_views(one, stretch) for one in psfs])
+
+def through(
+    psf: Psf, stamps: np.ndarray, noise: np.ndarray, x: np.ndarray, y: np.ndarray, network: weights.Weights
+) -> tuple[weights.Prediction, np.ndarray]:
+    """What a network answers that is shown a PSF, and the part of its errors that is due to the errors of the PSF.
+
+    That part is from answers through a narrower and a wider PSF, and through one with brighter wings.
+
+    Parameters
+    ----------
+    psf : Psf
+        In pixels of the image.
+    stamps : ndarray, float32, (N, 128, 128)
+        In units of their noise.
+    noise : ndarray, float32, (N, 3)
+        See `sersicnet.schema.noise_numbers`.
+    x, y : ndarray, float64, (N,)
+        Places in the image.
+    network : Weights
+
+    Returns
+    -------
+    found : Prediction
+        With the errors of the PSF in its errors.
+    of_psf : ndarray, float64, (N, 2, 4)
+        By how much the targets of each galaxy move together with a PSF that is wider by its error, and with one that
+        has more light within two FWHM by the error of that.
+    """
+    labels, psfs = psf.cells(x, y)
+    of_psf = np.zeros((len(x), 2, N_TARGETS))
+
+    def answer(width: float, light: float = 1.0, rows: np.ndarray | slice = slice(None)) -> weights.Prediction:
+        views = np.array([_views(one, width, light) for one in psfs])
         # One for all is looked at once; of a varying PSF, the last bits must not depend on the cells of a tile.
-        return network.predict(Inputs(stamps.pixels, views[labels] if psf.varies else views, noise))
+        return network.predict(Inputs(stamps[rows], views[labels[rows]] if psf.varies else views, noise[rows]))
 
     found = answer(1.0)
-    if psf.error < LEAST_PSF_ERROR or found.errors is None:
-        return found, 0.0
-    narrower, wider = (answer(1 + sign * psf.error) for sign in (-1, 1))
-    of_psf = (wider.targets - narrower.targets) / 2
-    turn = None
-    if wider.theta is not None and narrower.theta is not None:
-        turn = angle_between(wider.theta, narrower.theta) / 2
-    return found.with_error(of_psf, turn), of_psf
+    if found.errors is None:
+        return found, of_psf
+    some = np.flatnonzero(found.errors[:, 0] < LIGHT_MATTERS * psf.light_error)
+    turns = np.zeros((2, len(x)))
+    if psf.error >= LEAST_PSF_ERROR:
+        narrower, wider = (answer(1 + sign * psf.error) for sign in (-1, 1))
+        of_psf[:, 0] = (wider.targets - narrower.targets) / 2
+        if wider.theta is not None and narrower.theta is not None:
+            turns[0] = angle_between(wider.theta, narrower.theta) / 2
+    if len(some):
+        diffuse = answer(1.0, 1 - psf.light_error, some)
+        of_psf[some, 1] = found.targets[some] - diffuse.targets
+        if diffuse.theta is not None and found.theta is not None:
+            turns[1, some] = angle_between(found.theta[some], diffuse.theta)
+    unsure = psf.error >= LEAST_PSF_ERROR, psf.light_error > 0
+    for shift, turn, counts in zip(of_psf.swapaxes(0, 1), turns, unsure, strict=True):
+        if counts:
+            found = found.with_error(shift, None if found.theta is None else turn)
+    return found, of_psf
 
 
 @functools.lru_cache(256)
-def _views(psf: Psf, stretch: float) -> np.ndarray:
-    """What a network is shown of a constant PSF, made wider by a factor."""
-    return psf_views(psf.image, psf.oversampling / stretch)
+def _views(psf: Psf, width: float, light: float) -> np.ndarray:
+    """What a network is shown of a constant PSF, made wider by a factor, and its light within two FWHM more."""
+    return psf_views(with_light(psf, light).image, psf.oversampling / width)
 
 
 @functools.lru_cache(1)

@@ -66,6 +66,7 @@ class Seeing(NamedTuple):
             "PSFSRC": self.psf.source,
             "PSFFWHM": self.psf.fwhm,
             "PSFERR": self.psf.error,
+            "PSFLERR": self.psf.light_error,
             "PSFLIGHT": float(light),
             "PSFELLIP": float(ellipticity),
         }

@@ -29,7 +29,7 @@ from sersicnet.measuring.scene import (
     stamps_of,
 )
 from sersicnet.output import Report, silent
-from sersicnet.schema import STAMP_SIZE, TARGET_NAMES, Flag
+from sersicnet.schema import N_TARGETS, STAMP_SIZE, TARGET_NAMES, Flag
 
 MOST_NEIGHBOURS = 3
 """Maximum number of overlapping neighbours that are fitted simultaneously with a galaxy; others are masked."""
@@ -75,7 +75,7 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
         report("detecting", 0, 0)
         scene, own = Scene.of(setting, core)
         values = Values.empty(scene, own)
-        of_psf = np.zeros_like(values.errors)
+        of_psf = np.zeros((len(values.errors), 2, N_TARGETS))
         if setting.network is not None:
             of_psf = predict(scene, values, own, loaded(*setting.network), report)
         else:
@@ -313,7 +313,8 @@ def _take(
     of_noise = np.column_stack([2.5 / np.log(10) * errors[:, 2] / flux, *errors[:, 3:6].T])
     found = weights.Prediction(values.targets[at], of_noise, correlations_of(fits.covariance[taken, 2:6, 2:6]))
     with np.errstate(invalid="ignore"):  # errors of a failed fit may be infinite
-        found = found.with_error(of_psf[taken])
+        for shift in of_psf[taken].swapaxes(0, 1):
+            found = found.with_error(shift)
     values.errors[at], values.correlations[at] = found.errors, found.correlations
     values.theta_err[at] = np.minimum(errors[:, 6], weights.UNKNOWN_ANGLE)
     values.sky[at], values.chi2[at] = fits.sky[taken], fits.chi2[taken]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sersicnet import networks
+from sersicnet.errors import InputError
 from sersicnet.networks import keras
 from sersicnet.workers import cores
 
@@ -41,6 +43,22 @@ def on_accelerator() -> Callable[[np.ndarray], Any] | None:
     import jax.numpy
 
     return jax.numpy.asarray
+
+
+CPU_FLAGS = Path("/proc/cpuinfo")
+"""Where Linux lists what the CPU can do."""
+
+
+def check_bfloat16() -> None:
+    """Refuse bfloat16 on a CPU that does not compute in it, with an `InputError`: there it is slower, or fails."""
+    if accelerators():
+        return
+    flags = CPU_FLAGS.read_text().split() if CPU_FLAGS.exists() else []
+    if not {"amx_bf16", "avx512_bf16", "bf16"}.intersection(flags):  # the last is that of ARM
+        raise InputError(
+            f"`bfloat16` needs a GPU, or a CPU with amx_bf16 or avx512_bf16 among the flags in {CPU_FLAGS}; this "
+            "machine has neither. Leave it out."
+        )
 
 
 def device() -> str:

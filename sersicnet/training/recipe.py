@@ -35,6 +35,8 @@ class Recipe:
     keep_norms : bool
         Whether batch normalisations keep the moments and factors of the weights that training
         starts from: the moments of batches that mix two domains describe neither domain.
+    bfloat16 : bool
+        Whether convolutions compute in bfloat16 while the network trains; see `sersicnet.networks.in_bfloat16`.
     """
 
     epochs: int
@@ -47,6 +49,7 @@ class Recipe:
     alpha: float = 0.9
     noise: float = 0.0
     keep_norms: bool = False
+    bfloat16: bool = False
 
     def check(self) -> None:
         """Refuse a rate or a weight that training cannot use, with an `InputError`."""

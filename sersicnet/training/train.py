@@ -33,7 +33,7 @@ from sersicnet.training.card import (
     scores_on,
     summary,
 )
-from sersicnet.training.device import on_accelerator
+from sersicnet.training.device import check_bfloat16, on_accelerator
 from sersicnet.training.joined import Examples, Joined, bright, judging_rows
 from sersicnet.training.loop import Progress, Report, Scaling, Task, finite, fit, silent
 from sersicnet.training.losses import ALIGNMENTS, aligned, regression
@@ -285,6 +285,8 @@ def _checked(
         )
     recipe = recipe or (RECIPES if adapt is None else ADAPT)[network]
     recipe.check()
+    if recipe.bfloat16:
+        check_bfloat16()
     if base is not None and base.card["network"] != network:
         raise InputError(f"{start} is a network {base.card['network']}: give `network` {base.card['network']}.")
     return network, recipe, base
@@ -322,6 +324,8 @@ def _task(network: str, recipe: Recipe, base: weights.Weights | None, adapt: str
     else:
         scaling = Scaling(architecture.log, np.array(base.card["label_mean"]), np.array(base.card["label_std"]))
     core = base.core() if base is not None else architecture.build()
+    if recipe.bfloat16:
+        core = networks.in_bfloat16(core)
     if base is not None and recipe.keep_norms:
         freeze(core, body=False)
     steps = recipe.epochs * math.ceil((train_rows[1] - train_rows[0]) / recipe.batch)
