@@ -80,11 +80,8 @@ def galaxies(
     Each of these PSFs is followed by the number of galaxies that it is for; the views among the inputs are then those
     of the true PSF.
     """
-    psfs, simulation, parts = (
-        [],
-        world.simulation(name, n, seed, centring=True, neighbours=neighbours, galaxies=kind),
-        [],
-    )
+    simulation = world.simulation(name, n, seed, centring=True, neighbours=neighbours, galaxies=kind)
+    parts, psfs = [], []
     for number in range(-(-n // BLOCK)):
         piece = world.piece(name, seed, number)
         stamps, truth = draw_stamps(piece.of(simulation), np.arange(number * BLOCK, (number + 1) * BLOCK))

@@ -519,8 +519,8 @@ def freeze(core: keras.Model, *, body: bool) -> None:
 def in_bfloat16(core: keras.Model) -> keras.Model:
     """Return the same network with its convolutions in bfloat16, for training.
 
-    Convolutions and the pooling behind them compute and return bfloat16, with sums in float32; GPUs, and CPUs with
-    AMX, do these several times as fast. Weights, normalisations, moments, dense layers and outputs stay float32.
+    Convolutions and the pooling behind them compute and return bfloat16, with sums in float32; CPUs with AMX do these
+    several times as fast. Weights, normalisations, moments, dense layers and outputs stay float32.
 
     Parameters
     ----------

@@ -159,7 +159,7 @@ def through(
 
 @functools.lru_cache(256)
 def _views(psf: Psf, width: float, light: float) -> np.ndarray:
-    """What a network is shown of a constant PSF, made wider by a factor, and its light within two FWHM more."""
+    """What a network is shown of a constant PSF, made wider, and brighter within two FWHM, by factors."""
     return psf_views(with_light(psf, light).image, psf.oversampling / width)
 
 
