@@ -285,20 +285,30 @@ def through(profile):
 
 
 @pytest.mark.parametrize(
-    ("fwhm", "samples", "side", "off", "tolerance"),
+    ("kind", "fwhm", "samples", "side", "off", "tolerance"),
     [
-        (1.1, 2, 64, (0, 0), 0.002), (1.1, 2, 65, (0.3, -0.4), 0.002), (1.1, 4, 96, (0.25, 0.25), 0.002),
-        (1.1, 5, 121, (0.5, 0.5), 0.002), (2.0, 1, 41, (0, 0), 0.005), (2.0, 1, 41, (0.5, 0.5), 0.012),
-        (3.0, 1, 64, (0.3, -0.4), 0.002), (3.0, 1, 65, (0.5, 0.5), 0.002), (6.0, 1, 101, (0.25, 0.25), 0.002),
+        ("moffat", 1.1, 2, 64, (0, 0), 0.002), ("moffat", 1.1, 2, 65, (0.3, -0.4), 0.002),
+        ("moffat", 1.1, 4, 96, (0.25, 0.25), 0.002), ("moffat", 1.1, 5, 121, (0.5, 0.5), 0.002),
+        ("moffat", 2.0, 1, 41, (0, 0), 0.005), ("moffat", 2.0, 1, 41, (0.5, 0.5), 0.012),
+        ("moffat", 3.0, 1, 64, (0.3, -0.4), 0.002), ("moffat", 3.0, 1, 65, (0.5, 0.5), 0.002),
+        ("moffat", 6.0, 1, 101, (0.25, 0.25), 0.002), ("airy", 1.1, 4, 257, (0.25, 0.25), 0.002),
+        ("airy", 2.0, 2, 256, (0, 0), 0.002), ("airy", 2.5, 1, 128, (0.5, 0.5), 0.002),
+        ("airy", 3.0, 1, 129, (0.3, -0.4), 0.002), ("airy", 6.0, 1, 129, (0.5, 0.5), 0.002),
+        ("airy", 6.0, 2, 300, (0.3, -0.4), 0.002),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*when it is moved there")
-def test_galaxies_through_a_file_are_those_that_galsim_draws(write, fwhm, samples, side, off, tolerance):
-    """Even and odd sides, cores off the middle, peaks of 1: pixels to a part of the peak, and moments."""
-    profile = galsim.Moffat(beta=3, fwhm=fwhm)
+def test_galaxies_through_a_file_are_those_that_galsim_draws(write, kind, fwhm, samples, side, off, tolerance):
+    """Even and odd sides, cores off the middle, peaks of 1: pixels to a part of the peak, and moments.
+
+    An Airy profile has light outside of any file, as a file's sum shows: galaxies through it are brighter by that.
+    """
+    airy = kind == "airy"
+    profile = galsim.Airy(lam_over_diam=fwhm / 1.029) if airy else galsim.Moffat(beta=3, fwhm=fwhm)
     image = effective(profile, side, samples, off)
+    light = image.sum() if airy else 1
     psf = read_psf(write(image / image.max()), samples)
-    ours, theirs = Renderer(psf.image, 64, samples)(GALAXIES), through(profile)
+    ours, theirs = light * Renderer(psf.image, 64, samples)(GALAXIES), through(profile)
     y, x = np.indices((64, 64)) - 32.0
     weight = np.exp(-(x**2 + y**2) / (2 * 8**2))
     for a, b in zip(ours, theirs, strict=True):
