@@ -1,18 +1,21 @@
-"""Calibration of predicted errors: factors that make 68.27 % of the truths lie within one of them."""
+"""Calibration of answers: half of the truths are above them, 68.27 % within one error and 95 % within 1.96 errors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sersicnet.domain import number
 from sersicnet.orientations import COMPONENTS, LOG
-from sersicnet.schema import INPUT_SHAPES, N_TARGETS, Inputs, pulls
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, TARGETS, Inputs, decode, encode, pulls
 
 WITHIN_ONE_SIGMA = 0.6827
 """Fraction of Gaussian deviations within one standard deviation."""
+
+WITHIN = ((WITHIN_ONE_SIGMA, 1.0), (0.95, 1.96))
+"""Fractions of Gaussian deviations within numbers of standard deviations, which errors are fitted to alike."""
 
 LEAST = 600
 """Galaxies that a calibration needs."""
@@ -20,24 +23,30 @@ LEAST = 600
 N_DESCRIBED = 2 * N_TARGETS
 """Numbers that describe an answer, see `described`."""
 
-N_CONDITIONS = {"psf": 1, "noise": INPUT_SHAPES.noise[0]}
+N_CONDITIONS = {"psf": 2, "noise": INPUT_SHAPES.noise[0]}
 """Numbers that describe an image, for the inputs that show them, see `conditions`."""
+
+N_EARLIER = {"psf": 1, "noise": INPUT_SHAPES.noise[0]}
+"""Those that calibrations of earlier versions depend on."""
 
 LEAST_HALF = 0.05
 """Half of the width of a domain at least: numbers that differ by less have little effect."""
 
 MOST = 10.0
-"""Largest logarithm of a factor that a card may hold."""
+"""Largest logarithm of a factor, and largest shift in units of the error, that a card may hold."""
 
 RIDGE = 10.0
 """Weight of the squares of the coefficients, against the sum of the losses of all galaxies."""
+
+RANGE = (0.005, 0.995)
+"""Quantiles of the values of a polynomial that it stays between."""
 
 SMOOTHINGS = (0.3, 0.1, 0.03)
 """Widths over which the corner of the loss is rounded, in turn."""
 
 
 def described(out: np.ndarray) -> np.ndarray:
-    """What the factors on the errors of an answer depend on.
+    """What the calibration of an answer depends on.
 
     Parameters
     ----------
@@ -57,7 +66,7 @@ def described(out: np.ndarray) -> np.ndarray:
 
 
 def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
-    """The PSF and the noise that a network is shown, as numbers on which the factors depend.
+    """The PSF and the noise that a network is shown, as numbers on which the calibration depends.
 
     Parameters
     ----------
@@ -68,47 +77,80 @@ def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
 
     Returns
     -------
-    ndarray, float, (N, 4), or fewer columns
-        The logarithm of the noise-equivalent area of the PSF [pix^2], 1 / integral of PSF^2 (King 1983, PASP 95, 163),
-        and `sersicnet.schema.noise_numbers`.
+    ndarray, float, (N, 5), or fewer columns
+        The logarithm of the noise-equivalent area of the PSF [pix^2], 1 / integral of PSF^2 (King 1983, PASP 95, 163);
+        `sersicnet.schema.noise_numbers`; and the fraction of the PSF's light that is near its centre, weighted by
+        exp(-r^2 / (4 areas)), which is 0.96 for a Gaussian.
     """
     from sersicnet.image.views import BINNINGS
 
-    columns = [np.empty((inputs.n, 0))]
+    columns, last = [np.empty((inputs.n, 0))], []
     if inputs.psf is not None and "psf" in shown:
-        finest = np.asarray(inputs.psf[:, 0], float)
-        area = -np.log(np.maximum(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", finest, finest), 1e-9))
-        columns.append(np.broadcast_to(area[:, None], (inputs.n, 1)))
+        psf = np.asarray(inputs.psf, float)
+        area = 1 / np.maximum(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", psf[:, 0], psf[:, 0]), 1e-9)
+        line = BINNINGS[2] * (np.arange(psf.shape[-1]) - (psf.shape[-1] - 1) / 2)
+        weight = np.exp(-(line[:, None] ** 2 + line**2) / (4 * area[:, None, None]))
+        whole = np.maximum(BINNINGS[3] * psf[:, 3].sum(axis=(1, 2)), 1e-9)
+        near = BINNINGS[2] * np.einsum("nij,nij->n", psf[:, 2], weight) / whole
+        columns.append(np.broadcast_to(np.log(area)[:, None], (inputs.n, 1)))
+        last.append(np.broadcast_to(near[:, None], (inputs.n, 1)))
     if inputs.noise is not None and "noise" in shown:
         columns.append(np.broadcast_to(inputs.noise, (inputs.n, INPUT_SHAPES.noise[0])))
-    return np.hstack(columns)
+    return np.hstack([*columns, *last])
 
 
-def factors(table: Mapping[str, Any] | None, out: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-    """Factors on the predicted errors of each answer.
+def calibrated(table: Mapping[str, Any] | None, out: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    """Answers moved to the median of the truths, with errors that hold as many truths as Gaussian ones would.
 
     Parameters
     ----------
     table : mapping or None
-        The ``calibration`` of a card, of `fitted` or of earlier versions of sersicnet; all factors are 1 for None.
+        The ``calibration`` of a card, of `fitted` or of earlier versions of sersicnet; None changes nothing.
     out : ndarray, float, (N, 8) or (N, 17)
         Answers, see `described`.
     seen : ndarray, float, (N, M), optional
-        What the network saw of the images, see `conditions`; tables of earlier versions do not depend on it.
+        What the network saw of the images, see `conditions`; tables of earlier versions depend on fewer numbers.
 
     Returns
     -------
-    ndarray, float, (N, 5)
-        For the errors of the four targets and of the position angle; NaN where an answer is.
+    ndarray, float64, (N, 8) or (N, 17)
+        Radius and index keep the errors of their logarithms. An ellipticity is moved no further than to 0 or 0.97. NaN
+        where an answer is.
     """
+    found = np.array(out, float)
     if not table:
-        return np.ones((len(out), N_TARGETS + 1))
+        return found
     if "mag" in table:  # of earlier weights: a table by magnitude
         rows = np.column_stack([table["factors"], table.get("orientation", np.ones(len(table["mag"])))])
-        return np.column_stack([np.interp(out[:, 0], table["mag"], column) for column in rows.T])
+        return _scaled(found, np.column_stack([np.interp(out[:, 0], table["mag"], column) for column in rows.T]))
     numbers = _numbers(out, seen)[:, : len(table["domain"][0])]
-    logarithms = _terms(numbers, table["domain"]) @ np.array(table["polynomials"]).T
-    return np.exp(np.clip(logarithms, *np.array(table["range"])))
+    terms = _terms(numbers, table["domain"])
+    if "shifts" in table:  # not of earlier versions
+        found = _moved(found, terms, table["shifts"], table["shift_range"], table["domain"])
+    return _scaled(found, np.exp(np.clip(terms @ np.array(table["polynomials"]).T, *np.array(table["range"]))))
+
+
+def _moved(out: np.ndarray, terms: np.ndarray, shifts: Any, limits: Any, domain: Any) -> np.ndarray:
+    """Answers whose targets are lower by so many of their errors; errors above the domain count as its highest."""
+    values, errors = out[:, :N_TARGETS].copy(), out[:, N_TARGETS : 2 * N_TARGETS].copy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        errors[:, LOG] /= values[:, LOG]
+        highest = np.exp(np.array(domain[1][N_TARGETS : 2 * N_TARGETS]))
+        off = np.clip(terms @ np.array(shifts).T, *np.array(limits)) * np.minimum(errors, highest)
+        moved = decode(encode(values) - off)
+    for column, target in enumerate(TARGETS):
+        if target.name == "ellipticity":
+            moved[:, column] = np.clip(moved[:, column], target.low, np.maximum(values[:, column], target.high))
+    errors[:, LOG] *= moved[:, LOG]
+    return np.hstack([moved, errors, out[:, 2 * N_TARGETS :]])
+
+
+def _scaled(out: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Answers with errors that are larger by factors, (N, 5): those of the targets and that of the components."""
+    out[:, N_TARGETS : 2 * N_TARGETS] *= factors[:, :N_TARGETS]
+    if out.shape[1] > 2 * N_TARGETS:
+        out[:, -1] *= factors[:, N_TARGETS]
+    return out
 
 
 def _numbers(out: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
@@ -133,10 +175,13 @@ def fitted(
 ) -> dict[str, Any] | None:
     """The calibration of a network from galaxies that it was not trained on.
 
-    The logarithm of the factor on an error is a polynomial of the second degree in the answer, its errors, the width
-    of the PSF and the noise: the 68.27 % quantile of the logarithm of the deviations, by quantile regression. Thus as
-    many truths are within one error, see `sersicnet.schema.pulls`, for bright and faint, small and large galaxies, in
-    images of different telescopes. The fewer galaxies, the nearer it is to a constant.
+    Answers are moved by polynomials of the second degree, in units of their errors, such that half of the truths are
+    above them: the median of the deviations, by quantile regression. The logarithm of the factor on an error is another
+    polynomial: between the 68.27 % quantile of the logarithm of the deviations and the 95 % quantile of that of the
+    deviations over 1.96, the sum of whose losses it minimises. Thus as many truths are within one error, see
+    `sersicnet.schema.pulls`, for bright and faint, small and large galaxies, in images of different telescopes. Terms
+    are the answer, its errors, the width of the PSF, its light near the centre and the noise. The fewer galaxies, the
+    nearer both are to a constant.
 
     Parameters
     ----------
@@ -151,9 +196,9 @@ def fitted(
     Returns
     -------
     dict or None
-        ``domain``, lowest and highest of the numbers of `described` and `conditions`; ``polynomials``, coefficients
-        for the four targets and the angle; ``range``, lowest and highest of their values. None for fewer than 600
-        galaxies.
+        ``domain``, lowest and highest of the numbers of `described` and `conditions`; ``shifts``, coefficients for the
+        four targets; ``polynomials``, those of the factors, for the four targets and the angle; ``shift_range`` and
+        ``range``, lowest and highest of their values. None for fewer than 600 galaxies.
 
     References
     ----------
@@ -161,47 +206,68 @@ def fitted(
     """
     if len(out) < LEAST:
         return None
-    columns = list(np.abs(pulls(out[:, :N_TARGETS], out[:, N_TARGETS : 2 * N_TARGETS], targets)).T)
-    if orientation is not None and np.isfinite(orientation).all():
-        # The angle has its error from the components across the direction that they point to.
-        (x, y), (true_x, true_y) = out[:, COMPONENTS].T, orientation.T
-        turned = np.abs(np.arctan2(x * true_y - y * true_x, x * true_x + y * true_y))
-        columns.append(turned * np.hypot(x, y) / out[:, -1])
     numbers = _numbers(out, seen)
     domain = np.quantile(numbers, [0.01, 0.99], axis=0)
     # What is the same for all of them, such as a single PSF, is in the middle of its domain, where it has no effect.
     middle, half = domain.mean(axis=0), np.maximum(np.ptp(domain, axis=0) / 2, LEAST_HALF)
     domain = np.array([middle - half, middle + half]).round(5)
     terms = _terms(numbers, domain)
-    found = np.array([_quantile(terms, np.log(np.maximum(column, 1e-9))) for column in columns])
+    off = pulls(out[:, :N_TARGETS], out[:, N_TARGETS : 2 * N_TARGETS], targets)
+    shifts = np.array([_quantile(terms, column, [(0.5, 0.0)]) for column in off.T]).round(5)
+    shift_range = np.quantile(terms @ shifts.T, RANGE, axis=0).round(5)
+    moved = _moved(np.array(out, float), terms, shifts, shift_range, domain)
+    columns = list(np.abs(pulls(moved[:, :N_TARGETS], moved[:, N_TARGETS : 2 * N_TARGETS], targets)).T)
+    if orientation is not None and np.isfinite(orientation).all():
+        # The angle has its error from the components across the direction that they point to.
+        (x, y), (true_x, true_y) = out[:, COMPONENTS].T, orientation.T
+        turned = np.abs(np.arctan2(x * true_y - y * true_x, x * true_x + y * true_y))
+        columns.append(turned * np.hypot(x, y) / out[:, -1])
+    levels = [(level, np.log(within)) for level, within in WITHIN]
+    found = np.array([_quantile(terms, np.log(np.maximum(column, 1e-9)), levels) for column in columns])
     if len(found) == N_TARGETS:
         found = np.vstack([found, np.zeros(terms.shape[1])])
     found = found.round(5)
-    limits = np.quantile(terms @ found.T, [0.005, 0.995], axis=0).round(5)
-    return {"domain": domain.tolist(), "polynomials": found.tolist(), "range": limits.tolist()}
+    limits = np.quantile(terms @ found.T, RANGE, axis=0).round(5)
+    return {
+        "domain": domain.tolist(),
+        "shifts": shifts.tolist(),
+        "shift_range": shift_range.tolist(),
+        "polynomials": found.tolist(),
+        "range": limits.tolist(),
+    }
 
 
-def _quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients of terms, (N, T), whose sum is the 68.27 % quantile of values, (N,). The first term is 1."""
+def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Coefficients of terms, (N, T), whose sum is a quantile of values, (N,), or lies between several. The first is 1.
+
+    A level is a fraction, and how far above the sum its quantile is.
+    """
     from scipy.optimize import minimize
     from scipy.special import expit
 
-    n, over = len(values), 1 - WITHIN_ONE_SIGMA
+    n = len(values)
     weight = np.full(terms.shape[1], RIDGE / n)
     weight[0] = 0
 
     def loss(coefficients: np.ndarray, smoothing: float) -> tuple[float, np.ndarray]:
-        off = values - terms @ coefficients
-        positive = smoothing * np.logaddexp(0, off / smoothing)  # of off, its corner rounded
-        slope = over - expit(off / smoothing)
+        total, slope, rest = 0.0, np.zeros(n), values - terms @ coefficients
+        for level, above in levels:
+            off = rest - above
+            positive = smoothing * np.logaddexp(0, off / smoothing)  # of off, its corner rounded
+            total += (positive - (1 - level) * off).mean()
+            slope += 1 - level - expit(off / smoothing)
         ridge = weight * coefficients
-        return float((positive - over * off).mean() + ridge @ coefficients), terms.T @ slope / n + 2 * ridge
+        return float(total + ridge @ coefficients), terms.T @ slope / n + 2 * ridge
+
+    def curvature(coefficients: np.ndarray, smoothing: float) -> np.ndarray:
+        rest = values - terms @ coefficients
+        rows = sum(expit(off) * expit(-off) for off in ((rest - above) / smoothing for _, above in levels))
+        return np.asarray(terms.T @ (terms * (rows / (n * smoothing))[:, None]) + np.diag(2 * weight))
 
     coefficients = np.zeros(terms.shape[1])
-    coefficients[0] = np.quantile(values, WITHIN_ONE_SIGMA)
+    coefficients[0] = np.quantile(values, levels[0][0])
     for smoothing in SMOOTHINGS:
-        coefficients = minimize(loss, coefficients, (smoothing,), jac=True, method="L-BFGS-B").x
-    coefficients[0] += np.quantile(values - terms @ coefficients, WITHIN_ONE_SIGMA)
+        coefficients = minimize(loss, coefficients, (smoothing,), "trust-exact", jac=True, hess=curvature).x
     return coefficients
 
 
@@ -223,17 +289,20 @@ def check(table: Any, shown: Collection[str]) -> None:
         _check_by_magnitude(table)
         return
     numbers = N_DESCRIBED
-    if any(len(row) != N_DESCRIBED for row in table["domain"]):  # those of earlier versions depend on no more
-        numbers += sum(n for name, n in N_CONDITIONS.items() if name in shown)
+    if any(len(row) != N_DESCRIBED for row in table["domain"]):  # those of the first versions depend on no more
+        of_image = N_CONDITIONS if "shifts" in table else N_EARLIER
+        numbers += sum(n for name, n in of_image.items() if name in shown)
     sizes = {"domain": (2, numbers), "polynomials": (N_TARGETS + 1, _n_terms(numbers)), "range": (2, N_TARGETS + 1)}
+    if "shifts" in table:
+        sizes |= {"shifts": (N_TARGETS, _n_terms(numbers)), "shift_range": (2, N_TARGETS)}
     for key, (rows, columns) in sizes.items():
         values = [[number(value) for value in row] for row in table[key]]
         if len(values) != rows or any(len(row) != columns for row in values):
             raise ValueError(f"the {key} of its calibration has {rows} x {columns} numbers; received others")
         if key == "domain" and any(low >= high for low, high in zip(*values, strict=True)):
             raise ValueError("the domain of its calibration is from lower to higher numbers")
-        if key == "range" and np.abs(values).max() > MOST:
-            raise ValueError(f"the range of its calibration is within {MOST:g} of 0; received {np.abs(values).max():g}")
+        if key.endswith("range") and np.abs(values).max() > MOST:
+            raise ValueError(f"the {key} of its calibration is within {MOST:g} of 0; received {np.abs(values).max():g}")
 
 
 def _check_by_magnitude(table: Mapping[str, Any]) -> None:

@@ -90,14 +90,13 @@ class Prediction(NamedTuple):
     @classmethod
     def of(cls, card: Mapping[str, Any], out: np.ndarray, seen: np.ndarray) -> Prediction:
         """The answer in the columns of a network's output, with the calibration of its card for what it saw."""
-        targets = out[:, :N_TARGETS]
         if not card["errors"]:
-            return cls(targets)
-        factors = calibration.factors(card.get("calibration"), out, seen)
-        errors = out[:, N_TARGETS : 2 * N_TARGETS] * factors[:, :N_TARGETS]
+            return cls(out[:, :N_TARGETS])
+        out = calibration.calibrated(card.get("calibration"), out, seen)
+        targets, errors = out[:, :N_TARGETS], out[:, N_TARGETS : 2 * N_TARGETS]
         if not card.get("orientation"):
             return cls(targets, errors)
-        correlations, components, spread = out[:, 8:14], out[:, 14:16], out[:, 16] * factors[:, N_TARGETS]
+        correlations, components, spread = out[:, 8:14], out[:, 14:16], out[:, 16]
         length = np.hypot(*components.T)
         with np.errstate(divide="ignore", invalid="ignore"):
             theta_err = np.fmin(np.degrees(0.5 * spread / length), UNKNOWN_ANGLE)
@@ -257,7 +256,7 @@ class Weights:
         return Prediction.of(self.card, self.answers(inputs), calibration.conditions(inputs, self.inputs))
 
     def answers(self, inputs: Inputs) -> np.ndarray:
-        """What the network returns for N galaxies, before its errors are calibrated.
+        """What the network returns for N galaxies, before it is calibrated.
 
         Parameters
         ----------

@@ -246,8 +246,8 @@ def scores_on(
     test: Dataset, card: dict[str, Any], out: np.ndarray, rows: np.ndarray, seen: np.ndarray
 ) -> dict[str, Any]:
     """The scores of a card from the answers for rows of a dataset, and what the network saw of their images."""
-    errors = weights.Prediction.of(card, out, seen).errors
+    found = weights.Prediction.of(card, out, seen)
     return {
         "test_set": f"{len(test):,} stamps of `{test.config['command']}`",
-        "samples": scores(test.targets[rows], out[:, :N_TARGETS], errors, test.mag[rows]),
+        "samples": scores(test.targets[rows], found.targets, found.errors, test.mag[rows]),
     }
