@@ -1,4 +1,4 @@
-"""Calibration of answers: half of the truths are above them, 68.27 % within one error and 95 % within 1.96 errors."""
+"""Calibration of answers: the median of the truths, and errors that hold as many of them as Gaussian ones."""
 
 from __future__ import annotations
 
@@ -35,8 +35,17 @@ LEAST_HALF = 0.05
 MOST = 10.0
 """Largest logarithm of a factor, and largest shift in units of the error, that a card may hold."""
 
-RIDGE = 10.0
-"""Weight of the squares of the coefficients, against the sum of the losses of all galaxies."""
+RIDGE, SHIFT_RIDGE = 30.0, 300.0
+"""Weights of the squares of the coefficients, against the sum of the losses of all galaxies.
+
+Polynomials that follow the chance of a few hundred galaxies would make answers worse.
+"""
+
+FAR = 1e3
+"""Deviations farther off, in errors, count as these."""
+
+STEPS = 100
+"""Steps of a fit at most; fits of 76,000 galaxies take ten."""
 
 RANGE = (0.005, 0.995)
 """Quantiles of the values of a polynomial that it stays between."""
@@ -80,18 +89,18 @@ def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
     ndarray, float, (N, 5), or fewer columns
         The logarithm of the noise-equivalent area of the PSF [pix^2], 1 / integral of PSF^2 (King 1983, PASP 95, 163);
         `sersicnet.schema.noise_numbers`; and the fraction of the PSF's light that is near its centre, weighted by
-        exp(-r^2 / (4 areas)), which is 0.96 for a Gaussian.
+        exp(-r^2 / (4 area)), which is 0.96 for a Gaussian.
     """
     from sersicnet.image.views import BINNINGS
 
     columns, last = [np.empty((inputs.n, 0))], []
     if inputs.psf is not None and "psf" in shown:
-        psf = np.asarray(inputs.psf, float)
-        area = 1 / np.maximum(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", psf[:, 0], psf[:, 0]), 1e-9)
-        line = BINNINGS[2] * (np.arange(psf.shape[-1]) - (psf.shape[-1] - 1) / 2)
+        finest, coarse = np.asarray(inputs.psf[:, 0], float), np.asarray(inputs.psf[:, 2], float)
+        area = 1 / np.maximum(BINNINGS[0] ** 2 * np.einsum("nij,nij->n", finest, finest), 1e-9)
+        line = BINNINGS[2] * (np.arange(coarse.shape[-1]) - (coarse.shape[-1] - 1) / 2)
         weight = np.exp(-(line[:, None] ** 2 + line**2) / (4 * area[:, None, None]))
-        whole = np.maximum(BINNINGS[3] * psf[:, 3].sum(axis=(1, 2)), 1e-9)
-        near = BINNINGS[2] * np.einsum("nij,nij->n", psf[:, 2], weight) / whole
+        whole = np.maximum(BINNINGS[3] * inputs.psf[:, 3].sum(axis=(1, 2), dtype=float), 1e-9)
+        near = BINNINGS[2] * np.einsum("nij,nij->n", coarse, weight) / whole
         columns.append(np.broadcast_to(np.log(area)[:, None], (inputs.n, 1)))
         last.append(np.broadcast_to(near[:, None], (inputs.n, 1)))
     if inputs.noise is not None and "noise" in shown:
@@ -100,7 +109,7 @@ def conditions(inputs: Inputs, shown: Collection[str]) -> np.ndarray:
 
 
 def calibrated(table: Mapping[str, Any] | None, out: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-    """Answers moved to the median of the truths, with errors that hold as many truths as Gaussian ones would.
+    """The answers, moved to the median of the truths, with errors that hold as many of them as Gaussian ones would.
 
     Parameters
     ----------
@@ -114,8 +123,8 @@ def calibrated(table: Mapping[str, Any] | None, out: np.ndarray, seen: np.ndarra
     Returns
     -------
     ndarray, float64, (N, 8) or (N, 17)
-        Radius and index keep the errors of their logarithms. An ellipticity is moved no further than to 0 or 0.97. NaN
-        where an answer is.
+        Where radius and index are moved, the errors of their logarithms are not. An ellipticity is moved no further
+        than to 0 or 0.97. NaN where an answer is.
     """
     found = np.array(out, float)
     if not table:
@@ -127,22 +136,29 @@ def calibrated(table: Mapping[str, Any] | None, out: np.ndarray, seen: np.ndarra
     terms = _terms(numbers, table["domain"])
     if "shifts" in table:  # not of earlier versions
         found = _moved(found, terms, table["shifts"], table["shift_range"], table["domain"])
-    return _scaled(found, np.exp(np.clip(terms @ np.array(table["polynomials"]).T, *np.array(table["range"]))))
+    return _scaled(found, np.exp(_values(terms, table["polynomials"], table["range"])))
 
 
 def _moved(out: np.ndarray, terms: np.ndarray, shifts: Any, limits: Any, domain: Any) -> np.ndarray:
-    """Answers whose targets are lower by so many of their errors; errors above the domain count as its highest."""
+    """The answers minus shifts, in units of their errors; errors above the domain count as its highest."""
     values, errors = out[:, :N_TARGETS].copy(), out[:, N_TARGETS : 2 * N_TARGETS].copy()
     with np.errstate(invalid="ignore", divide="ignore"):
         errors[:, LOG] /= values[:, LOG]
         highest = np.exp(np.array(domain[1][N_TARGETS : 2 * N_TARGETS]))
-        off = np.clip(terms @ np.array(shifts).T, *np.array(limits)) * np.minimum(errors, highest)
+        off = _values(terms, shifts, limits) * np.minimum(errors, highest)
         moved = decode(encode(values) - off)
     for column, target in enumerate(TARGETS):
         if target.name == "ellipticity":
-            moved[:, column] = np.clip(moved[:, column], target.low, np.maximum(values[:, column], target.high))
-    errors[:, LOG] *= moved[:, LOG]
+            low, high = np.minimum(values[:, column], target.low), np.maximum(values[:, column], target.high)
+            moved[:, column] = np.clip(moved[:, column], low, high)
+    with np.errstate(invalid="ignore"):
+        errors[:, LOG] *= moved[:, LOG]
     return np.hstack([moved, errors, out[:, 2 * N_TARGETS :]])
+
+
+def _values(terms: np.ndarray, polynomials: Any, limits: Any) -> np.ndarray:
+    """Values of polynomials within their limits; those of a galaxy do not depend on the others of its batch."""
+    return np.clip(np.einsum("nt,kt->nk", terms, np.array(polynomials)), *np.array(limits))
 
 
 def _scaled(out: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -175,19 +191,20 @@ def fitted(
 ) -> dict[str, Any] | None:
     """The calibration of a network from galaxies that it was not trained on.
 
-    Answers are moved by polynomials of the second degree, in units of their errors, such that half of the truths are
-    above them: the median of the deviations, by quantile regression. The logarithm of the factor on an error is another
-    polynomial: between the 68.27 % quantile of the logarithm of the deviations and the 95 % quantile of that of the
-    deviations over 1.96, the sum of whose losses it minimises. Thus as many truths are within one error, see
-    `sersicnet.schema.pulls`, for bright and faint, small and large galaxies, in images of different telescopes. Terms
-    are the answer, its errors, the width of the PSF, its light near the centre and the noise. The fewer galaxies, the
-    nearer both are to a constant.
+    Polynomials of the second degree, in units of the errors, are subtracted from the answers, such that half of the
+    truths are above them: the median of the deviations, by quantile regression. The logarithm of the factor on an error
+    is another polynomial. It minimises the sum of two quantile losses: of ln |deviation| at 68.27 %, and of
+    ln(|deviation| / 1.96) at 95 %, see `sersicnet.schema.pulls`. Thus errors hold as many truths for bright and faint,
+    small and large galaxies, in images of different telescopes; where deviations have long tails, a factor is between
+    those of the two levels. The variables are the answer, its errors, the width of the PSF, its light near the centre
+    and the noise. The fewer galaxies, the nearer both polynomials are to a constant.
 
     Parameters
     ----------
     out : ndarray, float, (N, 8) or (N, 17)
         Answers, see `described`.
     targets : ndarray, float, (N, 4)
+        True values. Galaxies with a value that is not finite do not count.
     orientation : ndarray, float, (N, 2), optional
         True components of the ellipticity, see `sersicnet.schema.orientation`.
     seen : ndarray, float, (N, M), optional
@@ -204,40 +221,46 @@ def fitted(
     ----------
     Koenker & Bassett 1978, Econometrica 46, 33; Romano et al. 2019, arXiv:1905.03222 (conformalised regression).
     """
+    numbers = _numbers(out, seen)
+    good = np.isfinite(numbers).all(axis=1) & np.isfinite(encode(targets)).all(axis=1)
+    out, targets, numbers = np.array(out[good], float), targets[good], numbers[good]
     if len(out) < LEAST:
         return None
-    numbers = _numbers(out, seen)
     domain = np.quantile(numbers, [0.01, 0.99], axis=0)
     # What is the same for all of them, such as a single PSF, is in the middle of its domain, where it has no effect.
     middle, half = domain.mean(axis=0), np.maximum(np.ptp(domain, axis=0) / 2, LEAST_HALF)
     domain = np.array([middle - half, middle + half]).round(5)
     terms = _terms(numbers, domain)
     off = pulls(out[:, :N_TARGETS], out[:, N_TARGETS : 2 * N_TARGETS], targets)
-    shifts = np.array([_quantile(terms, column, [(0.5, 0.0)]) for column in off.T]).round(5)
-    shift_range = np.quantile(terms @ shifts.T, RANGE, axis=0).round(5)
-    moved = _moved(np.array(out, float), terms, shifts, shift_range, domain)
+    shifts = np.array([_quantile(terms, column, [(0.5, 0.0)], SHIFT_RIDGE) for column in off.T]).round(5)
+    shift_range = _range(terms, shifts)
+    moved = _moved(out, terms, shifts, shift_range, domain)
     columns = list(np.abs(pulls(moved[:, :N_TARGETS], moved[:, N_TARGETS : 2 * N_TARGETS], targets)).T)
-    if orientation is not None and np.isfinite(orientation).all():
+    if orientation is not None and np.isfinite(orientation := orientation[good]).all():
         # The angle has its error from the components across the direction that they point to.
         (x, y), (true_x, true_y) = out[:, COMPONENTS].T, orientation.T
         turned = np.abs(np.arctan2(x * true_y - y * true_x, x * true_x + y * true_y))
         columns.append(turned * np.hypot(x, y) / out[:, -1])
     levels = [(level, np.log(within)) for level, within in WITHIN]
-    found = np.array([_quantile(terms, np.log(np.maximum(column, 1e-9)), levels) for column in columns])
+    found = np.array([_quantile(terms, np.log(np.maximum(column, 1 / FAR)), levels, RIDGE) for column in columns])
     if len(found) == N_TARGETS:
         found = np.vstack([found, np.zeros(terms.shape[1])])
     found = found.round(5)
-    limits = np.quantile(terms @ found.T, RANGE, axis=0).round(5)
     return {
         "domain": domain.tolist(),
         "shifts": shifts.tolist(),
         "shift_range": shift_range.tolist(),
         "polynomials": found.tolist(),
-        "range": limits.tolist(),
+        "range": _range(terms, found).tolist(),
     }
 
 
-def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[float, float]]) -> np.ndarray:
+def _range(terms: np.ndarray, polynomials: np.ndarray) -> np.ndarray:
+    """Between which values polynomials stay."""
+    return np.clip(np.quantile(terms @ polynomials.T, RANGE, axis=0), -MOST, MOST).round(5)
+
+
+def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[float, float]], ridge: float) -> np.ndarray:
     """Coefficients of terms, (N, T), whose sum is a quantile of values, (N,), or lies between several. The first is 1.
 
     A level is a fraction, and how far above the sum its quantile is.
@@ -245,8 +268,8 @@ def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[floa
     from scipy.optimize import minimize
     from scipy.special import expit
 
-    n = len(values)
-    weight = np.full(terms.shape[1], RIDGE / n)
+    n, values = len(values), np.clip(values, -FAR, FAR)
+    weight = np.full(terms.shape[1], ridge / n)
     weight[0] = 0
 
     def loss(coefficients: np.ndarray, smoothing: float) -> tuple[float, np.ndarray]:
@@ -256,8 +279,8 @@ def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[floa
             positive = smoothing * np.logaddexp(0, off / smoothing)  # of off, its corner rounded
             total += (positive - (1 - level) * off).mean()
             slope += 1 - level - expit(off / smoothing)
-        ridge = weight * coefficients
-        return float(total + ridge @ coefficients), terms.T @ slope / n + 2 * ridge
+        pull = weight * coefficients
+        return float(total + pull @ coefficients), terms.T @ slope / n + 2 * pull
 
     def curvature(coefficients: np.ndarray, smoothing: float) -> np.ndarray:
         rest = values - terms @ coefficients
@@ -267,7 +290,9 @@ def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[floa
     coefficients = np.zeros(terms.shape[1])
     coefficients[0] = np.quantile(values, levels[0][0])
     for smoothing in SMOOTHINGS:
-        coefficients = minimize(loss, coefficients, (smoothing,), "trust-exact", jac=True, hess=curvature).x
+        options = {"maxiter": STEPS}
+        found = minimize(loss, coefficients, (smoothing,), "trust-exact", True, hess=curvature, options=options)
+        coefficients = found.x
     return coefficients
 
 
@@ -301,6 +326,8 @@ def check(table: Any, shown: Collection[str]) -> None:
             raise ValueError(f"the {key} of its calibration has {rows} x {columns} numbers; received others")
         if key == "domain" and any(low >= high for low, high in zip(*values, strict=True)):
             raise ValueError("the domain of its calibration is from lower to higher numbers")
+        if key.endswith("range") and any(low > high for low, high in zip(*values, strict=True)):
+            raise ValueError(f"the {key} of its calibration is from lower to higher numbers")
         if key.endswith("range") and np.abs(values).max() > MOST:
             raise ValueError(f"the {key} of its calibration is within {MOST:g} of 0; received {np.abs(values).max():g}")
 

@@ -49,7 +49,7 @@ def _page(card: Mapping[str, Any]) -> str:
         *[f"- begun at: `{base['name']}`, made by `{base['command']}`" for base in _bases(card)],
         f"- training: {card['training']['epochs']} epochs, {duration(card['training']['seconds'])} "
         f"on {card['training']['device']} ({card['training']['backend']})",
-        *([f"- errors calibrated on: {made['data']['n']:,} stamps, by `{made['command']}`"] if made else []),
+        *([f"- calibrated on: {made['data']['n']:,} stamps, by `{made['command']}`"] if made else []),
         "",
     ]
     if card.get("scores"):

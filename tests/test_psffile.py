@@ -4,6 +4,7 @@ import functools
 import re
 import sys
 import types
+import warnings
 from dataclasses import replace
 
 import galsim
@@ -11,6 +12,7 @@ import galsim.des
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from astropy.wcs import WCS
 from scipy import special
 
@@ -635,6 +637,42 @@ def test_a_psf_of_piff_is_drawn_on_a_grid(write, monkeypatch):
     path = piff_file(lambda hdus, name: write(hdus, name="b.piff"))
     with pytest.raises(InputError, match=r"on the position only; that of .* also on gi_color"):
         read_psf(path)
+
+
+def test_a_file_that_piff_wrote_gives_the_psf_that_piff_draws(tmp_path):
+    """A profile whose width varies along x, fitted by Piff to stars on an image; its positions count from 1."""
+    piff = pytest.importorskip("piff")
+    image = galsim.ImageD(600, 600, scale=0.2)
+    places = np.random.default_rng(1).uniform(30, 570, (40, 2))
+    for x, y in places:
+        bounds = galsim.BoundsI(round(x) - 25, round(x) + 25, round(y) - 25, round(y) + 25) & image.bounds
+        star = galsim.Moffat(beta=3, fwhm=0.2 * (3 + x / 600), flux=1e5)
+        image[bounds] += star.drawImage(galsim.ImageD(bounds, scale=0.2), center=galsim.PositionD(x, y))
+    image.array[:] += np.random.default_rng(2).normal(0, 3, image.array.shape)
+    image.write(str(tmp_path / "image.fits"))
+    Table(places, names=("x", "y")).write(tmp_path / "stars.fits")
+    files = {"image_file_name": str(tmp_path / "image.fits"), "cat_file_name": str(tmp_path / "stars.fits")}
+    model, interpolated = {"type": "PixelGrid", "scale": 0.2, "size": 21}, {"type": "BasisPolynomial", "order": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Piff and what it uses
+        piff.piffify(
+            {
+                "verbose": 0,
+                "input": {**files, "x_col": "x", "y_col": "y", "noise": 9.0, "stamp_size": 31},
+                "psf": {"type": "Simple", "model": model, "interp": interpolated},
+                "output": {"file_name": str(tmp_path / "psf.piff")},
+            }
+        )
+        theirs, ours = piff.read(str(tmp_path / "psf.piff")), read_psf(tmp_path / "psf.piff")
+        for x, y in ((100, 300), (300, 100), (500, 480)):
+            one, stamp = ours.at(x - 1.0, y - 1.0), theirs.draw(x, y, center=True, stamp_size=31).array
+            middle = one.image[one.image.shape[0] // 2 % 2 :: 2, one.image.shape[0] // 2 % 2 :: 2]
+            border = (len(middle) - 31) // 2
+            middle = middle[border : border + 31, border : border + 31]
+            assert np.abs(middle / middle.sum() - stamp / stamp.sum()).max() < 0.005 * (stamp / stamp.sum()).max()
+            true = galsim.Convolve(galsim.Moffat(beta=3, fwhm=0.2 * (3 + x / 600)), galsim.Pixel(0.2))
+            fine = true.drawImage(nx=127, ny=127, scale=0.1, method="no_pixel", dtype=float).array
+            assert one.fwhm == pytest.approx(Psf.of(fine, "true", 2).fwhm, rel=0.03)
 
 
 def test_a_constant_psf_that_is_written_is_read_again(tmp_path):

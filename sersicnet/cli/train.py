@@ -71,8 +71,8 @@ def train(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Largest number of epochs; that of the network's recipe by default. With 0, only the errors of "
-            "--start are calibrated, on all stamps of DATA.",
+            help="Largest number of epochs; that of the network's recipe by default. With 0, --start is only "
+            "calibrated, on all stamps of DATA.",
             min=0,
             show_default=False,
         ),

@@ -95,14 +95,14 @@ def chosen_by(galaxies: str, what: str, *, errors: bool) -> str:
 
 
 def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
-    """The trained network with its physical units and its calibrated errors.
+    """The trained network with its physical units, and its calibration.
 
     Returns
     -------
     model : keras.Model
         See `sersicnet.networks.with_units`.
     fields : dict
-        What the card states of the errors: ``calibration``, which is None without errors, and ``quarter_turns``,
+        What the card states of them: ``calibration``, which is None without errors, and ``quarter_turns``,
         below which error of the magnitude answers are averaged, for networks that predict the orientation.
     """
     architecture, scaling = networks.ARCHITECTURES[network], task.scaling

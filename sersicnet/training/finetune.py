@@ -121,7 +121,7 @@ def finetune(
         judged = weights.Prediction.of({**start.card, **fields}, out, seen).targets
         seconds = sum(state["seconds"] for state, _ in found.values())
         card = {
-            **start.card,
+            **{key: value for key, value in start.card.items() if key != "calibrated"},
             **base_card(output.name, network, core, {**found[best][0], "seconds": seconds}, seed, command),
             "summary": f"`{start.name}` fine-tuned on {n:,} labelled {kind_of(real)} galaxies ({SCHEDULES[best]}).",
             **fields,

@@ -74,7 +74,7 @@ def train(
         That of `start` by default, or else ``fovea``.
     recipe : Recipe, optional
         By default that of the network in `RECIPES`, or in `ADAPT` with `adapt`. With 0 epochs the network of `start`
-        is not trained: only the factors on its errors are fitted, to all galaxies of `data`.
+        is not trained, but calibrated again on all galaxies of `data`, see `sersicnet.calibration.fitted`.
     seed : int
     limit : int, optional
         Use only this many stamps of `data`.
@@ -182,7 +182,7 @@ def _check_on_the_fly(on_the_fly: bool, sets: int, recipe: Recipe, real: Dataset
         )
     if recipe.epochs == 0 and (real is not None or on_the_fly):
         raise InputError(
-            "With 0 epochs, only the errors of `start` are calibrated: give none of `adapt`, `real` and `on_the_fly`, "
+            "With 0 epochs, `start` is only calibrated: give none of `adapt`, `real` and `on_the_fly`, "
             "or at least 1 epoch."
         )
 
@@ -196,16 +196,16 @@ def _recalibrated(
     command: str,
     report: Report,
 ) -> weights.Weights:
-    """The same network with factors on its errors that all galaxies of a set give."""
+    """The same network with a calibration by all galaxies of a set."""
     if base is None or not base.card["errors"]:
-        raise InputError("With 0 epochs, only errors are calibrated: give `start`, weights that predict errors.")
+        raise InputError("With 0 epochs, weights are only calibrated: give `start`, weights that predict errors.")
     n = len(simulated) if limit is None else min(limit, len(simulated))
     if n < calibration.LEAST:
         raise InputError(f"A calibration needs at least {calibration.LEAST} galaxies; received {n}. Simulate more.")
     out, rows, seen = _answered(base, simulated, n, report)
     orientation = simulated.orientation[rows] if base.card.get("orientation") else None
     table = calibration.fitted(out, simulated.targets[rows], orientation, seen)
-    # The scores are those of the errors before.
+    # The scores are those of the calibration before.
     card = {key: value for key, value in base.card.items() if key != "scores"}
     card |= {"name": output.name, "calibration": table}
     card["calibrated"] = {"command": command, "data": data_record(simulated, n), "base": base.sha256}
