@@ -9,13 +9,13 @@ import numpy as np
 
 from sersicnet.domain import number
 from sersicnet.orientations import COMPONENTS, LOG
-from sersicnet.schema import INPUT_SHAPES, N_TARGETS, TARGETS, Inputs, decode, encode, pulls
+from sersicnet.schema import INPUT_SHAPES, N_TARGETS, TARGET_NAMES, TARGETS, Inputs, decode, encode, pulls
 
 WITHIN_ONE_SIGMA = 0.6827
 """Fraction of Gaussian deviations within one standard deviation."""
 
 WITHIN = ((WITHIN_ONE_SIGMA, 1.0), (0.95, 1.96))
-"""Fractions of Gaussian deviations within numbers of standard deviations, which errors are fitted to alike."""
+"""Fractions of Gaussian deviations within numbers of standard deviations, which errors are fitted to."""
 
 LEAST = 600
 """Galaxies that a calibration needs."""
@@ -194,10 +194,11 @@ def fitted(
     Polynomials of the second degree, in units of the errors, are subtracted from the answers, such that half of the
     truths are above them: the median of the deviations, by quantile regression. The logarithm of the factor on an error
     is another polynomial. It minimises the sum of two quantile losses: of ln |deviation| at 68.27 %, and of
-    ln(|deviation| / 1.96) at 95 %, see `sersicnet.schema.pulls`. Thus errors hold as many truths for bright and faint,
-    small and large galaxies, in images of different telescopes; where deviations have long tails, a factor is between
-    those of the two levels. The variables are the answer, its errors, the width of the PSF, its light near the centre
-    and the noise. The fewer galaxies, the nearer both polynomials are to a constant.
+    ln(|deviation| / 1.96) at 95 %, see `sersicnet.schema.pulls`; for ellipticity and angle, the first alone. Thus
+    errors hold as many truths for bright and faint, small and large galaxies, in images of different telescopes; where
+    deviations have long tails, a factor is between those of the two levels. The variables are the answer, its errors,
+    the width of the PSF, its light near the centre and the noise. The fewer galaxies, the nearer both polynomials are
+    to a constant.
 
     Parameters
     ----------
@@ -242,7 +243,10 @@ def fitted(
         turned = np.abs(np.arctan2(x * true_y - y * true_x, x * true_x + y * true_y))
         columns.append(turned * np.hypot(x, y) / out[:, -1])
     levels = [(level, np.log(within)) for level, within in WITHIN]
-    found = np.array([_quantile(terms, np.log(np.maximum(column, 1 / FAR)), levels, RIDGE) for column in columns])
+    # Ellipticities and angles have limits: where errors are large, more than 95 % are within 1.96 of the right ones.
+    each = [levels[: 1 if k >= TARGET_NAMES.index("ellipticity") else None] for k in range(len(columns))]
+    logarithms = [np.log(np.maximum(column, 1 / FAR)) for column in columns]
+    found = np.array([_quantile(terms, *one, RIDGE) for one in zip(logarithms, each, strict=True)])
     if len(found) == N_TARGETS:
         found = np.vstack([found, np.zeros(terms.shape[1])])
     found = found.round(5)
