@@ -205,7 +205,7 @@ def fitted(
     out : ndarray, float, (N, 8) or (N, 17)
         Answers, see `described`.
     targets : ndarray, float, (N, 4)
-        True values. Galaxies with a value that is not finite do not count.
+        True values. Galaxies with a value that is not finite, or with an error of 0, do not count.
     orientation : ndarray, float, (N, 2), optional
         True components of the ellipticity, see `sersicnet.schema.orientation`.
     seen : ndarray, float, (N, M), optional
@@ -223,7 +223,7 @@ def fitted(
     Koenker & Bassett 1978, Econometrica 46, 33; Romano et al. 2019, arXiv:1905.03222 (conformalised regression).
     """
     numbers = _numbers(out, seen)
-    good = np.isfinite(numbers).all(axis=1) & np.isfinite(encode(targets)).all(axis=1)
+    good = np.isfinite(np.hstack([numbers, out, encode(targets)])).all(axis=1) & (out[:, -1] > 0)
     out, targets, numbers = np.array(out[good], float), targets[good], numbers[good]
     if len(out) < LEAST:
         return None
@@ -265,9 +265,9 @@ def _range(terms: np.ndarray, polynomials: np.ndarray) -> np.ndarray:
 
 
 def _quantile(terms: np.ndarray, values: np.ndarray, levels: Sequence[tuple[float, float]], ridge: float) -> np.ndarray:
-    """Coefficients of terms, (N, T), whose sum is a quantile of values, (N,), or lies between several. The first is 1.
+    """Coefficients of terms, (N, T), whose sum is a quantile of values, (N,), or lies between several.
 
-    A level is a fraction, and how far above the sum its quantile is.
+    The first term is 1. A level is a fraction, and how far above the sum its quantile is.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
