@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -585,6 +586,21 @@ def test_no_epochs_calibrate_and_leave_the_network(small_dataset, tiny_weights, 
     both = (away < 1).mean(axis=0) + (away < 1.96).mean(axis=0)
     assert both[:3] == pytest.approx([0.6827 + 0.95] * 3, abs=0.05)
     assert np.mean(away[:, 3] < 1) == pytest.approx(0.6827, abs=0.05)
+
+
+def test_weights_calibrated_on_some_telescopes_have_the_domain_of_these():
+    """In the width of the PSF and the correlation of the noise, on which the calibration depends."""
+    domain = {"telescopes": "any", "psf": {"fwhm": [1.1, 8.3], "light_1": [0.4, 0.9]}, "correlation": [1.0, 3.9]}
+    base = SimpleNamespace(name="all", card={"domain": domain})
+    truth = {"fwhm": np.array([2.8, 4.7]), "correlation": np.array([0.9, 1.3])}
+    found = card.calibrated_domain(base, SimpleNamespace(config={"telescopes": "hsc"}, truth=truth))
+    assert found["psf"] == {"fwhm": [2.8, 4.7], "light_1": [0.4, 0.9]}
+    assert found["correlation"] == [1.0, 1.3]
+    assert domain["psf"]["fwhm"] == [1.1, 8.3]
+    assert card.calibrated_domain(base, SimpleNamespace(config={}, truth={})) == domain
+    truth["fwhm"] = np.array([8.5, 9.0])
+    with pytest.raises(InputError, match=r"a width of the PSF of 1\.10 to 8\.30; received 8\.50 to 9\.00\. Train on"):
+        card.calibrated_domain(base, SimpleNamespace(config={"telescopes": "wide"}, truth=truth))
 
 
 def test_no_epochs_need_weights_that_predict_errors(small_dataset, tiny_weights, tmp_path):

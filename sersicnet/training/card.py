@@ -14,6 +14,7 @@ from sersicnet import calibration, networks, weights
 from sersicnet.calibration import WITHIN_ONE_SIGMA
 from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset
+from sersicnet.errors import InputError
 from sersicnet.networks import keras
 from sersicnet.orientations import QUARTER_TURNS
 from sersicnet.schema import N_TARGETS, TARGET_NAMES
@@ -206,6 +207,37 @@ def _of_telescopes(simulated: Dataset | Sets) -> dict[str, Any]:
         "radius_over_fwhm": np.percentile(truth["r_eff_pix"] / truth["fwhm"], MOST).round(4).tolist(),
         "ranges": {name: pair.round(4).tolist() for name, pair in zip(TARGET_NAMES, ranges, strict=True)},
     }
+
+
+def calibrated_domain(base: weights.Weights, simulated: Dataset | Sets) -> dict[str, Any]:
+    """The domain of weights that are calibrated again: of those for any telescope, the part that the galaxies show.
+
+    A calibration depends on the width of the PSF and on the correlation of the noise, and says nothing of others.
+
+    Raises
+    ------
+    InputError
+        If the weights were trained on other images.
+    """
+    domain = dict(base.card["domain"])
+    if not domain.get("telescopes") or not simulated.config.get("telescopes"):
+        return domain
+
+    def common(what: str, of_base: list[float], column: str) -> list[float]:
+        values = simulated.truth[column]
+        low, high = max(of_base[0], float(values.min())), min(of_base[1], float(values.max()))
+        if low > high:
+            raise InputError(
+                f"A calibration is for images like those that {base.name} was trained on, with {what} of "
+                f"{of_base[0]:.2f} to {of_base[1]:.2f}; received {values.min():.2f} to {values.max():.2f}. "
+                "Train on such images instead."
+            )
+        return [low, high]
+
+    width = common("a width of the PSF", domain["psf"]["fwhm"], "fwhm")
+    domain["psf"] = domain["psf"] | {"fwhm": [round(value, 2) for value in width]}
+    domain["correlation"] = common("a correlation of the noise", domain["correlation"], "correlation")
+    return domain
 
 
 def data_record(simulated: Dataset | Sets, n: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from sersicnet.schema import encode
 from sersicnet.training.card import (
     base_card,
     base_record,
+    calibrated_domain,
     data_record,
     domain_of,
     finished,
@@ -207,7 +208,7 @@ def _recalibrated(
     table = calibration.fitted(out, simulated.targets[rows], orientation, seen)
     # The scores are those of the calibration before.
     card = {key: value for key, value in base.card.items() if key != "scores"}
-    card |= {"name": output.name, "calibration": table}
+    card |= {"name": output.name, "calibration": table, "domain": calibrated_domain(base, simulated)}
     card["calibrated"] = {"command": command, "data": data_record(simulated, n), "base": base.sha256}
     if test is not None:
         with Dataset(test) as other:
