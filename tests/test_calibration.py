@@ -133,7 +133,7 @@ def test_factors_depend_on_what_the_network_saw_of_the_image():
     views = np.array([psf_views(Gaussian2DKernel(width, x_size=41, y_size=41).array) for width in (1.0, 3.0)])
 
     def through_both(seed):
-        out, truth, _ = answers(12_000, seed)
+        out, truth, _ = answers(8_000, seed)
         wide = np.random.default_rng([seed, 1]).random(len(out)) < 0.5
         off = np.where(wide, 2, 1)[:, None] * (encode(out[:, :4]) - encode(truth))
         out[:, :4] = decode(encode(truth) + off)
@@ -198,7 +198,7 @@ def test_half_of_the_truths_are_above_the_answers_also_where_deviations_are_skew
     """Radii that are too large by half an error for bright galaxies, ellipticities of which most are too small."""
 
     def skewed(seed):
-        out, truth, orientation = answers(20_000, seed)
+        out, truth, orientation = answers(12_000, seed)
         rng = np.random.default_rng([seed, 1])
         out[:, 1] *= np.exp(0.025 * (truth[:, 0] < -9))
         out[:, 3] = truth[:, 3] + 0.03 * (rng.exponential(size=len(out)) - 1)
@@ -217,7 +217,7 @@ def test_half_of_the_truths_are_above_the_answers_also_where_deviations_are_skew
 def test_deviations_with_long_tails_have_errors_between_those_of_both_levels():
     """Student's t with three degrees of freedom: 68 % are within 1.20 of its units, 95 % within 3.18 = 1.96 x 1.62."""
     rng = np.random.default_rng(5)
-    out, truth, _ = answers(40_000)
+    out, truth, _ = answers(15_000)
     out[:, 0] = truth[:, 0] + 0.05 * rng.standard_t(3, len(out))
     table = calibration.fitted(out, truth)
     assert 1.25 < np.median(factors(table, out)[:, 0]) < 1.55
