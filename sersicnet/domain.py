@@ -203,6 +203,9 @@ class Domain:
 SHAPE_TOLERANCE = 0.1
 """How far a PSF may be beyond the range of those trained on, as a fraction of the width of the range."""
 
+WIDTH_TOLERANCE = 0.05
+"""At least so much for its width, as a fraction of the smallest: those of one telescope are nearly alike."""
+
 CORRELATION_TOLERANCE = 0.2
 """The same for the correlation of the noise, as a fraction of it."""
 
@@ -274,7 +277,7 @@ class WideDomain:
         values = [seen.width.value, *(np.full(3, np.nan) if seen.shape is None else seen.shape)]
         for (name, words), value in zip(_WORDS.items(), values, strict=True):
             low, high = self.psf[name]
-            margin = SHAPE_TOLERANCE * (high - low)
+            margin = max(SHAPE_TOLERANCE * (high - low), WIDTH_TOLERANCE * low if name == "fwhm" else 0)
             if value < low - margin or value > high + margin:
                 outside.append(f"{words.format(f'{value:.3g}')}, {self.name} was trained on {low:.3g} to {high:.3g}")
         if outside:

@@ -142,6 +142,14 @@ def test_a_psf_or_noise_of_no_telescope_is_flagged(change, reason, message):
     assert verdict.reasons == (reason,)
 
 
+def test_weights_for_one_camera_are_for_psfs_that_are_hardly_narrower_or_wider():
+    """Those of one camera are nearly alike: a tenth of their range would be less than the error of a width."""
+    narrow = {**WIDE, "domain": {**WIDE["domain"], "psf": {**WIDE["domain"]["psf"], "fwhm": [3.0, 3.0]}}}
+    assert not read(narrow).compare(seen(width=3.1)).rows.any()
+    with pytest.warns(SersicnetWarning, match="a full width of 3.3 pixels"):
+        assert read(narrow).compare(seen(width=3.3)).rows.all()
+
+
 @pytest.mark.parametrize("missing", ["psf", "correlation", "ranges"])
 def test_a_wide_domain_without_a_part_is_an_error(missing):
     domain = {name: value for name, value in WIDE["domain"].items() if name != missing}

@@ -592,15 +592,15 @@ def test_weights_calibrated_on_some_telescopes_have_the_domain_of_these():
     """In the width of the PSF and the correlation of the noise, on which the calibration depends."""
     domain = {"telescopes": "any", "psf": {"fwhm": [1.1, 8.3], "light_1": [0.4, 0.9]}, "correlation": [1.0, 3.9]}
     base = SimpleNamespace(name="all", card={"domain": domain})
-    truth = {"fwhm": np.array([2.8, 4.7]), "correlation": np.array([0.9, 1.3])}
-    found = card.calibrated_domain(base, SimpleNamespace(config={"telescopes": "hsc"}, truth=truth))
+    truth = {"fwhm": np.array([2.8, 4.7, 8.0]), "correlation": np.array([0.9, 1.3, 3.0])}
+    found = card.calibrated_domain(base, SimpleNamespace(config={"telescopes": "hsc"}, truth=truth), 2)
     assert found["psf"] == {"fwhm": [2.8, 4.7], "light_1": [0.4, 0.9]}
     assert found["correlation"] == [1.0, 1.3]
     assert domain["psf"]["fwhm"] == [1.1, 8.3]
-    assert card.calibrated_domain(base, SimpleNamespace(config={}, truth={})) == domain
+    assert card.calibrated_domain(base, SimpleNamespace(config={}, truth={}), 2) == domain
     truth["fwhm"] = np.array([8.5, 9.0])
     with pytest.raises(InputError, match=r"a width of the PSF of 1\.10 to 8\.30; received 8\.50 to 9\.00\. Train on"):
-        card.calibrated_domain(base, SimpleNamespace(config={"telescopes": "wide"}, truth=truth))
+        card.calibrated_domain(base, SimpleNamespace(config={"telescopes": "wide"}, truth=truth), 2)
 
 
 def test_no_epochs_need_weights_that_predict_errors(small_dataset, tiny_weights, tmp_path):

@@ -209,26 +209,28 @@ def _of_telescopes(simulated: Dataset | Sets) -> dict[str, Any]:
     }
 
 
-def calibrated_domain(base: weights.Weights, simulated: Dataset | Sets) -> dict[str, Any]:
-    """The domain of weights that are calibrated again: of those for any telescope, the part that the galaxies show.
+def calibrated_domain(base: weights.Weights, simulated: Dataset | Sets, n: int) -> dict[str, Any]:
+    """The domain of weights that are calibrated again on the first `n` galaxies of a set.
 
-    A calibration depends on the width of the PSF and on the correlation of the noise, and says nothing of others.
+    For weights for any telescope, the ranges of the width of the PSF and of the correlation of the noise shrink to
+    those of these galaxies, because a calibration depends on both and is not tested outside of them. The other ranges
+    remain those of `base`.
 
     Raises
     ------
     InputError
-        If the weights were trained on other images.
+        If no width of the PSF, or no correlation of the noise, is both in the domain of `base` and in the set.
     """
     domain = dict(base.card["domain"])
     if not domain.get("telescopes") or not simulated.config.get("telescopes"):
         return domain
 
     def common(what: str, of_base: list[float], column: str) -> list[float]:
-        values = simulated.truth[column]
+        values = simulated.truth[column][:n]
         low, high = max(of_base[0], float(values.min())), min(of_base[1], float(values.max()))
         if low > high:
             raise InputError(
-                f"A calibration is for images like those that {base.name} was trained on, with {what} of "
+                f"A calibration is for images that {base.name} is for, with {what} of "
                 f"{of_base[0]:.2f} to {of_base[1]:.2f}; received {values.min():.2f} to {values.max():.2f}. "
                 "Train on such images instead."
             )

@@ -203,12 +203,13 @@ def _recalibrated(
     n = len(simulated) if limit is None else min(limit, len(simulated))
     if n < calibration.LEAST:
         raise InputError(f"A calibration needs at least {calibration.LEAST} galaxies; received {n}. Simulate more.")
+    domain = calibrated_domain(base, simulated, n)
     out, rows, seen = _answered(base, simulated, n, report)
     orientation = simulated.orientation[rows] if base.card.get("orientation") else None
     table = calibration.fitted(out, simulated.targets[rows], orientation, seen)
     # The scores are those of the calibration before.
     card = {key: value for key, value in base.card.items() if key != "scores"}
-    card |= {"name": output.name, "calibration": table, "domain": calibrated_domain(base, simulated)}
+    card |= {"name": output.name, "calibration": table, "domain": domain}
     card["calibrated"] = {"command": command, "data": data_record(simulated, n), "base": base.sha256}
     if test is not None:
         with Dataset(test) as other:
