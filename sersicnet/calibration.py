@@ -45,7 +45,7 @@ FAR = 1e3
 """Deviations farther off, in errors, count as these."""
 
 STEPS = 100
-"""Steps of a fit at most; fits of 76,000 galaxies take ten."""
+"""Steps of a fit at most; fits of 24,000 galaxies took ten."""
 
 RANGE = (0.005, 0.995)
 """Quantiles of the values of a polynomial that it stays between."""

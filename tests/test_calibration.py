@@ -195,7 +195,7 @@ def test_calibrations_of_earlier_versions_move_nothing_and_depend_on_what_they_d
 
 
 def test_half_of_the_truths_are_above_the_answers_also_where_deviations_are_skew():
-    """Radii that are too large by half an error for bright galaxies, ellipticities of which most are too small."""
+    """Radii of bright galaxies are too large by half an error, and most ellipticities are too small."""
 
     def skewed(seed):
         out, truth, orientation = answers(12_000, seed)

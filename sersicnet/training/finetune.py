@@ -15,7 +15,7 @@ from sersicnet.dataset import Arrays, Dataset, check_shown
 from sersicnet.errors import DatasetError, InputError, warn
 from sersicnet.networks import freeze, keras, seed_keras
 from sersicnet.output import Run, check_directory
-from sersicnet.schema import TARGET_NAMES, relative_magnitude
+from sersicnet.schema import N_TARGETS, TARGET_NAMES, relative_magnitude
 from sersicnet.training.card import INVENTED, base_card, base_record, chosen_by, finished, kind_of, real_record, saved
 from sersicnet.training.loop import Report, Scaling, Task, fit, predict, silent
 from sersicnet.training.losses import Arguments, regression
@@ -117,8 +117,7 @@ def finetune(
         core = architecture.build()
         core.set_weights(found[best][1])
         model, fields = finished(network, task(core, core, lambda *_: (None, None, None)))
-        out, judges, seen = predict(model, galaxies, *rows[1], fields.get("quarter_turns", 0.0))
-        judged = weights.Prediction.of({**start.card, **fields}, out, seen).targets
+        out, judges, _ = predict(model, galaxies, *rows[1], fields.get("quarter_turns", 0.0))
         seconds = sum(state["seconds"] for state, _ in found.values())
         card = {
             **{key: value for key, value in start.card.items() if key != "calibrated"},
@@ -135,7 +134,7 @@ def finetune(
             ],
             "scores": {
                 "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
-                "samples": scores(galaxies.targets[judges], judged, mag=galaxies.mag[judges]),
+                "samples": scores(galaxies.targets[judges], out[:, :N_TARGETS], mag=galaxies.mag[judges]),
             },
         }
         done = saved(output, model, card, test)
