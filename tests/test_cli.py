@@ -284,7 +284,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("simulate", "--prior", "candels", "--log-radii", "0.5"), "leave out either"),
         (("simulate", "--preview", "sheet.gif"), "ends in .png or .pdf"),
         (("simulate", "--galaxies", "spiral"), "sersic or real-like"),
-        (("simulate", "--mosaic", "300", "--neighbours"), "--mosaic takes --n, --seed and --output"),
+        (("simulate", "--mosaic", "300", "--neighbours"), "--mosaic takes --n or --telescopes, --seed and --output"),
+        (("simulate", "--mosaic", "300", "--telescopes", "hsc", "--n", "5"), "received --n with it"),
         (("simulate", "--mosaic", "300", "--zero-point", "25"), "received --zero-point with it"),
         (("simulate", "--telescopes", "any", "--zero-point", "25"), "received --zero-point with it"),
     ):

@@ -15,11 +15,15 @@ from astropy.wcs import WCS
 
 from sersicnet import dataset
 from sersicnet.dataset import Dataset
+from sersicnet.engine.render import Renderer
 from sersicnet.errors import InputError, OutputError, SersicnetWarning, WorkError
 from sersicnet.image import mosaic
 from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import full_width
+from sersicnet.image.psffile import read_psf
 from sersicnet.image.stamps import cut
+from sersicnet.schema import TARGET_NAMES
+from sersicnet.simulating import population
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.recipe import FIT_COLUMNS, Prior, Simulation
 from sersicnet.simulating.simulate import LEAST_BYTES, simulate
@@ -227,6 +231,37 @@ def test_a_field_can_be_drawn_again(tmp_path, field):
     again, truth = simulate_field(tmp_path / "again.fits", Field(512, 14, 11, mag=(18.0, 22.0)))
     np.testing.assert_array_equal(mosaic.read_image(again).data, mosaic.read_image(field[0]).data)
     assert list(Table.read(truth)["mag"]) == list(field[1]["mag"])
+
+
+def test_a_field_of_a_telescope_has_galaxies_and_stars_through_its_psf(tmp_path):
+    sky = Field.of_telescope(400, "hsc/i", seed=3)
+    path, truth = simulate_field(tmp_path / "hsc.fits", sky)
+    image, objects = mosaic.read_image(path), Table.read(truth)
+    star = np.array(objects["star"])
+    assert 0 < star.sum() < len(objects) / 5
+    assert np.isnan(np.array(objects["r_eff_pix"])[star]).all()
+    assert np.isfinite(np.array([objects[name] for name in (*TARGET_NAMES, "theta")])[:, ~star]).all()
+    assert len(objects) == pytest.approx(sky.count, abs=5 * np.sqrt(sky.count))
+    psf = read_psf(tmp_path / "hsc_psf.fits")
+    assert psf.fwhm == pytest.approx(sky.psf.fwhm, rel=1e-3)
+    # All light that the truth lists is in the image, but for what is beyond its border.
+    counts = np.sum(10 ** (-0.4 * (np.array(objects["mag"]) - sky.instrument.zero_point)))
+    assert image.data.sum() == pytest.approx(counts, rel=0.15)
+
+
+def test_a_star_of_a_field_is_the_psf(tmp_path, monkeypatch):
+    star = {"mag": 18.0, "r_eff_pix": 0.02, "sersic_n": 1.0, "ellipticity": 0.0, "theta": 0.0, "x": 100.3, "y": 99.6}
+    monkeypatch.setattr(population, "draw_neighbours", lambda *_: [star])
+    sky = Field.of_telescope(200, "euclid-vis", seed=1)
+    image = mosaic.read_image(simulate_field(tmp_path / "vis.fits", sky)[0]).data
+    model = Renderer(sky.psf.image, 200, sky.psf.oversampling)(
+        np.array([100.3, 99.6, 10 ** (-0.4 * (18 - 30)), 0.02, 1, 1, 0])
+    )[0]
+    blank = np.ones_like(model, bool)
+    blank[70:131, 70:131] = False
+    assert np.std(image[blank]) == pytest.approx(sky.rms, rel=0.05)
+    noise = np.hypot(sky.rms, np.sqrt(np.maximum(model, 0) / sky.instrument.exposure))
+    assert np.abs((image - model)[~blank] / noise[~blank]).max() < 6
 
 
 def test_dataset_tells_how_it_was_made(small_dataset):

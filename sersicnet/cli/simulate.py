@@ -131,7 +131,8 @@ def simulate(
     mosaic: Annotated[
         int | None,
         typer.Option(
-            help="Draw one mosaic with this number of pixels along each side; OUTPUT_truth.ecsv lists its galaxies.",
+            help="Draw one mosaic with this number of pixels along each side; OUTPUT_truth.ecsv lists its galaxies, "
+            "and OUTPUT_psf.fits is its PSF. With --telescopes, it is an image of that telescope, with stars.",
             show_default=False,
         ),
     ] = None,
@@ -151,29 +152,37 @@ def simulate(
     Example: sersicnet simulate --n 150000 --telescopes any --centring -o any.h5
 
     Example: sersicnet simulate --mosaic 2000 -o mosaic.fits
+
+    Example: sersicnet simulate --mosaic 3000 --telescopes hsc/i -o hsc.fits
     """
     # long: the options.
     with importing():
         from sersicnet.simulating import world
         from sersicnet.simulating.field import Field, simulate_field
+        from sersicnet.simulating.population import FAINTEST
         from sersicnet.simulating.recipe import Simulation
         from sersicnet.simulating.simulate import check_room, simulate
 
     if mosaic is not None:
         refuse(
-            "`mosaic` takes `n`, `seed` and `output`",
+            "`mosaic` takes `n` or `telescopes`, `seed` and `output`",
             prior=prior, depth=depth, uniform=uniform, log_radii=log_radii, psf=psf, psf_scatter=psf_scatter,
             noise_from=noise_from, neighbours=neighbours, centring=centring, preview=preview,
-            galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels, telescopes=telescopes,
-            zero_point=zero_point is not None,
+            galaxies=galaxies != "sersic", noiseless_labels=noiseless_labels, zero_point=zero_point is not None,
+            n=telescopes and n,
         )  # fmt: skip
         output = output or Path("mosaic.fits")
-        field = Field(mosaic, n, seed)
+        field = Field.of_telescope(mosaic, telescopes, seed) if telescopes else Field(mosaic, n, seed)
         # At least half a byte for a pixel of noise, and ten columns of text for a galaxy.
         check_space(output, mosaic**2 / 2 + 50 * field.count, f"{field.count:,} galaxies in {mosaic:,}² pixels", "`n`")
         with progress_bar(quiet, "drawing", field.count) as update:
             paths = simulate_field(output, field, overwrite=overwrite, command=command_line(), progress=update)
-        say(quiet, f"{field.count} galaxies; wrote {paths[0]} and {paths[1]}")
+        what = f"{field.count} galaxies"
+        if field.limit is not None:
+            what = f"galaxies and stars to mag {min(field.limit, FAINTEST):.1f}"
+        say(quiet, f"{what}; wrote {paths[0]} and {paths[1]}")
+        if telescopes:
+            say(quiet, f"sersicnet measure {paths[0]} --gain {field.instrument.exposure:.4g}")
         return
     n, target = n or 20_000, output or Path("train.h5")
     started = time.monotonic()

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sersicnet.errors import InputError
+from sersicnet.image.psf import Psf
+from sersicnet.image.psffile import write_psf
 from sersicnet.output import check_output, whole
-from sersicnet.schema import STAMP_SIZE
-from sersicnet.simulating import neighbours
+from sersicnet.schema import STAMP_SIZE, TARGET_NAMES
+from sersicnet.simulating import neighbours, population, world
 from sersicnet.simulating.recipe import Prior
 from sersicnet.simulating.stamps import observe_in_place
-from sersicnet.simulating.telescopes import F160W, Instrument
+from sersicnet.simulating.telescopes import F160W, Instrument, effective_psf
 
 if TYPE_CHECKING:
     from astropy.table import Table
+
+_DRAWN = 2 * STAMP_SIZE
+"""Pixels a side of the square that a galaxy is drawn on, or four times as many for a large one."""
+
+_LARGE = 32.0
+"""Least effective radius of a large galaxy, pixels."""
+
+_SHAPE_OF_A_STAR = (population.POINT, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Field:
     """A piece of sky with many galaxies, like an image of a deep survey.
 
-    Sizes follow CANDELS/COSMOS in F160W (van der Wel et al. 2014): log10 of radius
+    By default, sizes follow CANDELS/COSMOS in F160W (van der Wel et al. 2014): log10 of radius
     [pix] and index scatter normally about a mean. The number of galaxies is that of
     COSMOS within 12 % (one in 7,900 pixels with 18 < mag < 26). Counts rise by a
     factor 10**0.4 a magnitude, those of the sky by 10**0.26 between mag 21 and 25:
     this field has too few bright galaxies and too many faint ones. The neighbours
     of single galaxies, `sersicnet.simulating.population.draw_neighbours`, have the counts of
-    the sky.
+    the sky, and so do the objects of a field with a `limit` (see `of_telescope`).
 
     Attributes
     ----------
@@ -42,7 +52,11 @@ class Field:
     seed : int
     instrument : Instrument
     rms : float
-        Noise of a blank pixel, electrons/s.
+        Noise of a blank pixel, image units.
+    psf : Psf, optional
+        That of the instrument by default.
+    limit : float, optional
+        AB magnitude of the faintest objects, which are then galaxies and stars with the counts of the sky.
     """
 
     size: int
@@ -50,6 +64,8 @@ class Field:
     seed: int = 0
     instrument: Instrument = F160W
     rms: float = 0.0035
+    psf: Psf | None = None
+    limit: float | None = None
 
     mag: tuple[float, float] = (18.0, 26.0)
     counts_slope: float = 0.4
@@ -59,15 +75,51 @@ class Field:
 
     @property
     def count(self) -> int:
-        """Number of galaxies."""
+        """Number of galaxies, and of stars; about that number if they have the counts of the sky."""
+        if self.limit is not None:
+            return max(1, population.neighbours_expected(self.size, self.instrument.pixel_scale, self.limit))
         return self.n if self.n is not None else max(1, self.size**2 // 9000)
+
+    @classmethod
+    def of_telescope(cls, size: int, telescope: str, seed: int = 0) -> Field:
+        """A field as an image of a telescope shows it, with galaxies and stars at high galactic latitude.
+
+        PSF, pixel scale, noise and depth are drawn from what is usual for the telescope; objects are those of
+        `sersicnet.simulating.population.draw_neighbours` to a signal to noise of 3.
+
+        Parameters
+        ----------
+        size : int
+            Pixels a side.
+        telescope : str
+            As for `sersicnet.simulating.world.simulation`.
+        seed : int
+
+        Raises
+        ------
+        InputError
+            If there is no such telescope, or it lacks the filter.
+        """
+        one = world.piece(telescope, seed, 0)
+        flat = replace(one.instrument, name=telescope, sky_residual=world.ANY.sky_residual, sky_slope=0.0)
+        return cls(size, None, seed, flat, flat.rms_low, one.psf, one.neighbour_limit)
 
 
 def field_truth(sky: Field) -> Table:
-    """Draw the galaxies of a field: a table of their positions in pixels and their parameters."""
+    """Draw the galaxies of a field: a table of their positions in pixels and their parameters.
+
+    A field with the counts of the sky has a column ``star``; stars have a NaN for each parameter but the magnitude.
+    """
     from astropy.table import Table
 
     rng = np.random.default_rng([sky.seed, 0])
+    if sky.limit is not None:
+        objects = population.draw_neighbours(rng, sky.size, sky.instrument.pixel_scale, sky.limit)
+        truth = Table(objects, names=["x", "y", *TARGET_NAMES, "theta"])
+        truth["star"] = truth["r_eff_pix"] == population.POINT
+        for name in (*TARGET_NAMES[1:], "theta"):
+            truth[name][truth["star"]] = np.nan
+        return truth
     n = sky.count
     low, high = (10 ** (sky.counts_slope * m) for m in sky.mag)
     mag = np.log10(rng.uniform(low, high, n)) / sky.counts_slope
@@ -97,7 +149,7 @@ def simulate_field(
     command: str = "",
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Path, Path]:
-    """Write a simulated mosaic, and a table of its galaxies in another file.
+    """Write a simulated mosaic, a table of its galaxies, and its PSF.
 
     Parameters
     ----------
@@ -113,7 +165,7 @@ def simulate_field(
     Returns
     -------
     image, truth : Path
-        The second is ``<output>_truth.ecsv``, with one row a galaxy.
+        The second is ``<output>_truth.ecsv``, with one row a galaxy. The effective PSF is ``<output>_psf.fits``.
 
     Raises
     ------
@@ -126,23 +178,16 @@ def simulate_field(
     output = Path(output)
     if not output.name.endswith((".fits", ".fits.fz")):
         raise InputError(f"A mosaic ends in .fits or .fits.fz; received {output.name}.")
-    truth_path = output.with_name(output.name.split(".fits")[0] + "_truth.ecsv")
-    for path in (output, truth_path):
+    stem = output.name.split(".fits")[0]
+    truth_path, psf_path = (output.with_name(stem + ending) for ending in ("_truth.ecsv", "_psf.fits"))
+    for path in (output, truth_path, psf_path):
         check_output(path, overwrite)
     if sky.size < STAMP_SIZE:
         raise InputError(f"A mosaic is at least {STAMP_SIZE} pixels a side; received {sky.size}.")
     truth = field_truth(sky)
-    drawn = 2 * STAMP_SIZE
-    camera = neighbours.camera(sky.instrument)
     canvas = np.zeros((sky.size, sky.size), np.float32)
     for done, row in enumerate(truth, start=1):
-        corner = [int(np.round(row[axis])) - drawn // 2 for axis in ("x", "y")]
-        galaxy = dict(zip(row.colnames, row, strict=True))
-        galaxy["x"], galaxy["y"] = row["x"] - corner[0], row["y"] - corner[1]
-        stamp = camera.render(np.array(neighbours.parameters(galaxy, sky.instrument)), drawn)
-        x0, y0 = (max(0, c) for c in corner)
-        x1, y1 = (min(sky.size, c + drawn) for c in corner)
-        canvas[y0:y1, x0:x1] += stamp[y0 - corner[1] : y1 - corner[1], x0 - corner[0] : x1 - corner[0]]
+        _draw(canvas, row, sky)
         progress(done)
     observe_in_place(canvas, sky.rms, sky.instrument, np.random.default_rng([sky.seed, 1]))
     wcs = WCS(naxis=2)
@@ -155,13 +200,31 @@ def simulate_field(
     header["MAGZERO"] = (sky.instrument.zero_point, "AB magnitude of 1 electron/s")
     if sky.instrument == F160W:
         header["INSTRUME"], header["FILTER"] = "WFC3", "F160W"
+    if sky.limit is not None:
+        header["GAIN"] = (sky.instrument.exposure, "electrons per image unit, for --gain")
     header["SEED"] = sky.seed
     if command:
         header.add_history(command)
     hdu = fits.CompImageHDU(canvas, header, name="SCI", quantize_level=16)
     truth["ra"], truth["dec"] = wcs.wcs_pix2world(truth["x"], truth["y"], 0)
     truth.meta["instrument"] = sky.instrument.name
-    with whole(output) as image, whole(truth_path) as table:
+    psf = sky.psf or Psf(f"PSF of {sky.instrument.name}", "", effective_psf(sky.instrument))
+    with whole(output) as image, whole(truth_path) as table, whole(psf_path) as star:
+        write_psf(star, psf, canvas.shape)
         fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(image, overwrite=True)
         truth.write(table, format="ascii.ecsv", overwrite=True)
     return output, truth_path
+
+
+def _draw(canvas: np.ndarray, row: Any, sky: Field) -> None:
+    """Add an object to the noiseless image."""
+    galaxy = dict(zip(row.colnames, row, strict=True))
+    if galaxy.get("star"):
+        galaxy.update(zip((*TARGET_NAMES[1:], "theta"), _SHAPE_OF_A_STAR, strict=True))
+    values = np.array(neighbours.parameters(galaxy, sky.instrument))
+    size = _DRAWN
+    if sky.limit is not None:
+        size = 4 * _DRAWN if galaxy["r_eff_pix"] > _LARGE else _DRAWN
+        if neighbours.is_small(values, neighbours.BRIGHT * sky.rms):
+            size = neighbours.SMALL
+    neighbours.add(canvas, values, neighbours.camera(sky.psf or sky.instrument), size)

@@ -25,8 +25,10 @@ MARGIN = 32
 
 SIZE = STAMP_SIZE + 2 * MARGIN
 
-_SMALL = 64
-_BRIGHT = 28_900.0
+SMALL = 64
+"""Pixels a side of a stamp on which small neighbours are drawn."""
+
+BRIGHT = 28_900.0
 """A neighbour of more light than this, in units of the noise of a pixel, is drawn on the whole scene."""
 
 _MOST_ATTEMPTS = 8
@@ -162,7 +164,7 @@ def cut_among_neighbours(
     from sersicnet.image.stamps import cut
 
     bad = np.zeros(model.shape, bool)
-    bright = _BRIGHT * np.sqrt(instrument.rms_low * instrument.rms_high)
+    bright = BRIGHT * np.sqrt(instrument.rms_low * instrument.rms_high)
     x, y = float(galaxy[0]), float(galaxy[1])
     for attempt in range(_MOST_ATTEMPTS):
         around = draw_neighbours(rng, SIZE + 2 * MARGIN, instrument.pixel_scale, limit)
@@ -194,16 +196,26 @@ def cut_among_neighbours(
 
 def _add(scene: np.ndarray, other: np.ndarray, camera: Camera, bright: float) -> None:
     """Add a neighbour to a scene in place; one that is small and not `bright` is drawn on a small stamp."""
-    x, y, flux, r_eff, *_ = other
-    if 8 * r_eff > _SMALL or flux > bright:
+    if is_small(other, bright):
+        add(scene, other, camera, SMALL)
+    else:
         scene += camera.render(other, SIZE)
-        return
-    corner = np.rint([x, y]).astype(int) - _SMALL // 2
-    low, high = np.maximum(corner, 0), np.minimum(corner + _SMALL, SIZE)
+
+
+def is_small(galaxy: np.ndarray, bright: float) -> bool:
+    """Whether all that can be seen of a galaxy is on a stamp of `SMALL` pixels: it is small, and not `bright`."""
+    flux, r_eff = galaxy[2:4]
+    return bool(8 * r_eff <= SMALL and flux <= bright)
+
+
+def add(canvas: np.ndarray, galaxy: np.ndarray, camera: Camera, size: int) -> None:
+    """Draw a galaxy on a square of so many pixels a side around it, and add what is on the canvas, in place."""
+    corner = np.rint(galaxy[:2]).astype(int) - size // 2
+    low, high = np.maximum(corner, 0), np.minimum(corner + size, canvas.shape[::-1])
     if (low < high).all():
-        drawn = camera.render(other - np.array([*corner, 0, 0, 0, 0, 0]), _SMALL)
+        drawn = camera.render(galaxy - np.array([*corner, 0, 0, 0, 0, 0]), size)
         inner, outer = low - corner, high - corner
-        scene[low[1] : high[1], low[0] : high[0]] += drawn[inner[1] : outer[1], inner[0] : outer[0]]
+        canvas[low[1] : high[1], low[0] : high[0]] += drawn[inner[1] : outer[1], inner[0] : outer[0]]
 
 
 def _own_label(found: detect.Detections, galaxy: np.ndarray, others: list[np.ndarray]) -> int:

@@ -322,8 +322,11 @@ def galaxies_of(path: str | Path, pixel_scale: float, ranges: Ranges) -> np.ndar
 _COUNT_MAG = np.arange(16.5, 27)
 _LOG_GALAXIES = np.log10([0.08, 0.26, 0.55, 1.24, 3.0, 5.9, 11.3, 21.0, 36.0, 48.0, 60.0])
 _LOG_STARS = np.log10([0.14, 0.21, 0.28, 0.31, 0.38, 0.58, 0.60, 0.80, 0.80, 0.80, 0.80])
-_COUNT_EDGES = (16.0, 26.5)
-_POINT = 0.02
+FAINTEST = 26.5
+"""AB magnitude of the faintest objects that `draw_neighbours` draws."""
+
+_COUNT_EDGES = (16.0, FAINTEST)
+POINT = 0.02
 """Radius of a star in pixels."""
 
 
@@ -337,6 +340,12 @@ def _counts(log_density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 _GALAXIES, _STARS = _counts(_LOG_GALAXIES), _counts(_LOG_STARS)
 _CANDELS_MIXTURE = candels_mixture()
+
+
+def neighbours_expected(size: int, pixel_scale: float, limit: float = np.inf) -> int:
+    """Mean number of objects that `draw_neighbours` draws, rounded."""
+    brighter = sum(float(np.interp(limit, mag, number)) for mag, number in (_GALAXIES, _STARS))
+    return round(brighter * (size * pixel_scale / 60) ** 2)
 
 
 def draw_neighbours(
@@ -375,7 +384,7 @@ def draw_neighbours(
             m = float(np.interp(brighter, number, mag))
             if m > limit:
                 continue
-            shape = (_POINT, 1.0, 0.0)
+            shape = (POINT, 1.0, 0.0)
             if not is_star:
                 r_eff, n, e = _CANDELS_MIXTURE.at_magnitude(float(np.clip(m, *CANDELS_RANGES["mag"])), rng)
                 shape = (r_eff * CANDELS_SCALE / pixel_scale, n, e)

@@ -167,12 +167,16 @@ class Piece:
     crowded: bool
     real_like: bool
 
+    @property
+    def neighbour_limit(self) -> float:
+        """AB magnitude of a star of the least signal to noise of `NEIGHBOURS`."""
+        faintest = NEIGHBOURS * self.instrument.rms_low * self.correlation * np.sqrt(4 * np.pi) * self.fwhm / 2.355
+        return float(self.instrument.zero_point - 2.5 * np.log10(faintest))
+
     def of(self, simulation: Simulation) -> Simulation:
         """The simulation of this piece alone."""
-        rms, zero_point = self.instrument.rms_low, self.instrument.zero_point
+        rms, zero_point, limit = self.instrument.rms_low, self.instrument.zero_point, self.neighbour_limit
         prior = replace(simulation.prior, joint=Galaxies(self.fwhm, zero_point, rms, self.correlation))
-        faintest = NEIGHBOURS * rms * self.correlation * np.sqrt(4 * np.pi) * self.fwhm / 2.355
-        limit = float(zero_point - 2.5 * np.log10(faintest))
         galaxies = simulation.galaxies
         if galaxies == "both":
             galaxies = "real-like" if self.real_like else "sersic"
