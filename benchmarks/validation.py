@@ -1,15 +1,16 @@
 """Errors of a catalogue before and after a validation, against the truth, and what a validation costs.
 
-``python benchmarks/validation.py --work FOLDER [--size 10000] [--n 2000 6000] [--large 20000]
-[--real NAME IMAGE RMS GAIN] [--psf FILE] [--weights NAME]``
+``python benchmarks/validation.py --work FOLDER [--size 10000] [--telescope hst-ir/F160W] [--n 2000 6000]
+[--large 20000] [--real NAME IMAGE RMS GAIN] [--psf FILE] [--weights NAME]``
 
 Prints the Markdown tables of ``docs/accuracy/mosaics.md``.
 
 - ``--size``: a simulated mosaic of so many pixels a side (``sersicnet simulate --mosaic SIZE --seed 9``) is measured,
-  validated with each number of galaxies, and measured with the factors, without and with ``--debias``. The truth of
-  the mosaic is another one than that of the added galaxies. A detection and a galaxy that are each other's nearest
-  within 3 pixels are compared, by bins of what is measured. ``excess`` is how far the fractions of all bins are from
-  68.27 %, root mean square, without what the numbers in the bins alone do.
+  and validated with each number of galaxies. The factors are applied to the catalogue as ``measure --validated``
+  does, without and with ``--debias``. The truth of the mosaic is another one than that of the added galaxies. A
+  detection and a galaxy that are each other's nearest within 3 pixels are compared, by bins of what is measured; with
+  ``--telescope``, those that ``benchmarks/mosaics.py`` compares. ``excess`` is how far the fractions of all bins are
+  from 68.27 %, root mean square, without what the numbers in the bins alone do.
 - ``--large``: `measure` and `validate` on a mosaic of so many pixels a side, made of copies of the one of ``--size``:
   time on the clock, CPU time of all processes, and the largest sum of their proportional set sizes.
 - ``--real``: an image from elsewhere with a map of its noise: completeness, and coverage before and after, with the
@@ -24,6 +25,7 @@ import sys
 import time
 from pathlib import Path
 
+import mosaics
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
@@ -31,10 +33,11 @@ from scipy.spatial import KDTree
 from survey import Watch
 
 from sersicnet import schema
-from sersicnet.catalogue.factors import angle_between, distances
+from sersicnet.catalogue.factors import Factors, angle_between, distances
 from sersicnet.catalogue.validation import NOT_COUNTED
 from sersicnet.image import mosaic
 from sersicnet.schema import TARGET_NAMES
+from sersicnet.simulating.field import Field
 
 GAIN, SEED, MATCHED = 3200, 9, 3.0
 BINS = {
@@ -69,7 +72,7 @@ def stacked(table, pattern):
     return np.column_stack([np.asarray(table[pattern.format(name)], float) for name in TARGET_NAMES])
 
 
-def pairs(catalogue, truth):
+def pairs(catalogue, truth, _):
     """Rows of the catalogue that count, and of the truth, that are each other's nearest."""
     seen, true = (np.column_stack([table["x"], table["y"]]) for table in (catalogue, truth))
     away, there = KDTree(true).query(seen)
@@ -92,30 +95,42 @@ def shares(pull, limit):
     return ", ".join(f"{100 * share:.0f}" for share in (pull <= limit).mean(axis=0)) + " %"
 
 
-def accuracy(work, size, numbers, options):
+def accuracy(work, size, telescope, numbers, options):
     """Print the tables of a simulated mosaic."""
     image, truth_path = work / f"m{size}.fits", work / f"m{size}_truth.ecsv"
     if not image.exists():
-        sersicnet("simulate", "--mosaic", size, "--seed", SEED, "-o", image)
-    truth = Table.read(truth_path)
-    plain = work / "plain.fits"
-    took, watch = sersicnet("measure", image, "--gain", GAIN, *options, "-o", plain)
-    costs = [("measure", took, watch)]
-    made = {"claimed": plain}
+        of = ["--telescopes", telescope] if telescope else []
+        sersicnet("simulate", "--mosaic", size, "--seed", SEED, *of, "-o", image)
+    gain = Field.of_telescope(size, telescope, SEED).instrument.exposure if telescope else GAIN
+    truth, plain = Table.read(truth_path), work / "plain.fits"
+    took, watch = sersicnet("measure", image, "--gain", gain, *options, "-o", plain)
+    costs, catalogue = [("measure", took, watch)], table_of(plain)
+    made = {"claimed": catalogue}
     for n in numbers:
-        factors = work / f"validation-{n}.fits"
-        took, watch = sersicnet("validate", image, "--gain", GAIN, *options, "--n", n, "-o", factors)
+        path = work / f"validation-{n}.fits"
+        took, watch = sersicnet("validate", image, "--gain", gain, *options, "--n", n, "-o", path)
         costs.append((f"validate --n {n}", took, watch))
-        for name, more in ((f"{n}", ()), (f"{n}, debias", ("--debias",))):
-            made[name] = work / f"cat-{name.replace(', ', '-')}.fits"
-            sersicnet("measure", image, "--gain", GAIN, *options, "--validated", factors, *more, "-o", made[name])
-    compare({name: table_of(path) for name, path in made.items()}, truth, fits.getheader(plain, 1)["PSFFWHM"])
+        factors = Factors.read(path)
+        made |= {f"{n}": applied(factors, catalogue, False), f"{n}, debias": applied(factors, catalogue, True)}
+    compare(made, truth, fits.getheader(plain, 1)["PSFFWHM"])
     cost(costs)
+
+
+def applied(factors, catalogue, debias):
+    """A catalogue with the factors of a validation, as ``measure --validated`` applies them."""
+    errors = np.column_stack([stacked(catalogue, "{}_err"), np.asarray(catalogue["theta_err"], float)])
+    away = distances(np.asarray(catalogue["x"], float), np.asarray(catalogue["y"], float))
+    values, errors = factors.applied(stacked(catalogue, "{}"), errors, away, debias=debias)
+    out = catalogue.copy()
+    for name, value, error in zip(TARGET_NAMES, values.T, errors.T, strict=False):
+        out[name], out[f"{name}_err"] = value, error
+    out["theta_err"] = errors[:, -1]
+    return out
 
 
 def compare(catalogues, truth, fwhm):
     """Print coverage by bins of what is measured; the first of the catalogues has the claimed errors."""
-    rows, true = pairs(catalogues["claimed"], truth)
+    rows, true = (mosaics.matched if "star" in truth.colnames else pairs)(catalogues["claimed"], truth, fwhm)
     found = {name: pulls(one, rows, truth, true) for name, one in catalogues.items()}
     one = catalogues["claimed"]
     away = distances(np.asarray(one["x"], float), np.asarray(one["y"], float))
@@ -215,6 +230,7 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--size", type=int)
     parser.add_argument("--n", type=int, nargs="+", default=[2000])
+    parser.add_argument("--telescope", help="as for `simulate --telescopes`")
     parser.add_argument("--large", type=int)
     parser.add_argument("--copied", type=int, default=10000)
     parser.add_argument("--real", nargs=4, action="append", default=[], metavar=("NAME", "IMAGE", "RMS", "GAIN"))
@@ -224,7 +240,7 @@ if __name__ == "__main__":
     given.work.mkdir(exist_ok=True, parents=True)
     options = ["--weights", given.weights, *(["--psf", given.psf] if given.psf else [])]
     if given.size:
-        accuracy(given.work, given.size, given.n, options)
+        accuracy(given.work, given.size, given.telescope, given.n, options)
     if given.large:
         large(given.work, given.large, given.copied, options)
     for one in given.real:

@@ -299,11 +299,11 @@ def flags_at(field, x, y, data=None, tmp_path=None, **options):
     return int(measure(path, positions=Table({"x": [float(x)], "y": [float(y)]}), **options)["flags"][0])
 
 
-def beside(field, x, y):
-    """The field with a bright source 30 pixels beside a place."""
+def beside(field, x, y, away=30.0, sigma=7.0):
+    """The field with a bright source beside a place."""
     data = mosaic.read_image(field[0]).data.copy()
     rows, cols = np.indices(data.shape)
-    return data + 5 * np.exp(-((cols - x - 30) ** 2 + (rows - y) ** 2) / (2 * 7.0**2)).astype(np.float32)
+    return data + 5 * np.exp(-((cols - x - away) ** 2 + (rows - y) ** 2) / (2 * sigma**2)).astype(np.float32)
 
 
 @pytest.fixture
@@ -386,11 +386,16 @@ def test_flag_low_snr_and_undetected(field, catalogue):
     assert flags_at(field, *empty) & Flag.LOW_SNR
 
 
-def test_flag_blended_and_crowded(field, tmp_path, isolated):
+def test_flag_blended(field, tmp_path, isolated):
     x, y = isolated
     found = flags_at(field, x, y, beside(field, x, y), tmp_path)
     assert found & Flag.BLENDED
-    assert found & Flag.CROWDED
+    assert not found & Flag.CROWDED, "a source that covers a fifth of a stamp is replaced without harm"
+
+
+def test_flag_crowded_where_neighbours_cover_much_of_the_stamp(field, tmp_path, isolated):
+    x, y = isolated
+    assert flags_at(field, x, y, beside(field, x, y, 62, 17), tmp_path) & Flag.CROWDED
 
 
 def test_flag_large(field, tmp_path):

@@ -8,7 +8,7 @@ from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import Psf
 from sersicnet.image.stamps import cut
 from sersicnet.measuring.measure import measure
-from sersicnet.measuring.neighbours import REACH, Neighbours
+from sersicnet.measuring.neighbours import HIDDEN_SHARE, HIDDEN_SNR, REACH, Neighbours
 from sersicnet.schema import LARGE_LIMIT
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
@@ -95,13 +95,35 @@ def test_a_knot_on_a_galaxy_takes_nothing_from_it():
     assert np.abs(others.light(which, stamps_of(data, galaxy))).sum() < 0.1
 
 
+def test_the_light_hidden_in_a_galaxy_is_that_of_sources_like_those_around_it():
+    """As of Poisson-distributed sources in the area of the galaxy and the PSF; bright ones count as the limit."""
+    at = np.random.default_rng(1).uniform(100, 200, (30, 2))
+    faint = [[x, y, 0.1, 1.0, 1.0, 1.0, 0.0] for x, y in at]
+    width = Psf.of(PSF, "F160W").fwhm / 2.355
+    area = 4 * np.pi * (width**2 + 0.5 * GALAXY[5] * GALAXY[3] ** 2)
+    expected = np.sqrt(30 * area / 128**2) * 0.1 / GALAXY[2]
+    assert found(GALAXY, *faint).hidden[0] == pytest.approx(expected, rel=1e-6)
+    assert found(GALAXY).hidden.tolist() == [0.0]
+    limit = min(HIDDEN_SHARE * GALAXY[2], HIDDEN_SNR * RMS * np.sqrt(4 * np.pi) * width)
+    more = np.hypot(expected, np.sqrt(area / 128**2) * limit / GALAXY[2])
+    assert found(GALAXY, NEIGHBOUR, *faint).hidden[0] == pytest.approx(more, rel=1e-6)
+    assert np.isnan(found([150.0, 150.0, -1.0, 2.0, 1.0, 1.0, 0.0], *faint).hidden[0])
+
+
+def test_the_light_hidden_does_not_depend_on_the_order_of_the_sources():
+    rng = np.random.default_rng(2)
+    all_of_them = np.array([[*rng.uniform(90, 210, 2), rng.lognormal(-2, 2), 1.0, 1.0, 1.0, 0.0] for _ in range(60)])
+    order = rng.permutation(60)
+    np.testing.assert_array_equal(found(*all_of_them).hidden[order], found(*all_of_them[order]).hidden)
+
+
 def test_the_wings_of_a_bright_star_reach_farther_than_a_profile():
     star = [150.0, 150.0, 3000.0, 0.1, 0.5, 1.0, 0.0]
     assert found(star, [200.0, 150.0, *GALAXY[2:]]).of(np.arange(2)).tolist() == [1]
 
 
-def measured(neighbour, positions=None):
-    _, data = image_of(GALAXY, neighbour)
+def measured(*others, positions=None):
+    _, data = image_of(GALAXY, *others)
     with pytest.warns(SersicnetWarning, match="WCS"):
         return measure(data, zero_point=ZERO, pixel_scale=0.06, psf=Psf.of(PSF, "F160W"), gain=1e6, positions=positions)
 
@@ -129,9 +151,19 @@ def test_the_error_includes_that_of_the_subtracted_light(row):
     assert abs(brighter["mag"].value - (ZERO - 2.5 * np.log10(GALAXY[2]))) < 2 * brighter["mag_err"].value
 
 
+def test_the_error_includes_that_of_sources_that_are_hidden():
+    """Fourteen sources of a fortieth of the galaxy's light, none nearer than 30 pixels."""
+    angle = np.arange(14) * 2 * np.pi / 14
+    around = [[150 + 45 * np.cos(a), 150 + 45 * np.sin(a), 0.15, 1.0, 1.0, 0.9, 0.0] for a in angle]
+    alone, among = of_galaxy(measured()), of_galaxy(measured(*around))
+    hidden = np.sqrt(14 * 4 * np.pi * (1.34**2 + 0.3 * 16) / 128**2) * 0.15 / 6
+    assert among["mag_err"].value ** 2 - alone["mag_err"].value ** 2 > 0.8 * (0.9 * hidden) ** 2
+    assert among["theta_err"] > alone["theta_err"]
+
+
 def test_neighbours_count_if_they_are_not_in_the_table_of_positions(row):
     """Whether both galaxies are measured, or one of them, its values are the same."""
-    one = measured(NEIGHBOUR, Table({"x": [row["x"].value], "y": [row["y"].value]}))
+    one = measured(NEIGHBOUR, positions=Table({"x": [row["x"].value], "y": [row["y"].value]}))
     assert len(one) == 1
     for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity", "mag_err"):
         np.testing.assert_allclose(one[name][0], row[name], rtol=1e-5)

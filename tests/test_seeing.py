@@ -74,6 +74,22 @@ def test_without_stars_and_header_a_width_is_guessed(psf_weights, blank):
     assert table.meta["PSFERR"] == seeing.GUESSED_ERROR
 
 
+@pytest.mark.filterwarnings("ignore:.*has no celestial WCS")
+def test_without_stars_and_header_the_width_is_that_of_the_narrowest_source(blank):
+    """A star and a galaxy: one star is no stellar locus; a cosmic ray is narrower, and does not count."""
+    data = np.random.default_rng(0).normal(0, 0.003, (300, 300)).astype(np.float32)
+    galaxy, star = [100.2, 99.7, 50.0, 4.0, 1.0, 0.95, 0.0], [200.4, 180.1, 50.0, 0.02, 1.0, 1.0, 0.0]
+    data += Renderer(effective_psf(F160W), 300)(np.array([galaxy, star])).sum(axis=0)
+    data[50, 240], data[50, 241] = 2.0, 0.9
+    exposure = Exposure.open(blank(data=data, cards={"MAGZERO": 25.0}), pixel_scale=0.06)
+    mesh = estimate_sky(exposure, scene.DETECTOR.threshold)
+    with pytest.warns(SersicnetWarning, match="the width of the narrowest source, 3"):
+        found = seeing.seeing(exposure, mesh, None, None)
+    assert found.assumed
+    assert found.psf.error == seeing.NARROW_ERROR
+    assert found.psf.fwhm == pytest.approx(Psf.of(effective_psf(F160W), "F160W").fwhm, rel=0.03)
+
+
 @QUIET
 def test_the_instrument_of_the_header_is_known(blank):
     cards = {"MAGZERO": 25.0, "TELESCOP": "HST", "INSTRUME": "WFC3", "FILTER": "F160W"}

@@ -251,7 +251,7 @@ def test_a_field_of_a_telescope_has_galaxies_and_stars_through_its_psf(tmp_path)
 
 def test_a_star_of_a_field_is_the_psf(tmp_path, monkeypatch):
     star = {"mag": 18.0, "r_eff_pix": 0.02, "sersic_n": 1.0, "ellipticity": 0.0, "theta": 0.0, "x": 100.3, "y": 99.6}
-    monkeypatch.setattr(population, "draw_neighbours", lambda *_: [star])
+    monkeypatch.setattr(population, "draw_neighbours", lambda *_, **__: [star])
     sky = Field.of_telescope(200, "euclid-vis", seed=1)
     image = mosaic.read_image(simulate_field(tmp_path / "vis.fits", sky)[0]).data
     model = Renderer(sky.psf.image, 200, sky.psf.oversampling)(

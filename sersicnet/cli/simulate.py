@@ -159,7 +159,6 @@ def simulate(
     with importing():
         from sersicnet.simulating import world
         from sersicnet.simulating.field import Field, simulate_field
-        from sersicnet.simulating.population import FAINTEST
         from sersicnet.simulating.recipe import Simulation
         from sersicnet.simulating.simulate import check_room, simulate
 
@@ -179,7 +178,7 @@ def simulate(
             paths = simulate_field(output, field, overwrite=overwrite, command=command_line(), progress=update)
         what = f"{field.count} galaxies"
         if field.limit is not None:
-            what = f"galaxies and stars to mag {min(field.limit, FAINTEST):.1f}"
+            what = f"galaxies and stars to mag {field.limit:.1f}"
         say(quiet, f"{what}; wrote {paths[0]} and {paths[1]}")
         if telescopes:
             say(quiet, f"sersicnet measure {paths[0]} --gain {field.instrument.exposure:.4g}")

@@ -15,7 +15,7 @@ from sersicnet.image.mosaic import Image
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.simulating import observatories
 
-METHOD = 5
+METHOD = 6
 """Version of the measurement: it rises when the same image, weights and options give other values or errors, or the
 factors of a validation another meaning. 2: galaxies are measured again without their neighbours. 3: errors of radius
 and index are calibrated, and counted, as those of logarithms. 4: the wings of a PSF from stars. 5: errors

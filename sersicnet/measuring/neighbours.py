@@ -27,6 +27,9 @@ LEAST_LIGHT = 0.1
 MODEL_ERROR = 0.1
 """Error of the light of neighbours, as a fraction; see `Neighbours.light`."""
 
+HIDDEN_SHARE, HIDDEN_SNR = 0.3, 100.0
+"""Brightest source that may be hidden in a galaxy: a fraction of its flux, and a signal to noise as a star."""
+
 _SIDES = (STAMP_SIZE, 2 * STAMP_SIZE)
 """Sides of the images of galaxies: the smaller one if the light at its border is below `_FADED`, pixels."""
 
@@ -55,6 +58,13 @@ class Neighbours:
         Noise of a pixel at each galaxy, image units.
     correlation : float
         Noise of a large aperture over that of uncorrelated pixels.
+
+    Attributes
+    ----------
+    hidden : ndarray, float64, (N,)
+        Scatter of the light that is hidden in a galaxy, as a fraction of its flux: of sources as numerous as those
+        in its stamp, at random places in the area that the galaxy and the PSF fill (Condon 1974, ApJ 188, 279). A
+        source that would be seen beside the galaxy, see `HIDDEN_SHARE`, counts as the brightest one that would not.
     """
 
     def __init__(self, galaxies: np.ndarray, psf: Psf, rms: np.ndarray, correlation: float) -> None:
@@ -70,6 +80,8 @@ class Neighbours:
         image = psf.at_pixel_scale().image
         self._radii = np.arange(len(image) // 2 + 1.0)
         self._profile = radial_profile(image, (len(image) // 2,) * 2, self._radii)
+        self._noise = rms * correlation * np.sqrt(4 * np.pi) * psf.fwhm / 2.355
+        self.hidden = np.full(len(galaxies), np.nan)
         self._near = self._found(np.flatnonzero(usable), correlation)
 
     def _found(self, usable: np.ndarray, correlation: float) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -78,6 +90,10 @@ class Neighbours:
         i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
         flux = self._galaxies[:, 2]
         place = self._galaxies[:, :2]
+        most = np.minimum(HIDDEN_SHARE * flux, HIDDEN_SNR * self._noise)
+        ordered = np.argsort(flux[j], kind="stable")  # the last bits of a sum must not depend on the tile
+        squares = np.bincount(i[ordered], np.minimum(flux[j], most[i])[ordered] ** 2, len(flux))
+        self.hidden[usable] = (np.sqrt(self._area * squares) / (2 * REACH * flux))[usable]
         parts = np.array_split(np.arange(len(i)), 1 + len(i) // _AT_ONCE)
         light = np.concatenate([self._brightness(j[part], *(place[i[part]] - place[j[part]]).T) for part in parts])
         added = light * np.sqrt(self._area[i]) / (self._rms[i] * correlation)

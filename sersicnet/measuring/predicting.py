@@ -24,6 +24,9 @@ from sersicnet.schema import N_TARGETS, Flag, Inputs, absolute_magnitude_of_rms,
 OF_NEIGHBOURS = 0.5
 """Error of what subtracting the light of neighbours changes, as a fraction of the change."""
 
+OF_HIDDEN = (0.9, 1.0, 1.5, 0.4)
+"""Errors of mag, ln R_e, ln n and ellipticity for each unit of `sersicnet.measuring.neighbours.Neighbours.hidden`."""
+
 
 def predict(
     scene: Scene, values: Values, own: np.ndarray, network: weights.Weights, report: Report = silent
@@ -55,7 +58,19 @@ def predict(
         stamps.subtract(others.light(rows, stamps))
         of_psf[rows] = _answered(scene, values, rows, stamps, network, again=True)
         report("measuring without neighbours", part.stop, len(again))
+    _add_hidden(values, np.flatnonzero(own), others.hidden)
     return of_psf
+
+
+def _add_hidden(values: Values, rows: np.ndarray, hidden: np.ndarray) -> None:
+    """Add the error that hidden sources cause to the errors of some rows; correlations stay."""
+    light = np.nan_to_num(hidden[rows])[:, None] * OF_HIDDEN
+    light[:, 1:3] *= values.targets[rows, 1:3]
+    before = values.errors[rows]
+    values.errors[rows] = np.hypot(before, light)
+    # An angle is as uncertain as the ellipticity, relative to what it was.
+    values.theta_err[rows] *= values.errors[rows, 3] / before[:, 3]
+    values.theta_err[rows] = np.fmin(values.theta_err[rows], weights.UNKNOWN_ANGLE)
 
 
 def _answered(

@@ -17,8 +17,9 @@ from sersicnet.image.views import psf_views, shape_of
 from sersicnet.measuring.scene import DETECTOR
 from sersicnet.simulating import observatories
 
-GIVEN_ERROR, GUESSED_ERROR = 0.02, 0.2
-"""Relative 1 sigma error of the FWHM of a PSF that is assumed: one of a given width, and a guess."""
+GIVEN_ERROR, NARROW_ERROR, GUESSED_ERROR = 0.02, 0.15, 0.4
+"""Relative 1 sigma error of the FWHM of a PSF that is assumed: one of a given width, that of the narrowest source, and
+a guess: images of telescopes have 1.3 to 8 pixels."""
 
 SPACE_MARGIN, GROUND_MARGIN = 1.3, 1.6
 """How many times narrower or wider than those of an instrument a PSF may be before it is doubted. The seeing of single
@@ -29,6 +30,9 @@ OTHER_WIDTH = 1.3
 
 GUESS = 3.0
 """FWHM of the PSF that is assumed if nothing at all is known, pixels."""
+
+WIDTHS = (1.0, 16.0)
+"""FWHM of a PSF of which only the width is known, least and largest, pixels."""
 
 BETA = 3.0
 """Exponent of the Moffat profile of a PSF of which only the width is known."""
@@ -117,6 +121,9 @@ def seeing(
             return Seeing(stars.psf, assumed=not in_space, stars=stars)
         if in_space:
             return Seeing(assumed)
+    if np.isfinite(stars.narrow):
+        width = float(np.clip(stars.narrow, *WIDTHS))
+        assumed = moffat(width, f"the width of the narrowest source, {width:.2f} pixels", NARROW_ERROR)
     assumed = assumed or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
     warn(
         f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of "
@@ -176,8 +183,10 @@ def moffat(fwhm: float, source: str, error: float) -> Psf:
     InputError
         If the width is not from 1 to 16 pixels.
     """
-    if not 1 <= fwhm <= 16:
-        raise InputError(f"The FWHM of a PSF is from 1 to 16 pixels, the pixel included; received {fwhm:g}.")
+    if not WIDTHS[0] <= fwhm <= WIDTHS[1]:
+        raise InputError(
+            f"The FWHM of a PSF is from {WIDTHS[0]:g} to {WIDTHS[1]:g} pixels, the pixel included; received {fwhm:g}."
+        )
     line = (np.arange(SIDE) - SIDE // 2) / 2
     scale = fwhm / 2 / np.sqrt(2 ** (1 / BETA) - 1)
     image = (1 + (line[:, None] ** 2 + line**2) / scale**2) ** -BETA

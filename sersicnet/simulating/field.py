@@ -77,7 +77,7 @@ class Field:
     def count(self) -> int:
         """Number of galaxies, and of stars; about that number if they have the counts of the sky."""
         if self.limit is not None:
-            return max(1, population.neighbours_expected(self.size, self.instrument.pixel_scale, self.limit))
+            return max(1, population.deep_objects(self.size, self.instrument.pixel_scale, self.limit))
         return self.n if self.n is not None else max(1, self.size**2 // 9000)
 
     @classmethod
@@ -85,7 +85,7 @@ class Field:
         """A field as an image of a telescope shows it, with galaxies and stars at high galactic latitude.
 
         PSF, pixel scale, noise and depth are drawn from what is usual for the telescope; objects are those of
-        `sersicnet.simulating.population.draw_neighbours` to a signal to noise of 3.
+        `sersicnet.simulating.population.draw_neighbours` to a signal to noise of 3, if that is brighter than mag 30.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ def field_truth(sky: Field) -> Table:
 
     rng = np.random.default_rng([sky.seed, 0])
     if sky.limit is not None:
-        objects = population.draw_neighbours(rng, sky.size, sky.instrument.pixel_scale, sky.limit)
+        objects = population.draw_neighbours(rng, sky.size, sky.instrument.pixel_scale, sky.limit, deep=True)
         truth = Table(objects, names=["x", "y", *TARGET_NAMES, "theta"])
         truth["star"] = truth["r_eff_pix"] == population.POINT
         for name in (*TARGET_NAMES[1:], "theta"):

@@ -322,34 +322,35 @@ def galaxies_of(path: str | Path, pixel_scale: float, ranges: Ranges) -> np.ndar
 _COUNT_MAG = np.arange(16.5, 27)
 _LOG_GALAXIES = np.log10([0.08, 0.26, 0.55, 1.24, 3.0, 5.9, 11.3, 21.0, 36.0, 48.0, 60.0])
 _LOG_STARS = np.log10([0.14, 0.21, 0.28, 0.31, 0.38, 0.58, 0.60, 0.80, 0.80, 0.80, 0.80])
-FAINTEST = 26.5
-"""AB magnitude of the faintest objects that `draw_neighbours` draws."""
-
-_COUNT_EDGES = (16.0, FAINTEST)
+_COUNT_EDGES = (16.0, 26.5)
+_DEEPEST, _DEEP_SLOPE = 30.0, 0.14
 POINT = 0.02
 """Radius of a star in pixels."""
 
 
-def _counts(log_density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitudes, and how many objects an arcmin^2 are brighter."""
-    mag = np.linspace(*_COUNT_EDGES, 211)
-    density = 10 ** np.interp(mag, _COUNT_MAG, log_density)
+def _counts(log_density: np.ndarray, deep_slope: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes, and how many objects an arcmin^2 are brighter; with a slope, they go on from the last magnitude."""
+    bright, faint = _COUNT_EDGES if deep_slope is None else (_COUNT_EDGES[0], _DEEPEST)
+    mag = np.linspace(bright, faint, round(20 * (faint - bright)) + 1)
+    beyond = np.maximum(mag - _COUNT_MAG[-1], 0) * (deep_slope or 0.0)
+    density = 10 ** (np.interp(mag, _COUNT_MAG, log_density) + beyond)
     steps = (density[1:] + density[:-1]) / 2 * np.diff(mag)
     return mag, np.concatenate([[0.0], np.cumsum(steps)])
 
 
 _GALAXIES, _STARS = _counts(_LOG_GALAXIES), _counts(_LOG_STARS)
+_DEEP_GALAXIES, _DEEP_STARS = _counts(_LOG_GALAXIES, _DEEP_SLOPE), _counts(_LOG_STARS, 0.0)
 _CANDELS_MIXTURE = candels_mixture()
 
 
-def neighbours_expected(size: int, pixel_scale: float, limit: float = np.inf) -> int:
-    """Mean number of objects that `draw_neighbours` draws, rounded."""
-    brighter = sum(float(np.interp(limit, mag, number)) for mag, number in (_GALAXIES, _STARS))
+def deep_objects(size: int, pixel_scale: float, limit: float) -> int:
+    """Mean number of objects that `draw_neighbours` draws of a deep sky, rounded."""
+    brighter = sum(float(np.interp(limit, mag, number)) for mag, number in (_DEEP_GALAXIES, _DEEP_STARS))
     return round(brighter * (size * pixel_scale / 60) ** 2)
 
 
 def draw_neighbours(
-    rng: np.random.Generator, size: int, pixel_scale: float, limit: float = np.inf
+    rng: np.random.Generator, size: int, pixel_scale: float, limit: float = np.inf, *, deep: bool = False
 ) -> list[dict[str, float]]:
     """Draw the other objects of a piece of sky at high galactic latitude.
 
@@ -370,6 +371,9 @@ def draw_neighbours(
         Arcsec per pixel.
     limit : float
         Objects fainter than this AB magnitude are left out.
+    deep : bool
+        Whether counts go on to `limit`, at most mag 30: those of galaxies rise by a factor 10**0.14 a magnitude beyond
+        mag 26.5, as in deep fields; their shapes remain those of the faintest ones.
 
     Returns
     -------
@@ -379,7 +383,8 @@ def draw_neighbours(
     """
     area = (size * pixel_scale / 60) ** 2
     objects = []
-    for (mag, number), is_star in ((_GALAXIES, False), (_STARS, True)):
+    counts = (_DEEP_GALAXIES, _DEEP_STARS) if deep else (_GALAXIES, _STARS)
+    for (mag, number), is_star in zip(counts, (False, True), strict=True):
         for brighter in rng.uniform(0, number[-1], rng.poisson(number[-1] * area)):
             m = float(np.interp(brighter, number, mag))
             if m > limit:
