@@ -110,7 +110,8 @@ def main():
     off, pull, snr = (np.concatenate(parts) for parts in zip(*everything, strict=True))
     for low, high in pairwise(SNR):
         chosen = (snr >= low) & (snr < high)
-        show(f"all | {low:g} to {high:g}", off[chosen], pull[chosen])
+        if chosen.sum() >= LEAST:
+            show(f"all | {low:g} to {high:g}", off[chosen], pull[chosen])
 
 
 if __name__ == "__main__":

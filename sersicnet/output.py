@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -84,6 +84,27 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
     if not os.access(target.parent, os.W_OK):
         raise InputError(f"The output's directory {target.parent} cannot be written to. Choose another one.")
     return path
+
+
+def check_apart(written: Iterable[Path], *read: Any) -> None:
+    """Refuse an output that would replace a file which is read.
+
+    Parameters
+    ----------
+    written : iterable of Path
+    *read : any
+        Paths, also with an extension in brackets after them, as in ``cat.fits[CATALOG]``; and what has the name of the
+        file that it was read from. Anything else does not count.
+
+    Raises
+    ------
+    InputError
+    """
+    paths = [str(one if isinstance(one, str | Path) else getattr(one, "name", "")) for one in read]
+    paths += [path.rpartition("[")[0] for path in paths if path.endswith("]")]
+    inputs = {os.path.realpath(path) for path in paths if path}
+    if lost := [path.name for path in written if os.path.realpath(path) in inputs]:
+        raise InputError(f"No output replaces a file that is read; received {lost[0]} for both. Give another name.")
 
 
 def _target(path: Path) -> Path:

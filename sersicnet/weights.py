@@ -422,12 +422,12 @@ def load(name_or_path: str | Path, *, to_train: bool = False) -> Weights:
         raise WeightsError(f"{path} is not a weights directory: it has no {SUMS}.")
     sums = _sums(path / SUMS)
     for name in (KERAS, ONNX, CARD, README):
-        if name == ONNX and name not in sums and not (path / name).exists():
+        if name == ONNX and not (path / name).exists():
             if to_train:
                 continue
+            why = "" if name in sums else " yet, since it was trained without TensorFlow"
             raise WeightsError(
-                f"{path} has no {ONNX} yet, since it was trained without TensorFlow. Where TensorFlow is installed, "
-                f"`sersicnet export {path}` makes it."
+                f"{path} has no {ONNX}{why}. Where TensorFlow is installed, `sersicnet export {path}` makes it."
             )
         if not (path / name).is_file():
             raise WeightsError(f"{path} has no {name}. Install or train the weights again.")

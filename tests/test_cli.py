@@ -577,8 +577,33 @@ def test_an_image_is_not_replaced_through_a_link(run, field, tmp_path):
     before = (tmp_path / "m.fits").read_bytes()
     code, _, err = run("measure", tmp_path / "m.fits", "-o", tmp_path / "cat.fits", "--workers", 1, "--overwrite")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "needs a name of its own" in err
+    assert "No output replaces a file that is read; received m.fits for both" in err
     assert (tmp_path / "m.fits").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["measure", "fit", "validate"])
+def test_no_input_is_replaced(run, field, tmp_path, verb):
+    psf, table = tmp_path / "psf.fits", tmp_path / "places.fits"
+    fits.writeto(psf, effective_psf(F160W, 61))
+    Table({"x": [100.0], "y": [100.0]}).write(table)
+    before = psf.read_bytes(), table.read_bytes()
+    options = ("--galaxies" if verb == "validate" else "--positions", f"{table}[1]", "--psf", psf, "--overwrite")
+    for output in (psf, table):
+        code, _, err = run(verb, field[0], *options, "-o", output, "--gain", 3000)
+        assert (code, len(err.splitlines())) == (1, 1), err
+        assert f"No output replaces a file that is read; received {output.name} for both" in err
+    assert (psf.read_bytes(), table.read_bytes()) == before
+
+
+def test_places_of_another_field_are_a_warning(run, field, tmp_path):
+    (tmp_path / "far.csv").write_text("x,y\n9000,9000\n-700,3\n")
+    (tmp_path / "none.csv").write_text("x,y\n")
+    for name, words in (("far.csv", "far.csv is inside"), ("none.csv", "none.csv has no rows")):
+        code, _, err = run(
+            "measure", field[0], "--positions", tmp_path / name, "-o", tmp_path / "c.fits", "--overwrite"
+        )
+        assert code == 0, err
+        assert words in " ".join(err.split())
 
 
 @pytest.mark.parametrize("options", [("-o", "a.h5"), ("-o", "a.fits", "--mosaic", 500)])

@@ -10,7 +10,7 @@ from sersicnet import networks, weights
 from sersicnet.catalogue import scores
 from sersicnet.dataset import Dataset
 from sersicnet.engine.render import Renderer
-from sersicnet.errors import InputError, SersicnetError
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning
 from sersicnet.evaluating import domains, evaluate
 from sersicnet.measuring.measure import measure
 from sersicnet.measuring.outputs import Outputs
@@ -27,6 +27,10 @@ TRUTH = np.column_stack([RNG.uniform(16, 27, 400), RNG.uniform(1, 50, 400), RNG.
 def test_r_squared_of_known_cases():
     assert scores.r_squared(TRUTH[:, 0], TRUTH[:, 0]) == 1
     assert scores.r_squared(TRUTH[:, 0], np.full(400, TRUTH[:, 0].mean())) == pytest.approx(0)
+
+
+def test_r_squared_is_not_defined_where_all_are_the_same():
+    assert np.isnan(scores.r_squared(np.ones(4), np.arange(4.0)))
 
 
 def test_scores_of_a_known_bias_and_scatter():
@@ -229,6 +233,33 @@ def test_a_catalogue_is_matched_on_the_sky(catalogue, field, tmp_path):
     assert result["scores"]["flags == 0"]["samples"]["all"]["n"] == sum(Table.read(catalogue)["flags"] == 0)
     assert {p.name for p in (tmp_path / "scores").iterdir()} == FILES
     assert f"{matching['matched']} of {matching['catalogue']} sources" in evaluate.as_markdown(result)
+
+
+def test_numbers_for_unknown_values_do_not_count(catalogue, field, tmp_path):
+    truth = Table.read(truth_path(field))
+    truth["sersic_n"][:3], truth["mag"][3] = -99, 99
+    truth.write(tmp_path / "truth.ecsv")
+    with (
+        pytest.warns(SersicnetWarning, match=r"such as sersic_n = -99: these rows do not count \(3\)"),
+        pytest.warns(SersicnetWarning, match=r"such as mag = 99: these rows do not count \(1\)"),
+    ):
+        result = evaluate.evaluate_catalogue(catalogue, tmp_path / "truth.ecsv")
+    whole = evaluate.evaluate_catalogue(catalogue, truth_path(field))
+    name = next(iter(whole["scores"]))
+    before, after = (one["scores"][name]["samples"]["all"] for one in (whole, result))
+    assert before["n"] - 4 <= after["n"] < before["n"]
+
+
+def test_matches_by_chance_are_doubted(catalogue, tmp_path):
+    found = Table.read(catalogue)
+    n = 300
+    rng = np.random.default_rng(0)
+    columns = {"x": rng.uniform(-9e5, -1e5, n), "y": rng.uniform(-9e5, -1e5, n), "mag": np.full(n, 22.0)}
+    truth = Table({**columns, "r_eff_pix": np.full(n, 3.0), "sersic_n": np.ones(n), "ellipticity": np.full(n, 0.3)})
+    truth["x"][0], truth["y"][0] = found["x"][0], found["y"][0]
+    truth.write(tmp_path / "other.ecsv")
+    with pytest.warns(SersicnetWarning, match="perhaps by chance"):
+        evaluate.evaluate_catalogue(catalogue, tmp_path / "other.ecsv")
 
 
 def test_a_catalogue_is_matched_in_pixels_where_there_is_no_sky(catalogue, field, tmp_path):

@@ -232,7 +232,7 @@ def test_no_output_replaces_an_image(scene, tmp_path):
     _, both, table = scene
     (moved, psf, _) = band(tmp_path / "m_F814W.fits", name="F606W")
     outputs = Outputs(catalogue=tmp_path / "c.fits", model=tmp_path / "m.fits", overwrite=True)
-    with pytest.raises(InputError, match=r"No output replaces an image; received m_F814W.fits for both"):
+    with pytest.raises(InputError, match=r"No output replaces a file that is read; received m_F814W.fits for both"):
         plan_fit_bands([*bands_of(both[:1]), Band(exposure=moved, psf=psf)], table, outputs=outputs)
     with pytest.raises(InputError, match="zero point"):
         plan_fit_bands([Band(exposure=np.zeros((99, 99)), psf=psf, name="a")], table)

@@ -747,3 +747,13 @@ def test_a_psf_gives_the_same_catalogue_in_each_format(write):
         for column in ("mag", "r_eff", "sersic_n", "ellipticity", "theta"):
             assert np.abs((table[column] - first[column]) / first[f"{column}_err"]).max() < 0.01, (name, column)
         np.testing.assert_allclose(seen, views, atol=1e-3 * views.max(), err_msg=name)
+
+
+def test_an_image_that_is_mostly_negative_is_no_psf(tmp_path):
+    """A mosaic that was given as the PSF."""
+    data = np.random.default_rng(0).normal(0, 1, (101, 101)).astype(np.float32)
+    y, x = np.indices(data.shape) - 50
+    data += 300 * np.exp(-(x**2 + y**2) / 6).astype(np.float32)
+    fits.writeto(tmp_path / "mosaic.fits", data)
+    with pytest.raises(InputError, match=r"A PSF is positive; .*mosaic.fits is none, \d+ % of its light is negative"):
+        read_psf(tmp_path / "mosaic.fits")

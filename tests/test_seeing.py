@@ -83,7 +83,7 @@ def test_without_stars_and_header_the_width_is_that_of_the_narrowest_source(blan
     data[50, 240], data[50, 241] = 2.0, 0.9
     exposure = Exposure.open(blank(data=data, cards={"MAGZERO": 25.0}), pixel_scale=0.06)
     mesh = estimate_sky(exposure, scene.DETECTOR.threshold)
-    with pytest.warns(SersicnetWarning, match="the width of the narrowest source, 3"):
+    with pytest.warns(SersicnetWarning, match="the width of the narrowest source is assumed, with a FWHM of 3"):
         found = seeing.seeing(exposure, mesh, None, None)
     assert found.assumed
     assert found.psf.error == seeing.NARROW_ERROR

@@ -397,6 +397,19 @@ def test_fine_tuning_learns_from_labels(small_dataset, tiny_weights, tmp_path):
     assert np.abs(after[:, 3] - truth).mean() < np.abs(before[:, 3] - truth).mean()
 
 
+def test_a_few_labels_hardly_change_the_size_of_the_errors(small_dataset, tiny_weights, tmp_path):
+    """Twelve validation galaxies are no calibration: the factor that they give counts as 12 of 62."""
+    start, real = weights.load(tiny_weights), real_galaxies(small_dataset)
+    recipe = replace(FINETUNE["fovea"], epochs=1, batch=8, learning_rate=1e-9)
+    done = finetune(real, tmp_path / "tuned", base=tiny_weights, recipe=recipe, layers="all")
+    answers, found = (one.predict(real.inputs(0, 64)) for one in (start, done))
+    judges = np.random.default_rng(0).permutation(64)[52:]
+    off = np.abs(pulls(answers.targets, answers.errors, real.targets))[judges]
+    expected = np.quantile(off, 0.6827, axis=0) ** (12 / 62)
+    np.testing.assert_allclose(np.median(found.errors / answers.errors, axis=0), expected, rtol=0.02)
+    assert done.card["limits"][-1].startswith("Errors are those of tiny, times factors from the 12 galaxies")
+
+
 def test_fine_tuning_keeps_the_better_schedule(small_dataset, tmp_path, tiny_network):
     train.train(small_dataset, tmp_path / "base", network=tiny_network, recipe=quick("dann"))
     real = real_galaxies(small_dataset)

@@ -21,8 +21,9 @@ OUTLIER = 0.5
 
 
 def r_squared(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Coefficient of determination, ``1 - sum (y - f)^2 / sum (y - mean y)^2``."""
-    return float(1 - np.sum((truth - predicted) ** 2) / np.sum((truth - truth.mean()) ** 2))
+    """Coefficient of determination, ``1 - sum (y - f)^2 / sum (y - mean y)^2``; NaN if all y are the same."""
+    spread = np.sum((truth - truth.mean()) ** 2)
+    return float(1 - np.sum((truth - predicted) ** 2) / spread) if spread > 0 else float("nan")
 
 
 def scores(

@@ -13,10 +13,10 @@ import numpy as np
 from sersicnet import weights
 from sersicnet.cardpage import scores_table
 from sersicnet.catalogue.crossmatch import on_sphere, pairs
-from sersicnet.catalogue.parameters import Galaxies, holds_table
+from sersicnet.catalogue.parameters import Galaxies, holds_table, possible
 from sersicnet.catalogue.scores import MAG_EDGES, SNR_EDGES, binned, by_magnitude, scores
 from sersicnet.catalogue.table import located
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, warn
 from sersicnet.evaluating import domains as domain_tests
 from sersicnet.evaluating import figures
 from sersicnet.output import Report, check_directory, json_text, silent, whole_directory
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Stamps read before they go through the network: 32 MB."""
+
+FEW_MATCHES = 0.1
+"""Fewer matches than this, as a fraction of the smaller table, may be of chance."""
 
 TOLERANCE = {"sky": 0.3, "pixels": 5.0}
 """Largest distance of a source from its true position: arcsec on the sky, else pixels."""
@@ -318,9 +321,7 @@ def evaluate_catalogue(
         raise InputError(f"A tolerance is positive; received {tolerance:g}.")
     found, known = Galaxies.read(catalogue), Galaxies.read(truth)
     scale = _pixel_scale(found)
-    values, true = (
-        table.targets(scale, "give r_eff_pix, or a catalogue with PIXSCALE in its header.") for table in (found, known)
-    )
+    values, true = (_possible(table, scale) for table in (found, known))
     on, positions = _positions(found, known)
     tolerance = TOLERANCE[on] if tolerance is None else tolerance
     reach = 2 * np.sin(np.radians(tolerance / 3600) / 2) if on == "sky" else tolerance
@@ -330,6 +331,11 @@ def evaluate_catalogue(
         raise InputError(
             f"None of the {len(found)} sources of {catalogue} lies within {tolerance:g} {unit} of one of the "
             f"{len(known)} of {truth}. Are both of the same image? If so, give a larger `tolerance`."
+        )
+    if len(i) < FEW_MATCHES * min(len(found), len(known)):
+        warn(
+            f"Only {len(i)} of the {len(found)} sources of {catalogue} lie within {tolerance:g} {unit} of one of the "
+            f"{len(known)} of {truth}, perhaps by chance. Are both of the same image?"
         )
     given = [found.parameter(f"{name}_err") for name in TARGET_NAMES]
     errors = [values[i] for values in given if values is not None]
@@ -359,6 +365,18 @@ def evaluate_catalogue(
     if output is not None:
         _write_report(output, result, true[j], measured)
     return result
+
+
+def _possible(table: Galaxies, scale: float) -> np.ndarray:
+    """The parameters of a table, float64, (N, 4), with NaN for what no galaxy has, such as -99 for unknown."""
+    values = table.targets(scale, "give r_eff_pix, or a catalogue with PIXSCALE in its header.")
+    for name, column in zip(TARGET_NAMES, values.T, strict=True):
+        wrong = ~possible(name, column) & ~np.isnan(column)
+        if wrong.any():
+            such = f"such as {name} = {column[wrong][0]:g}"
+            warn(f"{table.name} has impossible values, {such}: these rows do not count ({wrong.sum()}).")
+            column[wrong] = np.nan
+    return values
 
 
 def _pixel_scale(catalogue: Galaxies) -> float:

@@ -39,8 +39,8 @@ _PEDESTAL = 0.02
 _UNCLEAR = 0.1
 """Largest uncertainty of the same flux, from the unknown steepness of the wings, of a pedestal that is subtracted."""
 
-_NEGATIVE = 0.05
-"""More negative light than this, as a fraction of all light, gives a warning."""
+_NEGATIVE, _NO_PSF = 0.05, 0.5
+"""More negative light than this, as a fraction of all light, gives a warning, and is refused."""
 
 _REACH, _BEYOND = 5.0, 0.015
 """A PSF that ends nearer to its centre than so many FWHM, with more than this part of its light just beyond, warns.
@@ -175,6 +175,8 @@ def read_psf(path: str | Path, oversampling: int | None = None, *, pixel_scale: 
         images = _without_pedestal(_filled(images, label), label)
         psf = Psf.of(images, name, samples)
         negative = -float(psf.image[psf.image < 0].sum())
+        if negative > _NO_PSF:
+            raise InputError(f"A PSF is positive; {label} is none, {100 * negative:.0f} % of its light is negative.")
         if negative > _NEGATIVE:
             warn(
                 f"A PSF is positive; {100 * negative:.0f} % of the light of {label} is negative. Was too much "

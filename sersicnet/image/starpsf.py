@@ -44,7 +44,7 @@ BROAD = 4.0
 _ELONGATED = 0.4  # largest ellipticity of stars
 _GROWN = DILATION + 3  # pixels by which sources are dilated before they are masked in the stamps of stars
 _COSMIC_RAY = 1.3  # FWHM of the narrowest source that is no cosmic ray, pixels
-_BINNED = 1.1  # how much wider a source looks in binned pixels
+_BINNED = 2.0  # how much the square of a width is larger in binned pixels, pixels^2
 _PARTS = (2, 3)  # parts along an axis of an image in which a stellar locus is looked for
 _WIDEST = 1.4  # largest ratio of the FWHM in two parts
 _LOCAL = 30  # stars from which the locus may vary over the image
@@ -221,7 +221,8 @@ def _too_few(candidates: _Candidates, which: np.ndarray, factor: float, reason: 
 
 def _narrowest(candidates: _Candidates) -> float:
     """FWHM of the narrowest candidate that is no cosmic ray, pixels; NaN without any."""
-    for widths in (candidates.fine[:, 0], candidates.coarse[:, 0] / _BINNED):
+    coarse = np.sqrt(np.maximum(candidates.coarse[:, 0] ** 2 - _BINNED, 0))
+    for widths in (candidates.fine[:, 0], coarse):
         if (widths > _COSMIC_RAY).any():
             return float(widths[widths > _COSMIC_RAY].min())
     return math.nan

@@ -40,9 +40,9 @@ from sersicnet.measuring.columns import no_values
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.outputs import Files, Outputs, Result, differences_beside, write_comparison, write_each
 from sersicnet.measuring.plan import Outlook, Plan, Work
-from sersicnet.measuring.positions import galaxies_of, places_of
+from sersicnet.measuring.positions import galaxies_of, inside, places_of
 from sersicnet.measuring.scene import DETECTOR
-from sersicnet.output import Report, check_output, silent
+from sersicnet.output import Report, check_apart, check_output, silent
 from sersicnet.schema import COLUMN, STAMP_SIZE
 from sersicnet.weights import Weights
 
@@ -108,8 +108,8 @@ class BandsFiles:
     references: dict[str, Reference]
 
     @classmethod
-    def checked(cls, outputs: Outputs, bands: Sequence[str], exposures: Sequence[Exposure]) -> BandsFiles:
-        """Check all that is written, and the catalogue to compare with."""
+    def checked(cls, outputs: Outputs, bands: Sequence[str], exposures: Sequence[Exposure], *read: Any) -> BandsFiles:
+        """Check all that is written, which replaces nothing that is read, and the catalogue to compare with."""
         files = cls(
             catalogue=None if outputs.catalogue is None else Path(outputs.catalogue),
             each={band: outputs.of_band(band).checked(None) for band in bands},
@@ -123,10 +123,7 @@ class BandsFiles:
             for path in two:
                 check_output(path, outputs.overwrite)
         written = [Path(os.path.realpath(path)) for path in files._paths]
-        images = [image for exposure in exposures for image in exposure.images]
-        read = {Path(os.path.realpath(image.path)) for image in images if image.path is not None}
-        if lost := [path.name for path in written if path in read]:
-            raise InputError(f"No output replaces an image; received {lost[0]} for both. Give another name.")
+        check_apart(written, *(image.path for exposure in exposures for image in exposure.images), *read)
         if twice := [path.name for path in written if written.count(path) > 1]:
             raise InputError(f"Each output needs a name of its own; two would be {twice[0]}.")
         return files
@@ -322,7 +319,8 @@ def plan_bands(
         for exposure in reversed(exposures):
             check_overlap(exposure.image, detect_on[0].image)
         check_same_grid(detect_on)
-    files = BandsFiles.checked(outputs, names, exposures)
+    given = [value for band in bands for value in (band.psf, band.validated)]
+    files = BandsFiles.checked(outputs, names, exposures, positions, *given)
     if not isinstance(weights, Weights):
         weights = trained.load(weights)
     detection = [
@@ -416,7 +414,8 @@ def plan_fit_bands(
         if band.psf is None:
             raise InputError(f"Fits need the PSF of each band: there is none of {name}. Give `psf`.")
     galaxies = _on_sky(positions, from_band, bands, shapes=True)
-    files = BandsFiles.checked(outputs, names, [band.exposure for band in bands])
+    exposures = [band.exposure for band in bands]
+    files = BandsFiles.checked(outputs, names, exposures, positions, *(band.psf for band in bands))
     plans = {}
     for name, band in zip(names, bands, strict=True):
         plan = Plan.of(
@@ -531,14 +530,11 @@ def _is(exposure: Exposure, other: Exposure) -> bool:
 
 def _check_inside(exposure: Exposure, galaxies: Galaxies) -> None:
     """Refuse a band that contains none of the positions."""
-    height, width = exposure.shape
-    x, y = places_of(galaxies, exposure).T
-    with np.errstate(invalid="ignore"):
-        inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-    if len(x) and not inside.any():
+    places = places_of(galaxies, exposure)
+    if len(places) and not inside(places, exposure).any():
         raise InputError(
-            f"None of the {len(x)} positions of {galaxies.name} is inside {exposure.name}. Give an image of the same "
-            "field, or correct the WCS."
+            f"None of the {len(places)} positions of {galaxies.name} is inside {exposure.name}. Give an image of the "
+            "same field, or correct the WCS."
         )
 
 

@@ -87,13 +87,13 @@ class Outputs:
                 own[name] = path.with_name(f"{path.name.removesuffix(ending)}_{band}{ending}")
         return replace(self, **{**own, "catalogue": None, "report": None, "match": None})
 
-    def checked(self, *images: Path | None) -> Files:
+    def checked(self, *read: Any) -> Files:
         """Check that the files can be written.
 
         Parameters
         ----------
-        *images : Path or None
-            The files of the image and its maps, which no output may replace.
+        *read : any
+            Paths that are read, which no output may replace, see `sersicnet.output.check_apart`.
 
         Raises
         ------
@@ -114,10 +114,10 @@ class Outputs:
                 raise InputError(f"{_KINDS[name]} ends in {' or '.join(_ENDINGS[name])}; received {path.name}.")
         files = Files(**paths, reference=None if self.match is None else Reference.read(self.match))
         more = [output.check_output(path, self.overwrite) for path in files.differences]
-        read = {Path(os.path.realpath(path)) for path in images if path is not None}
-        names = [*read, *(Path(os.path.realpath(path)) for path in (*paths.values(), *more))]
+        names = [Path(os.path.realpath(path)) for path in (*paths.values(), *more)]
         if len(set(names)) < len(names):
             raise InputError(f"Each output needs a name of its own; received {', '.join(p.name for p in names)}.")
+        output.check_apart(names, self.match, *read)
         return files
 
 

@@ -222,7 +222,7 @@ class Plan:
         if work.workers > 1:
             workers.check_main()
         exposure = Exposure.of(exposure)
-        files = outputs.checked(*(image.path for image in exposure.images))
+        files = outputs.checked(*(image.path for image in exposure.images), psf, positions, validated)
         if network is not None and not isinstance(network, Weights):
             network = weights.load(network)
         if network is not None:

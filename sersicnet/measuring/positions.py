@@ -12,7 +12,7 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from sersicnet.catalogue.parameters import Galaxies
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, warn
 from sersicnet.image.exposure import Exposure
 from sersicnet.schema import TARGET_NAMES
 
@@ -43,6 +43,22 @@ class Listed:
         if self.ids is not None:
             table["id"][:] = self.ids
         return {"FROMBAND": self.band} if self.band else {}
+
+
+def inside(places: np.ndarray, exposure: Exposure) -> np.ndarray:
+    """Which places, (N, 2), are on the image, bool, (N,)."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((places > -0.5) & (places < np.array(exposure.shape[::-1]) - 0.5)).all(axis=1))
+
+
+def _warn_of_none(galaxies: Galaxies, places: np.ndarray, exposure: Exposure) -> None:
+    if not len(places):
+        warn(f"{galaxies.name} has no rows, and neither has the catalogue.")
+    elif not inside(places, exposure).any():
+        warn(
+            f"None of the {len(places)} positions of {galaxies.name} is inside {exposure.name}: all rows are NaN, with "
+            "the flag NO_DATA. Are both of the same field?"
+        )
 
 
 def read_positions(
@@ -90,6 +106,7 @@ def read_positions(
         return None, None, {}
     galaxies = galaxies_of(positions, from_band, shapes=not with_network)
     places = places_of(galaxies, exposure)
+    _warn_of_none(galaxies, places, exposure)
     starts = {} if with_network else starts_of(galaxies, exposure, places)
     names = {"r_eff": "r_eff_pix"}
     missing = [name for name in fix if name != "position" and names.get(name, name) not in starts]

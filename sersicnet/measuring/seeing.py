@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +35,13 @@ GUESS = 3.0
 WIDTHS = (1.0, 16.0)
 """FWHM of a PSF of which only the width is known, least and largest, pixels."""
 
-BETA = 3.0
-"""Exponent of the Moffat profile of a PSF of which only the width is known."""
+BETA, BETA_GUESSED = 3.0, 2.25
+"""Exponents of the Moffat profile of a PSF of which only the width is known, as from the ground; and of one about which
+nothing is known: 0.96 and 0.91 of the light are within two FWHM. Telescopes in space have 0.78 to 0.87, on the ground
+0.93 to 0.97."""
+
+LIGHT_ERROR, LIGHT_GUESSED_ERROR = 0.04, 0.06
+"""Relative 1 sigma errors of that light."""
 
 SIDE = 257
 """Side of the image of an assumed PSF, pixels; it is sampled twice a pixel."""
@@ -123,8 +129,8 @@ def seeing(
             return Seeing(assumed)
     if np.isfinite(stars.narrow):
         width = float(np.clip(stars.narrow, *WIDTHS))
-        assumed = moffat(width, f"the width of the narrowest source, {width:.2f} pixels", NARROW_ERROR)
-    assumed = assumed or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR)
+        assumed = moffat(width, "the width of the narrowest source", NARROW_ERROR, guessed=True)
+    assumed = assumed or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR, guessed=True)
     warn(
         f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of "
         f"{assumed.fwhm:.2f} pixels known to {assumed.error:.0%}. Errors include that, and all rows are flagged. Give "
@@ -166,7 +172,7 @@ def find_psf(image: Any, **options: Any) -> ImagePsf:
     return found
 
 
-def moffat(fwhm: float, source: str, error: float) -> Psf:
+def moffat(fwhm: float, source: str, error: float, *, guessed: bool = False) -> Psf:
     """A round PSF of which only the width is known.
 
     Parameters
@@ -177,6 +183,8 @@ def moffat(fwhm: float, source: str, error: float) -> Psf:
         Where the width is from.
     error : float
         Relative 1 sigma error of the width.
+    guessed : bool
+        Whether it may be of a telescope in space as well as of one on the ground.
 
     Raises
     ------
@@ -188,9 +196,10 @@ def moffat(fwhm: float, source: str, error: float) -> Psf:
             f"The FWHM of a PSF is from {WIDTHS[0]:g} to {WIDTHS[1]:g} pixels, the pixel included; received {fwhm:g}."
         )
     line = (np.arange(SIDE) - SIDE // 2) / 2
-    scale = fwhm / 2 / np.sqrt(2 ** (1 / BETA) - 1)
-    image = (1 + (line[:, None] ** 2 + line**2) / scale**2) ** -BETA
-    return Psf.of(image / image.sum(), source, 2, source=source, error=error)
+    beta, light_error = (BETA_GUESSED, LIGHT_GUESSED_ERROR) if guessed else (BETA, LIGHT_ERROR)
+    scale = fwhm / 2 / np.sqrt(2 ** (1 / beta) - 1)
+    image = (1 + (line[:, None] ** 2 + line**2) / scale**2) ** -beta
+    return replace(Psf.of(image / image.sum(), source, 2, source=source, error=error), light_error=light_error)
 
 
 def doubts(exposure: Exposure, psf: Psf, stars: Width | None = None) -> str:

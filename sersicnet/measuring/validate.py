@@ -38,7 +38,7 @@ from sersicnet.measuring.injecting import AVOIDED, Injection, Places, least_pass
 from sersicnet.measuring.outputs import Outputs, Result
 from sersicnet.measuring.plan import Outlook, Plan, Work
 from sersicnet.measuring.scene import DETECTOR
-from sersicnet.output import Report, Run, check_output, silent
+from sersicnet.output import Report, Run, check_apart, check_output, silent
 from sersicnet.schema import COLUMN, TARGET_NAMES
 from sersicnet.simulating.population import Mixture
 from sersicnet.weights import Weights
@@ -228,7 +228,8 @@ def _checked(
     taken = gain if "psf" in network.inputs or refine is not None else None
     outputs = Outputs(overwrite=overwrite)
     made = measuring.plan(exposure, weights=network, gain=taken, refine=refine, outputs=outputs, **options)
-    files.check_image(made.exposure.image.path)
+    read = [image.path for image in made.exposure.images]
+    check_apart(files.written, *read, options.get("psf"), injection.galaxies)
     return made, injection.known(made.exposure.pixel_scale.value)
 
 
@@ -264,11 +265,10 @@ class _Files(NamedTuple):
         """The directory that keeps finished tiles and passes."""
         return None if self.output is None else self.output.with_name(self.output.name + ".run")
 
-    def check_image(self, image: Path | None) -> None:
-        """Refuse to replace the mosaic."""
-        for path in (self.output, self.injected):
-            if image is not None and path is not None and path.resolve() == image.resolve():
-                raise InputError(f"An output is a file of its own; received {path}, which is the image.")
+    @property
+    def written(self) -> list[Path]:
+        """All files, but for the images of several passes."""
+        return [path for path in (self.output, self.page, self.injected) if path is not None]
 
     def images(self, passes: int, overwrite: bool) -> list[Path]:
         """The images with the galaxies of each pass; none if they are not wanted."""

@@ -17,7 +17,7 @@ from sersicnet.dataset import Arrays, Dataset
 from sersicnet.errors import InputError
 from sersicnet.networks import keras
 from sersicnet.orientations import QUARTER_TURNS
-from sersicnet.schema import N_TARGETS, TARGET_NAMES
+from sersicnet.schema import N_TARGETS, TARGET_NAMES, TARGETS, pulls
 from sersicnet.training.device import device
 from sersicnet.training.joined import Examples
 from sersicnet.training.loop import Task, predict
@@ -88,15 +88,29 @@ def limits(task: Task, simulated: Dataset | Sets, real: Dataset | Arrays | None,
     return [*([] if kind == "real" else [INVENTED]), chosen, _LIMITS[-1]]
 
 
-def chosen_by(galaxies: str, what: str, *, errors: bool) -> str:
-    """The limit that errors are calibrated on galaxies that also chose something."""
+def chosen_by(galaxies: str, what: str, *, errors: bool, base: str = "") -> str:
+    """The limit that errors are calibrated on galaxies that also chose something; few only correct those of `base`."""
+    if errors and base:
+        return f"Errors are those of {base}, times factors from {galaxies} that also chose {what}."
     if errors:
         return f"Errors are calibrated on {galaxies} that also chose {what}."
     return f"It predicts no errors; {galaxies} that validated chose {what}."
 
 
-def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
+FEW = 50
+"""Galaxies whose errors count as much as those of the weights that training started from."""
+
+
+def finished(network: str, task: Task, base: weights.Weights | None = None) -> tuple[keras.Model, dict[str, Any]]:
     """The trained network with its physical units, and its calibration.
+
+    Parameters
+    ----------
+    network : str
+    task : Task
+    base : Weights, optional
+        Weights that training started from. Fewer galaxies than a calibration needs correct its errors, with their
+        calibration, by factors that are the nearer to 1 the fewer they are, see `FEW`.
 
     Returns
     -------
@@ -111,7 +125,10 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     if architecture.spreads:
         out, rows, _ = predict(task.predictor, task.source, *task.valid_rows)
         deviation = np.abs(out[:, :N_TARGETS] - task.standardised[rows]) / networks.spreads(architecture, out)
-        scale = np.quantile(deviation[task.labelled[rows]], WITHIN_ONE_SIGMA, axis=0)
+        judges = task.labelled[rows]
+        if base is not None and judges.sum() < calibration.LEAST:
+            return _with_errors_of(base, task)
+        scale = np.quantile(deviation[judges], WITHIN_ONE_SIGMA, axis=0)
     model = networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=scale)
     if scale is None:
         return model, {"calibration": None}
@@ -121,6 +138,31 @@ def finished(network: str, task: Task) -> tuple[keras.Model, dict[str, Any]]:
     orientation = task.source.orientation[rows[counts]] if turns else None
     table = calibration.fitted(out[counts], task.source.targets[rows[counts]], orientation, seen[counts])
     return model, {"calibration": table, **({"quarter_turns": turns} if turns else {})}
+
+
+def _with_errors_of(base: weights.Weights, task: Task) -> tuple[keras.Model, dict[str, Any]]:
+    """The trained network with the errors of `base`, corrected by a few galaxies."""
+    architecture, scaling = networks.ARCHITECTURES[base.card["network"]], task.scaling
+    source, rows = task.source, task.valid_rows
+    logs = [i for i, target in enumerate(TARGETS) if target.log]
+    physical, core = (predict(model, source, *rows)[0] for model in (base.keras_model(), base.core()))
+    sigma = np.array(physical[:, N_TARGETS : 2 * N_TARGETS], float)
+    sigma[:, logs] /= physical[:, logs]
+    scale = np.median(sigma / networks.spreads(architecture, core), axis=0) / scaling.std
+    turns = base.card.get("quarter_turns", 0.0)
+
+    def model(factor: np.ndarray | float) -> keras.Model:
+        error_scale = scale * factor
+        return networks.with_units(architecture, task.predictor, scaling.mean, scaling.std, error_scale=error_scale)
+
+    out, which, seen = predict(model(1.0), source, *rows, turns)
+    counts = task.labelled[which]
+    answers = calibration.calibrated(base.card.get("calibration"), out[counts], seen[counts])
+    off = pulls(answers[:, :N_TARGETS], answers[:, N_TARGETS : 2 * N_TARGETS], source.targets[which[counts]])
+    n = int(counts.sum())
+    factor = np.quantile(np.abs(off), WITHIN_ONE_SIGMA, axis=0) ** (n / (n + FEW))
+    kept: dict[str, Any] = {"calibration": base.card.get("calibration"), **({"quarter_turns": turns} if turns else {})}
+    return model(factor), kept
 
 
 def base_card(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sersicnet import networks, weights
+from sersicnet import calibration, networks, weights
 from sersicnet.catalogue.scores import scores
 from sersicnet.dataset import Arrays, Dataset, check_shown
 from sersicnet.errors import DatasetError, InputError, warn
@@ -116,7 +116,7 @@ def finetune(
         best = min(found, key=lambda name: found[name][0]["best"])
         core = architecture.build()
         core.set_weights(found[best][1])
-        model, fields = finished(network, task(core, core, lambda *_: (None, None, None)))
+        model, fields = finished(network, task(core, core, lambda *_: (None, None, None)), start)
         out, judges, _ = predict(model, galaxies, *rows[1], fields.get("quarter_turns", 0.0))
         seconds = sum(state["seconds"] for state, _ in found.values())
         card = {
@@ -130,7 +130,12 @@ def finetune(
             "data": real_record(real, n, command),
             "limits": [
                 *([INVENTED] if real.recipe else []),
-                chosen_by(f"the {n // 5} galaxies", "the epoch and the layers", errors=architecture.spreads),
+                chosen_by(
+                    f"the {n // 5} galaxies",
+                    "the epoch and the layers",
+                    errors=architecture.spreads,
+                    base=start.name if n // 5 < calibration.LEAST else "",
+                ),
             ],
             "scores": {
                 "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
