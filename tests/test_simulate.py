@@ -23,7 +23,7 @@ from sersicnet.image.psf import full_width
 from sersicnet.image.psffile import read_psf
 from sersicnet.image.stamps import cut
 from sersicnet.schema import TARGET_NAMES
-from sersicnet.simulating import population
+from sersicnet.simulating import observatories, population
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.recipe import FIT_COLUMNS, Prior, Simulation
 from sersicnet.simulating.simulate import LEAST_BYTES, simulate
@@ -242,6 +242,7 @@ def test_a_field_of_a_telescope_has_galaxies_and_stars_through_its_psf(tmp_path)
     assert np.isnan(np.array(objects["r_eff_pix"])[star]).all()
     assert np.isfinite(np.array([objects[name] for name in (*TARGET_NAMES, "theta")])[:, ~star]).all()
     assert len(objects) == pytest.approx(sky.count, abs=5 * np.sqrt(sky.count))
+    assert observatories.camera_of(image.header) == ("HSC", "i")
     psf = read_psf(tmp_path / "hsc_psf.fits")
     assert psf.fwhm == pytest.approx(sky.psf.fwhm, rel=1e-3)
     # All light that the truth lists is in the image, but for what is beyond its border.

@@ -7,7 +7,7 @@ from sersicnet.dataset import BLOCK, Dataset
 from sersicnet.errors import InputError
 from sersicnet.image.psf import full_width
 from sersicnet.schema import noise_numbers
-from sersicnet.simulating import population, world
+from sersicnet.simulating import observatories, population, world
 from sersicnet.simulating.simulate import simulate
 from sersicnet.simulating.stamps import draw_stamps
 
@@ -124,3 +124,13 @@ def test_a_filter_of_a_telescope_has_its_psf():
 def test_an_unknown_telescope_or_filter_is_an_error(name):
     with pytest.raises(InputError, match="received"):
         world.simulation(name, 16)
+
+
+def test_the_header_of_a_simulated_camera_names_it():
+    for name, camera in observatories.TELESCOPES.items():
+        for band in camera.wavelengths:
+            cards = observatories.cards_of(f"{name}/{band}")
+            assert observatories.known_psf(*cards.values(), camera.pixel_scales[0]) is not None, name
+    assert observatories.cards_of("euclid-vis") == {"INSTRUME": "VIS", "FILTER": "VIS"}
+    for several in ("hst-ir", "hst", "any", "mine.toml"):
+        assert observatories.cards_of(several) == {}

@@ -14,7 +14,7 @@ from sersicnet.image.psf import Psf
 from sersicnet.image.psffile import write_psf
 from sersicnet.output import check_output, whole
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES
-from sersicnet.simulating import neighbours, population, world
+from sersicnet.simulating import neighbours, observatories, population, world
 from sersicnet.simulating.recipe import Prior
 from sersicnet.simulating.stamps import observe_in_place
 from sersicnet.simulating.telescopes import F160W, Instrument, effective_psf
@@ -201,6 +201,7 @@ def simulate_field(
     if sky.instrument == F160W:
         header["INSTRUME"], header["FILTER"] = "WFC3", "F160W"
     if sky.limit is not None:
+        header.update(observatories.cards_of(sky.instrument.name))
         header["GAIN"] = (sky.instrument.exposure, "electrons per image unit, for --gain")
     header["SEED"] = sky.seed
     if command:

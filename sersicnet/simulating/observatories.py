@@ -525,6 +525,17 @@ def telescopes(name: str) -> tuple[Telescope, ...]:
     return found
 
 
+def cards_of(name: str) -> dict[str, str]:
+    """INSTRUME and FILTER of a filter of a camera, ``hst-ir/F160W``, or of a camera with a single one; else empty."""
+    key, _, band = name.partition("/")
+    instrument = next((beginning for beginning, keys in _INSTRUMENTS.items() if key in keys), "")
+    if not instrument:
+        return {}
+    bands = list(TELESCOPES[key].wavelengths)
+    band = band or (bands[0] if len(bands) == 1 else "")
+    return {"INSTRUME": instrument, "FILTER": band} if band else {}
+
+
 USUAL_ERROR, SEEING_ERROR = 0.05, 0.2
 """Relative 1 sigma error of the FWHM of the usual PSF of an instrument, at least in space, and on the ground."""
 
