@@ -11,7 +11,7 @@ Prints the Markdown tables of ``docs/accuracy/mosaics.md``.
   detection and a galaxy that are each other's nearest within 3 pixels are compared, by bins of what is measured; with
   ``--telescope``, those that ``benchmarks/mosaics.py`` compares. ``excess`` is how far the fractions of all bins are
   from 68.27 %, root mean square, without what the numbers in the bins alone do.
-- ``--large``: `measure` and `validate` on a mosaic of so many pixels a side, made of copies of the one of ``--size``:
+- ``--large``: `measure` and `validate` on a mosaic of so many pixels a side, made of copies of a smaller one in F160W:
   time on the clock, CPU time of all processes, and the largest sum of their proportional set sizes.
 - ``--real``: an image from elsewhere with a map of its noise: completeness, and coverage before and after, with the
   factors of the other four fifths of the added galaxies.
@@ -162,9 +162,11 @@ def compare(catalogues, truth, fwhm):
 
 def large(work, size, copied, options):
     """Print what `measure` and `validate` cost on a large mosaic."""
-    path = work / f"large-{size}.fits"
+    path, one = work / f"large-{size}.fits", work / f"f160w-{copied}.fits"
     if not path.exists():
-        tile(work / f"m{copied}.fits", path, size // copied)
+        if not one.exists():
+            sersicnet("simulate", "--mosaic", copied, "--seed", SEED, "-o", one)
+        tile(one, path, size // copied)
     costs = []
     for verb, name in (("measure", "large-cat.fits"), ("validate", "large-val.fits")):
         took, watch = sersicnet(verb, path, "--gain", GAIN, *options, "-o", work / name)
