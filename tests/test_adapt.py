@@ -22,7 +22,7 @@ from sersicnet.measuring.measure import measure
 from sersicnet.schema import noise_numbers
 from sersicnet.simulating.field import Field, simulate_field
 from sersicnet.simulating.neighbours import Camera
-from sersicnet.simulating.population import _POINT
+from sersicnet.simulating.population import POINT
 from sersicnet.simulating.recipe import Prior, Simulation
 from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.training import adapt, labels, loop
@@ -46,7 +46,7 @@ def survey(tmp_path_factory):
     for _ in range(16):
         x, y = rng.uniform(70, 440, 2)
         corner = np.rint([x, y]).astype(int) - 64
-        star = np.array([x - corner[0], y - corner[1], 10 ** (-0.4 * (rng.uniform(18.5, 20) - 24.0)), _POINT, 1, 1, 0])
+        star = np.array([x - corner[0], y - corner[1], 10 ** (-0.4 * (rng.uniform(18.5, 20) - 24.0)), POINT, 1, 1, 0])
         stars[corner[1] : corner[1] + 128, corner[0] : corner[0] + 128] += camera.render(star, 128)
     image += stars + photon_noise(stars, ours.exposure, ours.noise_tap, rng)
     cards = {k: header[k] for k in ("CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2")}

@@ -215,7 +215,8 @@ def test_coordinates_in_other_units_and_unknown_ones(catalogue, field):
     wanted = QTable({"ra": catalogue["ra"][:2].to("rad"), "dec": catalogue["dec"][:2].to("arcmin")})
     np.testing.assert_allclose(measure(field[0], positions=wanted)["x"].value, catalogue["x"].value[:2], atol=1e-5)
     unknown = Table({"ra": [-99.0], "dec": [-99.0]})
-    assert measure(field[0], positions=unknown)["flags"][0] & Flag.NO_DATA
+    with pytest.warns(SersicnetWarning, match="None of the 1 positions of `positions` is inside"):
+        assert measure(field[0], positions=unknown)["flags"][0] & Flag.NO_DATA
 
 
 @pytest.mark.parametrize(
@@ -759,7 +760,7 @@ def test_a_fit_without_errors_has_not_converged(field, isolated, psf_file, monke
 
 
 def test_a_place_without_a_source_has_nan_and_a_flag(field, psf_file):
-    blank = Table({"x": [-300.0], "y": [10.0]})
+    blank = Table({"x": [-300.0, 100.0], "y": [10.0, 100.0]})
     cat = fit_quietly(field[0], psf=psf_file, positions=blank)
     assert np.isnan(cat["mag"][0])
     assert cat["flags"][0] & Flag.NOT_REFINED

@@ -202,7 +202,7 @@ def simulate_field(
         header["INSTRUME"], header["FILTER"] = "WFC3", "F160W"
     if sky.limit is not None:
         header.update(observatories.cards_of(sky.instrument.name))
-        header["GAIN"] = (sky.instrument.exposure, "electrons per image unit, for --gain")
+        header["GAIN"] = (sky.instrument.exposure, "electrons per image unit, for `gain`")
     header["SEED"] = sky.seed
     if command:
         header.add_history(command)

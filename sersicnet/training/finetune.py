@@ -119,6 +119,7 @@ def finetune(
         model, fields = finished(network, task(core, core, lambda *_: (None, None, None)), start)
         out, judges, _ = predict(model, galaxies, *rows[1], fields.get("quarter_turns", 0.0))
         seconds = sum(state["seconds"] for state, _ in found.values())
+        kept = start.name if n // 5 < calibration.LEAST else ""
         card = {
             **{key: value for key, value in start.card.items() if key != "calibrated"},
             **base_card(output.name, network, core, {**found[best][0], "seconds": seconds}, seed, command),
@@ -130,12 +131,7 @@ def finetune(
             "data": real_record(real, n, command),
             "limits": [
                 *([INVENTED] if real.recipe else []),
-                chosen_by(
-                    f"the {n // 5} galaxies",
-                    "the epoch and the layers",
-                    errors=architecture.spreads,
-                    base=start.name if n // 5 < calibration.LEAST else "",
-                ),
+                chosen_by(f"the {n // 5} galaxies", "the epoch and the layers", errors=architecture.spreads, base=kept),
             ],
             "scores": {
                 "test_set": f"its {n // 5} validation galaxies, which chose the epoch",
