@@ -595,6 +595,22 @@ def test_no_input_is_replaced(run, field, tmp_path, verb):
     assert (psf.read_bytes(), table.read_bytes()) == before
 
 
+def test_no_input_of_several_images_is_replaced(run, field, tmp_path):
+    first, second, psf = tmp_path / "a.fits", tmp_path / "b.fits", tmp_path / "inj-2.fits"
+    for path in (first, second):
+        shutil.copy(field[0], path)
+    fits.writeto(psf, effective_psf(F160W, 61))
+    before = first.read_bytes(), psf.read_bytes()
+    for output in (first, psf):
+        code, _, err = run("measure", first, second, "--psf", psf, "-o", output, "--gain", 3000, "--overwrite")
+        assert (code, len(err.splitlines())) == (1, 1), err
+        assert f"No output replaces a file that is read; received {output.name} for both" in err
+    options = ("--psf", psf, "--injected", tmp_path / "inj.fits", "-o", tmp_path / "v.fits", "--overwrite")
+    code, _, err = run("validate", first, *options, "--gain", 3000)
+    assert "received inj-2.fits for both" in err
+    assert (first.read_bytes(), psf.read_bytes()) == before
+
+
 def test_places_of_another_field_are_a_warning(run, field, tmp_path):
     (tmp_path / "far.csv").write_text("x,y\n9000,9000\n-700,3\n")
     (tmp_path / "none.csv").write_text("x,y\n")

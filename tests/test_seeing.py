@@ -86,8 +86,19 @@ def test_without_stars_and_header_the_width_is_that_of_the_narrowest_source(blan
     with pytest.warns(SersicnetWarning, match="the width of the narrowest source is assumed, with a FWHM of 3"):
         found = seeing.seeing(exposure, mesh, None, None)
     assert found.assumed
-    assert found.psf.error == seeing.NARROW_ERROR
+    assert found.psf.error == seeing.LONE_ERROR
     assert found.psf.fwhm == pytest.approx(Psf.of(effective_psf(F160W), "F160W").fwhm, rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no celestial WCS")
+def test_a_galaxy_does_not_replace_the_usual_seeing(blank):
+    """The only bright source is four times as wide as the usual PSF."""
+    data = np.random.default_rng(0).normal(0, 0.003, (300, 300)).astype(np.float32)
+    data += Renderer(effective_psf(F160W), 300)(np.array([[150.2, 149.7, 100.0, 8.0, 1.0, 0.95, 0.0]]))[0]
+    cards = {"MAGZERO": 25.0, "INSTRUME": "DECam", "FILTER": "r"}
+    exposure = Exposure.open(blank(data=data, cards=cards), pixel_scale=0.263)
+    with pytest.warns(SersicnetWarning, match="the usual PSF of DECam r is assumed"):
+        seeing.seeing(exposure, estimate_sky(exposure, scene.DETECTOR.threshold), None, None)
 
 
 @QUIET

@@ -250,6 +250,15 @@ def test_a_field_of_a_telescope_has_galaxies_and_stars_through_its_psf(tmp_path)
     assert image.data.sum() == pytest.approx(counts, rel=0.15)
 
 
+def test_a_bright_galaxy_of_a_field_has_all_its_light(tmp_path, monkeypatch):
+    galaxy = {"r_eff_pix": 7.0, "sersic_n": 3.0, "ellipticity": 0.2, "theta": 0.0, "x": 400.3, "y": 399.6}
+    monkeypatch.setattr(population, "draw_neighbours", lambda *_, **__: [{"mag": 18.0, **galaxy}])
+    sky = Field.of_telescope(800, "euclid-vis", seed=1)
+    image = mosaic.read_image(simulate_field(tmp_path / "vis.fits", sky)[0]).data
+    light = image[200:600, 200:600] - np.median(image)
+    assert light.sum() == pytest.approx(10 ** (-0.4 * (18 - 30)), rel=0.01)
+
+
 def test_a_star_of_a_field_is_the_psf(tmp_path, monkeypatch):
     star = {"mag": 18.0, "r_eff_pix": 0.02, "sersic_n": 1.0, "ellipticity": 0.0, "theta": 0.0, "x": 100.3, "y": 99.6}
     monkeypatch.setattr(population, "draw_neighbours", lambda *_, **__: [star])

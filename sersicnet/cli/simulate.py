@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -173,7 +174,12 @@ def simulate(
         output = output or Path("mosaic.fits")
         field = Field.of_telescope(mosaic, telescopes, seed) if telescopes else Field(mosaic, n, seed)
         # At least half a byte for a pixel of noise, and ten columns of text for a galaxy.
-        check_space(output, mosaic**2 / 2 + 50 * field.count, f"{field.count:,} galaxies in {mosaic:,}² pixels", "`n`")
+        check_space(
+            output,
+            mosaic**2 / 2 + 50 * field.count,
+            f"{field.count:,} galaxies in {mosaic:,}² pixels",
+            "`mosaic`" if telescopes else "`n`",
+        )
         with progress_bar(quiet, "drawing", field.count) as update:
             paths = simulate_field(output, field, overwrite=overwrite, command=command_line(), progress=update)
         what = f"{field.count} galaxies"
@@ -181,7 +187,7 @@ def simulate(
             what = f"galaxies and stars to mag {field.limit:.1f}"
         say(quiet, f"{what}; wrote {paths[0]} and {paths[1]}")
         if telescopes:
-            say(quiet, f"sersicnet measure {paths[0]} --gain {field.instrument.exposure:.4g}")
+            say(quiet, f"sersicnet measure {shlex.quote(str(paths[0]))} --gain {field.instrument.exposure:.4g}")
         return
     n, target = n or 20_000, output or Path("train.h5")
     started = time.monotonic()

@@ -29,7 +29,7 @@ CHUNK = 512
 """Stamps read before they go through the network: 32 MB."""
 
 FEW_MATCHES = 0.1
-"""Fewer matches than this, as a fraction of the smaller table, may be of chance."""
+"""Fewer matches than this, as a fraction of the smaller table, may be chance."""
 
 TOLERANCE = {"sky": 0.3, "pixels": 5.0}
 """Largest distance of a source from its true position: arcsec on the sky, else pixels."""

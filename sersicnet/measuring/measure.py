@@ -27,7 +27,7 @@ from sersicnet.image.psf import Psf
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.outputs import Outputs
 from sersicnet.measuring.plan import Plan, Work
-from sersicnet.output import Report, check_output, silent
+from sersicnet.output import Report, check_apart, check_output, silent
 from sersicnet.weights import Weights
 
 
@@ -287,6 +287,11 @@ def measure_many(
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Each catalogue needs a name of its own; two would be {twice}. Measure them one by one.")
     together = not output.is_dir()
+    written = [output] if together else [output / name for name in names]
+    fitting = options.get("refine") or options.get("fitting")
+    check_apart(
+        written, *images, *(options.get(name) for name in ("psf", "positions", "validated")), fitting and fitting.prior
+    )
     asked = chosen.wanted(columns)
     listed = [name for name in asked if not together or name.removeprefix("+") != "image"]
     if asked == ("image",) and together:

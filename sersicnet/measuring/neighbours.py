@@ -93,7 +93,7 @@ class Neighbours:
         most = np.minimum(HIDDEN_SHARE * flux, HIDDEN_SNR * self._noise)
         ordered = np.argsort(flux[j], kind="stable")  # the last bits of a sum must not depend on the tile
         squares = np.bincount(i[ordered], np.minimum(flux[j], most[i])[ordered] ** 2, len(flux))
-        self.hidden[usable] = (np.sqrt(self._area * squares) / (2 * REACH * flux))[usable]
+        self.hidden[usable] = np.sqrt(self._area * squares)[usable] / (2 * REACH * flux[usable])
         parts = np.array_split(np.arange(len(i)), 1 + len(i) // _AT_ONCE)
         light = np.concatenate([self._brightness(j[part], *(place[i[part]] - place[j[part]]).T) for part in parts])
         added = light * np.sqrt(self._area[i]) / (self._rms[i] * correlation)

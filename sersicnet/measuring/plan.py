@@ -222,7 +222,8 @@ class Plan:
         if work.workers > 1:
             workers.check_main()
         exposure = Exposure.of(exposure)
-        files = outputs.checked(*(image.path for image in exposure.images), psf, positions, validated)
+        read = [image.path for image in exposure.images]
+        files = outputs.checked(*read, psf, positions, validated, fitting and fitting.prior)
         if network is not None and not isinstance(network, Weights):
             network = weights.load(network)
         if network is not None:

@@ -70,7 +70,7 @@ def _add_hidden(values: Values, rows: np.ndarray, hidden: np.ndarray) -> None:
     values.errors[rows] = np.hypot(before, light)
     # An angle is as uncertain as the ellipticity, relative to what it was.
     values.theta_err[rows] *= values.errors[rows, 3] / before[:, 3]
-    values.theta_err[rows] = np.fmin(values.theta_err[rows], weights.UNKNOWN_ANGLE)
+    values.theta_err[rows] = np.minimum(values.theta_err[rows], weights.UNKNOWN_ANGLE)
 
 
 def _answered(

@@ -18,9 +18,15 @@ from sersicnet.image.views import psf_views, shape_of
 from sersicnet.measuring.scene import DETECTOR
 from sersicnet.simulating import observatories
 
-GIVEN_ERROR, NARROW_ERROR, GUESSED_ERROR = 0.02, 0.15, 0.4
-"""Relative 1 sigma error of the FWHM of a PSF that is assumed: one of a given width, that of the narrowest source, and
-a guess: images of telescopes have 1.3 to 8 pixels."""
+GIVEN_ERROR, NARROW_ERROR, LONE_ERROR, GUESSED_ERROR = 0.02, 0.15, 0.3, 0.4
+"""Relative 1 sigma error of the FWHM of a PSF that is assumed: one of a given width, that of the narrowest source, of
+several or of fewer than `SEVERAL`, and a guess: images of telescopes have 1.3 to 8 pixels."""
+
+SEVERAL = 3
+"""Bright sources of which the narrowest is probably a star, or nearly as narrow."""
+
+LIKE_USUAL = 1.5
+"""How many times narrower or wider than the usual PSF of its instrument on the ground the narrowest source may be."""
 
 SPACE_MARGIN, GROUND_MARGIN = 1.3, 1.6
 """How many times narrower or wider than those of an instrument a PSF may be before it is doubted. The seeing of single
@@ -127,9 +133,12 @@ def seeing(
             return Seeing(stars.psf, assumed=not in_space, stars=stars)
         if in_space:
             return Seeing(assumed)
-    if np.isfinite(stars.narrow):
-        width = float(np.clip(stars.narrow, *WIDTHS))
-        assumed = moffat(width, "the width of the narrowest source", NARROW_ERROR, guessed=True)
+    width = float(np.clip(stars.narrow, *WIDTHS))
+    like_usual = assumed is None or 1 / LIKE_USUAL < width / assumed.fwhm < LIKE_USUAL
+    if np.isfinite(width) and like_usual:
+        error = NARROW_ERROR if stars.bright >= SEVERAL else LONE_ERROR
+        if assumed is None or error < assumed.error:
+            assumed = moffat(width, "the width of the narrowest source", error, guessed=assumed is None)
     assumed = assumed or moffat(GUESS, f"a guess of {GUESS:g} pixels", GUESSED_ERROR, guessed=True)
     warn(
         f"{exposure.name} shows no PSF ({stars.reason}): {assumed.source} is assumed, with a FWHM of "

@@ -130,7 +130,7 @@ def validate(
         drawn = injection.drawn(known, base.table)
         avoid = None if injection.avoid is None else scene.bright(injection.avoid)
         passes = places(made.exposure, drawn["r_eff_pix"], injection.seed, _away_from(avoid))
-        images = files.images(len(passes), overwrite)
+        images = [check_output(path, overwrite) for path in files.images(len(passes))]
         _log.info("%d galaxies in %d passes", injection.n, len(passes))
         negative = run.negative(base)
 
@@ -229,8 +229,12 @@ def _checked(
     outputs = Outputs(overwrite=overwrite)
     made = measuring.plan(exposure, weights=network, gain=taken, refine=refine, outputs=outputs, **options)
     read = [image.path for image in made.exposure.images]
-    check_apart(files.written, *read, options.get("psf"), injection.galaxies)
+    check_apart(files.written, *read, options.get("psf"), injection.galaxies, refine and refine.prior)
     return made, injection.known(made.exposure.pixel_scale.value)
+
+
+MOST_PASSES = 1000
+"""Passes whose images are kept from replacing a file that is read."""
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -267,18 +271,17 @@ class _Files(NamedTuple):
 
     @property
     def written(self) -> list[Path]:
-        """All files, but for the images of several passes."""
-        return [path for path in (self.output, self.page, self.injected) if path is not None]
+        """All files that may be written: how many passes there are is not known yet."""
+        return [path for path in (self.output, self.page, self.injected, *self.images(MOST_PASSES)) if path is not None]
 
-    def images(self, passes: int, overwrite: bool) -> list[Path]:
+    def images(self, passes: int) -> list[Path]:
         """The images with the galaxies of each pass; none if they are not wanted."""
         if self.injected is None:
             return []
         if passes == 1:
             return [self.injected]
         stem = self.injected.name.removesuffix(self.injected.suffix)
-        paths = [self.injected.with_name(f"{stem}-{k}{self.injected.suffix}") for k in range(1, passes + 1)]
-        return [check_output(path, overwrite) for path in paths]
+        return [self.injected.with_name(f"{stem}-{k}{self.injected.suffix}") for k in range(1, passes + 1)]
 
 
 def _write_image(exposure: Exposure, path: Path, tile: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sersicnet.engine.render import log_norm, sersic_b
 from sersicnet.errors import InputError
-from sersicnet.image.psf import Psf
+from sersicnet.image.psf import Psf, radial_profile
 from sersicnet.image.psffile import write_psf
 from sersicnet.output import check_output, whole
 from sersicnet.schema import STAMP_SIZE, TARGET_NAMES
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
 _DRAWN = 2 * STAMP_SIZE
-"""Pixels a side of the square that a galaxy is drawn on, or four times as many for a large one."""
+"""Pixels a side of the square that a galaxy is drawn on by default."""
 
-_LARGE = 32.0
-"""Least effective radius of a large galaxy, pixels."""
+_SQUARES = (neighbours.SMALL, _DRAWN, 4 * _DRAWN)
+"""Those of a field of a telescope: the smallest beyond which the surface brightness is below `_FAINT`."""
+
+_FAINT = 0.1
+"""In units of the noise of a pixel."""
 
 _SHAPE_OF_A_STAR = (population.POINT, 1.0, 0.0, 0.0)
 
@@ -223,9 +228,24 @@ def _draw(canvas: np.ndarray, row: Any, sky: Field) -> None:
     if galaxy.get("star"):
         galaxy.update(zip((*TARGET_NAMES[1:], "theta"), _SHAPE_OF_A_STAR, strict=True))
     values = np.array(neighbours.parameters(galaxy, sky.instrument))
-    size = _DRAWN
-    if sky.limit is not None:
-        size = 4 * _DRAWN if galaxy["r_eff_pix"] > _LARGE else _DRAWN
-        if neighbours.is_small(values, neighbours.BRIGHT * sky.rms):
-            size = neighbours.SMALL
+    size = _DRAWN if sky.limit is None else _square(values, sky)
     neighbours.add(canvas, values, neighbours.camera(sky.psf or sky.instrument), size)
+
+
+def _square(values: np.ndarray, sky: Field) -> int:
+    """The side of the square that an object is drawn on, pixels."""
+    _, _, flux, r_eff, n, q, _ = values
+    wings = _wings(sky.psf or sky.instrument)
+    for size in _SQUARES[:-1]:
+        light = np.exp(log_norm(n) - sersic_b(n) * (size / 2 / r_eff) ** (1 / n)) / (q * r_eff**2)
+        light += wings[size // 2] if size // 2 < len(wings) else 0.0
+        if flux * light < _FAINT * sky.rms:
+            return size
+    return _SQUARES[-1]
+
+
+@functools.lru_cache(4)
+def _wings(psf: Psf | Instrument) -> np.ndarray:
+    """Surface brightness of the PSF by the distance in pixels, for unit flux."""
+    image = psf.at_pixel_scale().image if isinstance(psf, Psf) else effective_psf(psf)
+    return radial_profile(image, (len(image) // 2,) * 2, np.arange(len(image) // 2 + 1.0))

@@ -28,7 +28,7 @@ SIZE = STAMP_SIZE + 2 * MARGIN
 SMALL = 64
 """Pixels a side of a stamp on which small neighbours are drawn."""
 
-BRIGHT = 28_900.0
+_BRIGHT = 28_900.0
 """A neighbour of more light than this, in units of the noise of a pixel, is drawn on the whole scene."""
 
 _MOST_ATTEMPTS = 8
@@ -164,7 +164,7 @@ def cut_among_neighbours(
     from sersicnet.image.stamps import cut
 
     bad = np.zeros(model.shape, bool)
-    bright = BRIGHT * np.sqrt(instrument.rms_low * instrument.rms_high)
+    bright = _BRIGHT * np.sqrt(instrument.rms_low * instrument.rms_high)
     x, y = float(galaxy[0]), float(galaxy[1])
     for attempt in range(_MOST_ATTEMPTS):
         around = draw_neighbours(rng, SIZE + 2 * MARGIN, instrument.pixel_scale, limit)
@@ -196,16 +196,11 @@ def cut_among_neighbours(
 
 def _add(scene: np.ndarray, other: np.ndarray, camera: Camera, bright: float) -> None:
     """Add a neighbour to a scene in place; one that is small and not `bright` is drawn on a small stamp."""
-    if is_small(other, bright):
-        add(scene, other, camera, SMALL)
-    else:
+    _, _, flux, r_eff, *_ = other
+    if 8 * r_eff > SMALL or flux > bright:
         scene += camera.render(other, SIZE)
-
-
-def is_small(galaxy: np.ndarray, bright: float) -> bool:
-    """Whether all that can be seen of a galaxy is on a stamp of `SMALL` pixels: it is small, and not `bright`."""
-    flux, r_eff = galaxy[2:4]
-    return bool(8 * r_eff <= SMALL and flux <= bright)
+    else:
+        add(scene, other, camera, SMALL)
 
 
 def add(canvas: np.ndarray, galaxy: np.ndarray, camera: Camera, size: int) -> None:

@@ -533,7 +533,7 @@ def cards_of(name: str) -> dict[str, str]:
         return {}
     bands = list(TELESCOPES[key].wavelengths)
     band = band or (bands[0] if len(bands) == 1 else "")
-    return {"INSTRUME": instrument, "FILTER": band} if band else {}
+    return {"INSTRUME": instrument, "FILTER": band} if band in bands else {}
 
 
 USUAL_ERROR, SEEING_ERROR = 0.05, 0.2
