@@ -23,7 +23,7 @@ GIVEN_ERROR, NARROW_ERROR, LONE_ERROR, GUESSED_ERROR = 0.02, 0.15, 0.3, 0.4
 several or of fewer than `SEVERAL`, and a guess: images of telescopes have 1.3 to 8 pixels."""
 
 SEVERAL = 3
-"""Bright sources of which the narrowest is probably a star, or nearly as narrow."""
+"""With at least so many bright sources, the narrowest is probably a star, or nearly as narrow as one."""
 
 LIKE_USUAL = 1.5
 """How many times narrower or wider than the usual PSF of its instrument on the ground the narrowest source may be."""
@@ -39,12 +39,14 @@ GUESS = 3.0
 """FWHM of the PSF that is assumed if nothing at all is known, pixels."""
 
 WIDTHS = (1.0, 16.0)
-"""FWHM of a PSF of which only the width is known, least and largest, pixels."""
+"""Smallest and largest FWHM, in pixels, of a PSF if only its width is known."""
 
 BETA, BETA_GUESSED = 3.0, 2.25
-"""Exponents of the Moffat profile of a PSF of which only the width is known, as from the ground; and of one about which
-nothing is known: 0.96 and 0.91 of the light are within two FWHM. Telescopes in space have 0.78 to 0.87, on the ground
-0.93 to 0.97."""
+"""Exponents of the Moffat profile of a PSF if only its width is known: as from the ground, and for any telescope.
+
+They put 0.96 and 0.91 of the light within two FWHM. PSFs of telescopes in space have 0.78 to 0.87 of it there, and those
+from the ground 0.93 to 0.97.
+"""
 
 LIGHT_ERROR, LIGHT_GUESSED_ERROR = 0.04, 0.06
 """Relative 1 sigma errors of that light."""
