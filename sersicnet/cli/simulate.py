@@ -187,7 +187,8 @@ def simulate(
             what = f"galaxies and stars to mag {field.limit:.1f}"
         say(quiet, f"{what}; wrote {paths[0]} and {paths[1]}")
         if telescopes:
-            say(quiet, f"sersicnet measure {shlex.quote(str(paths[0]))} --gain {field.instrument.exposure:.4g}")
+            gain = field.instrument.exposure
+            say(quiet, f"To measure it: sersicnet measure {shlex.quote(str(paths[0]))} --gain {gain:.4g}")
         return
     n, target = n or 20_000, output or Path("train.h5")
     started = time.monotonic()

@@ -44,8 +44,8 @@ WIDTHS = (1.0, 16.0)
 BETA, BETA_GUESSED = 3.0, 2.25
 """Exponents of the Moffat profile of a PSF if only its width is known: as from the ground, and for any telescope.
 
-They put 0.96 and 0.91 of the light within two FWHM. PSFs of telescopes in space have 0.78 to 0.87 of it there, and those
-from the ground 0.93 to 0.97.
+They put 0.96 and 0.91 of the light within two FWHM. PSFs of telescopes in space have 0.78 to 0.87 of it there, and
+those from the ground 0.93 to 0.97.
 """
 
 LIGHT_ERROR, LIGHT_GUESSED_ERROR = 0.04, 0.06
