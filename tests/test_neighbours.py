@@ -1,3 +1,4 @@
+import astropy.units as u
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -7,7 +8,8 @@ from sersicnet.errors import SersicnetWarning
 from sersicnet.image.pixels import Sky
 from sersicnet.image.psf import Psf
 from sersicnet.image.stamps import cut
-from sersicnet.measuring.measure import measure
+from sersicnet.measuring.fitting import Fitting
+from sersicnet.measuring.measure import fit, measure
 from sersicnet.measuring.neighbours import HIDDEN_SHARE, HIDDEN_SNR, REACH, Neighbours
 from sersicnet.schema import LARGE_LIMIT
 from sersicnet.simulating.telescopes import F160W, effective_psf
@@ -122,6 +124,13 @@ def test_the_wings_of_a_bright_star_reach_farther_than_a_profile():
     assert found(star, [200.0, 150.0, *GALAXY[2:]]).of(np.arange(2)).tolist() == [1]
 
 
+def ring(flux=0.15):
+    """Fourteen faint sources around the galaxy, none nearer than 30 pixels, and what that hides in it."""
+    angle = np.arange(14) * 2 * np.pi / 14
+    around = [[150 + 45 * np.cos(a), 150 + 45 * np.sin(a), flux, 1.0, 1.0, 0.9, 0.0] for a in angle]
+    return around, np.sqrt(14 * 4 * np.pi * (1.34**2 + 0.3 * 16) / 128**2) * flux / 6
+
+
 def measured(*others, positions=None):
     _, data = image_of(GALAXY, *others)
     with pytest.warns(SersicnetWarning, match="WCS"):
@@ -152,12 +161,30 @@ def test_the_error_includes_that_of_the_subtracted_light(row):
 
 
 def test_the_error_includes_that_of_sources_that_are_hidden():
-    """Fourteen sources of a fortieth of the galaxy's light, none nearer than 30 pixels."""
-    angle = np.arange(14) * 2 * np.pi / 14
-    around = [[150 + 45 * np.cos(a), 150 + 45 * np.sin(a), 0.15, 1.0, 1.0, 0.9, 0.0] for a in angle]
+    around, hidden = ring()
     alone, among = of_galaxy(measured()), of_galaxy(measured(*around))
-    hidden = np.sqrt(14 * 4 * np.pi * (1.34**2 + 0.3 * 16) / 128**2) * 0.15 / 6
     assert among["mag_err"].value ** 2 - alone["mag_err"].value ** 2 > 0.8 * (0.9 * hidden) ** 2
+    assert among["theta_err"] > alone["theta_err"]
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_the_errors_of_fits_include_that_of_sources_that_are_hidden(refine):
+    """Also that of the flux. Where no network measures the faint sources, their flux is that of the detected pixels."""
+    around, hidden = ring(0.4)
+    rows = []
+    for others in ([], around):
+        _, data = image_of(GALAXY, *others)
+        fitting = Fitting(gain=1e6, prior="none")
+        options = {"zero_point": ZERO, "pixel_scale": 0.06, "psf": Psf.of(PSF, "F160W")}
+        options |= {"refine": fitting, "gain": 1e6} if refine else {"fitting": fitting}
+        with pytest.warns(SersicnetWarning, match="WCS"):
+            found = (measure if refine else fit)(data, **options)
+        rows.append(of_galaxy(found))
+    alone, among = rows
+    assert alone["fit_status"] == among["fit_status"] == 0
+    for name, expected in (("mag", 0.9), ("flux", 0.83 * GALAXY[2])):
+        errors = [u.Quantity(row[f"{name}_err"]).value for row in (among, alone)]
+        assert 0.7 < (errors[0] ** 2 - errors[1] ** 2) / (expected * hidden) ** 2 < 1.5
     assert among["theta_err"] > alone["theta_err"]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sersicnet.image.psf import Psf
-from sersicnet.measuring.predicting import through
+from sersicnet.measuring.predicting import LIGHT_INCLUDED, through
 from sersicnet.simulating.telescopes import F160W, effective_psf
 from sersicnet.weights import Prediction
 
@@ -43,8 +43,15 @@ def test_a_psf_that_is_known_adds_no_error():
     np.testing.assert_array_equal(found.errors[:, 0], ERRORS)
 
 
+def test_an_error_of_the_light_like_those_of_the_calibration_is_not_counted_twice():
+    answers, found, of_psf = answered(replace(PSF, light_error=LIGHT_INCLUDED))
+    assert answers == 3
+    assert not of_psf.any()
+    np.testing.assert_array_equal(found.errors[:, 0], ERRORS)
+
+
 def test_the_light_of_the_psf_adds_to_small_errors():
-    answers, found, of_psf = answered(replace(PSF, light_error=0.02))
+    answers, found, of_psf = answered(replace(PSF, light_error=np.hypot(LIGHT_INCLUDED, 0.02)))
     assert answers == 3 + 2
     assert not of_psf[:, 0].any()
     assert of_psf[:2, 1, 0] == pytest.approx(-2.5 * np.log10(0.98), abs=0.002)
@@ -53,6 +60,6 @@ def test_the_light_of_the_psf_adds_to_small_errors():
 
 
 def test_errors_of_width_and_light_are_independent():
-    _, both, of_psf = answered(replace(PSF, light_error=0.02, error=0.05))
+    _, both, of_psf = answered(replace(PSF, light_error=0.025, error=0.05))
     assert of_psf[:, 0, 0].all()
     np.testing.assert_allclose(both.errors[:, 0], np.sqrt(ERRORS**2 + (of_psf[..., 0] ** 2).sum(axis=1)))

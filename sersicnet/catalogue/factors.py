@@ -37,8 +37,13 @@ FWHM of the PSF; and logarithm of the claimed error, which is relative for radiu
 NODES = (0.01, 0.06, 0.2, 0.4, 0.6, 0.8, 0.94, 0.99)
 """Nodes of the curves: these fractions of the galaxies are below them."""
 
-STIFFNESS = 30.0
-"""Penalty on the second differences of a curve, in units of galaxies; a tenth of it is on the first differences."""
+STIFFNESS = (30.0, 300.0, 3000.0)
+"""Penalties on the second differences of a curve, in units of galaxies, one of which is chosen; a tenth of it is on the
+first differences."""
+
+FOLDS, LEAST_GAIN = 5, 2.0
+"""Parts of the galaxies, each of which tests the curves of the others, and the number of standard errors by which
+softer curves must be better in that test: they follow chance if there are few galaxies."""
 
 _ROUNDS, _WIDEST, _NARROWEST = 60, 0.5, 0.03
 _OTHER = {
@@ -137,6 +142,9 @@ class Curves(NamedTuple):
     def fitted(cls, quantities: np.ndarray, values: np.ndarray, share: float, weights: np.ndarray) -> Curves:
         """The curves that a share of the values is below: a quantile regression with stiff curves.
 
+        The curves of a parameter are the stiffest of `STIFFNESS` that predict other galaxies as well as the best ones
+        do, within `LEAST_GAIN` standard errors of the difference (Hastie, Tibshirani & Friedman 2009, section 7.10).
+
         Parameters
         ----------
         quantities : ndarray, float64, (N, P, 4)
@@ -148,13 +156,13 @@ class Curves(NamedTuple):
         """
         steps = 1e-6 * np.arange(len(NODES))
         nodes = np.moveaxis(np.quantile(quantities, NODES, axis=0), 0, -1) + steps
-        penalty = _penalty()
         found = []
         with threadpool_limits(1, user_api="blas"):  # threads cost more than they save in products this small
             for i in range(values.shape[1]):
                 parts = [hats(quantities[:, i, k], nodes[i, k]) for k in range(len(QUANTITIES))]
                 design = np.column_stack([np.ones(len(values)), *parts])
-                found.append(_regressed(design, values[:, i], share, weights, penalty))
+                own = design, values[:, i], share, weights
+                found.append(_regressed(*own, _stiffness(*own)))
         best = np.array(found)
         return cls(best[:, 0], nodes, best[:, 1:].reshape(nodes.shape))
 
@@ -164,21 +172,39 @@ def hats(x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
     return np.column_stack([np.interp(x, nodes, one) for one in np.eye(len(nodes))])
 
 
-def _penalty() -> np.ndarray:
+def _stiffness(design: np.ndarray, values: np.ndarray, share: float, weights: np.ndarray) -> float:
+    """The largest of `STIFFNESS` that is as good as the best one; see `Curves.fitted`."""
+    part = np.random.default_rng(0).permutation(len(values)) % FOLDS
+    losses = np.empty((len(STIFFNESS), len(values)))
+    for stiffness, loss in zip(STIFFNESS, losses, strict=True):
+        for k in range(FOLDS):
+            own = part == k
+            others = _regressed(design[~own], values[~own], share, weights[~own], stiffness)
+            off = values[own] - design[own] @ others
+            loss[own] = np.maximum(share * off, (share - 1) * off)
+    losses = losses * (weights / weights.sum())
+    best = losses[np.argmin(losses.sum(axis=1))]
+    worse = losses - best
+    spread = np.sqrt(((worse - worse.sum(axis=1, keepdims=True) * weights / weights.sum()) ** 2).sum(axis=1))
+    good = worse.sum(axis=1) <= LEAST_GAIN * spread
+    return max(stiffness for stiffness, is_good in zip(STIFFNESS, good, strict=True) if is_good)
+
+
+def _penalty(stiffness: float) -> np.ndarray:
     """The quadratic penalty on the constant, which has none, and on the values at the nodes of all curves."""
     first, second = (np.diff(np.eye(len(NODES)), order, axis=0) for order in (1, 2))
-    one = STIFFNESS * (second.T @ second + first.T @ first / 10) + 0.02 * np.eye(len(NODES))
+    one = stiffness * (second.T @ second + first.T @ first / 10) + 0.02 * np.eye(len(NODES))
     out = np.zeros((1 + len(QUANTITIES) * len(NODES),) * 2)
     out[1:, 1:] = np.kron(np.eye(len(QUANTITIES)), one)
     return out
 
 
 def _regressed(
-    design: np.ndarray, values: np.ndarray, share: float, weights: np.ndarray, penalty: np.ndarray
+    design: np.ndarray, values: np.ndarray, share: float, weights: np.ndarray, stiffness: float
 ) -> np.ndarray:
     """Coefficients of a quantile regression, by least squares with changing weights."""
     weights = weights / weights.mean()
-    penalty = penalty + 1e-9 * np.eye(len(penalty))
+    penalty = _penalty(stiffness) + 1e-9 * np.eye(design.shape[1])
     pull = (share - 0.5) * (design.T @ weights)
     best, width = np.zeros(design.shape[1]), _WIDEST
     best[0] = weighted_quantile(values, weights, share)
@@ -229,6 +255,12 @@ class Found(NamedTuple):
         return Found(*(values[which] for values in self))
 
 
+def factors_on(found: Found) -> Curves:
+    """Logarithms of the factors on errors with which these hold `ONE_SIGMA` of the galaxies."""
+    away = np.log(np.maximum(found.pulls(found.errors), 1e-6))
+    return Curves.fitted(found.quantities, away, ONE_SIGMA, found.weights)
+
+
 @dataclass(frozen=True, eq=False)
 class Factors:
     """What a validation found on errors and biases, to be applied to a catalogue of the same mosaic.
@@ -264,11 +296,7 @@ class Factors:
         off = encode(found.predicted) - encode(found.truth)
         bias = Curves.fitted(where[:, :n], off, 0.5, found.weights)
         freed, errors = _without_bias(found.predicted, found.errors, bias.at(where[:, :n]))
-        curves = []
-        for values, sigma in ((found.predicted, found.errors), (freed, errors)):
-            away = np.log(np.maximum(found._replace(predicted=values).pulls(sigma), 1e-6))
-            curves.append(Curves.fitted(where, away, ONE_SIGMA, found.weights))
-        return cls(curves[0], bias, curves[1], fwhm, options)
+        return cls(factors_on(found), bias, factors_on(found._replace(predicted=freed, errors=errors)), fwhm, options)
 
     @classmethod
     def read(cls, path: str | Path) -> Factors:

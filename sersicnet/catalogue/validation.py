@@ -20,12 +20,14 @@ from astropy.table import QTable, Table
 
 from sersicnet.catalogue.columns import column, flags_of
 from sersicnet.catalogue.factors import (
+    FOLDS,
     LEAST,
     ONE_SIGMA,
     PARAMETERS,
     Factors,
     Found,
     angle_between,
+    factors_on,
     quantities_of,
     weighted_quantile,
 )
@@ -37,9 +39,6 @@ from sersicnet.weights import UNKNOWN_ANGLE
 
 PER_BIN, MOST_BINS = 300, 8
 """Galaxies of a bin, at least, and bins of a quantity, at most; all bins of a quantity have as many galaxies."""
-
-FOLDS = 5
-"""Parts of the galaxies: factors are tested on each part with those of the others."""
 
 NOT_COUNTED = Flag.NO_DATA | Flag.EDGE | Flag.MASKED | Flag.SATURATED
 """Rows with one of these flags lack a part of their light, and count neither for statistics nor for factors."""
@@ -240,9 +239,8 @@ class Validation:
             return out
         part = np.random.default_rng(0).permutation(len(out)) % FOLDS
         for k in range(FOLDS):
-            others = Factors.fitted(found.taken(part != k), self.fwhm, {})
             own = found.taken(part == k)
-            out[part == k] = own.errors * np.exp(others.errors.at(own.quantities))
+            out[part == k] = own.errors * np.exp(factors_on(found.taken(part != k)).at(own.quantities))
         out[:, len(TARGET_NAMES) :] = np.minimum(out[:, len(TARGET_NAMES) :], UNKNOWN_ANGLE)
         return out
 

@@ -62,17 +62,14 @@ class Neighbours:
     Attributes
     ----------
     hidden : ndarray, float64, (N,)
-        Scatter of the light that is hidden in a galaxy, as a fraction of its flux: of sources as numerous as those
-        in its stamp, at random places in the area that the galaxy and the PSF fill (Condon 1974, ApJ 188, 279). A
-        source that would be seen beside the galaxy, see `HIDDEN_SHARE`, counts as the brightest one that would not.
+        See `hidden_light`.
     """
 
     def __init__(self, galaxies: np.ndarray, psf: Psf, rms: np.ndarray, correlation: float) -> None:
         self._galaxies, self._rms = galaxies, rms
         with np.errstate(invalid="ignore"):
             usable = drawable(galaxies) & np.isfinite(galaxies[:, 2]) & (galaxies[:, 2] > 0) & (rms > 0)
-            # The noise of the flux is that of such an area.
-            self._area = 4 * np.pi * ((psf.fwhm / 2.355) ** 2 + 0.5 * galaxies[:, 5] * galaxies[:, 3] ** 2)
+            self._area = filled_area(galaxies, psf.fwhm)
         self._labels = np.zeros(len(galaxies), int)
         self._labels[usable], psfs = psf.cells(*galaxies[usable, :2].T)
         self._psfs = [one.at_pixel_scale() for one in psfs]
@@ -80,7 +77,7 @@ class Neighbours:
         image = psf.at_pixel_scale().image
         self._radii = np.arange(len(image) // 2 + 1.0)
         self._profile = radial_profile(image, (len(image) // 2,) * 2, self._radii)
-        self._noise = rms * correlation * np.sqrt(4 * np.pi) * psf.fwhm / 2.355
+        self._noise = noise_of_star(rms, correlation, psf.fwhm)
         self.hidden = np.full(len(galaxies), np.nan)
         self._near = self._found(np.flatnonzero(usable), correlation)
 
@@ -90,10 +87,7 @@ class Neighbours:
         i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
         flux = self._galaxies[:, 2]
         place = self._galaxies[:, :2]
-        most = np.minimum(HIDDEN_SHARE * flux, HIDDEN_SNR * self._noise)
-        ordered = np.argsort(flux[j], kind="stable")  # the last bits of a sum must not depend on the tile
-        squares = np.bincount(i[ordered], np.minimum(flux[j], most[i])[ordered] ** 2, len(flux))
-        self.hidden[usable] = np.sqrt(self._area * squares)[usable] / (2 * REACH * flux[usable])
+        self.hidden[usable] = hidden_light(i, flux[j], flux, self._area, self._noise)[usable]
         parts = np.array_split(np.arange(len(i)), 1 + len(i) // _AT_ONCE)
         light = np.concatenate([self._brightness(j[part], *(place[i[part]] - place[j[part]]).T) for part in parts])
         added = light * np.sqrt(self._area[i]) / (self._rms[i] * correlation)
@@ -175,6 +169,47 @@ class Neighbours:
         corner = np.rint(self._galaxies[j, :2]).astype(int) - side // 2
         image = self._renderers[cell, side](self._galaxies[j] - np.array([*corner, 0, 0, 0, 0, 0]))[0]
         return corner, np.nan_to_num(image)
+
+
+def filled_area(galaxies: np.ndarray, fwhm: float) -> np.ndarray:
+    """The area that galaxies and the PSF fill, square pixels, (N,): the noise of their flux is that of such an area.
+
+    Parameters
+    ----------
+    galaxies : ndarray, float64, (N, 7)
+        As for `Neighbours`.
+    fwhm : float
+        Of the PSF, pixels.
+    """
+    return np.asarray(4 * np.pi * ((fwhm / 2.355) ** 2 + 0.5 * galaxies[:, 5] * galaxies[:, 3] ** 2))
+
+
+def noise_of_star(rms: np.ndarray, correlation: float, fwhm: float) -> np.ndarray:
+    """Noise of the flux of a star, image units, (N,), from the noise of a pixel at its place and the FWHM in pixels."""
+    return np.asarray(rms * correlation * np.sqrt(4 * np.pi) * fwhm / 2.355)
+
+
+def hidden_light(
+    of: np.ndarray, others: np.ndarray, flux: np.ndarray, area: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+    """Scatter of the light that is hidden in galaxies, as a fraction of their fluxes, float64, (N,).
+
+    It is that of sources as numerous as those in the stamp of a galaxy, at random places in the area that the galaxy
+    and the PSF fill (Condon 1974, ApJ 188, 279). A source that would be seen beside the galaxy, see `HIDDEN_SHARE`,
+    counts as the brightest one that would not.
+
+    Parameters
+    ----------
+    of, others : ndarray, (K,)
+        For each source in the stamp of a galaxy, the index of the galaxy and the flux of the source.
+    flux, area, noise : ndarray, float64, (N,)
+        Of the galaxies: see `filled_area` and `noise_of_star`. A flux that is not positive gives NaN.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        most = np.minimum(HIDDEN_SHARE * flux, HIDDEN_SNR * noise)
+        ordered = np.argsort(others, kind="stable")  # the last bits of a sum must not depend on the tile
+        squares = np.bincount(of[ordered], np.minimum(others, most[of])[ordered] ** 2, len(flux))
+        return np.where(flux > 0, np.sqrt(area * squares) / (2 * REACH * flux), np.nan)
 
 
 def _factor(light: np.ndarray, itself: np.ndarray, pixels: np.ndarray, used: np.ndarray) -> float:

@@ -25,7 +25,7 @@ OF_NEIGHBOURS = 0.5
 """Error of what subtracting the light of neighbours changes, as a fraction of the change."""
 
 OF_HIDDEN = (0.9, 1.0, 1.5, 0.4)
-"""Errors of mag, ln R_e, ln n and ellipticity for each unit of `sersicnet.measuring.neighbours.Neighbours.hidden`."""
+"""Errors of mag, ln R_e, ln n and ellipticity for each unit of `sersicnet.measuring.neighbours.hidden_light`."""
 
 
 def predict(
@@ -58,19 +58,33 @@ def predict(
         stamps.subtract(others.light(rows, stamps))
         of_psf[rows] = _answered(scene, values, rows, stamps, network, again=True)
         report("measuring without neighbours", part.stop, len(again))
-    _add_hidden(values, np.flatnonzero(own), others.hidden)
+    mine = np.flatnonzero(own)
+    add_hidden(values, mine, others.hidden[mine])
     return of_psf
 
 
-def _add_hidden(values: Values, rows: np.ndarray, hidden: np.ndarray) -> None:
-    """Add the error that hidden sources cause to the errors of some rows; correlations stay."""
-    light = np.nan_to_num(hidden[rows])[:, None] * OF_HIDDEN
+def add_hidden(values: Values, rows: np.ndarray, hidden: np.ndarray) -> None:
+    """Add the error that hidden sources cause to the errors of some rows; correlations stay.
+
+    Parameters
+    ----------
+    values : Values
+    rows : ndarray, int, (K,)
+    hidden : ndarray, float64, (K,)
+        See `sersicnet.measuring.neighbours.hidden_light`; NaN where it is not known, which adds nothing.
+    """
+    hidden = np.nan_to_num(hidden)
+    light = hidden[:, None] * OF_HIDDEN
     light[:, 1:3] *= values.targets[rows, 1:3]
     before = values.errors[rows]
     values.errors[rows] = np.hypot(before, light)
     # An angle is as uncertain as the ellipticity, relative to what it was.
-    values.theta_err[rows] *= values.errors[rows, 3] / before[:, 3]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rise = values.errors[rows, 3] / before[:, 3]
+    values.theta_err[rows] *= np.where(np.isfinite(rise), rise, 1.0)
     values.theta_err[rows] = np.minimum(values.theta_err[rows], weights.UNKNOWN_ANGLE)
+    of_flux = OF_HIDDEN[0] * np.log(10) / 2.5 * hidden * values.flux[rows]
+    values.flux_err[rows] = np.hypot(values.flux_err[rows], of_flux)
 
 
 def _answered(
@@ -98,6 +112,10 @@ def _answered(
 
 LEAST_PSF_ERROR = 0.01
 """A PSF whose FWHM is known better than this counts as known."""
+
+LIGHT_INCLUDED = 0.015
+"""Error of the light of a PSF that the errors of a network include: half of the PSFs that it was calibrated with are
+from a few stars, too. What is beyond it is added, in quadrature."""
 
 LIGHT_MATTERS = 3.0
 """Errors of magnitudes up to so many times that of the light of the PSF include it; larger ones would hardly change."""
@@ -140,7 +158,7 @@ def through(
         With the errors of the PSF in its errors.
     of_psf : ndarray, float64, (N, 2, 4)
         By how much the targets of each galaxy move together with a PSF that is wider by its error, and with one that
-        has more light within two FWHM by the error of that.
+        has more light within two FWHM by the error of that, as far as it is beyond `LIGHT_INCLUDED`.
     """
     labels, psfs = psf.cells(x, y)
     of_psf = np.zeros((len(x), 2, N_TARGETS))
@@ -153,7 +171,8 @@ def through(
     found = answer(1.0)
     if found.errors is None:
         return found, of_psf
-    some = np.flatnonzero(found.errors[:, 0] < LIGHT_MATTERS * psf.light_error)
+    light_error = float(np.sqrt(max(psf.light_error**2 - LIGHT_INCLUDED**2, 0)))
+    some = np.flatnonzero(found.errors[:, 0] < LIGHT_MATTERS * light_error)
     turns = np.zeros((2, len(x)))
     if psf.error >= LEAST_PSF_ERROR:
         narrower, wider = (answer(1 + sign * psf.error) for sign in (-1, 1))
@@ -161,11 +180,11 @@ def through(
         if wider.theta is not None and narrower.theta is not None:
             turns[0] = angle_between(wider.theta, narrower.theta) / 2
     if len(some):
-        diffuse = answer(1.0, 1 - psf.light_error, some)
+        diffuse = answer(1.0, 1 - light_error, some)
         of_psf[some, 1] = found.targets[some] - diffuse.targets
         if diffuse.theta is not None and found.theta is not None:
             turns[1, some] = angle_between(found.theta[some], diffuse.theta)
-    unsure = psf.error >= LEAST_PSF_ERROR, psf.light_error > 0
+    unsure = psf.error >= LEAST_PSF_ERROR, light_error > 0
     for shift, turn, counts in zip(of_psf.swapaxes(0, 1), turns, unsure, strict=True):
         if counts:
             found = found.with_error(shift, None if found.theta is None else turn)

@@ -16,7 +16,9 @@ from sersicnet.image import detect, stars
 from sersicnet.image.pixels import Window
 from sersicnet.image.stamps import cut
 from sersicnet.measuring.fitting import Fitters, correlations_of, known_galaxies
-from sersicnet.measuring.predicting import loaded, predict
+from sersicnet.measuring.neighbours import REACH as NEIGHBOURS_WITHIN
+from sersicnet.measuring.neighbours import filled_area, hidden_light, noise_of_star
+from sersicnet.measuring.predicting import add_hidden, loaded, predict
 from sersicnet.measuring.scene import (
     NEIGHBOUR_REACH,
     STAMPS_AT_ONCE,
@@ -259,6 +261,21 @@ def _fit(
             )
             _take(values, here, fits, shifts, zero_point, of_psf[here], keep=keep)
             first += len(group)
+    refined = mine[values.flags[mine] & Flag.NOT_REFINED == 0]
+    add_hidden(values, refined, _hidden(scene, values, refined, starts))
+
+
+def _hidden(scene: Scene, values: Values, rows: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Scatter of the light that is hidden in fitted galaxies, see `hidden_light`; `sources` are all detections."""
+    if not len(rows):
+        return np.zeros(0)
+    width, galaxies = scene.setting.psf_width, values.parameters(scene.setting.zero_point)[rows]
+    near = KDTree(sources[:, :2]).query_ball_point(galaxies[:, :2], NEIGHBOURS_WITHIN, p=np.inf)
+    of = np.repeat(np.arange(len(rows)), [len(some) for some in near])
+    others = np.concatenate([np.array(some, int) for some in near])
+    counts = (others != scene.source[rows][of]) & (sources[others, 2] > 0)
+    noise = noise_of_star(values.rms[rows], scene.sky.correlation, width)
+    return hidden_light(of[counts], sources[others[counts], 2], galaxies[:, 2], filled_area(galaxies, width), noise)
 
 
 def _neighbours(
