@@ -15,7 +15,7 @@ from sersicnet.errors import DatasetError, InputError, SersicnetWarning
 from sersicnet.image import detect, mosaic
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
-from sersicnet.image.psf import full_width
+from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.psffile import read_psf
 from sersicnet.image.views import psf_views
 from sersicnet.measuring.measure import measure
@@ -319,7 +319,7 @@ def test_an_extension_of_the_mosaic_is_chosen(field, tiny_weights, tmp_path, cap
 
 def test_the_psf_of_the_weights_stands_in_where_a_point_source_agrees(tiny_weights):
     start = weights.load(tiny_weights)
-    size = points.size_of(effective_psf(F160W))
+    size = points.size_of(Psf.of(effective_psf(F160W), "f160w"))
     frame = SimpleNamespace(name="few.fits")
     for factor, fits_in in ((1.03, True), (1.2, False), (0.8, False)):
         stars = SimpleNamespace(size=np.array([np.nan, factor * size]), snr=np.array([0, 99.0]))

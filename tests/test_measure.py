@@ -470,6 +470,28 @@ def test_flag_out_of_domain_by_the_stars_of_the_image(tmp_path):
     assert header["PSFFWHM"] == pytest.approx(4.4, rel=0.03)
 
 
+def test_flag_point_like_by_the_psf_of_elongated_stars(tmp_path):
+    """Stars with an ellipticity above 0.1 make no stellar locus; no star of a simulated SDSS image had the flag."""
+    rng = np.random.default_rng(0)
+    round_one = effective_psf(F160W, stretch=1.4)
+    long = zoom(round_one, (1, 1.2), order=3)
+    psf = long[:, long.shape[1] // 2 - len(long) // 2 :][:, : len(long)]
+    image = rng.normal(0, 0.0035, (512, 512))
+    draw = Renderer(psf, 64)
+    for row in range(20, 440, 70):
+        for column in range(20, 440, 70):
+            star = draw(np.array([*rng.uniform(31, 32, 2), 50.0, 0.02, 1.0, 1.0, 0.0]))[0]
+            image[row : row + 64, column : column + 64] += star
+    path = write(tmp_path / "stars.fits", image.astype(np.float32), fits.Header({"MAGZERO": 25.9463}))
+    with pytest.warns(SersicnetWarning):  # no WCS, and a PSF that is not that of F160W
+        table = measure(path, pixel_scale=0.06)
+    assert int(table.meta["PSFSRC"].removesuffix(" stars")) >= 30
+    assert table.meta["PSFELLIP"] > 0.12
+    bright = table["snr"] > 50
+    assert bright.sum() == 36
+    assert (table["flags"][bright] & Flag.POINT_LIKE > 0).mean() > 0.9
+
+
 def test_flag_point_like_by_the_psf_of_a_file(field, isolated, tmp_path):
     image, header = fits.getdata(field[0]), fits.getheader(field[0], 1)
     star = Renderer(effective_psf(F160W), 64)(np.array([31.6, 31.7, 60.0, 0.02, 1.0, 1.0, 0.0]))[0]

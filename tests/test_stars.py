@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from sersicnet.engine.render import Renderer
 from sersicnet.image import detect
 from sersicnet.image.pixels import Sky
-from sersicnet.image.psf import full_width
+from sersicnet.image.psf import Psf, full_width
 from sersicnet.image.stamps import cut
 from sersicnet.image.stars import (
     LEAST_STARS,
@@ -17,6 +18,7 @@ from sersicnet.image.stars import (
     profiles,
     saturated,
     size_of,
+    sizes,
     stellar_locus,
     width_of,
 )
@@ -147,7 +149,7 @@ def test_the_stack_of_stars_is_the_psf(stretch):
     assert stars.used.sum() >= LEAST_STARS
     assert stars.psf.shape == (PSF_SIDE, PSF_SIDE)
     assert full_width(stars.psf) == pytest.approx(full_width(psf), rel=0.01)
-    assert size_of(stars.psf) == pytest.approx(size_of(psf), rel=0.01)
+    assert size_of(Psf.of(stars.psf, "stack")) == pytest.approx(size_of(Psf.of(psf, "true")), rel=0.01)
     assert (stars.alike | ~stars.used).mean() > 0.95
     measured = profiles(image, bad, sky, found)
     locus = np.zeros(len(found), bool)
@@ -159,6 +161,24 @@ def test_sources_look_like_stars_within_their_noise():
     size, snr = np.array([1.0, 1.2, 1.2, np.nan]), np.array([100.0, 100.0, 5.0, 100.0])
     assert list(look_like_stars(size, snr, 1.05)) == [True, False, True, False]
     assert not look_like_stars(size, snr, largest_star(np.zeros(0))).any()
+
+
+@pytest.mark.parametrize(("stretch", "oversampling"), [(0.4, 2), (0.4, 3), (0.5, 2), (0.5, 3), (0.7, 1), (1.0, 1)])
+def test_stars_anywhere_in_a_pixel_are_no_larger_than_the_size_of_the_psf(stretch, oversampling):
+    """An undersampled PSF that was centred on a pixel had no size, so that no source looked like a star."""
+    psf = effective_psf(F160W, stretch=stretch)
+    image = sky_with([(3000.0, 0.02, 1.0, 1.0)] * 60, psf)
+    bad = np.zeros(image.shape, bool)
+    sky, found = detect.Detector()(image, bad)
+    bright = np.argsort(-found.flux)[:60]
+    stars, *_ = sizes(cut(image, bad, sky, found.x[bright], found.y[bright]))
+    fine = Psf.of(
+        effective_psf(replace(F160W, pixel_scale=F160W.pixel_scale / oversampling), stretch=stretch), "f", oversampling
+    )
+    size = size_of(fine)
+    assert np.isfinite(stars).all()
+    assert (stars < 1.02 * size).mean() > 0.75
+    assert stars.max() > 0.95 * size
 
 
 def test_five_stars_are_too_few_among_compact_galaxies():

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from sersicnet.image.detect import Detections
 from sersicnet.image.pixels import Sky
-from sersicnet.image.psf import Width, half_width, radial_profile
+from sersicnet.image.psf import Psf, Width, between, half_width, radial_profile
 from sersicnet.image.stamps import Stamps, cut
 from sersicnet.schema import LOW_SNR_LIMIT, MASKED_LIMIT, STAMP_SIZE
 
@@ -53,6 +53,7 @@ _APERTURE = 1.5  # radius in FWHM within which light is counted
 _SAME_WIDTH = 0.05  # width of the locus in log FWHM
 _SAME_LIGHT = 0.04
 _UNDERSAMPLED = 2.2
+_PHASES = 4  # places of an undersampled star in the pixel, along an axis
 _BY_PHASE = (
     0.12  # how much wider the locus is for each pixel that the FWHM is below 2.2; below 1.7, three times as much
 )
@@ -235,15 +236,15 @@ def largest_star(size: np.ndarray) -> float:
     return float(np.quantile(known, 0.9)) if len(known) else np.nan
 
 
-def look_like_stars(size: np.ndarray, snr: np.ndarray, largest: float) -> np.ndarray:
+def look_like_stars(size: np.ndarray, snr: np.ndarray, largest: float | np.ndarray) -> np.ndarray:
     """Which sources are not resolved: those no larger than the largest star, within twice the noise, bool, (N,).
 
     Parameters
     ----------
     size, snr : ndarray, float64, (N,)
         From `sizes`; a source with NaN does not look like a star.
-    largest : float
-        From `largest_star`; with NaN no source looks like a star.
+    largest : float or ndarray, float64, (N,)
+        From `largest_star` or `size_of`; with NaN no source looks like a star.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(size <= largest * (1 + 2 / snr))
@@ -371,17 +372,32 @@ def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -
     return Stars(psf, used, alike, size, snr)
 
 
-def size_of(psf: np.ndarray) -> float:
-    """The size that `Stars.size` has for a noiseless star, pixels."""
-    half = min(psf.shape[0] // 2, STAMP_SIZE // 2 - 1)
-    middle = psf.shape[0] // 2
-    stamp, at = np.zeros((1, STAMP_SIZE, STAMP_SIZE), np.float32), STAMP_SIZE // 2
-    inner, outer = slice(middle - half, middle + half + 1), slice(at - half, at + half + 1)
-    stamp[0, outer, outer] = 1e6 * psf[inner, inner]
-    here, no, one = np.array([float(at)]), np.zeros(stamp.shape, bool), np.ones(1)
-    inside = np.array([[0, STAMP_SIZE, 0, STAMP_SIZE]])
-    star = Stamps(stamp, no, here, here, one, np.ones_like(stamp), inside, 0 * one, 0 * one, no[:, 0, 0], 0 * one)
-    return float(sizes(star)[0][0])
+def size_of(psf: Psf) -> float:
+    """The size that `Stars.size` has for a noiseless star, pixels; NaN if it has none.
+
+    An undersampled star is narrower in the middle of a pixel than at its corner: three quarters are no larger.
+
+    Parameters
+    ----------
+    psf : Psf
+        In pixels of the image; of a varying one that in the middle of the field.
+    """
+    image, k = psf.image, psf.oversampling
+    if psf.fwhm < _UNDERSAMPLED and k % 2:  # so that a star may be at the corner of a pixel
+        finer = np.arange(2 * len(image) - 1) / 2
+        image, k = between(image, *np.meshgrid(finer, finer, indexing="ij")), 2 * k
+    steps = np.unique(np.linspace(0, k, _PHASES, endpoint=False).astype(int)) if psf.fwhm < _UNDERSAMPLED else [0]
+    off = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    half, first, at, n = STAMP_SIZE // 2 - 1, len(image) // 2 + k, STAMP_SIZE // 2, len(off)
+    wide = np.pad(image, k * half + k)
+    stamp = np.zeros((n, STAMP_SIZE, STAMP_SIZE), np.float32)
+    for part, (x, y) in zip(stamp, off, strict=True):
+        part[1:, 1:] = 1e6 * wide[first + y :: k, first + x :: k][: 2 * half + 1, : 2 * half + 1]
+    no, one, inside = np.zeros(stamp.shape, bool), np.ones(n), np.tile([0, STAMP_SIZE, 0, STAMP_SIZE], (n, 1))
+    x, y = at - off.T / k
+    stars = Stamps(stamp, no, x, y, one, np.ones_like(stamp), inside, 0 * one, 0 * one, no[:, 0, 0], 0 * one)
+    found = sizes(stars)[0]
+    return float(np.nanquantile(found, 0.75)) if np.isfinite(found).any() else np.nan
 
 
 PLATEAU, PLATEAU_CONTRAST, PLATEAU_REACH = 4, 2, 20
@@ -496,7 +512,7 @@ def sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray
         square_x, square_y = ((along - centre[:, None]) ** 2 for centre in (cx, cy))
         near = square_y[:, :, None] + square_x[:, None, :] < (3 * sigma[:, None, None]) ** 2
         whole = ~(stamps.replaced[:, inner, inner] & near).any(axis=(1, 2))
-        inside = (sigma > _SIZE_RANGE[0]) & (sigma < _SIZE_RANGE[1])
+        inside = sigma < _SIZE_RANGE[1]  # a star in the middle of a large pixel may have the smallest size
         moved = np.hypot(cx + inner.start - stamps.x, cy + inner.start - stamps.y) > 1
         trusted = good & whole & inside & ~moved & (snr > 0)
         round_ = trusted & (np.hypot(e1, e2) < 0.25)

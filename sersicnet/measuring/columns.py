@@ -67,7 +67,7 @@ def flag_unanswered(values: Values, network: Weights) -> bool:
     return n > 0 and n == with_data
 
 
-def flag_domain(values: Values, network: Weights, seen: Seen, largest_star: float) -> str:
+def flag_domain(values: Values, network: Weights, seen: Seen, largest_star: np.ndarray) -> str:
     """Set the flags that need the whole catalogue and the domain of the weights, in place.
 
     Parameters
@@ -76,7 +76,7 @@ def flag_domain(values: Values, network: Weights, seen: Seen, largest_star: floa
     network : Weights
     seen : Seen
         What is known of the image.
-    largest_star : float
+    largest_star : ndarray, float64, () or (N,)
         Size of the largest star, pixels: a source of at most this size is point-like. NaN if it is not known.
 
     Returns

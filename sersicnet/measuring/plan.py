@@ -38,7 +38,7 @@ from sersicnet.measuring.identity import METHOD, identity, options_of
 from sersicnet.measuring.outputs import Files, Outputs, Result
 from sersicnet.measuring.positions import Listed, Positions, digest, read_positions
 from sersicnet.measuring.scene import DETECTOR, Setting, Values
-from sersicnet.measuring.seeing import Seeing, doubts, moffat, seeing
+from sersicnet.measuring.seeing import Seeing, doubts, largest_stars, moffat, seeing
 from sersicnet.output import Report, Run, silent
 from sersicnet.schema import Flag
 from sersicnet.weights import Weights
@@ -278,15 +278,16 @@ class Plan:
 
     # --- conversions between the image and the source ---
 
-    def _widened(self, size: float) -> float:
-        """Width (1 sigma) of a star in pixels of the source, from its width in pixels of the image."""
+    def _widened(self, size: np.ndarray) -> np.ndarray:
+        """Widths (1 sigma) of stars in pixels of the source, from those in pixels of the image."""
         factor = self.source.factor
-        return size if factor == 1 else factor * float(np.sqrt(size**2 + (1 + 1 / factor**2) / 12))
+        return size if factor == 1 else factor * np.sqrt(size**2 + (1 + 1 / factor**2) / 12)
 
     def _on_grid(self, width: Width) -> Width:
         """The width of a PSF in pixels of the source."""
         sigma = 2 * np.sqrt(2 * np.log(2))
-        return width._replace(value=sigma * self._widened(width.value / sigma), error=width.error * self.source.factor)
+        value = sigma * self._widened(np.array(width.value / sigma))
+        return Width(float(value), width.error * self.source.factor, width.source)
 
     # --- the run ---
 
@@ -419,7 +420,7 @@ class Plan:
             columns.flag_large(values)
             meta = columns.provenance(self.exposure, self.source, mesh, self.network, self.command)
             if self.network is not None:
-                width, largest = self._stars(profiles)
+                width, largest = self._stars(profiles, seen, values)
                 if seen is not None:
                     width = seen.psf.width
                 traits = Seen(
@@ -490,13 +491,12 @@ class Plan:
         )
         return np.inf
 
-    def _stars(self, profiles: np.ndarray) -> tuple[Width, float]:
-        """Width of the PSF and size of the largest star, pixels of the source, from the user's PSF or the stars."""
-        if self.psf is None:
-            found = profiles[stars.stellar_locus(profiles)]
-            return stars.width_of(found), stars.largest_star(found[:, 3])
-        size = stars.size_of(self.psf.at_pixel_scale().image)
-        return self._on_grid(self.psf.width), 1.05 * self._widened(size)
+    def _stars(self, profiles: np.ndarray, seen: Seeing | None, values: Values) -> tuple[Width, np.ndarray]:
+        """Width of the PSF and size of the largest star at each place, pixels of the source."""
+        found = profiles[stars.stellar_locus(profiles)]
+        width = stars.width_of(found) if self.psf is None else self._on_grid(self.psf.width)
+        sizes = largest_stars(self.psf, seen, self.source.from_grid(values.x), self.source.from_grid(values.y))
+        return width, np.array(stars.largest_star(found[:, 3])) if sizes is None else self._widened(sizes)
 
     def _of_stars(self, profiles: np.ndarray) -> Width | None:
         """Width of the stars, pixels of the image; None if the image is resampled."""

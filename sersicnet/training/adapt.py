@@ -371,7 +371,7 @@ def _psf_of_weights(
     psf = training_psf(trained_on)
     with np.errstate(invalid="ignore"):
         narrow = np.where(stars.snr > points.POINT_SNR, stars.size, np.nan)
-    size = points.size_of(psf)
+    size = points.size_of(Psf.of(psf, start.name))
     if not np.isfinite(narrow).any() or not abs(np.nanmin(narrow) / size - 1) < PSF_TOLERANCE:
         smallest = (
             "none is bright" if not np.isfinite(narrow).any() else f"{np.nanmin(narrow) / size:.2f} times as wide"
