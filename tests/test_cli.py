@@ -261,6 +261,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         ((*measure, field[0], "--columns", "+chi2"), "--columns lists chi2, which needs fits. Leave it out."),
         (("finetune", "--real", "labels.csv"), "needs a column ellipticity or q"),
         (("finetune", "--real", "outside.csv"), "line 3"),
+        (("finetune", "--real", field[0]), "is an image. `sersicnet adapt` takes an image without labels"),
         (("finetune", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--adapt", "dann", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--alpha", "0.5"), "are for --adapt; received --alpha without it"),

@@ -150,8 +150,32 @@ def test_galaxies_are_drawn_from_a_table_or_evenly_over_its_range(tmp_path, even
     assert 24.7 < found["mag"].max() <= 25
     assert np.corrcoef(found["mag"], np.log(found["r_eff_pix"]))[0, 1] == pytest.approx(0 if evenly else -1, abs=0.15)
     assert found["sersic_n"].min() >= 0.3
-    with pytest.raises(InputError, match="none of the 50"):
+    with pytest.raises(InputError, match=r"none of the 50 .*: row 1 has mag = 18"):
         Injection(galaxies=tmp_path / "t.ecsv", mag=(10, 12)).known(np.nan)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("re", 0.0, "row 1 has re = 0"),
+        ("r_eff_pix", -2.0, "row 1 has r_eff_pix = -2"),
+        ("r_eff", np.nan, "row 1 has r_eff = nan"),
+        ("r_eff_pix", 400.0, "row 1 has r_eff_pix = 400"),
+        ("n", 9.5, "row 1 has n = 9.5"),
+        ("q", 0.0, "row 1 has q = 0"),
+        ("MAG", 99.0, "row 1 has MAG = 99"),
+    ],
+)
+def test_a_table_of_which_nothing_can_be_drawn_names_a_value_that_is_in_the_way(tmp_path, name, value, told):
+    good = {"r_eff_pix": 3.0, "mag": 22.0, "n": 1.0, "q": 0.5}
+    same = {"re": "r_eff_pix", "r_eff": "r_eff_pix", "MAG": "mag"}.get(name, name)
+    columns = {name if key == same else key: [value if key == same else one] * 2 for key, one in good.items()}
+    table = Table(columns)
+    if name == "re":
+        table["re"].unit = "pix"
+    table.write(tmp_path / "t.ecsv")
+    with pytest.raises(InputError, match=f"a radius above 0 .*none of the 2 .* is one: {told}"):
+        Injection(galaxies=tmp_path / "t.ecsv").known(0.06)
 
 
 def test_galaxies_of_candels_need_a_pixel_scale_and_a_range():
