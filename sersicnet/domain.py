@@ -279,7 +279,7 @@ class WideDomain:
             low, high = self.psf[name]
             margin = max(SHAPE_TOLERANCE * (high - low), WIDTH_TOLERANCE * low if name == "fwhm" else 0)
             if value < low - margin or value > high + margin:
-                outside.append(f"{words.format(f'{value:.3g}')}, {self.name} was trained on {low:.3g} to {high:.3g}")
+                outside.append(f"{words.format(f'{value:.3g}')}, {self.name} is for {low:.3g} to {high:.3g}")
         if outside:
             reasons.append("PSF")
             warn(f"The image's PSF ({seen.width.source}) has {'; and '.join(outside)}: every row is flagged.")
@@ -288,7 +288,7 @@ class WideDomain:
             reasons.append("noise correlation")
             warn(
                 f"The noise of a large aperture is {seen.correlation:.2f} times that of independent pixels, "
-                f"{self.name} was trained on {low:.2f} to {high:.2f}: every row is flagged."
+                f"{self.name} is for {low:.2f} to {high:.2f}: every row is flagged."
             )
         return Verdict(np.full(len(seen.rms), bool(reasons)), tuple(reasons))
 
