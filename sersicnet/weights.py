@@ -589,7 +589,7 @@ def export(path: str | Path) -> Weights:
     found = load(path, to_train=True)
     if (found.path / ONNX).exists():
         raise WeightsError(f"{path} has its {ONNX} already: measure with it.")
-    problem = _export(found.path)
+    problem = _export(found.path, found.keras_model())
     if problem:
         raise WeightsError(f"{found.path / ONNX} could not be made: {problem}.")
     rewrite_card(found.path, found.card)

@@ -235,6 +235,17 @@ def test_a_network_that_cannot_be_trained_on_is_refused(copy):
         weights.load(changed(copy, network="fovea")).keras_model()
 
 
+def test_a_keras_file_cut_short_is_not_exported(copy):
+    (copy / "network.keras").write_bytes((copy / "network.keras").read_bytes()[:2000])
+    sign(copy)
+    (copy / "network.onnx").unlink()
+    sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copy / "SHA256SUMS").write_text("".join(line for line in sums if "onnx" not in line))
+    with pytest.raises(WeightsError, match=r"network.keras cannot be read as a network of sersicnet"):
+        weights.export(copy)
+    assert not (copy / "network.onnx").exists()
+
+
 def test_other_files_in_the_directory_are_not_read(copy):
     (copy / "notes.txt").write_text("mine")
     (copy / "network.pkl").write_bytes(b"never opened")
