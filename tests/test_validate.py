@@ -369,6 +369,14 @@ def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image,
         measured(Exposure.open(blank(), pixel_scale=0.06), validated=path, outputs=output)
     with pytest.raises(InputError, match="is not a file that `sersicnet validate` writes"):
         measured(image, validated=image, outputs=output)
+    with pytest.raises(InputError, match=r"writes, but an image\. Give"):
+        measured(image, validated=image, outputs=output)
+    catalogues = Table({"x": [1.0], "y": [2.0]}, meta={"IMAGE": "a.fits"})
+    for name in ("a.fits", "a.csv"):
+        catalogues.write(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} is not a file that .* writes, but a catalogue or another table"):
+            measured(image, validated=tmp_path / name, outputs=output)
+        (tmp_path / name).unlink()
     with pytest.raises(InputError, match="there is none at"):
         measured(image, validated=tmp_path / "none.fits", outputs=output)
     with pytest.raises(InputError, match="give `validated` with it"):
@@ -525,6 +533,14 @@ def test_a_bad_input_is_one_line_and_nothing_is_written(image, tmp_path, monkeyp
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+@QUIET
+def test_a_refusal_after_the_mosaic_was_measured_leaves_nothing_that_other_options_would_be_refused_for(blank):
+    path = blank()
+    with pytest.raises(InputError, match="Give `mag`, and a table"):
+        validate(Exposure.open(path, pixel_scale=0.06), path.with_name("v.fits"), psf=PSF)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_page_needs_no_network(done):
