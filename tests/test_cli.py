@@ -272,7 +272,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),
         (("evaluate", "table.fits"), "give --truth for table.fits"),
-        (("evaluate", "none.h5", "--tolerance", "1"), "give --truth for none.h5"),
+        (("evaluate", "none.h5", "--tolerance", "1"), "received --tolerance without it"),
         (("evaluate", "table.fits", "--truth", "none.ecsv"), "there is none"),
         (("evaluate", "table.fits", "--truth", "table.fits"), "needs columns mag, r_eff_pix"),
         (("evaluate", "table.fits", "--truth", "table.fits", "--tolerance", "-1"), "A tolerance is positive"),
