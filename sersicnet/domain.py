@@ -155,7 +155,7 @@ class Domain:
         if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
             way = "Fits need no network, and work at any pixel scale: `sersicnet fit`" if refine else "Give `resample`"
             raise InputError(
-                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}. "
+                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale:.6g}. "
                 f"{way}; or {REMEDY}."
             )
 
@@ -194,7 +194,7 @@ class Domain:
         if len(outside) and outside.mean() > 0.5:
             reasons.append("depth")
             warn(
-                f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {self.zero_point}, "
+                f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {self.zero_point:.6g}, "
                 f"{self.name} was trained at {self.rms[0]:g} to {self.rms[1]:g}: rows are flagged. {REMEDY}."
             )
         return Verdict(rows | outside, tuple(reasons))

@@ -355,7 +355,7 @@ class Weights:
             parameters = model.get_layer("core").count_params()
         except Exception as error:  # Keras raises several kinds
             raise WeightsError(
-                f"{path} cannot be read as a network of sersicnet: {first_line(error)} "
+                f"{path} cannot be read as a network of sersicnet: {first_line(error).rstrip('.')}. "
                 "Install or train the weights again."
             ) from error
         if model.output_shape[1:] != (self._width,) or parameters != self.card["parameters"]:
