@@ -69,6 +69,20 @@ def test_a_summary_of_bands_with_values_from_different_sources(capsys):
     assert "FWHM 2.50 pixels" in summary
 
 
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [([1], "1 source in 1.0 s"), ([1200], "1,200 sources in 1.0 s"), ([7, 7], "14 rows of 2 catalogues in 1.0 s")],
+)
+def test_a_summary_counts_sources_or_the_rows_of_several_catalogues(capsys, rows, told):
+    """Catalogues of several bands list the same sources."""
+    from astropy.table import QTable
+
+    from sersicnet.cli.shared import say_catalogues
+
+    say_catalogues(False, False, [(QTable({"flags": np.zeros(n, int)}), "cat.fits") for n in rows], 1.0)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told)
+
+
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"sersicnet {sersicnet.__version__}\n", "")
 
