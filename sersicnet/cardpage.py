@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sersicnet.errors import WeightsError, first_line
+from sersicnet.errors import WeightsError, counted, first_line
 from sersicnet.schema import N_TARGETS, TARGETS
 
 
@@ -47,7 +47,7 @@ def _page(card: Mapping[str, Any]) -> str:
         *([f"- adapted to: {found['n']:,} stamps, `{found['command']}`"] if (found := _adapted(card)) else []),
         f"- command: `{card['command']}`, seed {card['seed']}",
         *[f"- begun at: `{base['name']}`, made by `{base['command']}`" for base in _bases(card)],
-        f"- training: {card['training']['epochs']} epochs, {duration(card['training']['seconds'])} "
+        f"- training: {counted(card['training']['epochs'], 'epoch')}, {duration(card['training']['seconds'])} "
         f"on {card['training']['device']} ({card['training']['backend']})",
         *([f"- calibrated on: {made['data']['n']:,} stamps, by `{made['command']}`"] if made else []),
         "",
@@ -71,9 +71,9 @@ def _images(domain: Mapping[str, Any]) -> str:
     narrow, wide = domain.get("psf_fwhm_range") or (domain["psf_fwhm"],) * 2
     scatter = f" ({narrow:.3f} to {wide:.3f})" if wide > narrow else ""
     return (
-        f"{domain['instrument']}; {domain['pixel_scale']} arcsec/pixel, PSF FWHM {domain['psf_fwhm']:.3f} "
+        f"{domain['instrument']}; {domain['pixel_scale']:.6g} arcsec/pixel, PSF FWHM {domain['psf_fwhm']:.3f} "
         f"arcsec{scatter}, pixel rms {domain['rms'][0]:g} to {domain['rms'][1]:g} at zero point "
-        f"{domain['zero_point']} (AB)"
+        f"{domain['zero_point']:.6g} (AB)"
     )
 
 

@@ -155,7 +155,7 @@ class Domain:
         if np.isfinite(scale.value) and abs(scale.value / self.pixel_scale - 1) > SCALE_TOLERANCE:
             way = "Fits need no network, and work at any pixel scale: `sersicnet fit`" if refine else "Give `resample`"
             raise InputError(
-                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale}. "
+                f"The image has {scale.value:.4f} arcsec per pixel, {self.name} was trained at {self.pixel_scale:.6g}. "
                 f"{way}; or {REMEDY}."
             )
 
@@ -194,7 +194,7 @@ class Domain:
         if len(outside) and outside.mean() > 0.5:
             reasons.append("depth")
             warn(
-                f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {self.zero_point}, "
+                f"The noise of the image is {np.nanmedian(depth):.2g} at zero point {self.zero_point:.6g}, "
                 f"{self.name} was trained at {self.rms[0]:g} to {self.rms[1]:g}: rows are flagged. {REMEDY}."
             )
         return Verdict(rows | outside, tuple(reasons))
@@ -279,7 +279,7 @@ class WideDomain:
             low, high = self.psf[name]
             margin = max(SHAPE_TOLERANCE * (high - low), WIDTH_TOLERANCE * low if name == "fwhm" else 0)
             if value < low - margin or value > high + margin:
-                outside.append(f"{words.format(f'{value:.3g}')}, {self.name} was trained on {low:.3g} to {high:.3g}")
+                outside.append(f"{words.format(f'{value:.3g}')}, {self.name} is for {low:.3g} to {high:.3g}")
         if outside:
             reasons.append("PSF")
             warn(f"The image's PSF ({seen.width.source}) has {'; and '.join(outside)}: every row is flagged.")
@@ -288,7 +288,7 @@ class WideDomain:
             reasons.append("noise correlation")
             warn(
                 f"The noise of a large aperture is {seen.correlation:.2f} times that of independent pixels, "
-                f"{self.name} was trained on {low:.2f} to {high:.2f}: every row is flagged."
+                f"{self.name} is for {low:.2f} to {high:.2f}: every row is flagged."
             )
         return Verdict(np.full(len(seen.rms), bool(reasons)), tuple(reasons))
 

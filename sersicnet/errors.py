@@ -73,6 +73,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(n: int, one: str, several: str = "") -> str:
+    """A number and what it counts, such as ``1 source``, ``1,200 sources`` or ``2 galaxies``."""
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -355,7 +355,7 @@ class Weights:
             parameters = model.get_layer("core").count_params()
         except Exception as error:  # Keras raises several kinds
             raise WeightsError(
-                f"{path} cannot be read as a network of sersicnet: {first_line(error)} "
+                f"{path} cannot be read as a network of sersicnet: {first_line(error).rstrip('.')}. "
                 "Install or train the weights again."
             ) from error
         if model.output_shape[1:] != (self._width,) or parameters != self.card["parameters"]:
@@ -589,7 +589,7 @@ def export(path: str | Path) -> Weights:
     found = load(path, to_train=True)
     if (found.path / ONNX).exists():
         raise WeightsError(f"{path} has its {ONNX} already: measure with it.")
-    problem = _export(found.path)
+    problem = _export(found.path, found.keras_model())
     if problem:
         raise WeightsError(f"{found.path / ONNX} could not be made: {problem}.")
     rewrite_card(found.path, found.card)

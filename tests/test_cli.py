@@ -69,6 +69,20 @@ def test_a_summary_of_bands_with_values_from_different_sources(capsys):
     assert "FWHM 2.50 pixels" in summary
 
 
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [([1], "1 source in 1.0 s"), ([1200], "1,200 sources in 1.0 s"), ([7, 7], "14 rows of 2 catalogues in 1.0 s")],
+)
+def test_a_summary_counts_sources_or_the_rows_of_several_catalogues(capsys, rows, told):
+    """Catalogues of several bands list the same sources."""
+    from astropy.table import QTable
+
+    from sersicnet.cli.shared import say_catalogues
+
+    say_catalogues(False, False, [(QTable({"flags": np.zeros(n, int)}), "cat.fits") for n in rows], 1.0)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told)
+
+
 def test_the_version_is_printed(run):
     assert run("--version") == (0, f"sersicnet {sersicnet.__version__}\n", "")
 
@@ -261,6 +275,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         ((*measure, field[0], "--columns", "+chi2"), "--columns lists chi2, which needs fits. Leave it out."),
         (("finetune", "--real", "labels.csv"), "needs a column ellipticity or q"),
         (("finetune", "--real", "outside.csv"), "line 3"),
+        (("finetune", "--real", field[0]), "is an image. `sersicnet adapt` takes an image without labels"),
         (("finetune", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--adapt", "dann", "--real", "outside.csv", "-o", "old.fits"), "exists already"),
         (("train", "none.h5", "--alpha", "0.5"), "are for --adapt; received --alpha without it"),
@@ -271,7 +286,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, field, blank, tmp_path, m
         (("train", "none.h5"), "there is none"),
         (("evaluate", "none.h5"), "there is none"),
         (("evaluate", "table.fits"), "give --truth for table.fits"),
-        (("evaluate", "none.h5", "--tolerance", "1"), "give --truth for none.h5"),
+        (("evaluate", "none.h5", "--tolerance", "1"), "received --tolerance without it"),
         (("evaluate", "table.fits", "--truth", "none.ecsv"), "there is none"),
         (("evaluate", "table.fits", "--truth", "table.fits"), "needs columns mag, r_eff_pix"),
         (("evaluate", "table.fits", "--truth", "table.fits", "--tolerance", "-1"), "A tolerance is positive"),

@@ -385,6 +385,18 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
         (HEADER + "field.fits,200,200,20,5,1\n", "line 2: ellipticity should be a number"),
         (HEADER + "field.fits,200,200,20,5,1,1.2\n", "line 2: ellipticity = 1.2 is not physical"),
         (HEADER + "field.fits,200,200,20,-5,1,0.2\n", "line 2: r_eff_pix = -5 is not physical"),
+        (
+            HEADER.replace("ellipticity", "Q") + "field.fits,200,200,20,5,1,-0.3\n",
+            r"line 2: Q = -0.3 is not physical\.",
+        ),
+        (
+            HEADER.replace("ellipticity", "q") + "field.fits,200,200,20,5,1,\n",
+            "line 2: q should be a number; received nan",
+        ),
+        *[
+            (HEADER + f"field.fits,200,200,{mag},5,1,0.2\n", f"line 2: mag = {mag} is not physical, .* leave it out")
+            for mag in (99, -99)
+        ],
     ],
 )
 def test_bad_labels_are_named(labelled, text, message):

@@ -130,7 +130,7 @@ def test_a_psf_and_noise_of_any_telescope_are_inside():
 @pytest.mark.parametrize(
     ("change", "reason", "message"),
     [
-        ({"width": 12.0}, "PSF", "a full width of 12 pixels, any was trained on 1 to 8"),
+        ({"width": 12.0}, "PSF", "a full width of 12 pixels, any is for 1 to 8"),
         ({"light": 0.2}, "PSF", "0.2 of its light within one full width"),
         ({"correlation": 5.0}, "noise correlation", "5.00 times that of independent pixels"),
     ],

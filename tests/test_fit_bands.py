@@ -234,6 +234,10 @@ def test_no_output_replaces_an_image(scene, tmp_path):
     outputs = Outputs(catalogue=tmp_path / "c.fits", model=tmp_path / "m.fits", overwrite=True)
     with pytest.raises(InputError, match=r"No output replaces a file that is read; received m_F814W.fits for both"):
         plan_fit_bands([*bands_of(both[:1]), Band(exposure=moved, psf=psf)], table, outputs=outputs)
+    table.write(tmp_path / "prior.fits")
+    output = Outputs(catalogue=tmp_path / "prior.fits", overwrite=True)
+    with pytest.raises(InputError, match=r"received prior\.fits for both"):
+        plan_fit_bands(bands_of(both), table, outputs=output, fitting=Fitting(prior=tmp_path / "prior.fits"))
     with pytest.raises(InputError, match="zero point"):
         plan_fit_bands([Band(exposure=np.zeros((99, 99)), psf=psf, name="a")], table)
     with pytest.raises(InputError, match="has no celestial WCS"):

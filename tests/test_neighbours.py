@@ -194,3 +194,15 @@ def test_neighbours_count_if_they_are_not_in_the_table_of_positions(row):
     assert len(one) == 1
     for name in ("mag", "r_eff_pix", "sersic_n", "ellipticity", "mag_err"):
         np.testing.assert_allclose(one[name][0], row[name], rtol=1e-5)
+
+
+def test_a_galaxy_that_is_listed_twice_is_measured_as_if_it_was_listed_once():
+    """And its neighbour, too: neither counts twice, nor as a neighbour of itself."""
+    galaxy, other = GALAXY[:2], NEIGHBOUR[:2]
+    once, twice = (
+        measured(NEIGHBOUR, positions=Table(rows=rows, names=("x", "y")))
+        for rows in ([galaxy, other], [galaxy, other, other, galaxy])
+    )
+    for name in ("mag", "mag_err", "r_eff_pix", "r_eff_pix_err", "sersic_n_err", "ellipticity", "theta_err"):
+        np.testing.assert_allclose(twice[name][[0, 1]], once[name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(twice[name][[3, 2]], once[name], rtol=1e-5, err_msg=name)

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +22,13 @@ def world_dataset(tmp_path_factory):
     return simulate(path, world.simulation("any", 48, seed=6), workers=1, command="simulate --telescopes any")
 
 
-def test_rows_train_first_and_validate_last(small_dataset):
-    with Dataset(small_dataset) as one, Sets([small_dataset, small_dataset]) as both:
+def twice(path, tmp_path):
+    """A set, and a copy of it."""
+    return [path, shutil.copy(path, tmp_path / "copy.h5")]
+
+
+def test_rows_train_first_and_validate_last(small_dataset, tmp_path):
+    with Dataset(small_dataset) as one, Sets(twice(small_dataset, tmp_path)) as both:
         n, middle = len(one), border(len(one))
         expected = np.concatenate([np.arange(middle)] * 2 + [np.arange(middle, n)] * 2)
         assert (len(both), both.border) == (2 * n, 2 * middle)
@@ -36,8 +42,8 @@ def test_rows_train_first_and_validate_last(small_dataset):
         np.testing.assert_array_equal(np.sort(rows), np.arange(both.border))
 
 
-def test_a_selection_is_even_and_holds_the_inputs_of_its_rows(small_dataset):
-    with Sets([small_dataset, small_dataset]) as both:
+def test_a_selection_is_even_and_holds_the_inputs_of_its_rows(small_dataset, tmp_path):
+    with Sets(twice(small_dataset, tmp_path)) as both:
         faint = float(np.median(both.mag))
         some = both.selected(faint, 10)
         rows = np.flatnonzero(both.mag <= faint)[np.linspace(0, (both.mag <= faint).sum() - 1, 10).astype(int)]
@@ -47,14 +53,14 @@ def test_a_selection_is_even_and_holds_the_inputs_of_its_rows(small_dataset):
             both.selected(1.0, None)
 
 
-def test_psfs_of_many_telescopes_stay_those_of_their_stamps(world_dataset):
-    with Dataset(world_dataset) as one, Sets([world_dataset] * 2) as both:
+def test_psfs_of_many_telescopes_stay_those_of_their_stamps(world_dataset, tmp_path):
+    with Dataset(world_dataset) as one, Sets(twice(world_dataset, tmp_path)) as both:
         numbers = both.truth["psf"].astype(int)
         np.testing.assert_array_equal(both.views[numbers], both.inputs(0, len(both)).psf)
         assert numbers.max() == 2 * len(one.views) - 1
-        twice, once = (card.domain_of(data, tiny_recipe())["psf"] for data in (both, one))
+        doubled, once = (card.domain_of(data, tiny_recipe())["psf"] for data in (both, one))
         for name, between in once.items():
-            np.testing.assert_allclose(twice[name], between, atol=1e-3)
+            np.testing.assert_allclose(doubled[name], between, atol=1e-3)
 
 
 def test_sets_of_other_kinds_are_refused(small_dataset, world_dataset, tmp_path):
@@ -67,8 +73,15 @@ def test_sets_of_other_kinds_are_refused(small_dataset, world_dataset, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_set_is_given_once(small_dataset, tmp_path):
+    (tmp_path / "link.h5").symlink_to(small_dataset)
+    for again in (small_dataset, str(small_dataset), tmp_path / "link.h5"):
+        with pytest.raises(DatasetError, match=f"is given once; received {small_dataset.name} twice"):
+            Sets([small_dataset, again])
+
+
 def test_the_card_has_the_commands_of_all_sets(small_dataset, tmp_path, tiny_network):
-    done = train.train([small_dataset] * 2, tmp_path / "w", network=tiny_network, recipe=RECIPE)
+    done = train.train(twice(small_dataset, tmp_path), tmp_path / "w", network=tiny_network, recipe=RECIPE)
     assert done.card["data"]["n"] == 128
     assert done.card["data"]["command"] == "simulate` and `simulate"
     assert "`simulate` and `simulate`" in (tmp_path / "w" / "README.md").read_text()

@@ -849,10 +849,28 @@ def test_labels_beyond_the_ranges_of_the_weights_are_left_out(small_dataset, tin
     real.targets[5, 2] = 9.1
     real.targets[9, 0] = 4.0
     with pytest.warns(SersicnetWarning, match="2 of 64 labelled .* sersic_n = 9.1, beyond 0.3 to 6.2"):
-        assert np.flatnonzero(~finetuning._within(weights.load(tiny_weights), real.targets)).tolist() == [5, 9]
+        assert np.flatnonzero(~finetuning._within(weights.load(tiny_weights), real.targets, real.mag)).tolist() == [
+            5,
+            9,
+        ]
     real.targets[:60, 2] = 9.1
     warned, raised = pytest.warns(SersicnetWarning, match="60 of 64"), pytest.raises(DatasetError, match="received 4")
     with warned, raised:
+        finetune(real, tmp_path / "w", base=tiny_weights)
+
+
+def test_a_magnitude_beyond_the_range_is_told_as_it_is_listed(small_dataset, tiny_weights):
+    real = real_galaxies(small_dataset)
+    real.mag[3] += 9
+    real.targets[3, 0] += 9
+    with pytest.warns(SersicnetWarning, match=rf"has mag = {real.mag[3]:.4g}, beyond 1[5-9]\.\d+ to 2[4-8]\.\d+"):
+        finetuning._within(weights.load(tiny_weights), real.targets, real.mag)
+
+
+def test_fine_tuning_without_labels_names_what_takes_galaxies_without(small_dataset, tiny_weights, tmp_path):
+    real = real_galaxies(small_dataset)
+    real.targets[:] = np.nan
+    with pytest.raises(DatasetError, match=r"from labels; .* 64 galaxies without\. `sersicnet adapt` takes an image"):
         finetune(real, tmp_path / "w", base=tiny_weights)
 
 

@@ -150,8 +150,32 @@ def test_galaxies_are_drawn_from_a_table_or_evenly_over_its_range(tmp_path, even
     assert 24.7 < found["mag"].max() <= 25
     assert np.corrcoef(found["mag"], np.log(found["r_eff_pix"]))[0, 1] == pytest.approx(0 if evenly else -1, abs=0.15)
     assert found["sersic_n"].min() >= 0.3
-    with pytest.raises(InputError, match="none of the 50"):
+    with pytest.raises(InputError, match=r"none of the 50 .*: row 1 has mag = 18"):
         Injection(galaxies=tmp_path / "t.ecsv", mag=(10, 12)).known(np.nan)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("re", 0.0, "row 1 has re = 0"),
+        ("r_eff_pix", -2.0, "row 1 has r_eff_pix = -2"),
+        ("r_eff", np.nan, "row 1 has r_eff = nan"),
+        ("r_eff_pix", 400.0, "row 1 has r_eff_pix = 400"),
+        ("n", 9.5, "row 1 has n = 9.5"),
+        ("q", 0.0, "row 1 has q = 0"),
+        ("MAG", 99.0, "row 1 has MAG = 99"),
+    ],
+)
+def test_a_table_of_which_nothing_can_be_drawn_names_a_value_that_is_in_the_way(tmp_path, name, value, told):
+    good = {"r_eff_pix": 3.0, "mag": 22.0, "n": 1.0, "q": 0.5}
+    same = {"re": "r_eff_pix", "r_eff": "r_eff_pix", "MAG": "mag"}.get(name, name)
+    columns = {name if key == same else key: [value if key == same else one] * 2 for key, one in good.items()}
+    table = Table(columns)
+    if name == "re":
+        table["re"].unit = "pix"
+    table.write(tmp_path / "t.ecsv")
+    with pytest.raises(InputError, match=f"a radius above 0 .*none of the 2 .* is one: {told}"):
+        Injection(galaxies=tmp_path / "t.ecsv").known(0.06)
 
 
 def test_galaxies_of_candels_need_a_pixel_scale_and_a_range():
@@ -345,6 +369,14 @@ def test_a_validation_of_something_else_is_refused_and_nothing_is_written(image,
         measured(Exposure.open(blank(), pixel_scale=0.06), validated=path, outputs=output)
     with pytest.raises(InputError, match="is not a file that `sersicnet validate` writes"):
         measured(image, validated=image, outputs=output)
+    with pytest.raises(InputError, match=r"writes, but an image\. Give"):
+        measured(image, validated=image, outputs=output)
+    catalogues = Table({"x": [1.0], "y": [2.0]}, meta={"IMAGE": "a.fits"})
+    for name in ("a.fits", "a.csv"):
+        catalogues.write(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name} is not a file that .* writes, but a catalogue or another table"):
+            measured(image, validated=tmp_path / name, outputs=output)
+        (tmp_path / name).unlink()
     with pytest.raises(InputError, match="there is none at"):
         measured(image, validated=tmp_path / "none.fits", outputs=output)
     with pytest.raises(InputError, match="give `validated` with it"):
@@ -501,6 +533,14 @@ def test_a_bad_input_is_one_line_and_nothing_is_written(image, tmp_path, monkeyp
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+@QUIET
+def test_a_refusal_after_the_mosaic_was_measured_leaves_nothing_that_other_options_would_be_refused_for(blank):
+    path = blank()
+    with pytest.raises(InputError, match="Give `mag`, and a table"):
+        validate(Exposure.open(path, pixel_scale=0.06), path.with_name("v.fits"), psf=PSF)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_page_needs_no_network(done):

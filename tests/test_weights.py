@@ -107,6 +107,17 @@ def test_a_card_tells_a_short_training_in_seconds():
         assert words in cardpage.readable(told)
 
 
+def test_a_card_is_read_without_the_rounding_errors_of_its_numbers():
+    card = weights.load("fovea-sky").card
+    told = cardpage.readable({
+        **card, "training": {**card["training"], "epochs": 1},
+        "domain": {**card["domain"], "pixel_scale": 0.0600000000000012, "zero_point": 25.946300000000001},
+    })  # fmt: skip
+    assert "; 0.06 arcsec/pixel, " in told
+    assert "zero point 25.9463 (AB)" in told
+    assert "- training: 1 epoch, " in told
+
+
 @pytest.mark.parametrize("name", ["network.keras", "network.onnx", "card.json", "README.md"])
 def test_a_changed_byte_is_noticed(copy, name):
     content = bytearray((copy / name).read_bytes())
@@ -233,6 +244,17 @@ def test_a_network_that_cannot_be_trained_on_is_refused(copy):
     sign(copy)
     with pytest.raises(WeightsError, match=r"network.keras cannot be read as a network"):
         weights.load(changed(copy, network="fovea")).keras_model()
+
+
+def test_a_keras_file_cut_short_is_not_exported(copy):
+    (copy / "network.keras").write_bytes((copy / "network.keras").read_bytes()[:2000])
+    sign(copy)
+    (copy / "network.onnx").unlink()
+    sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copy / "SHA256SUMS").write_text("".join(line for line in sums if "onnx" not in line))
+    with pytest.raises(WeightsError, match=r"cannot be read as a network of sersicnet: .*[^.]\. Install"):
+        weights.export(copy)
+    assert not (copy / "network.onnx").exists()
 
 
 def test_other_files_in_the_directory_are_not_read(copy):

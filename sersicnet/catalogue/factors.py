@@ -14,6 +14,7 @@ from astropy.io import fits
 from astropy.table import Table
 from threadpoolctl import threadpool_limits
 
+from sersicnet.catalogue.parameters import holds_table
 from sersicnet.errors import InputError, first_line, printable
 from sersicnet.schema import TARGET_NAMES, TARGETS, decode, encode, pulls
 from sersicnet.weights import UNKNOWN_ANGLE
@@ -310,6 +311,7 @@ class Factors:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"A validation is a file that `sersicnet validate` writes; there is none at {path}.")
+        header = None
         try:
             with fits.open(path) as hdus:
                 header = hdus[0].header
@@ -317,7 +319,9 @@ class Factors:
                 table = Table(hdus["FACTORS"].data) if "FACTORS" in hdus else None
             curves = None if table is None else {kind: _from_table(table, kind) for kind in ("errors", "bias", "after")}
         except Exception as error:  # astropy raises many types for damaged files
-            raise InputError(f"{path} is not a file that `sersicnet validate` writes: {first_line(error)}.") from error
+            raise InputError(
+                f"{path} is not a file that `sersicnet validate` writes{_instead(path, header, error)}."
+            ) from error
         if curves is None:
             raise InputError(
                 f"{path} has no factors on errors: fewer than {LEAST} galaxies were found, or they have no errors. "
@@ -388,6 +392,15 @@ class Factors:
         out[:, :p] *= np.exp(curves.at(where))
         out[:, -1] = np.minimum(out[:, -1], UNKNOWN_ANGLE)
         return predicted, out
+
+
+def _instead(path: Path, header: fits.Header | None, error: Exception) -> str:
+    """What a file is that is no validation, or why it cannot be read."""
+    if holds_table(path) and "OPTIONS" not in (header or {}):
+        return ", but a catalogue or another table. Give a validation of the image"
+    if header is not None and "OPTIONS" not in header:
+        return ", but an image. Give a validation of the image"
+    return f": {first_line(error)}"
 
 
 def _shown(value: Any) -> str:

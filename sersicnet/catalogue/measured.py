@@ -15,7 +15,7 @@ from sersicnet.catalogue.columns import CLASSES, Measurement, column, flags_of
 from sersicnet.catalogue.figures import SIDE, add_ellipses, show_signal
 from sersicnet.catalogue.galaxy import Galaxy, Picture
 from sersicnet.catalogue.signal import averaged
-from sersicnet.errors import InputError, printable
+from sersicnet.errors import InputError, counted, printable
 from sersicnet.image.exposure import Exposure
 from sersicnet.image.psf import Psf
 from sersicnet.image.psffile import read_psf
@@ -131,9 +131,7 @@ class Catalogue(QTable):
         by = f"weights {known('WEIGHTS')}" if "WEIGHTS" in self.meta else "fits"
         source = known("PSFSRC", "of unknown origin")
         psf = f", PSF of {known('PSFFWHM'):.2f} pixels ({source})" if "PSFFWHM" in self.meta else ""
-        return (
-            f"{len(self):,} source{'s' * (len(self) != 1)}{image} by {by}{psf}{clean}{f'; {shown}' if shown else ''}."
-        )
+        return f"{counted(len(self), 'source')}{image} by {by}{psf}{clean}{f'; {shown}' if shown else ''}."
 
     def __repr__(self) -> str:
         with _rounded(self):

@@ -345,6 +345,11 @@ class Galaxies:
                 return 1 - values if column == "q" else values
         return None
 
+    def given(self, name: str, i: int) -> tuple[str, float]:
+        """The column that a parameter of `NAMES` is read from, and what it holds in row `i`, for messages."""
+        column = next(column for column in NAMES[name] if self.has(column))
+        return self.spelled(column), float(self._numbers(self.table[self.spelled(column)])[i])
+
     def radii(self) -> dict[str, np.ndarray]:
         """Effective radii along the semi-major axis by their unit: ``pix``, ``arcsec``, or nothing if not stated.
 

@@ -89,7 +89,12 @@ def evaluate(
         with progress_bar(quiet, "matching"):
             result = evaluation.evaluate_catalogue(data, truth, output, tolerance=tolerance, overwrite=overwrite)
     else:
-        if tolerance is not None or (image is None and evaluation.lacks_images(data)):
+        if tolerance is not None:
+            raise InputError(
+                "`tolerance` is the largest distance of a match with `truth`; received `tolerance` without it. Give "
+                "`truth`, or leave out `tolerance`."
+            )
+        if image is None and evaluation.lacks_images(data):
             raise InputError(
                 f"A catalogue is scored with the table of its true galaxies: give `truth` for {data}; or `image`, if "
                 "it is a table of labels without a column image."

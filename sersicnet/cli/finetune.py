@@ -20,6 +20,7 @@ from sersicnet.cli.shared import (
     say,
     training_progress,
 )
+from sersicnet.errors import InputError
 from sersicnet.output import check_directory
 from sersicnet.training import recipe as defaults
 
@@ -63,12 +64,16 @@ def finetune(
 
     with importing():
         from sersicnet.training import finetune as finetuning
-        from sersicnet.training.labels import real_galaxies
+        from sersicnet.training.labels import is_mosaic, real_galaxies
         from sersicnet.training.recipe import FINETUNE
     from sersicnet.weights import SUMS
     from sersicnet.weights import load as loaded
 
     check_directory(output, SUMS, overwrite)  # before images are read
+    if real.is_file() and is_mosaic(real):
+        raise InputError(
+            f"Fine-tuning learns from labels; {real} is an image. `sersicnet adapt` takes an image without labels."
+        )
     base = loaded(weights, to_train=True)
     galaxies, network = real_galaxies(real, image, zero_point, base.inputs), base.card["network"]
     recipe = FINETUNE[network]

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, printable
+from sersicnet.errors import InputError, SersicnetError, SersicnetWarning, counted, printable
 from sersicnet.output import json_text
 
 if TYPE_CHECKING:
@@ -392,7 +392,10 @@ def say_catalogues(quiet: bool, as_json: bool, written: list[tuple[QTable, Path]
         stderr.print(grid)
         say(quiet, f"wrote {fact['catalogue']}")
     rows = sum(fact["sources"] for fact in facts)
-    say(quiet, f"{rows:,} sources in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} a second")
+    what = counted(rows, "source")
+    if len(facts) > 1:  # of the same sources, if they are those of bands
+        what = f"{counted(rows, 'row')} of {counted(len(facts), 'catalogue')}"
+    say(quiet, f"{what} in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} a second")
 
 
 def psf_in_words(header: Mapping[str, Any]) -> str:

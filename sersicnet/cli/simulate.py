@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sersicnet.cli.shared import Overwrite, Quiet, Seed, command_line, cores, importing, progress_bar, refuse, say
+from sersicnet.errors import counted
 from sersicnet.output import check_output, check_space
 
 
@@ -182,7 +183,7 @@ def simulate(
         )
         with progress_bar(quiet, "drawing", field.count) as update:
             paths = simulate_field(output, field, overwrite=overwrite, command=command_line(), progress=update)
-        what = f"{field.count} galaxies"
+        what = counted(field.count, "galaxy", "galaxies")
         if field.limit is not None:
             what = f"galaxies and stars to mag {field.limit:.1f}"
         say(quiet, f"{what}; wrote {paths[0]} and {paths[1]}")
@@ -241,4 +242,4 @@ def simulate(
             command=command_line(),
             progress=update,
         )
-    say(quiet, f"{n} stamps in {time.monotonic() - started:.0f} s; wrote {output or 'train.h5'}")
+    say(quiet, f"{counted(n, 'stamp')} in {time.monotonic() - started:.0f} s; wrote {output or 'train.h5'}")

@@ -50,7 +50,7 @@ from sersicnet.cli.shared import (
     stages,
     stderr,
 )
-from sersicnet.errors import printable
+from sersicnet.errors import counted, printable
 from sersicnet.output import json_text
 
 if TYPE_CHECKING:
@@ -237,5 +237,5 @@ def _say(found: Validation, output: Path, quiet: bool, as_json: bool, seconds: f
                 *(f"{share:.0%}" if math.isfinite(share) else "too few" for share in shares),
             )  # fmt: skip
     stderr.print(grid)
-    say(quiet, f"{hit:,} of {n:,} galaxies were found")
+    say(quiet, f"found {hit:,} of {counted(n, 'galaxy', 'galaxies')}")
     say(quiet, f"wrote {output} and {output.with_suffix('.html')} in {seconds:.1f} s")

@@ -16,7 +16,7 @@ from sersicnet.catalogue.crossmatch import on_sphere, pairs
 from sersicnet.catalogue.parameters import Galaxies, holds_table, possible
 from sersicnet.catalogue.scores import MAG_EDGES, SNR_EDGES, binned, by_magnitude, scores
 from sersicnet.catalogue.table import located
-from sersicnet.errors import InputError, warn
+from sersicnet.errors import InputError, counted, warn
 from sersicnet.evaluating import domains as domain_tests
 from sersicnet.evaluating import figures
 from sersicnet.output import Report, check_directory, json_text, silent, whole_directory
@@ -231,8 +231,8 @@ def _of_draws(truth: np.ndarray, means: np.ndarray) -> dict[str, Any]:
     """The scores of several estimates of each galaxy, (draws, N, 4)."""
     repeated, flat = np.tile(truth, (len(means), 1)), means.reshape(-1, N_TARGETS)
     samples, rows = scores(repeated, flat), by_magnitude(repeated, flat)
-    for counted in (*samples.values(), *rows):
-        counted["n"] //= len(means)
+    for scored in (*samples.values(), *rows):
+        scored["n"] //= len(means)
     return {"samples": samples, "by_magnitude": rows}
 
 
@@ -505,8 +505,8 @@ def _matching(result: Mapping[str, Any]) -> str:
     lines = [
         f"`{result['data']}` beside `{result['truth']}`: {found['matched']} of {found['catalogue']} sources lie within "
         f"{found['tolerance']:g} {unit} of one of the {found['true']} true galaxies; "
-        f"{found['catalogue'] - found['matched']} match none, "
-        f"{found['true'] - found['matched']} galaxies were not found.",
+        f"{counted(found['catalogue'] - found['matched'], 'source')} and "
+        f"{counted(found['true'] - found['matched'], 'true galaxy', 'true galaxies')} have no match.",
         "",
         "| mag | true | found | | measured | not in the truth |",
         "|---|---|---|---|---|---|",

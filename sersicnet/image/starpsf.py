@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sersicnet.errors import InputError
+from sersicnet.errors import InputError, counted
 from sersicnet.image import psffigure
 from sersicnet.image.detect import DILATION, Detections, Detector
 from sersicnet.image.epsf import LEAST_STARS, EffectivePsf, StarStamps, measure_psf, powers, terms
@@ -194,7 +194,9 @@ def find_psf(
     if len(usable) < LEAST_STARS:
         clipped = len(chosen) - len(usable)
         which = "all saturated" if not len(usable) else f"{clipped} of them saturated"
-        return _too_few(candidates, usable, factor, f"{len(chosen)} stars, {which}; {LEAST_STARS} others are needed")
+        return _too_few(
+            candidates, usable, factor, f"{counted(len(chosen), 'star')}, {which}; {LEAST_STARS} others are needed"
+        )
     single = usable[~candidates.blended[usable]]
     usable = _best(candidates, single if len(single) >= _FEW_SINGLE else usable)
     place = _normalised(candidates.x[usable], candidates.y[usable], source.shape)

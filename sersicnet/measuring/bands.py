@@ -320,7 +320,7 @@ def plan_bands(
             check_overlap(exposure.image, detect_on[0].image)
         check_same_grid(detect_on)
     given = [value for band in bands for value in (band.psf, band.validated)]
-    files = BandsFiles.checked(outputs, names, exposures, positions, *given)
+    files = BandsFiles.checked(outputs, names, exposures, positions, *given, refine and refine.prior)
     if not isinstance(weights, Weights):
         weights = trained.load(weights)
     detection = [
@@ -415,7 +415,7 @@ def plan_fit_bands(
             raise InputError(f"Fits need the PSF of each band: there is none of {name}. Give `psf`.")
     galaxies = _on_sky(positions, from_band, bands, shapes=True)
     exposures = [band.exposure for band in bands]
-    files = BandsFiles.checked(outputs, names, exposures, positions, *(band.psf for band in bands))
+    files = BandsFiles.checked(outputs, names, exposures, positions, fitting.prior, *(band.psf for band in bands))
     plans = {}
     for name, band in zip(names, bands, strict=True):
         plan = Plan.of(

@@ -12,7 +12,7 @@ import numpy as np
 from astropy.table import QTable
 
 from sersicnet.catalogue.columns import column, flags_of
-from sersicnet.catalogue.parameters import Galaxies
+from sersicnet.catalogue.parameters import Galaxies, possible
 from sersicnet.engine.render import N_RANGE
 from sersicnet.errors import InputError
 from sersicnet.image.exposure import Exposure
@@ -126,17 +126,25 @@ class Injection:
 
     def _rows(self, pixel_scale: float) -> np.ndarray:
         """The targets of the rows that can be drawn, and are in the range of magnitudes."""
-        values = Galaxies.read(self.galaxies).targets(pixel_scale, "give `pixel_scale`, or r_eff_pix.")
+        galaxies = Galaxies.read(self.galaxies)
+        values = galaxies.targets(pixel_scale, "give `pixel_scale`, or r_eff_pix.")
         mag, r_eff, n, e = values.T
+        bright, faint = self.mag or (-np.inf, np.inf)
         with np.errstate(invalid="ignore"):
-            good = (r_eff > 0) & (r_eff <= STAMP_SIZE) & (n >= N_RANGE[0]) & (n <= N_RANGE[1]) & (e >= 0) & (e < 1)
-            good &= np.isfinite(mag) & (np.abs(mag) < 50)
-            if self.mag is not None:
-                good &= (mag >= self.mag[0]) & (mag <= self.mag[1])
+            each = np.column_stack([
+                possible("mag", mag) & (mag >= bright) & (mag <= faint), (r_eff > 0) & (r_eff <= STAMP_SIZE),
+                (n >= N_RANGE[0]) & (n <= N_RANGE[1]), possible("ellipticity", e),
+            ])  # fmt: skip
+        good = np.asarray(each.all(axis=1))
         if not good.any():
+            told = ""
+            if len(each):
+                column, value = galaxies.given(TARGET_NAMES[int(each[0].argmin())], 0)
+                told = f": {galaxies.row(0)} has {column} = {value:g}"
             raise InputError(
-                f"A table of galaxies has rows that can be drawn, with an index from {N_RANGE[0]:g} to {N_RANGE[1]:g}, "
-                f"within `mag`; none of the {len(values)} of {self.galaxies} is one."
+                f"A table of galaxies has rows that can be drawn, with a radius above 0 and up to {STAMP_SIZE} pixels, "
+                f"an index from {N_RANGE[0]:g} to {N_RANGE[1]:g}, an ellipticity from 0 to below 1, and a magnitude "
+                f"within `mag`; none of the {len(values)} of {self.galaxies} is one{told}."
             )
         return values[good]
 

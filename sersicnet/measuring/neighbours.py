@@ -21,6 +21,9 @@ from sersicnet.schema import LARGE_LIMIT, STAMP_SIZE
 REACH = STAMP_SIZE // 2
 """A neighbour is within this distance of a galaxy along both axes, pixels: it lies in its stamp."""
 
+SAME = 0.5
+"""Places within this distance are of the same galaxy, such as one that is listed twice, pixels."""
+
 LEAST_LIGHT = 0.1
 """Light of a neighbour that counts: what it adds to the flux of the galaxy, in units of the noise of that flux."""
 
@@ -50,7 +53,8 @@ class Neighbours:
     ----------
     galaxies : ndarray, float64, (N, 7)
         As for `sersicnet.engine.render.Renderer`, in pixels of the image. Those that cannot be drawn or have
-        a flux that is not positive have no neighbours and are none.
+        a flux that is not positive have no neighbours and are none. Of several at one place, see `SAME`, the first
+        alone is a neighbour of others.
     psf : Psf
         In pixels of the image. It is drawn with one sample a pixel: where that is not enough, in the core, the
         pixels of a neighbour are replaced.
@@ -83,11 +87,15 @@ class Neighbours:
 
     def _found(self, usable: np.ndarray, correlation: float) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """The neighbours of each galaxy that has any, and the parts of their measured fluxes that are their own."""
-        pairs = usable[KDTree(self._galaxies[usable, :2]).query_pairs(REACH, p=np.inf, output_type="ndarray")]
+        tree = KDTree(self._galaxies[usable, :2])
+        pairs = usable[tree.query_pairs(REACH, p=np.inf, output_type="ndarray")]
+        pairs = pairs[np.hypot(*(self._galaxies[pairs[:, 0], :2] - self._galaxies[pairs[:, 1], :2]).T) > SAME]
+        is_first = np.ones(len(self._galaxies), bool)
+        is_first[usable[tree.query_pairs(SAME, output_type="ndarray")[:, 1]]] = False
         i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
         flux = self._galaxies[:, 2]
         place = self._galaxies[:, :2]
-        self.hidden[usable] = hidden_light(i, flux[j], flux, self._area, self._noise)[usable]
+        self.hidden[usable] = hidden_light(i, flux[j] * is_first[j], flux, self._area, self._noise)[usable]
         parts = np.array_split(np.arange(len(i)), 1 + len(i) // _AT_ONCE)
         light = np.concatenate([self._brightness(j[part], *(place[i[part]] - place[j[part]]).T) for part in parts])
         added = light * np.sqrt(self._area[i]) / (self._rms[i] * correlation)
@@ -95,7 +103,8 @@ class Neighbours:
         taken = np.roll(light, len(pairs)) * self._area[j]
         exchanged = light / flux[j] * self._area[i] * taken / flux[i]
         own = np.clip((flux[j] - taken) / (flux[j] * (1 - np.minimum(exchanged, 0.9))), 0, 1)
-        counts = np.flatnonzero((added > LEAST_LIGHT) & (self._galaxies[j, 3] <= LARGE_LIMIT))  # larger: parts of one
+        whole = self._galaxies[j, 3] <= LARGE_LIMIT  # larger ones are parts of one
+        counts = np.flatnonzero((added > LEAST_LIGHT) & whole & is_first[j])
         counts = counts[np.lexsort((j[counts], i[counts]))]
         first = np.unique(i[counts], return_index=True)[1]
         return {int(i[part[0]]): (j[part], own[part]) for part in np.split(counts, first[1:]) if len(part)}

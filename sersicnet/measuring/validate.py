@@ -127,9 +127,13 @@ def validate(
         run = _Run(made, kept, report)
         base = run.result("the mosaic", made)
         scene = _Scene.of(made, base, gain)
-        drawn = injection.drawn(known, base.table)
-        avoid = None if injection.avoid is None else scene.bright(injection.avoid)
-        passes = places(made.exposure, drawn["r_eff_pix"], injection.seed, _away_from(avoid))
+        try:
+            drawn = injection.drawn(known, base.table)
+            avoid = None if injection.avoid is None else scene.bright(injection.avoid)
+            passes = places(made.exposure, drawn["r_eff_pix"], injection.seed, _away_from(avoid))
+        except InputError:
+            kept.remove()  # a run with these options always ends here
+            raise
         images = [check_output(path, overwrite) for path in files.images(len(passes))]
         _log.info("%d galaxies in %d passes", injection.n, len(passes))
         negative = run.negative(base)

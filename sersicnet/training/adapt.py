@@ -23,7 +23,7 @@ from sersicnet import dataset, weights
 from sersicnet.cardpage import duration
 from sersicnet.catalogue.scores import scores
 from sersicnet.engine.noise import tap_of
-from sersicnet.errors import InputError, SersicnetError, warn
+from sersicnet.errors import InputError, SersicnetError, counted, warn
 from sersicnet.image import detect
 from sersicnet.image import header as instrument
 from sersicnet.image import stars as points
@@ -226,7 +226,7 @@ def _train(
     """Train on with the simulated galaxies of the run, and `real` ones if features are aligned."""
     network = start.card["network"]
     recipe = replace(recipes.ADAPT[network], epochs=epochs, patience=epochs)
-    tell(f"training on {device()}, {epochs} times {n} galaxies")
+    tell(f"training on {device()}, {counted(epochs, 'epoch')} of {counted(n, 'galaxy', 'galaxies')}")
     estimated = False
 
     def follow(progress: Progress) -> None:
@@ -481,8 +481,9 @@ def _in_words(found: dict[str, Any], start: weights.Weights) -> str:
     domain = start.card["domain"]
     own = f"{domain['psf_fwhm']:.3f}" if "psf_fwhm" in domain else "any telescope"
     return (
-        f"{found['image']}: {found['sources']} sources, {found['galaxies']} galaxies, {found['stars']} stars in the "
-        f"PSF; FWHM {found['psf_fwhm']:.3f} arcsec ({start.name}: {own}), {found['psf_source']}; "
+        f"{found['image']}: {counted(found['sources'], 'source')}, "
+        f"{counted(found['galaxies'], 'galaxy', 'galaxies')}, {counted(found['stars'], 'star')} in the PSF; "
+        f"FWHM {found['psf_fwhm']:.3f} arcsec ({start.name}: {own}), {found['psf_source']}; "
         f"rms {found['rms']:.3g} at zero point {found['zero_point']:.3f}; noise of large apertures "
         f"{found['correlation']:.2f} times that of independent pixels"
     )

@@ -162,14 +162,20 @@ def _checked(
 
 def _usable(real: Arrays, start: weights.Weights, recipe: Recipe) -> Arrays:
     """The galaxies with labels, brighter than the recipe's limit, within the ranges of the weights."""
-    usable = np.isfinite(real.targets).all(axis=1) & ~(real.mag > recipe.faint_limit)
-    usable[usable] = _within(start, real.targets[usable])
+    labelled = np.isfinite(real.targets).all(axis=1)
+    if not labelled.any():
+        raise DatasetError(
+            f"Fine-tuning learns from labels; received {len(real)} galaxies without. `sersicnet adapt` takes an image "
+            "without labels."
+        )
+    usable = labelled & ~(real.mag > recipe.faint_limit)
+    usable[usable] = _within(start, real.targets[usable], real.mag[usable])
     if usable.sum() < LEAST_GALAXIES:
         raise DatasetError(f"Fine-tuning needs at least {LEAST_GALAXIES} labelled galaxies; received {usable.sum()}.")
     return real.taken(np.flatnonzero(usable))
 
 
-def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
+def _within(base: weights.Weights, targets: np.ndarray, mag: np.ndarray) -> np.ndarray:
     """Whether targets lie within the ranges of the weights, bool, (N,); warns of others."""
     domain = base.card["domain"]
     ranges = np.array([domain["ranges"][name] for name in TARGET_NAMES], float)
@@ -180,11 +186,13 @@ def _within(base: weights.Weights, targets: np.ndarray) -> np.ndarray:
     if not inside.all():
         row = int(np.flatnonzero(~inside)[0])
         which = int(np.flatnonzero(~good[row])[0])
-        value, (low, high) = targets[row, which], ranges[which]
+        # A magnitude as it is listed: networks are shown one that is relative to the noise.
+        off = mag[row] - targets[row, 0] if which == 0 else 0.0
+        value, low, high = off + np.array([targets[row, which], *ranges[which]])
         warn(
             f"{(~inside).sum()} of {len(targets)} labelled galaxies are left out, since {base.name} was not trained on "
-            f"such galaxies: the first has {'relative ' * (which == 0)}{TARGET_NAMES[which]} = {value:.4g}, beyond "
-            f"{low:.4g} to {high:.4g}."
+            f"such galaxies: the first has {TARGET_NAMES[which]} = {value:.4g}, beyond {low:.4g} to {high:.4g}"
+            f"{' for its noise' * (which == 0)}."
         )
     return inside
 

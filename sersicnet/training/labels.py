@@ -69,7 +69,7 @@ def real_galaxies(
 
         if holds_table(path):
             return read_labels(path, image, zero_point, inputs)
-        if _MOSAIC.search(str(path)):
+        if is_mosaic(path):
             return mosaic_galaxies(path, zero_point, inputs)
         check_dataset(path)
     elif image is not None or zero_point is not None:
@@ -78,6 +78,13 @@ def real_galaxies(
         galaxies = data.selected(np.inf, None)
     galaxies.is_real[:] = True
     return galaxies
+
+
+def is_mosaic(path: str | Path) -> bool:
+    """Whether a file is an image by its ending, and no table: its galaxies have no labels."""
+    from sersicnet.catalogue.parameters import holds_table
+
+    return _MOSAIC.search(str(path)) is not None and not holds_table(path)
 
 
 def check_dataset(path: str | Path) -> None:
@@ -363,17 +370,17 @@ class _Labels(NamedTuple):
         columns = {
             **dict(zip(("x", "y") if places is pixels else ("ra", "dec"), places.T, strict=True)),
             "mag": galaxies.parameter("mag"),
-            "r_eff_pix" if unit == "pix" else "r_eff": radius,
+            "r_eff_pix": radius,
             "sersic_n": galaxies.parameter("sersic_n"),
             "ellipticity": galaxies.parameter("ellipticity"),
         }
         used = {name: values[rows] for name, values in columns.items() if values is not None}
         for name, values in used.items():
-            for unphysical, why in ((~np.isfinite(values), "should be a number"), (_impossible(name, values), "")):
-                if unphysical.any():
-                    i = int(unphysical.argmax())
-                    what = f"{name} {why}; received {values[i]:g}" if why else f"{name} = {values[i]:g} is not physical"
-                    raise DatasetError(f"{path}, {where(i)}: {what}.")
+            wrong = ~np.isfinite(values) | _impossible(name, values)
+            if wrong.any():
+                i = int(wrong.argmax())
+                column, value = galaxies.given(name, int(rows[i])) if name in TARGET_NAMES else (name, values[i])
+                raise DatasetError(f"{path}, {where(i)}: {_in_words(name, column, value)}")
         first, second, mag, radius, n, e = used.values()
         snr, theta = galaxies.parameter("snr"), galaxies.parameter("theta")
         names = [galaxies.text("psf")[i] for i in rows] if galaxies.has("psf") else []
@@ -383,6 +390,14 @@ class _Labels(NamedTuple):
             None if snr is None else snr[rows], None if theta is None else theta[rows],
             [path.parent / name if name else None for name in names], status is not None, zero_point, where,
         )  # fmt: skip
+
+
+def _in_words(name: str, column: str, value: float) -> str:
+    """What is wrong with the value of a label."""
+    if not np.isfinite(value):
+        return f"{column} should be a number; received {value:g}."
+    unknown = ", and stands for a magnitude that is not known" if name == "mag" else ""
+    return f"{column} = {value:g} is not physical{unknown}. Correct the row, or leave it out."
 
 
 def has_images(galaxies: Galaxies) -> bool:
@@ -407,6 +422,6 @@ def _stated_image(path: Path, name: str) -> Path:
 
 def _impossible(name: str, values: np.ndarray) -> np.ndarray:
     """Which values of a label no galaxy has, bool, (N,)."""
-    if name == "ellipticity":
-        return ~((values >= 0) & (values < 1))
-    return values <= 0 if name in ("r_eff", "r_eff_pix", "sersic_n") else np.zeros(len(values), bool)
+    from sersicnet.catalogue.parameters import possible
+
+    return ~possible(name, values) if name in TARGET_NAMES else np.zeros(len(values), bool)

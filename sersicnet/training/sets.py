@@ -38,11 +38,14 @@ class Sets:
     Raises
     ------
     DatasetError
-        If a file is no training set, or they are of different kinds: of one telescope and of many, or with other
-        pixels, zero points or PSFs.
+        If a file is no training set or is given twice, or they are of different kinds: of one telescope and of many,
+        or with other pixels, zero points or PSFs.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
+        files = [Path(path).resolve() for path in paths]
+        if again := [file.name for file in files if files.count(file) > 1]:
+            raise DatasetError(f"Each training set is given once; received {again[0]} twice. Leave one out.")
         self._sets: list[Dataset] = []
         try:
             for path in paths:
