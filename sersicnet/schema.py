@@ -339,7 +339,7 @@ FLAG_MEANING = {
     Flag.NOT_REFINED: "the fit did not converge, or ran into a bound: the values are the network's, "
     "or with `sersicnet fit` those where it stopped",
     Flag.SATURATED: "the peak is cut off, or reaches the header's SATURATE: too little light was counted",
-    Flag.POINT_LIKE: "no larger than the stars of the image, or than the PSF that was given: "
+    Flag.POINT_LIKE: "no larger than the stars of the image, or than its PSF: "
     "a star, a nucleus, or an unresolved galaxy",
     Flag.PSF_ASSUMED: "the PSF was assumed, from too few stars or a width alone: the errors include its uncertainty",
 }

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Table, vstack
 from astropy.wcs import WCS
 from conftest import flat, turned
 from test_fit import PSF, QUIET, RMS, drizzled, galaxy, poor, stamp_of
@@ -109,6 +109,16 @@ def band(tmp_path_factory):
     names = ("x", "y", "true", "r_eff_pix", "sersic_n", "ellipticity", "theta")
     table = Table(list((rows * [1, 1, 1, 1, 1, -1, 1] + [0, 0, 0, 0, 0, 1, 0]).T), names=names)
     return path / "band.fits", path / "psf.fits", table
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_a_galaxy_that_is_listed_twice_has_the_flux_of_one(band):
+    """Two fluxes of one model have no solution: neither entry had a flux, nor had the galaxy beside them."""
+    image, psf, table = band
+    options = {"psf": psf, "fix": FORCED, "model_error": 0.0}
+    once, twice = (flat(fit, image, positions=one, **options) for one in (table, vstack([table, table[[0]]])))
+    assert np.isfinite(once["flux"]).all()
+    np.testing.assert_allclose(twice["flux"], np.append(once["flux"], once["flux"][0]), rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")

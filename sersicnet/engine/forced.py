@@ -91,17 +91,21 @@ def neighbours(galaxies: np.ndarray, which: np.ndarray, reach: float) -> list[np
     Parameters
     ----------
     galaxies : ndarray, float, (N, 7)
-        Those that cannot be drawn are no neighbours.
+        Those that cannot be drawn are no neighbours. A galaxy that is listed twice is one: two fluxes of one model
+        have no solution.
     which : ndarray, int, (K,)
     reach : float
         Maximum distance of a neighbour, pixels.
     """
-    good = np.flatnonzero(drawable(galaxies))
+    models = np.delete(galaxies, 2, axis=1)
+    _, first, same = np.unique(models, axis=0, return_index=True, return_inverse=True)
+    same = first[same.ravel()]
+    good = np.intersect1d(np.flatnonzero(drawable(galaxies)), same)
     tree = KDTree(galaxies[good, :2])
     out = []
     for i in which.tolist():
         found = good[tree.query_ball_point(galaxies[i, :2], reach)]
-        found = np.sort(found[found != i])
+        found = np.sort(found[found != same[i]])
         away = galaxies[found] - galaxies[i]
         out.append(found[reaching(away[:, 0], away[:, 1], galaxies[found, 3], window_side(galaxies[i, 3]))])
     return out
