@@ -385,6 +385,7 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
         (HEADER + "field.fits,200,200,20,5,1\n", "line 2: ellipticity should be a number"),
         (HEADER + "field.fits,200,200,20,5,1,1.2\n", "line 2: ellipticity = 1.2 is not physical"),
         (HEADER + "field.fits,200,200,20,-5,1,0.2\n", "line 2: r_eff_pix = -5 is not physical"),
+        (HEADER + 2 * "field.fits,200,200,20,-5,1,0.2\n", "leave it out. 1 other row cannot be used for the same"),
         (
             HEADER.replace("ellipticity", "Q") + "field.fits,200,200,20,5,1,-0.3\n",
             r"line 2: Q = -0.3 is not physical\.",

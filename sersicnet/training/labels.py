@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from sersicnet.dataset import Arrays, Dataset
-from sersicnet.errors import DatasetError, InputError
+from sersicnet.errors import DatasetError, InputError, counted
 from sersicnet.schema import (
     LOW_SNR_LIMIT,
     STAMP_SIZE,
@@ -380,7 +380,7 @@ class _Labels(NamedTuple):
             if wrong.any():
                 i = int(wrong.argmax())
                 column, value = galaxies.given(name, int(rows[i])) if name in TARGET_NAMES else (name, values[i])
-                raise DatasetError(f"{path}, {where(i)}: {_in_words(name, column, value)}")
+                raise DatasetError(f"{path}, {where(i)}: {_in_words(name, column, value, int(wrong.sum()) - 1)}")
         first, second, mag, radius, n, e = used.values()
         snr, theta = galaxies.parameter("snr"), galaxies.parameter("theta")
         names = [galaxies.text("psf")[i] for i in rows] if galaxies.has("psf") else []
@@ -392,12 +392,13 @@ class _Labels(NamedTuple):
         )  # fmt: skip
 
 
-def _in_words(name: str, column: str, value: float) -> str:
-    """What is wrong with the value of a label."""
+def _in_words(name: str, column: str, value: float, others: int) -> str:
+    """What is wrong with the value of a label, and with that of some other rows."""
+    more = f" {counted(others, 'other row')} cannot be used for the same reason." if others else ""
     if not np.isfinite(value):
-        return f"{column} should be a number; received {value:g}."
+        return f"{column} should be a number; received {value:g}.{more}"
     unknown = ", and stands for a magnitude that is not known" if name == "mag" else ""
-    return f"{column} = {value:g} is not physical{unknown}. Correct the row, or leave it out."
+    return f"{column} = {value:g} is not physical{unknown}. Correct the row, or leave it out.{more}"
 
 
 def has_images(galaxies: Galaxies) -> bool:
