@@ -6,8 +6,8 @@ Each mosaic has galaxies and stars as numerous as in CANDELS/COSMOS (`sersicnet 
 NAME`); its PSF is measured from its stars. A detection and the brightest object within 0.6 FWHM of it belong together,
 unless that object has another detection there, too. Stars, and rows with one of the flags EDGE, MASKED and POINT_LIKE,
 do not count. The tables list medians and 68 % scatter, and the fractions of the truths within 1 and 1.96 sigma, by
-signal to noise (1.0857 / mag_err), and by the part of the image that sources cover. What exists in FOLDER is used
-again.
+signal to noise (1.0857 / mag_err), and by the part of the image that sources cover. The last table lists how many stars
+and galaxies have the flag POINT_LIKE, by the signal to noise of the catalogue. What exists in FOLDER is used again.
 """
 
 import argparse
@@ -37,12 +37,29 @@ def sersicnet(*arguments):
     subprocess.run([sys.executable, "-m", "sersicnet", *map(str, arguments), "--quiet", "--overwrite"], check=True)
 
 
-def matched(catalogue, truth, fwhm):
-    """Rows of the catalogue that count, and of the truth, that belong together."""
+def brightest(catalogue, truth, fwhm):
+    """The brightest object of the truth at each row of the catalogue, -1 for none."""
     seen, true = (np.column_stack([table["x"], table["y"]]) for table in (catalogue, truth))
     near = KDTree(true).query_ball_point(np.nan_to_num(seen, nan=-1e9), 0.6 * fwhm)
     mag = np.asarray(truth["mag"], float)
-    own = np.array([min(rows, key=lambda j: mag[j]) if rows else -1 for rows in near])
+    return np.array([min(rows, key=lambda j: mag[j]) if rows else -1 for rows in near])
+
+
+def point_like(catalogue, truth, fwhm):
+    """Stars and galaxies of each range of `SNR`, and those with the flag POINT_LIKE, (3, 2, 2)."""
+    own = brightest(catalogue, truth, fwhm)
+    is_star = np.asarray(truth["star"], bool)[own]
+    flagged = np.asarray(catalogue["flags"], int) & int(Flag.POINT_LIKE) > 0
+    counts = []
+    for low, high in pairwise(SNR):
+        inside = (own >= 0) & (np.asarray(catalogue["snr"]) >= low) & (np.asarray(catalogue["snr"]) < high)
+        counts.append([[(inside & kind).sum(), (inside & kind & flagged).sum()] for kind in (is_star, ~is_star)])
+    return np.array(counts)
+
+
+def matched(catalogue, truth, fwhm):
+    """Rows of the catalogue that count, and of the truth, that belong together."""
+    own = brightest(catalogue, truth, fwhm)
     once = np.bincount(own[own >= 0], minlength=len(truth)) == 1
     good = (own >= 0) & once[own] & ~np.asarray(truth["star"], bool)[own]
     good &= np.asarray(catalogue["flags"], int) & NOT_COUNTED == 0
@@ -57,7 +74,7 @@ def stacked(table, pattern):
 
 
 def measured(work, telescope, size, seed):
-    """What a mosaic gives: deviations, pulls, signal to noise, flags; and the header of the catalogue."""
+    """What a mosaic gives: deviations, pulls, signal to noise, flags, sky covered, header, and `point_like`."""
     stem = f"{telescope.replace('/', '-')}-{size}-{seed}"
     image, cat = work / f"{stem}.fits", work / f"{stem}_cat.fits"
     if not image.exists():
@@ -73,7 +90,7 @@ def measured(work, telescope, size, seed):
     pull = np.abs(schema.pulls(found, errors, true))
     flags = np.asarray(catalogue["flags"], int)
     covered = float(np.nansum(np.asarray(catalogue["area"], float))) / size**2
-    return off, pull, 1.0857 / errors[:, 0], flags, covered, header
+    return off, pull, 1.0857 / errors[:, 0], flags, covered, header, point_like(catalogue, truth, header["PSFFWHM"])
 
 
 def show(label, off, pull):
@@ -95,10 +112,10 @@ def main():
     given = parser.parse_args()
     given.work.mkdir(exist_ok=True, parents=True)
     print("| mosaic | S/N | N | mag | ln R_e | ln n | e |\n|---|---|---|---|---|---|---|")
-    everything = []
+    everything, points = [], {}
     for telescope in given.telescopes:
         for seed in given.seeds:
-            off, pull, snr, flags, covered, header = measured(given.work, telescope, given.size, seed)
+            off, pull, snr, flags, covered, header, counts = measured(given.work, telescope, given.size, seed)
             what = f"{len(flags)} sources, {(flags == 0).mean():.0%} without flags, cover {covered:.0%}"
             what += f", PSF of {header['PSFFWHM']:.2f} pixels, {header['PSFSRC']}"
             for low, high in pairwise(SNR):
@@ -107,11 +124,17 @@ def main():
                     show(f"{telescope}, seed {seed} | {low:g} to {high:g}", off[chosen], pull[chosen])
             print(f"| | {what} | | | | | |", flush=True)
             everything.append((off, pull, snr))
+            points[f"{telescope}, seed {seed}"] = counts
     off, pull, snr = (np.concatenate(parts) for parts in zip(*everything, strict=True))
     for low, high in pairwise(SNR):
         chosen = (snr >= low) & (snr < high)
         if chosen.sum() >= LEAST:
             show(f"all | {low:g} to {high:g}", off[chosen], pull[chosen])
+    print("\nflagged as POINT_LIKE, of stars and of galaxies, by S/N:\n")
+    print(f"| mosaic |{''.join(f' {low:g} to {high:g} |' for low, high in pairwise(SNR))}\n|---|{'---|' * 3}")
+    for name, counts in points.items():
+        cells = (", ".join(f"{hit} of {n}" for n, hit in both) for both in counts)
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
