@@ -58,3 +58,17 @@ def test_the_docs_name_no_option_that_does_not_exist():
         for line in command.findall(text):
             found |= set(re.findall(r"(?<![\w-])(--[a-z0-9-]+)", line))
         assert found <= known, page.name
+
+
+def test_the_page_of_telescopes_states_the_measured_accuracy():
+    """The table of the accuracy page was measured again, and the page of telescopes kept the numbers of before."""
+    table = (DOCS / "accuracy.md").read_text("utf-8")
+    lines = [
+        line for line in (DOCS / "telescopes.md").read_text("utf-8").splitlines() if line.startswith("**Measured**")
+    ]
+    assert len(lines) == 12
+    for line in lines:
+        name = line.split(" galaxies of ")[1].split(":")[0]
+        row = next(row for row in table.splitlines() if row.startswith(f"| {name} |"))
+        stated = re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+", line)
+        assert stated == re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+", row)
