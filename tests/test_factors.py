@@ -28,7 +28,7 @@ def found_galaxies(n=4000, seed=0):
 
 
 def test_factors_hold_for_other_galaxies_in_every_bin_with_and_without_the_bias():
-    found, other = found_galaxies(8000), found_galaxies(8000, seed=1)
+    found, other = found_galaxies(), found_galaxies(20_000, seed=1)
     factors = Factors.fitted(found, 3.0, {})
     away = 3 * np.exp(other.quantities[:, 0, 2])
     for debias in (False, True):

@@ -122,6 +122,18 @@ def test_a_galaxy_that_is_listed_twice_has_the_flux_of_one(band):
 
 
 @pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
+def test_a_galaxy_that_is_listed_twice_is_fitted_as_one_if_something_is_fixed(band):
+    """The flux was split between the entries, without a flag."""
+    image, psf, table = band
+    bright = table[[0, 4, 12]]
+    options = {"psf": psf, "fix": ["position"], "model_error": 0.0, "prior": "none"}
+    once, twice = (flat(fit, image, positions=one, **options) for one in (bright, vstack([bright, bright[[2]]])))
+    for name in ("flux", "flux_err", "r_eff_pix"):
+        expected = np.append(once[name], once[name][2])
+        np.testing.assert_allclose(np.asarray(twice[name]), np.asarray(expected), rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore::sersicnet.errors.SersicnetWarning")
 def test_fluxes_of_a_band_have_their_sign(band, tmp_path):
     image, psf, table = band
     options = {"psf": psf, "positions": table, "fix": FORCED, "model_error": 0.0, "model": tmp_path / "m.fits"}

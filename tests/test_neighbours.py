@@ -11,6 +11,7 @@ from sersicnet.image.stamps import cut
 from sersicnet.measuring.fitting import Fitting
 from sersicnet.measuring.measure import fit, measure
 from sersicnet.measuring.neighbours import HIDDEN_SHARE, HIDDEN_SNR, REACH, Neighbours
+from sersicnet.measuring.plan import Work
 from sersicnet.schema import LARGE_LIMIT
 from sersicnet.simulating.telescopes import F160W, effective_psf
 
@@ -206,3 +207,20 @@ def test_a_galaxy_that_is_listed_twice_is_measured_as_if_it_was_listed_once():
     for name in ("mag", "mag_err", "r_eff_pix", "r_eff_pix_err", "sersic_n_err", "ellipticity", "theta_err"):
         np.testing.assert_allclose(twice[name][[0, 1]], once[name], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(twice[name][[3, 2]], once[name], rtol=1e-5, err_msg=name)
+
+
+def test_the_errors_of_fits_do_not_depend_on_the_tiles():
+    """The hidden light followed from the second look at the sources of the tile, and the first look at others."""
+    rng = np.random.default_rng(5)
+    others = [[*rng.uniform(20, 280, 2), 10 ** rng.uniform(0, 1.5), 3.0, 1.0, 0.7, 20.0] for _ in range(40)]
+    _, data = image_of(GALAXY, *others)
+    options = {"zero_point": ZERO, "pixel_scale": 0.06, "psf": Psf.of(PSF, "F160W"), "gain": 1e6}
+    with pytest.warns(SersicnetWarning, match="WCS"):
+        one, four = (
+            measure(data, refine=Fitting(gain=1e6, prior="none"), work=Work(tile=tile), **options)
+            for tile in (300, 128)
+        )
+    assert len(one) == len(four) > 30
+    order = [np.lexsort((table["y"].value, table["x"].value)) for table in (one, four)]
+    for name in ("mag", "mag_err", "r_eff_pix_err", "sersic_n_err", "ellipticity_err", "theta_err"):
+        np.testing.assert_allclose(one[name][order[0]], four[name][order[1]], rtol=1e-5, err_msg=name)

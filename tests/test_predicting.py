@@ -30,9 +30,9 @@ class Point:
         return Prediction(targets, errors, np.zeros((n, 6)), np.full(n, 30.0), np.full(n, 1.0))
 
 
-def answered(psf):
-    network = Point()
-    found, of_psf = through(psf, STAMPS, np.zeros((3, 3), np.float32), np.arange(3.0), np.arange(3.0), network)
+def answered(psf, **options):
+    network, where = Point(), np.arange(3.0)
+    found, of_psf = through(psf, STAMPS, np.zeros((3, 3), np.float32), where, where, network, **options)
     return network.answers, found, of_psf
 
 
@@ -57,6 +57,19 @@ def test_the_light_of_the_psf_adds_to_small_errors():
     assert of_psf[:2, 1, 0] == pytest.approx(-2.5 * np.log10(0.98), abs=0.002)
     assert (of_psf[2] == 0).all()  # its own error is much larger
     np.testing.assert_allclose(found.errors[:, 0], np.hypot(ERRORS, of_psf[:, 1, 0]))
+
+
+def test_fits_have_the_whole_error_of_the_light():
+    """Their errors are of the noise alone, and include none of it."""
+    psf = replace(PSF, light_error=0.025)
+    _, part, of_part = answered(psf)
+    _, found, of_psf = answered(psf, whole=True)
+    assert of_psf[:2, 1, 0] == pytest.approx(-2.5 * np.log10(0.975), abs=0.002)
+    assert of_part[:2, 1, 0] == pytest.approx(0.8 * of_psf[:2, 1, 0], rel=0.02)
+    np.testing.assert_allclose(found.errors[:2], part.errors[:2], rtol=0.02)
+    _, found, of_psf = answered(replace(PSF, light_error=0.01), whole=True)
+    assert of_psf[0, 1, 0] == pytest.approx(-2.5 * np.log10(0.99), abs=0.002)
+    np.testing.assert_array_equal(found.errors[:, 0], ERRORS)
 
 
 def test_errors_of_width_and_light_are_independent():

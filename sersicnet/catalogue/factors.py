@@ -39,12 +39,13 @@ NODES = (0.01, 0.06, 0.2, 0.4, 0.6, 0.8, 0.94, 0.99)
 """Nodes of the curves: these fractions of the galaxies are below them."""
 
 STIFFNESS = (30.0, 300.0, 3000.0)
-"""Penalties on the second differences of a curve, in units of galaxies, one of which is chosen; a tenth of it is on the
-first differences."""
+"""Penalties on the second differences of a curve, in units of galaxies, of which one is chosen; the penalty on the
+first differences is a tenth of it."""
 
-FOLDS, LEAST_GAIN = 5, 2.0
-"""Parts of the galaxies, each of which tests the curves of the others, and the number of standard errors by which
-softer curves must be better in that test: they follow chance if there are few galaxies."""
+FOLDS, LEAST_GAIN, MOST_TESTED = 5, 1.0, 5000
+"""How the stiffness is chosen: parts of the galaxies, each of which tests the curves of the others; the number of
+standard errors by which softer curves must be better, since soft curves of few galaxies follow chance; and the
+number of galaxies, at most."""
 
 _ROUNDS, _WIDEST, _NARROWEST = 60, 0.5, 0.03
 _OTHER = {
@@ -175,7 +176,8 @@ def hats(x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
 
 def _stiffness(design: np.ndarray, values: np.ndarray, share: float, weights: np.ndarray) -> float:
     """The largest of `STIFFNESS` that is as good as the best one; see `Curves.fitted`."""
-    part = np.random.default_rng(0).permutation(len(values)) % FOLDS
+    order = np.random.default_rng(0).permutation(len(values))[:MOST_TESTED]
+    design, values, weights, part = design[order], values[order], weights[order], np.arange(len(order)) % FOLDS
     losses = np.empty((len(STIFFNESS), len(values)))
     for stiffness, loss in zip(STIFFNESS, losses, strict=True):
         for k in range(FOLDS):
@@ -400,7 +402,8 @@ def _instead(path: Path, header: fits.Header | None, error: Exception) -> str:
         return ", but a catalogue or another table. Give a validation of the image"
     if header is not None and "OPTIONS" not in header:
         return ", but an image. Give a validation of the image"
-    return f": {first_line(error)}"
+    reason = first_line(error).strip("\"'.")
+    return f": {reason}"
 
 
 def _shown(value: Any) -> str:

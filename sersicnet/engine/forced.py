@@ -97,15 +97,13 @@ def neighbours(galaxies: np.ndarray, which: np.ndarray, reach: float) -> list[np
     reach : float
         Maximum distance of a neighbour, pixels.
     """
-    models = np.delete(galaxies, 2, axis=1)
-    _, first, same = np.unique(models, axis=0, return_index=True, return_inverse=True)
-    same = first[same.ravel()]
-    good = np.intersect1d(np.flatnonzero(drawable(galaxies)), same)
+    good, models = np.flatnonzero(drawable(galaxies)), np.delete(galaxies, 2, axis=1)
     tree = KDTree(galaxies[good, :2])
     out = []
     for i in which.tolist():
-        found = good[tree.query_ball_point(galaxies[i, :2], reach)]
-        found = np.sort(found[found != same[i]])
+        found = np.sort(good[tree.query_ball_point(galaxies[i, :2], reach)])
+        found = found[np.sort(np.unique(models[found], axis=0, return_index=True)[1])]
+        found = found[(models[found] != models[i]).any(axis=1)]
         away = galaxies[found] - galaxies[i]
         out.append(found[reaching(away[:, 0], away[:, 1], galaxies[found, 3], window_side(galaxies[i, 3]))])
     return out

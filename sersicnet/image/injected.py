@@ -32,8 +32,9 @@ ERRORS = ((-1.48, -0.56), (-0.56, 1.48), (0.0, 0.0), (0.56, -1.48), (1.48, 0.56)
 """Errors of the PSF in units of 1 sigma, of its width and of its light within two FWHM. Each galaxy has one of the
 pairs, with equal probability. Their variances are 1, and they are not correlated."""
 
-KEPT, MOST_RENDERERS = 2**22, 8
-"""Pixels of stamps, and renderers, that a process keeps."""
+KEPT, MOST_RENDERERS = 2**24, 32
+"""Pixels of stamps (134 MB), and renderers, that a process keeps. A tile reads many windows that overlap, and would
+draw its galaxies again in each of them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,7 +117,7 @@ class Galaxies:
             key = psf.sha256, (width, light), side
             if key not in self._renderers:
                 if len(self._renderers) >= MOST_RENDERERS:
-                    self._renderers.clear()
+                    del self._renderers[next(iter(self._renderers))]  # the oldest
                 own = with_light(stretched(psf, width), light)
                 self._renderers[key] = Renderer(own.image, side, own.oversampling)
             parameters = self.parameters[k].copy()
@@ -126,8 +127,8 @@ class Galaxies:
             if np.isfinite(self.gain):
                 rng = np.random.default_rng([self.seed, int(self.numbers[k]), 2])
                 noise = photon_noise(model, self.gain, self.tap, rng)
-            if sum(kept.size for kept, _ in self._stamps.values()) > KEPT:
-                self._stamps.clear()
+            while sum(kept.size for kept, _ in self._stamps.values()) > KEPT:
+                del self._stamps[next(iter(self._stamps))]
             self._stamps[k] = model, noise
         return self._stamps[k]
 

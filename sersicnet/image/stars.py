@@ -64,6 +64,7 @@ _NARROWER = 0.25
 _STEPS = 40
 
 _SIZE_RANGE = (0.5, 6.0)
+_SIZE_REACH = 20  # half the side of the square in which a size is measured, pixels
 _STAR_MISFIT = 0.05  # rms of the difference of a star from the stack, in units of the star's own rms
 _RING = 1.25
 _SKY_OFF = 0.06  # how far the sky under a star may be off, in units of the rms of a pixel
@@ -383,6 +384,8 @@ def size_of(psf: Psf) -> float:
         In pixels of the image; of a varying one that in the middle of the field.
     """
     image, k = psf.image, psf.oversampling
+    middle, reach = len(image) // 2, min(len(image) // 2, k * (_SIZE_REACH + 2))
+    image = image[middle - reach : middle + reach + 1, middle - reach : middle + reach + 1]
     if psf.fwhm < _UNDERSAMPLED and k % 2:  # so that a star may be at the corner of a pixel
         finer = np.arange(2 * len(image) - 1) / 2
         image, k = between(image, *np.meshgrid(finer, finer, indexing="ij")), 2 * k
@@ -477,7 +480,7 @@ def good_galaxies(
     return good
 
 
-def sizes(stamps: Stamps, reach: int = 20, rounds: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sizes(stamps: Stamps, reach: int = _SIZE_REACH, rounds: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Size [pix] and S/N of sources as Gaussians see them, float64, (N,), and which may be stars, bool, (N,).
 
     The size is that of the round Gaussian whose weight makes the second moment

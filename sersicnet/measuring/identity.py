@@ -20,7 +20,7 @@ METHOD = 7
 factors of a validation another meaning. 2: galaxies are measured again without their neighbours. 3: errors of radius
 and index are calibrated, and counted, as those of logarithms. 4: the wings of a PSF from stars. 5: errors
 include how well the light of a PSF from stars is known. 6: errors include sources that are hidden in a galaxy. 7: so
-do those of fits, and the error of the light of a PSF is not counted twice."""
+do those of fits; the error of the light of a PSF and galaxies listed twice count once; POINT_LIKE is by the PSF."""
 
 _ROWS = 64
 """Rows of an image that tell it from another one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,10 +29,27 @@ OF_HIDDEN = (0.9, 1.0, 1.5, 0.4)
 """Errors of mag, ln R_e, ln n and ellipticity for each unit of `sersicnet.measuring.neighbours.hidden_light`."""
 
 
-def predict(
-    scene: Scene, values: Values, own: np.ndarray, network: weights.Weights, report: Report = silent
-) -> np.ndarray:
-    """Predict the targets with the network; returns what the PSF adds to the errors, (N, 2, 4), see `through`.
+class Look(NamedTuple):
+    """What fits need of the network's answers besides the values.
+
+    Attributes
+    ----------
+    of_psf : ndarray, float64, (N, 2, 4)
+        What the PSF adds to the errors, see `through`.
+    hidden : ndarray, float64, (N,) or None
+        See `sersicnet.measuring.neighbours.hidden_light`; None with one look.
+    galaxies : ndarray, float64, (N, 7)
+        Parameters of the first look, as for `sersicnet.engine.render.Renderer`: those of the second look are known in
+        the tile itself alone, and a fit must not depend on the tiles.
+    """
+
+    of_psf: np.ndarray
+    hidden: np.ndarray | None
+    galaxies: np.ndarray
+
+
+def predict(scene: Scene, values: Values, own: np.ndarray, network: weights.Weights, report: Report = silent) -> Look:
+    """Predict the targets with the network.
 
     If the PSF is known, places of the tile itself are measured again without the light of their neighbours, as far
     as it counts, see `sersicnet.measuring.neighbours`.
@@ -45,11 +63,12 @@ def predict(
         of_psf[rows] = _answered(scene, values, rows, stamps, network)
         values.note(scene, part, stamps)
         report("measuring", part.stop, n)
+    first = values.parameters(setting.zero_point)
     if not setting.second_look:
-        return of_psf
+        return Look(of_psf, None, first)
     assert setting.psf is not None
-    galaxies = values.parameters(setting.zero_point)
-    galaxies[values.flags & Flag.SATURATED != 0] = np.nan  # what they would be is not known
+    saturated = values.flags & Flag.SATURATED != 0  # what they would be is not known
+    galaxies = np.where(saturated[:, None], np.nan, first)
     others = Neighbours(galaxies, setting.psf, values.rms, pixels.correlation(setting.mesh.autocorrelation))
     again = others.of(np.flatnonzero(own))
     report("measuring without neighbours", 0, len(again))
@@ -60,7 +79,7 @@ def predict(
         report("measuring without neighbours", part.stop, len(again))
     mine = np.flatnonzero(own)
     add_hidden(values, mine, others.hidden[mine])
-    return of_psf
+    return Look(of_psf, others.hidden, first)
 
 
 def add_hidden(values: Values, rows: np.ndarray, hidden: np.ndarray) -> None:
@@ -130,11 +149,18 @@ def _predicted(
         return network.predict(Inputs(stamps.pixels)), np.zeros((len(x), 2, N_TARGETS))
     correlation = pixels.correlation(setting.mesh.autocorrelation)
     noise = noise_numbers(correlation, (np.nan if setting.gain is None else setting.gain) * stamps.rms)
-    return through(psf, stamps.pixels, noise, x, y, network)
+    return through(psf, stamps.pixels, noise, x, y, network, whole=setting.fitters is not None)
 
 
 def through(
-    psf: Psf, stamps: np.ndarray, noise: np.ndarray, x: np.ndarray, y: np.ndarray, network: weights.Weights
+    psf: Psf,
+    stamps: np.ndarray,
+    noise: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    network: weights.Weights,
+    *,
+    whole: bool = False,
 ) -> tuple[weights.Prediction, np.ndarray]:
     """What a network answers that is shown a PSF, and the part of its errors that is due to the errors of the PSF.
 
@@ -151,14 +177,16 @@ def through(
     x, y : ndarray, float64, (N,)
         Places in the image.
     network : Weights
+    whole : bool
+        Whether to return the effect of the whole error of the light, for fits, whose errors include none of it.
 
     Returns
     -------
     found : Prediction
-        With the errors of the PSF in its errors.
+        With the errors of the PSF in its errors, that of the light as far as it is beyond `LIGHT_INCLUDED`.
     of_psf : ndarray, float64, (N, 2, 4)
         By how much the targets of each galaxy move together with a PSF that is wider by its error, and with one that
-        has more light within two FWHM by the error of that, as far as it is beyond `LIGHT_INCLUDED`.
+        has more light within two FWHM by the error of that, or by the part of it that is in the errors of `found`.
     """
     labels, psfs = psf.cells(x, y)
     of_psf = np.zeros((len(x), 2, N_TARGETS))
@@ -171,7 +199,8 @@ def through(
     found = answer(1.0)
     if found.errors is None:
         return found, of_psf
-    light_error = float(np.sqrt(max(psf.light_error**2 - LIGHT_INCLUDED**2, 0)))
+    beyond = float(np.sqrt(max(psf.light_error**2 - LIGHT_INCLUDED**2, 0)))
+    light_error = psf.light_error if whole else beyond
     some = np.flatnonzero(found.errors[:, 0] < LIGHT_MATTERS * light_error)
     turns = np.zeros((2, len(x)))
     if psf.error >= LEAST_PSF_ERROR:
@@ -184,10 +213,11 @@ def through(
         of_psf[some, 1] = found.targets[some] - diffuse.targets
         if diffuse.theta is not None and found.theta is not None:
             turns[1, some] = angle_between(found.theta[some], diffuse.theta)
-    unsure = psf.error >= LEAST_PSF_ERROR, light_error > 0
-    for shift, turn, counts in zip(of_psf.swapaxes(0, 1), turns, unsure, strict=True):
-        if counts:
-            found = found.with_error(shift, None if found.theta is None else turn)
+    if psf.error >= LEAST_PSF_ERROR:
+        found = found.with_error(of_psf[:, 0], None if found.theta is None else turns[0])
+    if beyond > 0:
+        part = beyond / light_error
+        found = found.with_error(part * of_psf[:, 1], None if found.theta is None else part * turns[1])
     return found, of_psf
 
 

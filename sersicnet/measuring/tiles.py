@@ -18,7 +18,7 @@ from sersicnet.image.stamps import cut
 from sersicnet.measuring.fitting import Fitters, correlations_of, known_galaxies
 from sersicnet.measuring.neighbours import REACH as NEIGHBOURS_WITHIN
 from sersicnet.measuring.neighbours import filled_area, hidden_light, noise_of_star
-from sersicnet.measuring.predicting import add_hidden, loaded, predict
+from sersicnet.measuring.predicting import Look, add_hidden, loaded, predict
 from sersicnet.measuring.scene import (
     NEIGHBOUR_REACH,
     STAMPS_AT_ONCE,
@@ -77,15 +77,15 @@ def measure_tile(setting: Setting, core: Window, report: Report = silent) -> dic
         report("detecting", 0, 0)
         scene, own = Scene.of(setting, core)
         values = Values.empty(scene, own)
-        of_psf = np.zeros((len(values.errors), 2, N_TARGETS))
+        look = None
         if setting.network is not None:
-            of_psf = predict(scene, values, own, loaded(*setting.network), report)
+            look = predict(scene, values, own, loaded(*setting.network), report)
         else:
             _start(scene, values)
         if setting.fitters is not None and setting.forced:
             _measure_fluxes(scene, values, own, setting.fitters, report)
         elif setting.fitters is not None:
-            _fit(scene, values, own, setting.fitters, of_psf, report, keep=setting.network is None)
+            _fit(scene, values, own, setting.fitters, look, report)
         values.flags[at_edge(scene, values)] |= Flag.EDGE
         profiles = np.zeros((0, 4))
         if setting.profiles:
@@ -221,23 +221,20 @@ def _measure_fluxes(scene: Scene, values: Values, own: np.ndarray, fitters: Fitt
         report("measuring fluxes", part.stop, len(mine))
 
 
-def _fit(
-    scene: Scene, values: Values, own: np.ndarray, fitters: Fitters, of_psf: np.ndarray, report: Report, *, keep: bool
-) -> None:
-    """Fit Sersic profiles at the places of the tile itself; `keep` decides whether unconverged fits replace values.
-
-    `of_psf` is what the PSF adds to the errors of each place, as the network has it.
-    """
+def _fit(scene: Scene, values: Values, own: np.ndarray, fitters: Fitters, look: Look | None, report: Report) -> None:
+    """Fit Sersic profiles at the places of the tile itself; without a network, unconverged fits replace values, too."""
     zero_point = scene.setting.zero_point
     parameters = values.parameters(zero_point)
+    of_psf = np.zeros((len(parameters), 2, N_TARGETS)) if look is None else look.of_psf
+    first = parameters if look is None else look.galaxies
     starts = _moments(scene.found, scene.setting.psf_width)
-    known = (scene.source >= 0) & np.isfinite(parameters).all(axis=1)
-    starts[scene.source[known]] = parameters[known]
+    known = (scene.source >= 0) & np.isfinite(first).all(axis=1)
+    starts[scene.source[known]] = first[known]
     neighbours = _overlapping(scene)
     labels = np.zeros((len(parameters), 1 + MOST_NEIGHBOURS), int)
     for row, source, near in zip(labels, scene.source, neighbours, strict=True):
         row[: 1 + len(near)] = source + 1, *(near + 1)
-    others = _neighbours(scene, neighbours, starts, parameters)
+    others = _neighbours(scene, neighbours, starts, first)
     mine = np.flatnonzero(own)
     n = len(mine)
     report("fitting", 0, n)
@@ -246,7 +243,7 @@ def _fit(
         to_stamp = np.zeros((len(rows), 7))
         to_stamp[:, 0], to_stamp[:, 1] = stamps.x - scene.x[rows], stamps.y - scene.y[rows]
         stamps.replaced[stamps.empty] = True
-        first = part.start
+        done = part.start
         for group, fitter in fitters.groups(scene.x[rows], scene.y[rows]):
             shifts, here = to_stamp[group], rows[group]
             fits = fitter(
@@ -257,23 +254,29 @@ def _fit(
                 [others[row][0] + shift for row, shift in zip(here, shifts, strict=True)],
                 [others[row][1] for row in here],
                 workers=scene.setting.threads,
-                report=lambda done, first=first: report("fitting", first + done, n),  # type: ignore[misc]
+                report=lambda more, done=done: report("fitting", done + more, n),  # type: ignore[misc]
             )
-            _take(values, here, fits, shifts, zero_point, of_psf[here], keep=keep)
-            first += len(group)
+            _take(values, here, fits, shifts, zero_point, of_psf[here], keep=look is None)
+            done += len(group)
     refined = mine[values.flags[mine] & Flag.NOT_REFINED == 0]
-    add_hidden(values, refined, _hidden(scene, values, refined, starts))
+    seen = None if look is None else look.hidden
+    add_hidden(values, refined, _hidden(scene, values, refined, starts) if seen is None else seen[refined])
 
 
 def _hidden(scene: Scene, values: Values, rows: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Scatter of the light that is hidden in fitted galaxies, see `hidden_light`; `sources` are all detections."""
+    """Scatter of the light that is hidden in fitted galaxies, see `hidden_light`; `sources` are all detections.
+
+    Saturated ones do not count, as in the second look: what they would be is not known.
+    """
     if not len(rows):
         return np.zeros(0)
     width, galaxies = scene.setting.psf_width, values.parameters(scene.setting.zero_point)[rows]
+    usable = sources[:, 2] > 0
+    usable[scene.source[(values.flags & Flag.SATURATED != 0) & (scene.source >= 0)]] = False
     near = KDTree(sources[:, :2]).query_ball_point(galaxies[:, :2], NEIGHBOURS_WITHIN, p=np.inf)
     of = np.repeat(np.arange(len(rows)), [len(some) for some in near])
     others = np.concatenate([np.array(some, int) for some in near])
-    counts = (others != scene.source[rows][of]) & (sources[others, 2] > 0)
+    counts = (others != scene.source[rows][of]) & usable[others]
     noise = noise_of_star(values.rms[rows], scene.sky.correlation, width)
     return hidden_light(of[counts], sources[others[counts], 2], galaxies[:, 2], filled_area(galaxies, width), noise)
 
@@ -283,17 +286,20 @@ def _neighbours(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Start parameters of the neighbours of each place, and whether they are of the user's table.
 
-    Where something is fixed, each place of the table on a neighbour, or on the same detection, is a neighbour of its
+    Where something is fixed, each galaxy of the table on a neighbour, or on the same detection, is a neighbour of its
     own; otherwise a neighbour is a detection.
     """
     if not scene.setting.fix:
         return [(starts[found], np.zeros(len(found), bool)) for found in near]
     usable = np.isfinite(parameters).all(axis=1)
-    places = [np.flatnonzero(usable & (scene.source == k)) for k in range(len(scene.found))]
+    _, first, same = np.unique(parameters, axis=0, return_index=True, return_inverse=True)
+    same = first[same.ravel()]  # a galaxy that is listed twice is one
+    once = usable & (same == np.arange(len(same)))
+    places = [np.flatnonzero(once & (scene.source == k)) for k in range(len(scene.found))]
     out = []
     for row, found in enumerate(near):
         own = [] if scene.source[row] < 0 else [scene.source[row]]
-        listed = [k for source in (*own, *found) for k in places[source] if k != row]
+        listed = [k for source in (*own, *found) for k in places[source] if k != same[row]]
         rest = [source for source in found if not len(places[source])]
         rows = np.vstack([parameters[listed].reshape(-1, 7), starts[rest].reshape(-1, 7)])
         out.append((rows, np.arange(len(rows)) < len(listed)))
