@@ -482,14 +482,15 @@ def test_any_seed_trains(small_dataset, tmp_path, tiny_network):
 
 def test_sets_without_what_the_network_is_shown_are_refused_before_training(small_dataset, psf_weights, tmp_path):
     """Those of an earlier version hold no PSF."""
-    old = tmp_path / "old.h5"
+    old, older = tmp_path / "old.h5", tmp_path / "older.h5"
     shutil.copy(small_dataset, old)
     with h5py.File(old, "r+") as file:
         del file["psf"]
+    shutil.copy(old, older)
     real = real_galaxies(old)
     for data, options, name in (
         (old, {}, "old.h5"),
-        ([old, old], {}, "training sets"),
+        ([old, older], {}, "training sets"),
         (small_dataset, {"test": old}, "old.h5"),
         (small_dataset, {"adapt": "dann", "real": real}, "real galaxies"),
     ):
@@ -498,7 +499,7 @@ def test_sets_without_what_the_network_is_shown_are_refused_before_training(smal
     for galaxies, options, name in ((real, {}, "real galaxies"), (real_galaxies(small_dataset), {"test": old}, "old")):
         with pytest.raises(DatasetError, match=f"fovea is shown the psf of galaxies, which .*{name}.* do not hold"):
             finetune(galaxies, tmp_path / "w", base=psf_weights, **options)
-    assert [file.name for file in tmp_path.iterdir()] == ["old.h5"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["old.h5", "older.h5"]
 
 
 def test_fine_tuning_continues_only_under_the_backend_that_it_began_with(
