@@ -376,7 +376,8 @@ def find_stars(data: np.ndarray, bad: np.ndarray, sky: Sky, found: Detections) -
 def size_of(psf: Psf) -> float:
     """The size that `Stars.size` has for a noiseless star, pixels; NaN if it has none.
 
-    An undersampled star is narrower in the middle of a pixel than at its corner: three quarters are no larger.
+    An undersampled star is narrower in the middle of a pixel than at its corner: at three quarters of the places in a
+    pixel, it is no larger than that.
 
     Parameters
     ----------

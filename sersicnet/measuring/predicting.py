@@ -133,8 +133,8 @@ LEAST_PSF_ERROR = 0.01
 """A PSF whose FWHM is known better than this counts as known."""
 
 LIGHT_INCLUDED = 0.015
-"""Error of the light of a PSF that the errors of a network include: half of the PSFs that it was calibrated with are
-from a few stars, too. What is beyond it is added, in quadrature."""
+"""Error of the light of a PSF that the errors of a network include: half of the PSFs of their calibration are from a
+few stars, too. What is beyond it is added, in quadrature."""
 
 LIGHT_MATTERS = 3.0
 """Errors of magnitudes up to so many times that of the light of the PSF include it; larger ones would hardly change."""
