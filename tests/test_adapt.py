@@ -155,7 +155,7 @@ def test_what_was_measured_is_told_before_and_after(adapted):
     done, lines, _ = adapted
     assert "stars in the PSF; FWHM" in lines[0]
     assert "simulating 48 galaxies: about" in lines[1]
-    assert any(re.fullmatch(r"training on .+, 1 epoch of 32 galaxies", line) for line in lines)
+    assert any(re.fullmatch(r"training on .+: 32 galaxies, 1 epoch", line) for line in lines)
     table = adapt.as_markdown(done)
     assert "| tiny | R² |" in table
     assert "| w | R² |" in table

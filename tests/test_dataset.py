@@ -395,7 +395,7 @@ def test_labels_on_the_sky_with_radii_in_arcsec_and_axis_ratios(labelled, field)
             "line 2: q should be a number; received nan",
         ),
         *[
-            (HEADER + f"field.fits,200,200,{mag},5,1,0.2\n", f"line 2: mag = {mag} is not physical, .* leave it out")
+            (HEADER + f"field.fits,200,200,{mag},5,1,0.2\n", f"line 2: mag = {mag} is not physical; .* leave it out")
             for mag in (99, -99)
         ],
     ],

@@ -39,13 +39,13 @@ NODES = (0.01, 0.06, 0.2, 0.4, 0.6, 0.8, 0.94, 0.99)
 """Nodes of the curves: these fractions of the galaxies are below them."""
 
 STIFFNESS = (30.0, 300.0, 3000.0)
-"""Penalties on the second differences of a curve, in units of galaxies, of which one is chosen; the penalty on the
-first differences is a tenth of it."""
+"""Choices of the penalty on the second differences of a curve, in units of galaxies. The penalty on the first
+differences is a tenth of it."""
 
 FOLDS, LEAST_GAIN, MOST_TESTED = 5, 1.0, 5000
-"""How the stiffness is chosen: parts of the galaxies, each of which tests the curves of the others; the number of
-standard errors by which softer curves must be better, since soft curves of few galaxies follow chance; and the
-number of galaxies, at most."""
+"""To choose the penalty, the galaxies are split into `FOLDS` parts, and each part tests the curves of the others.
+Softer curves must be better by `LEAST_GAIN` standard errors, because soft curves of few galaxies follow chance. At most
+`MOST_TESTED` galaxies take part."""
 
 _ROUNDS, _WIDEST, _NARROWEST = 60, 0.5, 0.03
 _OTHER = {

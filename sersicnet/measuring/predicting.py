@@ -183,7 +183,7 @@ def through(
     Returns
     -------
     found : Prediction
-        With the errors of the PSF in its errors, that of the light as far as it is beyond `LIGHT_INCLUDED`.
+        Its errors include those of the PSF. Of the error of the light, they include the part beyond `LIGHT_INCLUDED`.
     of_psf : ndarray, float64, (N, 2, 4)
         By how much the targets of each galaxy move together with a PSF that is wider by its error, and with one that
         has more light within two FWHM by the error of that, or by the part of it that is in the errors of `found`.

@@ -226,7 +226,7 @@ def _train(
     """Train on with the simulated galaxies of the run, and `real` ones if features are aligned."""
     network = start.card["network"]
     recipe = replace(recipes.ADAPT[network], epochs=epochs, patience=epochs)
-    tell(f"training on {device()}, {counted(epochs, 'epoch')} of {counted(n, 'galaxy', 'galaxies')}")
+    tell(f"training on {device()}: {counted(n, 'galaxy', 'galaxies')}, {counted(epochs, 'epoch')}")
     estimated = False
 
     def follow(progress: Progress) -> None:

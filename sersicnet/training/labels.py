@@ -397,7 +397,7 @@ def _in_words(name: str, column: str, value: float, others: int) -> str:
     more = f" {counted(others, 'other row')} cannot be used for the same reason." if others else ""
     if not np.isfinite(value):
         return f"{column} should be a number; received {value:g}.{more}"
-    unknown = ", and stands for a magnitude that is not known" if name == "mag" else ""
+    unknown = "; it usually means that the magnitude is unknown" if name == "mag" else ""
     return f"{column} = {value:g} is not physical{unknown}. Correct the row, or leave it out.{more}"
 
 
